@@ -1,0 +1,60 @@
+"""The few ways aprlab says no. Each is one line for the user and an exit status for the shell."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+
+class AprlabError(Exception):
+    """Base of every error the library raises on purpose.
+
+    The message is one line; where a file, a tensor or a byte offset is known it stands in front of it.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self, message: str, *, path: str | PathLike[str] | None = None, tensor: str | None = None, offset: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message, self.path, self.tensor, self.offset = message, path, tensor, offset
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.message, self.path, self.tensor, self.offset))
+
+    def __str__(self) -> str:
+        where = [str(self.path)] if self.path is not None else []
+        if self.tensor is not None:
+            where.append(f"tensor {self.tensor!r}")
+        if self.offset is not None:
+            where.append(f"offset {self.offset}")
+        return f"{', '.join(where)}: {self.message}" if where else self.message
+
+
+def _rebuild(kind: type[AprlabError], message: str, path: Any, tensor: str | None, offset: int | None) -> AprlabError:
+    return kind(message, path=path, tensor=tensor, offset=offset)
+
+
+class FormatError(AprlabError):
+    """A file breaks the rules of its own format."""
+
+    exit_code = 2
+
+
+class UnsupportedError(AprlabError):
+    """The input is sound, but of a kind aprlab does not handle; the message names the kind."""
+
+    exit_code = 2
+
+
+class UsageError(AprlabError):
+    """The request itself cannot be met: a missing file, output = input, an unknown name."""
+
+    exit_code = 2
+
+
+class NumericError(AprlabError):
+    """A computation left the numbers: NaN or Inf logits, a scale that is not finite."""
+
+    exit_code = 1

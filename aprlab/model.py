@@ -1,0 +1,247 @@
+"""A model as aprlab sees it: config, tokenizer data and tensors, whichever container they came from.
+
+Raw blocks are views on the mapped file; nothing is dequantised until somebody asks. Names are GGUF's, shapes are
+NumPy's (rows first). ggml's order is called `ne` and only ever the reverse of `shape`; data never moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from aprlab.errors import FormatError, UnsupportedError, UsageError
+from aprlab.types import TensorType
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a tensor stood: the file, its name there, the absolute byte offset of its data."""
+
+    path: Path
+    name: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tensor:
+    """One tensor, still in the bytes of its file.
+
+    Attributes:
+        name: GGUF name, e.g. ``blk.0.attn_q.weight``.
+        type: its row of the type table.
+        shape: NumPy order, rows first: a weight is ``(outputs, inputs)``.
+        raw: ``uint8``, 1-D, exactly ``type.nbytes(shape)`` bytes; read-only view on the mapped file.
+        origin: where it came from.
+    """
+
+    name: str
+    type: TensorType
+    shape: tuple[int, ...]
+    raw: np.ndarray
+    origin: Origin
+
+    @property
+    def ne(self) -> tuple[int, ...]:
+        """ggml's dimension order, fastest axis first: the reverse of `shape`."""
+        return self.shape[::-1]
+
+    @property
+    def cols(self) -> int:
+        """Length of a row (ggml's ``ne[0]``)."""
+        return self.shape[-1]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows; 1 for a vector."""
+        return self.size // self.cols
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the raw blocks."""
+        return int(self.raw.nbytes)
+
+    def blocks(self) -> np.ndarray:
+        """Raw bytes by row: ``uint8 (rows, row_bytes)``, a view. AprQ8's leading scale is not part of a row."""
+        return self.raw[self.type.tensor_bytes :].reshape(self.rows, self.type.row_bytes(self.cols))
+
+    def dequantise(self, rows: slice | None = None) -> np.ndarray:
+        """Values as ``float32``: of `shape`, or ``(len(rows), cols)`` for a slice of rows."""
+        from aprlab import quants  # the decoders stand above the model, and only this method needs them
+
+        if rows is None:
+            return quants.dequantise(self.raw, self.type, self.shape)
+        part = self.blocks()[rows]
+        raw = np.concatenate([self.raw[: self.type.tensor_bytes], part.reshape(-1)]) if self.type.tensor_bytes else part
+        return quants.dequantise(raw.reshape(-1), self.type, (part.shape[0], self.cols))
+
+    def replace(self, **changes: Any) -> Tensor:
+        """A copy with some attributes changed."""
+        fields = {"name": self.name, "type": self.type, "shape": self.shape, "raw": self.raw, "origin": self.origin}
+        return Tensor(**{**fields, **changes})
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.name!r}, {self.type.name}, shape={self.shape}, {self.nbytes} bytes)"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What the forward pass has to know. Every value was read from the file; none is assumed.
+
+    `rope_type` is ``neox`` (split halves, what Qwen2 uses) or ``norm`` (adjacent pairs). `rms_norm_eps` has no unit,
+    `rope_theta` is the base of the rotary frequencies.
+    """
+
+    architecture: str
+    block_count: int
+    embedding_length: int
+    feed_forward_length: int
+    head_count: int
+    head_count_kv: int
+    head_dim: int
+    vocab_size: int
+    context_length: int
+    rope_theta: float
+    rope_type: str
+    rms_norm_eps: float
+    tied_embeddings: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerData:
+    """The tokenizer as a file carries it: GPT-2 style byte-level BPE for Qwen2.
+
+    `tokens` and `merges` are in GPT-2's printable byte alphabet; `token_types` are ggml's (1 normal, 3 control, 4 user
+    defined, 5 unused, 6 byte). Ids that a file does not carry are None.
+    """
+
+    model: str
+    pre: str
+    tokens: list[str]
+    token_types: list[int]
+    merges: list[str]
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    add_bos: bool | None
+    chat_template: str | None
+
+
+@dataclass(eq=False)
+class Model:
+    """An opened model file. `Model.open(path)` finds the format by magic and checks everything but the values.
+
+    `config` and `tokenizer` are made when first asked for, so that a file that lacks one of them can still be looked at.
+    """
+
+    path: Path
+    format: str  # "gguf" or "apr"
+    dialect: str  # "gguf v3", "aprender", "aprender (no footer)", "realizar"
+    tensors: dict[str, Tensor]
+    metadata: Mapping[str, Any]
+    make_config: Callable[[], ModelConfig] = field(repr=False)
+    make_tokenizer: Callable[[], TokenizerData] = field(repr=False)
+    warnings: list[str] = field(default_factory=list)
+    header: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Open a GGUF or APR file, told apart by magic.
+
+        Raises:
+            UsageError: there is no such file, it is a directory or cannot be read.
+            FormatError: the file breaks a rule of its format (counts, spans, alignment, overlap, size law).
+            UnsupportedError: a kind of file that is known by name and not handled (APR1, APRN, split, encrypted…).
+        """
+        from aprlab.formats import apr, gguf
+
+        path = Path(path)
+        try:
+            with open(path, "rb") as file:
+                magic = file.read(4)
+        except IsADirectoryError:
+            raise UsageError("is a directory, not a model file", path=path) from None
+        except OSError as error:
+            raise UsageError(f"cannot be read: {error.strerror}", path=path) from None
+        if magic == b"GGUF":
+            return gguf.open_model(path)  # type: ignore[return-value]
+        if magic[:3] == b"APR":
+            return apr.open_model(path)  # type: ignore[return-value]
+        raise FormatError(
+            f"neither GGUF nor APR: the file starts with {magic.hex(' ') or 'nothing'}, expected '47 47 55 46' or '41 50 52 00'",
+            path=path,
+            offset=0,
+        )
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The model's config; raises FormatError naming the key where one is missing."""
+        return self.make_config()
+
+    @cached_property
+    def tokenizer(self) -> TokenizerData:
+        """The model's tokenizer data; raises FormatError naming the key where one is missing."""
+        return self.make_tokenizer()
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor with this GGUF name; raises FormatError where the file has none."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise FormatError(f"has no tensor {name!r}", path=self.path) from None
+
+    def by_type(self) -> dict[str, int]:
+        """Number of tensors by type name, largest first."""
+        counts: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            counts[tensor.type.name] = counts.get(tensor.type.name, 0) + 1
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    @property
+    def quantised(self) -> int:
+        """Number of quantised tensors."""
+        return sum(t.type.quantised for t in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.nbytes for t in self.tensors.values())
+
+    def load_line(self) -> str:
+        """The line the ticket made famous, told truly: by counting tensors, not uploads."""
+        layers = self.config.block_count
+        floats = [name for name in ("F32", "F16", "BF16", "F64") if name in self.by_type()]
+        rest = ", ".join(f"{self.by_type()[name]} {name}" for name in floats) or "0 float"
+        return f"{layers} layers, {self.quantised} quantised, {rest} tensors, {self.nbytes / 2**20:.0f} MB"
+
+    def close(self) -> None:
+        """Forget the tensors; the mapping goes when the last view on it does."""
+        self.tensors = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        types = ", ".join(f"{count} {name}" for name, count in self.by_type().items())
+        return f"Model({str(self.path)!r}, {self.format} ({self.dialect}), {len(self.tensors)} tensors: {types})"
+
+
+def require_qwen2(architecture: str, path: Path) -> None:
+    """Only Qwen2 is understood; anything else is refused by name."""
+    if architecture != "qwen2":
+        raise UnsupportedError(f"architecture {architecture!r}; only 'qwen2' is handled", path=path)

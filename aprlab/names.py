@@ -1,0 +1,86 @@
+"""Tensor names: GGUF's are the ones used inside, APR's and Hugging Face's are a declared bijection away.
+
+`PAIRS` is the whole truth of a Qwen2 model; `N` stands for the layer. The historic variants of APR's names are data
+too, so that files written with them can be recognised, repaired or made on purpose.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+# GGUF name                    Hugging Face / APR canonical name
+PAIRS: tuple[tuple[str, str], ...] = (
+    ("token_embd.weight", "model.embed_tokens.weight"),
+    ("blk.N.attn_norm.weight", "model.layers.N.input_layernorm.weight"),
+    ("blk.N.attn_q.weight", "model.layers.N.self_attn.q_proj.weight"),
+    ("blk.N.attn_q.bias", "model.layers.N.self_attn.q_proj.bias"),
+    ("blk.N.attn_k.weight", "model.layers.N.self_attn.k_proj.weight"),
+    ("blk.N.attn_k.bias", "model.layers.N.self_attn.k_proj.bias"),
+    ("blk.N.attn_v.weight", "model.layers.N.self_attn.v_proj.weight"),
+    ("blk.N.attn_v.bias", "model.layers.N.self_attn.v_proj.bias"),
+    ("blk.N.attn_output.weight", "model.layers.N.self_attn.o_proj.weight"),
+    ("blk.N.ffn_norm.weight", "model.layers.N.post_attention_layernorm.weight"),
+    ("blk.N.ffn_gate.weight", "model.layers.N.mlp.gate_proj.weight"),
+    ("blk.N.ffn_up.weight", "model.layers.N.mlp.up_proj.weight"),
+    ("blk.N.ffn_down.weight", "model.layers.N.mlp.down_proj.weight"),
+    ("output_norm.weight", "model.norm.weight"),
+    ("output.weight", "lm_head.weight"),
+)
+
+_NUMBER = re.compile(r"(?<=\.)(0|[1-9]\d*)(?=\.)")
+
+
+def _template(name: str) -> tuple[str, str]:
+    """`blk.7.attn_q.weight` -> (`blk.N.attn_q.weight`, `7`); a name without a layer gives (name, '')."""
+    found = _NUMBER.search(name)
+    return (name, "") if found is None else (name[: found.start()] + "N" + name[found.end() :], found.group())
+
+
+def _short(hf: str) -> str:
+    """The third historic form: `N.q_proj.weight`, i.e. the layer number and the last module alone."""
+    parts = hf.split(".")
+    return ".".join(["N", *parts[-2:]]) if "N" in parts else ".".join(parts[-2:])
+
+
+# Every naming a file was ever written with: naming -> {template in the file: GGUF template}.
+VARIANTS: dict[str, dict[str, str]] = {
+    "canonical": {hf: gguf for gguf, hf in PAIRS},  # PMAT-113, and PMAT-222 up to today
+    "bare": {hf.removeprefix("model."): gguf for gguf, hf in PAIRS},  # PMAT-205, the first mend of GH-190
+    "short": {_short(hf): gguf for gguf, hf in PAIRS},  # stands in one upstream contract
+    "raw": {gguf: gguf for gguf, _ in PAIRS},  # realizar keeps GGUF's names
+}
+_WRITE: dict[str, dict[str, str]] = {naming: {g: f for f, g in table.items()} for naming, table in VARIANTS.items()}
+assert all(len(table) == len(PAIRS) == len(_WRITE[naming]) for naming, table in VARIANTS.items())
+
+
+def from_gguf(name: str, naming: str = "canonical") -> str:
+    """GGUF name -> name in an APR file of that `naming`; a name outside the table stays as it is."""
+    template, layer = _template(name)
+    other = _WRITE[naming].get(template)
+    return name if other is None else _fill(other, layer)
+
+
+def to_gguf(name: str, naming: str = "canonical") -> str | None:
+    """Name in an APR file of that `naming` -> GGUF name, or None where the table does not know it."""
+    template, layer = _template(f".{name}") if naming == "short" else _template(name)
+    gguf = VARIANTS[naming].get(template.removeprefix("."))
+    return None if gguf is None else _fill(gguf, layer)
+
+
+def _fill(template: str, layer: str) -> str:
+    return re.sub(r"(?:(?<=\.)|^)N(?=\.)", layer, template)
+
+
+def namings_of(name: str) -> dict[str, str]:
+    """Every naming that knows `name`, with the GGUF name it stands for there."""
+    return {naming: gguf for naming in VARIANTS if (gguf := to_gguf(name, naming)) is not None}
+
+
+def inventory(layers: int, *, separate_output: bool = True) -> Iterator[str]:
+    """GGUF names of a whole Qwen2 model: 12 a layer and 2 or 3 global ones."""
+    for gguf, _ in PAIRS:
+        if "N" in gguf.split("."):
+            yield from (_fill(gguf, str(n)) for n in range(layers))
+        elif separate_output or gguf != "output.weight":
+            yield gguf

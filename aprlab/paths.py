@@ -1,0 +1,37 @@
+"""Where the project's own files are: in the checkout, or inside the installed package."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from aprlab.errors import UsageError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def _folder(name: str) -> Path:
+    for candidate in (_PACKAGE.parent / name, _PACKAGE / f"_{name}"):
+        if candidate.is_dir() and (candidate.parent == _PACKAGE or (candidate.parent / "pyproject.toml").is_file()):
+            return candidate
+    raise UsageError(f"the project's folder {name!r} is neither beside the package nor inside it; is the installation whole?")
+
+
+def data_dir() -> Path:
+    """`data/` of the checkout, or its copy in the wheel."""
+    return _folder("data")
+
+
+def notebooks_dir() -> Path:
+    """`notebooks/` of the checkout, or its copy in the wheel."""
+    return _folder("notebooks")
+
+
+def embedded_model() -> Path:
+    """The tiny trained Qwen2 GGUF that every example and test can use without a download."""
+    return data_dir() / "aprlab-tiny-q4_k_m.gguf"
+
+
+def models_dir() -> Path:
+    """Where real models are kept: $APRLAB_MODELS, or `~/.cache/aprlab/models`."""
+    return Path(os.environ.get("APRLAB_MODELS") or Path.home() / ".cache/aprlab/models")

@@ -1,0 +1,34 @@
+"""Fixtures: the embedded model, and the real ones where this machine has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aprlab import paths
+
+
+def _real(file: str) -> Path:
+    path = paths.models_dir() / file
+    if not path.is_file():
+        pytest.skip(f"{file} is not in {paths.models_dir()}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """The embedded model (GGUF)."""
+    return paths.embedded_model()
+
+
+@pytest.fixture(scope="session")
+def real_05b() -> Path:
+    """Qwen2.5-Coder-0.5B-Instruct, Q4_K_M (GGUF)."""
+    return _real("qwen2.5-coder-0.5b-instruct-q4_k_m.gguf")
+
+
+@pytest.fixture(scope="session")
+def real_15b() -> Path:
+    """Qwen2.5-Coder-1.5B-Instruct, Q4_K_M (GGUF)."""
+    return _real("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf")
