@@ -1,0 +1,38 @@
+"""Engines: one forward pass, several ways to do its arithmetic."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from aprlab.engines.base import Array, Cache, Engine
+from aprlab.errors import UsageError
+from aprlab.model import Model
+
+# name -> module and class; imported when asked for, since each brings its own library
+_ENGINES: dict[str, tuple[str, str]] = {
+    "reference": ("aprlab.engines.reference", "ReferenceEngine"),
+    "jit": ("aprlab.engines.jit", "JitEngine"),
+    "cuda": ("aprlab.engines.cuda", "CudaEngine"),
+    "ptx": ("aprlab.engines.ptx", "PtxEngine"),
+}
+NAMES: tuple[str, ...] = tuple(_ENGINES)
+
+
+def create(name: str, model: Model, threads: int | None = None, **options: Any) -> Engine:
+    """The engine called `name` over `model`'s weights; `options` are that engine's own.
+
+    Raises:
+        UsageError: no engine has this name, or its library is not installed on this machine.
+    """
+    if name not in _ENGINES:
+        raise UsageError(f"unknown engine {name!r}; known: {', '.join(NAMES)}")
+    module, attribute = _ENGINES[name]
+    try:
+        kind: type[Engine] = getattr(import_module(module), attribute)
+    except ImportError as error:
+        raise UsageError(f"engine {name!r} is not available here: {error}") from error
+    return kind(model, threads, **options)
+
+
+__all__ = ["NAMES", "Array", "Cache", "Engine", "create"]
