@@ -157,7 +157,7 @@ class Model:
     header: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
+    def open(cls, path: str | Path) -> Model:
         """Open a GGUF or APR file, told apart by magic.
 
         Raises:
@@ -165,8 +165,6 @@ class Model:
             FormatError: the file breaks a rule of its format (counts, spans, alignment, overlap, size law).
             UnsupportedError: a kind of file that is known by name and not handled (APR1, APRN, split, encrypted…).
         """
-        from aprlab.formats import apr, gguf
-
         path = Path(path)
         try:
             with open(path, "rb") as file:
@@ -175,10 +173,15 @@ class Model:
             raise UsageError("is a directory, not a model file", path=path) from None
         except OSError as error:
             raise UsageError(f"cannot be read: {error.strerror}", path=path) from None
+        # The formats build models, so they are imported when a file of theirs is met.
         if magic == b"GGUF":
-            return gguf.open_model(path)  # type: ignore[return-value]
+            from aprlab.formats import gguf
+
+            return gguf.open_model(path)
         if magic[:3] == b"APR":
-            return apr.open_model(path)  # type: ignore[return-value]
+            from aprlab.formats import apr
+
+            return apr.open_model(path)
         raise FormatError(
             f"neither GGUF nor APR: the file starts with {magic.hex(' ') or 'nothing'}, expected '47 47 55 46' or '41 50 52 00'",
             path=path,

@@ -1,0 +1,432 @@
+"""GGUF, versions 2 and 3: an own header reader and a writer that gives back every byte.
+
+The `gguf` package needs seconds and half a gigabyte for a vocabulary of 150,000 tokens because it makes an array of
+every string; here string arrays stay offsets into the file until somebody asks. Layout: ggml's `docs/gguf.md`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aprlab import types
+from aprlab.errors import FormatError, UnsupportedError
+from aprlab.formats.common import Cursor, Span, check_spans, map_file, padding
+from aprlab.model import Model, ModelConfig, Origin, Tensor, TokenizerData, require_qwen2
+from aprlab.types import TensorType
+
+MAGIC = b"GGUF"
+DEFAULT_ALIGNMENT = 32
+
+# Value types of the key-value section by number: name and struct code.
+_SCALARS = ("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")
+VALUE_TYPES = (
+    "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "bool", "string", "array", "uint64", "int64", "float64",
+)  # fmt: skip
+STRING, ARRAY = VALUE_TYPES.index("string"), VALUE_TYPES.index("array")
+_DTYPES = {n: np.dtype("<" + code if code != "?" else "u1") for n, code in enumerate(_SCALARS) if code}
+
+
+class Strings(Sequence[str]):
+    """A string array still in the file: offsets now, text when asked."""
+
+    def __init__(self, data: memoryview, starts: np.ndarray, stops: np.ndarray, path: Path) -> None:
+        self._data, self._starts, self._stops, self._path = data, starts, stops, path
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        start, stop = int(self._starts[index]), int(self._stops[index])
+        try:
+            return bytes(self._data[start:stop]).decode()
+        except UnicodeDecodeError as error:
+            raise FormatError(f"string is not UTF-8 ({error.reason})", path=self._path, offset=start + error.start) from None
+
+    def __iter__(self) -> Iterator[str]:
+        if not len(self):
+            return
+        base = int(self._starts[0])
+        block = bytes(self._data[base : int(self._stops[-1])])  # one copy, then cheap slices
+        pairs = zip((self._starts - base).tolist(), (self._stops - base).tolist(), strict=True)
+        try:
+            yield from [block[start:stop].decode() for start, stop in pairs]
+        except UnicodeDecodeError:
+            yield from (self[i] for i in range(len(self)))  # finds the offset and raises
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} strings>"
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One key-value pair, with its type: `type` is a number of `VALUE_TYPES`, `element` the one inside an array."""
+
+    key: str
+    type: int
+    value: Any
+    element: int | None = None
+    offset: int = 0
+
+    @property
+    def type_name(self) -> str:
+        """`uint32`, or `array[string]`."""
+        return VALUE_TYPES[self.type] if self.element is None else f"array[{VALUE_TYPES[self.element]}]"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One row of the tensor table, as written: `ne` in ggml order, `code` unchecked, `offset` relative to the data."""
+
+    name: str
+    ne: tuple[int, ...]
+    code: int
+    offset: int
+    at: int  # where the row stands in the file
+
+
+@dataclass
+class Header:
+    """Everything in front of the tensor data."""
+
+    path: Path
+    version: int
+    fields: dict[str, Field]
+    infos: list[TensorInfo]
+    alignment: int
+    data_offset: int
+    file_size: int
+    file: np.ndarray = field(repr=False)
+
+    def value(self, key: str) -> Any:
+        """The value of `key`, or None."""
+        found = self.fields.get(key)
+        return None if found is None else found.value
+
+
+def read_header(path: str | Path) -> Header:
+    """Read and check the header: counts, lengths, duplicates. Nothing is allocated by a number from the file.
+
+    Raises:
+        FormatError: with the offset, where a rule is broken or the file ends too early.
+        UnsupportedError: version 1, big-endian files, nested arrays.
+    """
+    path = Path(path)
+    file = map_file(path)
+    at = Cursor(memoryview(file), path)
+    magic = bytes(at.data[: at.need(4, "the magic") + 4])
+    if magic != MAGIC:
+        raise FormatError(f"is not GGUF: starts with {magic.hex(' ')}", path=path, offset=0)
+    version = at.unpack("I", "the version")
+    if version not in (2, 3):
+        swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+        kind = "a big-endian GGUF file" if swapped in (1, 2, 3) else f"GGUF version {version}"
+        raise UnsupportedError(f"{kind} is not handled (versions 2 and 3 are)", path=path, offset=4)
+    tensor_count, field_count = at.unpack("Q", "the tensor count"), at.unpack("Q", "the key-value count")
+    _plausible(at, tensor_count, 8 + 4 + 4 + 8, "tensors", 8)
+    _plausible(at, field_count, 8 + 4 + 1, "key-value pairs", 16)
+
+    fields: dict[str, Field] = {}
+    for _ in range(field_count):
+        item = _read_field(at)
+        if item.key in fields:
+            raise FormatError(f"key {item.key!r} stands there twice", path=path, offset=item.offset)
+        fields[item.key] = item
+    infos: list[TensorInfo] = []
+    seen: set[str] = set()
+    for _ in range(tensor_count):
+        info = _read_info(at)
+        if info.name in seen:
+            raise FormatError("stands there twice", path=path, tensor=info.name, offset=info.at)
+        seen.add(info.name)
+        infos.append(info)
+
+    alignment = DEFAULT_ALIGNMENT
+    if (found := fields.get("general.alignment")) is not None:
+        if found.type != VALUE_TYPES.index("uint32") or found.value < 8 or found.value & (found.value - 1):
+            raise FormatError(
+                f"general.alignment is {found.value!r} ({found.type_name}); it must be a uint32, a power of two, at least 8",
+                path=path, offset=found.offset,
+            )  # fmt: skip
+        alignment = found.value
+    data_offset = at.offset + padding(at.offset, alignment)
+    return Header(path, version, fields, infos, alignment, data_offset, len(file), file)
+
+
+def _plausible(at: Cursor, count: int, least: int, what: str, offset: int) -> None:
+    left = at.size - at.offset
+    if count * least > left:
+        raise FormatError(
+            f"claims {count} {what}, at least {count * least} bytes, but only {left} are left", path=at.path, offset=offset
+        )
+
+
+def _read_string(at: Cursor, what: str) -> str:
+    return at.text(at.unpack("Q", f"the length of {what}"), what)
+
+
+def _read_field(at: Cursor) -> Field:
+    start = at.offset
+    key = _read_string(at, "a key")
+    number = at.unpack("I", f"the type of {key!r}")
+    if number == ARRAY:
+        element = at.unpack("I", f"the element type of {key!r}")
+        count = at.unpack("Q", f"the length of {key!r}")
+        return Field(key, number, _read_array(at, key, element, count), element, start)
+    return Field(key, number, _read_value(at, key, number), None, start)
+
+
+def _read_value(at: Cursor, key: str, number: int) -> Any:
+    if number == STRING:
+        return _read_string(at, f"the value of {key!r}")
+    code = _scalar_code(at, key, number)
+    value = at.unpack("B" if code == "?" else code, f"the value of {key!r}")
+    if code != "?":
+        return value
+    if value > 1:
+        raise FormatError(f"{key!r} is a bool of value {value}", path=at.path, offset=at.offset - 1)
+    return bool(value)
+
+
+def _scalar_code(at: Cursor, key: str, number: int) -> str:
+    code = _SCALARS[number] if number < len(_SCALARS) else None
+    if code is None:
+        raise FormatError(f"{key!r} has the unknown value type {number}", path=at.path, offset=at.offset - 4)
+    return code
+
+
+def _read_array(at: Cursor, key: str, element: int, count: int) -> Any:
+    if element == ARRAY:
+        raise UnsupportedError(f"{key!r} is an array of arrays", path=at.path, offset=at.offset)
+    if element == STRING:
+        _plausible(at, count, 8, f"strings in {key!r}", at.offset - 8)
+        starts = np.empty(count, np.int64)
+        stops = np.empty(count, np.int64)
+        data, end, position, length = at.data, at.size, at.offset, struct.Struct("<Q").unpack_from
+        for n in range(count):
+            start = position + 8
+            if start > end or (position := start + length(data, start - 8)[0]) > end:
+                raise FormatError(f"ends inside string {n} of {key!r}", path=at.path, offset=start - 8)
+            starts[n], stops[n] = start, position
+        at.offset = position
+        return Strings(memoryview(data), starts, stops, at.path)
+    dtype = _DTYPES[element] if _scalar_code(at, key, element) else None
+    assert dtype is not None
+    _plausible(at, count, dtype.itemsize, f"values in {key!r}", at.offset - 8)
+    start = at.need(count * dtype.itemsize, f"the values of {key!r}")
+    values = np.frombuffer(at.data, dtype, count, start)
+    if VALUE_TYPES[element] == "bool" and (values > 1).any():
+        raise FormatError(f"{key!r} holds a bool above 1", path=at.path, offset=start)
+    return values
+
+
+def _read_info(at: Cursor) -> TensorInfo:
+    start = at.offset
+    name = _read_string(at, "a tensor name")
+    dims = at.unpack("I", f"the number of dimensions of {name!r}")
+    if not 1 <= dims <= 4:
+        raise FormatError(f"has {dims} dimensions; GGUF allows 1 to 4", path=at.path, tensor=name, offset=at.offset - 4)
+    ne = tuple(at.unpack("Q", f"a dimension of {name!r}") for _ in range(dims))
+    code, offset = at.unpack("I", f"the type of {name!r}"), at.unpack("Q", f"the offset of {name!r}")
+    return TensorInfo(name, ne, code, offset, start)
+
+
+def tensor_type(header: Header, info: TensorInfo) -> TensorType:
+    """The type of a tensor, checked: known code, GGUF's own (not APR's), rows of whole blocks."""
+    try:
+        kind = types.by_code(info.code)
+        if kind in (types.APR_Q4, types.APR_Q8):
+            raise UnsupportedError(f"unknown tensor type code {info.code}")
+        kind.row_bytes(info.ne[0])
+    except UnsupportedError as error:
+        raise FormatError(error.message, path=header.path, tensor=info.name, offset=info.at) from None
+    return kind
+
+
+def open_model(path: str | Path) -> Model:
+    """Open a GGUF file: header, config, tokenizer data, tensors as views. Checks every span before anything is decoded."""
+    header = read_header(path)
+    split = header.value("split.count")
+    if split is not None and split > 1:
+        raise UnsupportedError(
+            f"is part {header.value('split.no')} of a model split into {split} files; join them first (llama-gguf-split --merge)",
+            path=path,
+        )
+    tensors: dict[str, Tensor] = {}
+    spans: list[Span] = []
+    for info in header.infos:
+        if 0 in info.ne or np.prod([float(n) for n in info.ne]) > 2**62:
+            raise FormatError(f"has the impossible dimensions {list(info.ne)}", path=header.path, tensor=info.name, offset=info.at)
+        kind = tensor_type(header, info)
+        if info.offset % header.alignment:
+            raise FormatError(
+                f"data offset {info.offset} is not a multiple of the alignment {header.alignment}",
+                path=header.path, tensor=info.name, offset=info.at,
+            )  # fmt: skip
+        shape = info.ne[::-1]
+        start = header.data_offset + info.offset
+        spans.append(Span(info.name, start, start + kind.nbytes(shape)))
+        raw = header.file[start : spans[-1].stop]
+        tensors[info.name] = Tensor(info.name, kind, shape, raw, Origin(header.path, info.name, start))
+    check_spans(spans, header.file_size, header.path)
+    return Model(
+        path=header.path,
+        format="gguf",
+        dialect=f"gguf v{header.version}",
+        tensors=tensors,
+        metadata=FieldView(header.fields),
+        make_config=lambda: config(header),
+        make_tokenizer=lambda: tokenizer(header),
+        header={"version": header.version, "alignment": header.alignment, "data_offset": header.data_offset},
+    )
+
+
+class FieldView(Mapping[str, Any]):
+    """The key-value section as a plain mapping key -> value; `fields` keeps the types."""
+
+    def __init__(self, fields: dict[str, Field]) -> None:
+        self.fields = fields
+
+    def __getitem__(self, key: str) -> Any:
+        return self.fields[key].value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.fields)
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+
+# ── what the keys mean ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _key(header: Header, key: str, kind: type | tuple[type, ...]) -> Any:
+    """A required key of the right Python type."""
+    found = header.fields.get(key)
+    if found is None:
+        raise FormatError(f"has no key {key!r}", path=header.path)
+    if not isinstance(found.value, kind) or (isinstance(found.value, bool) and kind is not bool):
+        raise FormatError(f"key {key!r} is a {found.type_name}, which it cannot be", path=header.path, offset=found.offset)
+    return found.value
+
+
+def _optional(header: Header, key: str, kind: type | tuple[type, ...]) -> Any:
+    return None if key not in header.fields else _key(header, key, kind)
+
+
+def config(header: Header) -> ModelConfig:
+    """The Qwen2 config of a GGUF file; a missing key raises and names it."""
+    architecture = _key(header, "general.architecture", str)
+    require_qwen2(architecture, header.path)
+    number = {
+        name: _key(header, f"qwen2.{name}", int)
+        for name in ("block_count", "embedding_length", "feed_forward_length", "context_length")
+    }
+    heads, kv = _key(header, "qwen2.attention.head_count", int), _key(header, "qwen2.attention.head_count_kv", int)
+    embedding = next((i for i in header.infos if i.name == "token_embd.weight"), None)
+    if embedding is None:
+        raise FormatError("has no tensor 'token_embd.weight'", path=header.path)
+    # The key length is optional in GGUF and defined as embedding_length / head_count.
+    head_dim = _optional(header, "qwen2.attention.key_length", int) or (number["embedding_length"] // heads if heads else 0)
+    return check_config(
+        ModelConfig(
+            architecture=architecture,
+            **number,
+            head_count=heads,
+            head_count_kv=kv,
+            head_dim=head_dim,
+            vocab_size=embedding.ne[-1],
+            rope_theta=_key(header, "qwen2.rope.freq_base", float),
+            rope_type="neox",  # not a key: GGUF fixes it by architecture, and Qwen2's is NEOX
+            rms_norm_eps=_key(header, "qwen2.attention.layer_norm_rms_epsilon", float),
+            tied_embeddings=all(i.name != "output.weight" for i in header.infos),
+        ),
+        header.path,
+    )
+
+
+def check_config(config: ModelConfig, path: Path) -> ModelConfig:
+    """What must hold between the numbers, whichever container they came from."""
+    for name in ("block_count", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "head_dim"):
+        if getattr(config, name) < 1:
+            raise FormatError(f"{name} is {getattr(config, name)}; it must be at least 1", path=path)
+    if config.head_count % config.head_count_kv:
+        raise FormatError(f"{config.head_count} heads cannot share {config.head_count_kv} key/value heads", path=path)
+    if config.head_dim % 2:
+        raise FormatError(f"head_dim {config.head_dim} is odd; rotary embedding needs pairs", path=path)
+    if not (0 < config.rms_norm_eps < 1 and 1 < config.rope_theta < float("inf")):
+        raise FormatError(f"rms_norm_eps {config.rms_norm_eps} or rope_theta {config.rope_theta} is out of range", path=path)
+    return config
+
+
+def tokenizer(header: Header) -> TokenizerData:
+    """The tokenizer data of a GGUF file; a missing key raises and names it."""
+    prefix = "tokenizer.ggml."
+    tokens = list(_key(header, f"{prefix}tokens", Strings))
+    token_types = _key(header, f"{prefix}token_type", np.ndarray).tolist()
+    if len(token_types) != len(tokens):
+        raise FormatError(f"{len(tokens)} tokens but {len(token_types)} token types", path=header.path)
+    return TokenizerData(
+        model=_key(header, f"{prefix}model", str),
+        pre=_key(header, f"{prefix}pre", str),
+        tokens=tokens,
+        token_types=token_types,
+        merges=list(_key(header, f"{prefix}merges", Strings)),
+        bos_token_id=_optional(header, f"{prefix}bos_token_id", int),
+        eos_token_id=_optional(header, f"{prefix}eos_token_id", int),
+        pad_token_id=_optional(header, f"{prefix}padding_token_id", int),
+        add_bos=_optional(header, f"{prefix}add_bos_token", bool),
+        chat_template=_optional(header, "tokenizer.chat_template", str),
+    )
+
+
+# ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _pack_string(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _pack_field(item: Field) -> bytes:
+    head = _pack_string(item.key) + struct.pack("<I", item.type)
+    if item.element is None:
+        return head + (_pack_string(item.value) if item.type == STRING else struct.pack("<" + str(_SCALARS[item.type]), item.value))
+    head += struct.pack("<IQ", item.element, len(item.value))
+    if item.element == STRING:
+        return head + b"".join(map(_pack_string, item.value))
+    return head + np.asarray(item.value).astype(_DTYPES[item.element]).tobytes()
+
+
+def pack_header(
+    fields: Sequence[Field], infos: Sequence[TensorInfo], *, version: int = 3, alignment: int = DEFAULT_ALIGNMENT
+) -> bytes:
+    """The bytes in front of the data, padded to `alignment`. `TensorInfo.offset` is written as it stands."""
+    parts = [MAGIC, struct.pack("<IQQ", version, len(infos), len(fields))]
+    parts += map(_pack_field, fields)
+    for info in infos:
+        parts += [_pack_string(info.name), struct.pack(f"<I{len(info.ne)}QIQ", len(info.ne), *info.ne, info.code, info.offset)]
+    head = b"".join(parts)
+    return head + bytes(padding(len(head), alignment))
+
+
+def layout(tensors: Sequence[tuple[str, TensorType, tuple[int, ...]]], alignment: int = DEFAULT_ALIGNMENT) -> list[TensorInfo]:
+    """Offsets as ggml lays tensors out: in order, each on a multiple of `alignment`. Shapes are NumPy's."""
+    infos, offset = [], 0
+    for name, kind, shape in tensors:
+        infos.append(TensorInfo(name, tuple(shape[::-1]), kind.code, offset, 0))
+        offset += kind.nbytes(tuple(shape))
+        offset += padding(offset, alignment)
+    return infos
