@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import tempfile
@@ -66,7 +67,7 @@ def check_spans(spans: list[Span], end: int, path: Path) -> None:
                 f"needs bytes {span.start}..{span.stop}, the data ends at {end}", path=path, tensor=span.name, offset=span.start
             )
     ordered = sorted((s for s in spans if s.stop > s.start), key=lambda s: s.start)
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in itertools.pairwise(ordered):
         if after.start < before.stop:
             raise FormatError(
                 f"overlaps tensor {before.name!r}, whose bytes end at {before.stop}",

@@ -125,7 +125,7 @@ def read_header(path: str | Path) -> Header:
     """
     path = Path(path)
     file = map_file(path)
-    at = Cursor(memoryview(file), path)
+    at = Cursor(file.data, path)
     magic = bytes(at.data[: at.need(4, "the magic") + 4])
     if magic != MAGIC:
         raise FormatError(f"is not GGUF: starts with {magic.hex(' ')}", path=path, offset=0)
@@ -268,7 +268,7 @@ def open_model(path: str | Path) -> Model:
     spans: list[Span] = []
     for info in header.infos:
         if 0 in info.ne or np.prod([float(n) for n in info.ne]) > 2**62:
-            raise FormatError(f"has the impossible dimensions {list(info.ne)}", path=header.path, tensor=info.name, offset=info.at)
+            raise FormatError(f"has the impossible dimensions {list(info.ne)}", path=path, tensor=info.name, offset=info.at)
         kind = tensor_type(header, info)
         if info.offset % header.alignment:
             raise FormatError(
@@ -403,7 +403,7 @@ def _pack_string(text: str) -> bytes:
 def _pack_field(item: Field) -> bytes:
     head = _pack_string(item.key) + struct.pack("<I", item.type)
     if item.element is None:
-        return head + (_pack_string(item.value) if item.type == STRING else struct.pack("<" + str(_SCALARS[item.type]), item.value))
+        return head + (_pack_string(item.value) if item.type == STRING else struct.pack(f"<{_SCALARS[item.type]}", item.value))
     head += struct.pack("<IQ", item.element, len(item.value))
     if item.element == STRING:
         return head + b"".join(map(_pack_string, item.value))
