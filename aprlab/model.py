@@ -77,8 +77,8 @@ class Tensor:
         """Raw bytes by row: ``uint8 (rows, row_bytes)``, a view. AprQ8's leading scale is not part of a row."""
         return self.raw[self.type.tensor_bytes :].reshape(self.rows, self.type.row_bytes(self.cols))
 
-    def dequantise(self, rows: slice | None = None) -> np.ndarray:
-        """Values as ``float32``: of `shape`, or ``(len(rows), cols)`` for a slice of rows."""
+    def dequantise(self, rows: slice | np.ndarray | None = None) -> np.ndarray:
+        """Values as ``float32``: of `shape`, or ``(len(rows), cols)`` for a slice or an index array of rows."""
         from aprlab import quants  # the decoders stand above the model, and only this method needs them
 
         if rows is None:

@@ -93,7 +93,7 @@ class Engine(ABC):
 
     @abstractmethod
     def embed(self, tokens: np.ndarray, weight: str) -> Array:
-        """tokens int64 ``(T,)`` -> rows of `weight` ``(T, cols)``, dequantised. Ids are in range (the caller checks)."""
+        """tokens int64 ``(T,)``, ids in range -> those rows of `weight`, dequantised: ``(T, cols)``."""
 
     @abstractmethod
     def norm(self, x: Array, weight: str, eps: float) -> Array:
@@ -147,7 +147,7 @@ class Engine(ABC):
     # -- shared checks -------------------------------------------------------------------------------------------
 
     def matrix(self, name: str, cols: int | None = None) -> Tensor:
-        """The weight called `name`; raises FormatError where it is missing, not 2-D, or its rows are not `cols` long."""
+        """The weight called `name`; raises FormatError where it is missing, not 2-D, or has not `cols` columns."""
         tensor = self.model.tensor(name)
         if len(tensor.shape) != 2 or cols not in (None, tensor.cols):
             expected = "two dimensions" if cols is None else f"(rows, {cols})"
