@@ -1,0 +1,58 @@
+"""Types without blocks: F32, F16, BF16 (one value each)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aprlab import types
+from aprlab.errors import NumericError
+from aprlab.quants.base import Fields, Floats, Quant, to_half
+
+
+class F32(Quant):
+    """IEEE single precision, little-endian: the bytes are the values."""
+
+    type = types.F32
+    layout = np.dtype([("x", "<f4")])
+
+    def decode_fields(self, b: Fields, out: Floats) -> None:
+        out[:, 0] = b["x"]
+
+    def encode_fields(self, x: Floats, b: Fields) -> None:
+        b["x"] = x[:, 0]
+
+
+class F16(Quant):
+    """IEEE half precision."""
+
+    type = types.F16
+    layout = np.dtype([("x", "<f2")])
+
+    def decode_fields(self, b: Fields, out: Floats) -> None:
+        out[:, 0] = self.half(b["x"])
+
+    def encode_fields(self, x: Floats, b: Fields) -> None:
+        b["x"] = to_half(x[:, 0], self.type)
+
+
+class BF16(Quant):
+    """bfloat16: the upper half of a float32."""
+
+    type = types.BF16
+    layout = np.dtype([("x", "<u2")])
+
+    def widen(self, x: NDArray[np.uint16]) -> Floats:
+        """Step: the 16 bits as the upper half of a float32."""
+        return (x.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+    def decode_fields(self, b: Fields, out: Floats) -> None:
+        out[:, 0] = self.widen(b["x"])
+
+    def encode_fields(self, x: Floats, b: Fields) -> None:
+        bits = x[:, 0].view(np.uint32)
+        # Nearest even: half a unit less one, plus the last bit that stays.
+        high = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
+        if ((high & 0x7F80) == 0x7F80).any():
+            raise NumericError(f"{float(np.abs(x).max()):g} does not fit into {self.type}")
+        b["x"] = high
