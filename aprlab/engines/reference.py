@@ -49,9 +49,7 @@ class ReferenceEngine(Engine):
     def _cacheable(self) -> list[Tensor]:
         """The matrices that are multiplied by; the embedding is among them only where it is the output too."""
         tied = "output.weight" not in self.model.tensors
-        return [
-            t for name, t in self.model.tensors.items() if len(t.shape) == 2 and (tied or name != "token_embd.weight")
-        ]
+        return [t for name, t in self.model.tensors.items() if len(t.shape) == 2 and (tied or name != "token_embd.weight")]
 
     def _matrix(self, tensor: Tensor) -> np.ndarray:
         """float32 ``(rows, cols)``, kept for the next time."""
@@ -131,9 +129,7 @@ class ReferenceEngine(Engine):
         turned[..., second] = a * sin + b * cos
         return turned
 
-    def attend(
-        self, q: np.ndarray, k: np.ndarray, v: np.ndarray, cache: Cache, layer: int, positions: np.ndarray
-    ) -> np.ndarray:
+    def attend(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, cache: Cache, layer: int, positions: np.ndarray) -> np.ndarray:
         (count, heads, size), kv_heads = q.shape, k.shape[1]
         group, rest = divmod(heads, kv_heads)
         if rest:

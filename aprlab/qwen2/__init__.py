@@ -1,0 +1,1 @@
+"""Qwen2: the forward pass, the tokenizer, the chat template, generation."""
