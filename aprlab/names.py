@@ -37,6 +37,11 @@ def _template(name: str) -> tuple[str, str]:
     return (name, "") if found is None else (name[: found.start()] + "N" + name[found.end() :], found.group())
 
 
+def template_of(name: str) -> str:
+    """The GGUF name with its layer number replaced by ``N``."""
+    return _template(name)[0]
+
+
 def _short(hf: str) -> str:
     """The third historic form: `N.q_proj.weight`, i.e. the layer number and the last module alone."""
     parts = hf.split(".")

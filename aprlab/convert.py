@@ -1,0 +1,616 @@
+"""GGUF → APR and back. Quantised blocks stay as they are unless somebody asks, by name, for another type.
+
+Everything streams: memory does not grow with the file, and the output appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from gguf.constants import LlamaFileType
+
+from aprlab import __version__, names, types
+from aprlab.errors import AprlabError, FormatError, UnsupportedError, UsageError
+from aprlab.formats import apr, gguf
+from aprlab.formats.common import atomic, check_output, padding
+from aprlab.model import Model, ModelConfig, Tensor, TokenizerData
+from aprlab.types import TensorType
+
+CHUNK = 1 << 20
+GAP_LIMIT = 1 << 16  # bytes of non-zero padding that a file may keep; more is not padding
+
+# llama.cpp's own substitutes for rows that do not hold whole 256-blocks.
+SUBSTITUTES = {
+    types.Q2_K: types.Q4_0, types.Q3_K: types.Q4_0, types.Q4_K: types.Q5_0, types.Q5_K: types.Q5_1, types.Q6_K: types.Q8_0,
+}  # fmt: skip
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorLine:
+    """What happened to one tensor."""
+
+    name: str
+    written_as: str
+    shape: tuple[int, ...]
+    type_in: str
+    type_out: str
+    nbytes: int
+
+
+@dataclass
+class ConversionReport:
+    """What a conversion did: bytes, types on both sides, seconds, one line per tensor.
+
+    `reversible` says whether the output holds all that is needed to give the source back byte for byte; for an export it
+    says whether that was done (None: the source is unknown).
+    """
+
+    source: Path
+    output: Path
+    dialect: str
+    bytes_in: int
+    bytes_out: int
+    types_in: dict[str, int]
+    types_out: dict[str, int]
+    lines: list[TensorLine]
+    seconds: float
+    reversible: bool | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def tensors(self) -> int:
+        """Number of tensors written."""
+        return len(self.lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for `--json` and reports."""
+        return {
+            "source": str(self.source), "output": str(self.output), "dialect": self.dialect,
+            "bytes_in": self.bytes_in, "bytes_out": self.bytes_out, "tensors": self.tensors,
+            "types_in": self.types_in, "types_out": self.types_out, "seconds": self.seconds,
+            "reversible": self.reversible, "notes": self.notes,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Seams:
+    """Where a conversion decides something. Each is a function, so that a historic bug can stand in for one of them.
+
+    Attributes:
+        name: GGUF name -> name in the file.
+        code: type -> dtype byte.
+        dims: shape (NumPy order) -> dims as written.
+        tensor: the tensor to be written, e.g. re-encoded; gets and gives GGUF names and NumPy shapes.
+        metadata: the finished metadata object.
+        plans: the finished list of tensors, in file order.
+    """
+
+    name: Callable[[str], str]
+    code: Callable[[TensorType], int]
+    dims: Callable[[tuple[int, ...]], tuple[int, ...]]
+    tensor: Callable[[Tensor], Tensor]
+    metadata: Callable[[dict[str, Any]], dict[str, Any]] = lambda metadata: metadata
+    plans: Callable[[list[apr.Plan]], list[apr.Plan]] = lambda plans: plans
+
+
+def healthy_seams(dialect: apr.Dialect, target: TensorType | None = None) -> Seams:
+    """The seams of a right conversion into `dialect`; `target` re-encodes every 2-D weight."""
+    return Seams(
+        name=lambda name: names.from_gguf(name, dialect.naming),
+        code=lambda kind: kind.code,
+        dims=lambda shape: shape if dialect.dims == "rows" else shape[::-1],
+        tensor=lambda tensor: tensor if target is None else re_encoded(tensor, target),
+    )
+
+
+def convert(
+    source: str | Path | Model,
+    output: str | Path,
+    *,
+    quantize: str | None = None,
+    dialect: str = "aprender",
+    compress: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    seams: Callable[[Seams], Seams] | None = None,
+) -> ConversionReport:
+    """Convert a model file to APR.
+
+    Args:
+        source: a GGUF file (or an APR file, to change its dialect), or an opened model.
+        output: the APR file to write; it must not exist unless `force`.
+        quantize: None keeps every block as it is; a type name (``q4_k``, ``q6k``, ``q8_0``, ``f16``, ``f32``…)
+            re-encodes every 2-D weight. Rows that a K type cannot hold get llama.cpp's substitute, and a note says so.
+        dialect: ``aprender`` or ``realizar``.
+        compress: None, ``lz4`` or ``zstd``.
+        force: replace an existing output.
+        progress: called with bytes written since the last call.
+        seams: turns the healthy seams into faulty ones (see `aprlab.onion`).
+
+    Raises:
+        UsageError, FormatError, UnsupportedError; no file is left behind.
+    """
+    started = time.perf_counter()
+    if dialect not in apr.DIALECTS:
+        raise UsageError(f"unknown dialect {dialect!r}; known: {', '.join(apr.DIALECTS)}")
+    if compress not in (None, "lz4", "zstd"):
+        raise UsageError(f"unknown compression {compress!r}; known: lz4, zstd")
+    target = None if quantize is None else encodable(quantize)
+    output = Path(output)
+    model = source if isinstance(source, Model) else Model.open(source)
+    check_output(output, [model.path], force=force)
+    known = set(names.VARIANTS["raw"])
+    for name in model.tensors:
+        if names.template_of(name) not in known:
+            raise UnsupportedError("is no tensor of a Qwen2 model", path=model.path, tensor=name)
+    into = apr.DIALECTS[dialect]
+    healthy = healthy_seams(into, target)
+    used = healthy if seams is None else seams(healthy)
+
+    plans, lines, written = [], [], []
+    for tensor in model.tensors.values():
+        out = used.tensor(tensor)
+        written.append(out)
+        name = used.name(out.name)
+        plans.append(apr.Plan(name, used.code(out.type), used.dims(out.shape), out.nbytes, chunks_of(out)))
+        lines.append(TensorLine(tensor.name, name, out.shape, tensor.type.name, out.type.name, out.nbytes))
+    metadata = used.metadata(describe(model, written, into))
+    flags = into.flags
+    flags |= apr.FLAGS["quantized"] * any(t.type.quantised for t in written)
+    flags |= apr.FLAGS["has_vocabulary"] * ("tokenizer.vocabulary" in metadata and into.naming == "canonical")
+    size = apr.write(
+        output, metadata, used.plans(plans), replace(into, flags=flags), compress=compress, progress=progress
+    )
+    same = all(a.type is b.type and a.shape == b.shape for a, b in zip(model.tensors.values(), written, strict=True))
+    return ConversionReport(
+        source=model.path,
+        output=output,
+        dialect=dialect,
+        bytes_in=model.path.stat().st_size,
+        bytes_out=size,
+        types_in=model.by_type(),
+        types_out=_count(t.type.name for t in written),
+        lines=lines,
+        seconds=time.perf_counter() - started,
+        reversible=same and "gguf" in metadata.get("source_metadata", {}) and seams is None,
+        notes=_notes(lines, target),
+    )
+
+
+def _count(items: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for item in items:
+        counts[item] = counts.get(item, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _notes(lines: list[TensorLine], target: TensorType | None) -> list[str]:
+    if target is None:
+        return []
+    changed = _count(f"{line.type_in} to {line.type_out}" for line in lines if line.type_in != line.type_out)
+    notes = [f"re-encoded {count} tensors from {what}" for what, count in changed.items()]
+    if any(line.type_out not in (target.name, line.type_in) for line in lines):
+        rows = f"rows that are no multiple of {target.block_elements}"
+        notes.append(f"{rows} were written as {SUBSTITUTES[target].name}, as llama.cpp does")
+    return notes or [f"every 2-D weight was {target.name} already"]
+
+
+# ── blocks ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def encodable(name: str) -> TensorType:
+    """The type called `name`, if there is an encoder for it."""
+    from aprlab import quants
+
+    kind = types.by_name(name)
+    if not quants.can_encode(kind):
+        able = ", ".join(t.name for t in types.TYPES if quants.can_encode(t))
+        raise UsageError(f"cannot encode {kind.name}; can: {able}")
+    return kind
+
+
+class Recoded(Tensor):
+    """A tensor whose bytes are made, row block by row block, only when they are written."""
+
+    __slots__ = ("source",)
+
+    def __init__(self, source: Tensor, kind: TensorType) -> None:
+        super().__init__(source.name, kind, source.shape, np.zeros(0, np.uint8), source.origin)
+        object.__setattr__(self, "source", source)
+
+    @property
+    def nbytes(self) -> int:
+        return self.type.nbytes(self.shape)
+
+
+def re_encoded(tensor: Tensor, target: TensorType) -> Tensor:
+    """`tensor` in another type: 2-D weights only; the same object where nothing is to be done."""
+    if len(tensor.shape) < 2 or tensor.type is target:
+        return tensor
+    if tensor.cols % target.block_elements:
+        target = SUBSTITUTES.get(target, target)
+        target.row_bytes(tensor.cols)  # raises where the substitute does not fit either
+    return tensor if tensor.type is target else Recoded(tensor, target)
+
+
+def chunks_of(tensor: Tensor) -> Callable[[], Iterator[Any]]:
+    """The bytes of a tensor in chunks.
+
+    Bytes that stand in a file are read through a few small buffers (not through the map, whose pages would count as
+    memory); a chunk is overwritten once seven more have been taken.
+    """
+    if isinstance(tensor, Recoded):
+        return lambda: _encode_rows(tensor)
+    if tensor.origin.offset < 0 or tensor.raw.base is None or not isinstance(_root(tensor.raw), np.memmap):
+        raw = np.ascontiguousarray(tensor.raw)
+        return lambda: (raw[start : start + CHUNK].data for start in range(0, len(raw), CHUNK))
+    return lambda: read_chunks(tensor.origin.path, tensor.origin.offset, tensor.nbytes)
+
+
+def _root(array: np.ndarray) -> Any:
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+class _Ring(threading.local):
+    """Eight buffers a thread, taken in turn: enough for what `apr.write` keeps in flight."""
+
+    def __init__(self) -> None:
+        self.next = itertools.cycle([memoryview(bytearray(CHUNK)) for _ in range(8)]).__next__
+
+
+_RING = _Ring()
+
+
+def read_chunks(path: Path, offset: int, nbytes: int) -> Iterator[memoryview]:
+    """`nbytes` of a file from `offset` on, in chunks of at most `CHUNK`."""
+    with open(path, "rb", buffering=0) as file:
+        for start in range(offset, offset + nbytes, CHUNK):
+            view = _RING.next()[: min(CHUNK, offset + nbytes - start)]
+            if os.preadv(file.fileno(), [view], start) != len(view):
+                raise FormatError("the file became shorter while it was read", path=path, offset=start)
+            yield view
+
+
+def _encode_rows(tensor: Recoded) -> Iterator[Any]:
+    from aprlab import quants
+
+    source: Tensor = tensor.source  # type: ignore[attr-defined]
+    if tensor.type.tensor_bytes:
+        yield quants.quantise(source.dequantise(), tensor.type).reshape(-1).data  # one scale for all: needs all
+        return
+    step = max(1, (1 << 20) // source.cols)
+    for start in range(0, source.rows, step):
+        values = source.dequantise(slice(start, start + step))
+        if not np.isfinite(values).all():
+            raise FormatError(f"rows {start}..{start + len(values)} hold values that are not finite",
+                              path=source.origin.path, tensor=source.name, offset=source.origin.offset)  # fmt: skip
+        yield np.ascontiguousarray(quants.quantise(values, tensor.type)).reshape(-1).data
+
+
+# ── metadata ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def describe(model: Model, tensors: list[Tensor], dialect: apr.Dialect) -> dict[str, Any]:
+    """The APR metadata of `model` with `tensors` as they will be written."""
+    config, tok = model.config, model.tokenizer
+    metadata: dict[str, Any] = {
+        "model_type": config.architecture,
+        "name": _text(model, "general.name", "name"),
+        "license": _text(model, "general.license", "license"),
+        "original_format": model.format,
+        "param_count": sum(t.size for t in tensors),
+        "quantization": _quantization(tensors),
+    }
+    rope_types = {name: number for number, name in apr.ROPE_TYPES.items()}
+    for field_name, key in dialect.keys.items():
+        value = getattr(config, field_name)
+        metadata[key] = rope_types[value] if field_name == "rope_type" else value
+    metadata["tied_embeddings"] = config.tied_embeddings
+    metadata["chat_template"] = tok.chat_template
+    metadata |= {
+        "tokenizer.model": tok.model,
+        "tokenizer.pre_type": tok.pre,
+        "tokenizer.vocab_size": len(tok.tokens),
+        "tokenizer.bos_token_id": tok.bos_token_id,
+        "tokenizer.eos_token_id": tok.eos_token_id,
+        "tokenizer.padding_token_id": tok.pad_token_id,
+        "tokenizer.add_bos_token": tok.add_bos,
+        "tokenizer.token_type": tok.token_types,
+        "tokenizer.vocabulary": tok.tokens,
+        "tokenizer.merges": tok.merges,
+    }
+    metadata = {key: value for key, value in metadata.items() if value is not None}
+    metadata["source_metadata"] = {"writer": f"aprlab {__version__}", **_origin_record(model)}
+    return metadata
+
+
+def _text(model: Model, *keys: str) -> str | None:
+    for key in keys:
+        if isinstance(value := model.metadata.get(key), str):
+            return value
+    return None
+
+
+def _quantization(tensors: list[Tensor]) -> dict[str, Any] | None:
+    """The type that holds most bytes, as upstream's typed key wants it."""
+    sizes: dict[TensorType, int] = {}
+    for tensor in tensors:
+        if tensor.type.quantised:
+            sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.nbytes
+    if not sizes:
+        return None
+    most = max(sizes, key=lambda kind: sizes[kind])
+    symmetric = most.name in ("Q4_0", "Q5_0", "Q8_0", "Q6_K", "Q3_K", "AprQ4", "AprQ8")
+    return {"quant_type": most.name, "bits": int(most.bits), "block_size": most.block_elements, "symmetric": symmetric}
+
+
+# Arrays that stand in the metadata anyway are not written twice.
+_SHARED = {
+    "tokenizer.ggml.tokens": "tokenizer.vocabulary",
+    "tokenizer.ggml.merges": "tokenizer.merges",
+    "tokenizer.ggml.token_type": "tokenizer.token_type",
+}
+
+
+def _origin_record(model: Model) -> dict[str, Any]:
+    """What an export needs to give the GGUF back byte for byte: keys, types, order, alignment, tensor order, gaps."""
+    if model.format == "apr":
+        source = model.metadata.get("source_metadata")
+        return {"gguf": source["gguf"]} if isinstance(source, dict) and "gguf" in source else {}
+    header = gguf.read_header(model.path)
+    kv = [[f.key, f.type_name, _plain(f)] for f in header.fields.values()]
+    record: dict[str, Any] = {
+        "version": header.version,
+        "alignment": header.alignment,
+        "kv": kv,
+        "tensors": [[i.name, list(i.ne), i.code] for i in header.infos],
+    }
+    natural = gguf.layout([(t.name, t.type, t.shape) for t in model.tensors.values()], header.alignment)
+    offsets = [info.offset for info in header.infos]
+    if offsets != [info.offset for info in natural]:
+        record["offsets"] = offsets
+    gaps = _gaps(header, model)
+    if gaps is None:
+        return {}  # more than padding stands between the tensors: such a file cannot be given back
+    if gaps:
+        record["gaps"] = gaps
+    record["xxh3_128"] = gguf_hash(header.file[: header.data_offset].tobytes(), model.tensors.values())
+    return {"gguf": record}
+
+
+def _plain(item: gguf.Field) -> Any:
+    """A GGUF value as JSON that loses nothing: a float that JSON cannot say becomes its bits."""
+    if item.key in _SHARED:
+        return {"same_as": _SHARED[item.key]}
+    value = item.value
+    if isinstance(value, np.ndarray):
+        bad = value.dtype.kind == "f" and not np.isfinite(value).all()
+        return {"base64": base64.b64encode(value.tobytes()).decode()} if bad else value.tolist()
+    if isinstance(value, float) and not np.isfinite(value):
+        return {"base64": base64.b64encode(np.array(value, "<f4" if item.type_name == "float32" else "<f8").tobytes()).decode()}
+    return list(value) if isinstance(value, gguf.Strings) else value
+
+
+def _gaps(header: gguf.Header, model: Model) -> list[list[Any]] | None:
+    """Bytes that belong to no tensor and are not zero, or do not follow ggml's layout: [offset, base64]."""
+    ends = sorted((t.origin.offset, t.origin.offset + t.nbytes) for t in model.tensors.values())
+    gaps, at, total = [], header.data_offset, 0
+    for start, stop in [*ends, (header.file_size, header.file_size)]:
+        if start > at:
+            between = header.file[at:start]
+            last = stop == start == header.file_size
+            if between.any() or (last and len(between) != padding(at, header.alignment)):
+                total += len(between)
+                if total > GAP_LIMIT:
+                    return None
+                gaps.append([at, base64.b64encode(between.tobytes()).decode()])
+        elif start == header.file_size == at and padding(at, header.alignment):
+            gaps.append([at, ""])  # the last tensor is not padded
+        at = max(at, stop)
+    return gaps
+
+
+def gguf_hash(header: bytes, tensors: Iterable[Tensor]) -> str:
+    """One XXH3-128 over the header and each tensor's XXH3-64 in file order: the identity of a GGUF file's content."""
+    total = xxhash.xxh3_128(header)
+    for tensor in tensors:
+        part = xxhash.xxh3_64()
+        for chunk in chunks_of(tensor)():
+            part.update(chunk)
+        total.update(part.digest())
+    return total.hexdigest()
+
+
+# ── back ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def export(
+    source: str | Path | Model, output: str | Path, *, force: bool = False, progress: Progress | None = None
+) -> ConversionReport:
+    """Write an APR file as GGUF.
+
+    Where the APR file was converted from a GGUF file by this project and its tensors were not changed, the result is that
+    GGUF file, byte for byte (`reversible` is then True, proved by its hash). Other APR files get a header made from their config.
+
+    Raises:
+        UsageError, FormatError, UnsupportedError; no file is left behind.
+    """
+    started = time.perf_counter()
+    output = Path(output)
+    model = source if isinstance(source, Model) else Model.open(source)
+    if model.format != "apr":
+        raise UsageError(f"is a {model.format.upper()} file; export takes APR", path=model.path)
+    check_output(output, [model.path], force=force)
+    recorded = model.metadata.get("source_metadata")
+    record = recorded.get("gguf") if isinstance(recorded, dict) else None
+    try:
+        header, ordered, record = _header_for(model, record)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise FormatError(f"source_metadata.gguf is damaged: {type(error).__name__}: {error}", path=model.path) from None
+    infos, alignment = header.infos, header.alignment
+    gaps = {at: base64.b64decode(text) for at, text in (record or {}).get("gaps", [])}
+    front = gguf.pack_header(list(header.fields.values()), infos, version=header.version, alignment=alignment)
+    proof = xxhash.xxh3_128(front)
+    with atomic(output) as file:
+        file.write(front)
+        position = len(front)
+        for info, tensor in zip(infos, ordered, strict=True):
+            position = _fill(file, position, len(front) + info.offset, gaps)
+            part = xxhash.xxh3_64()
+            for chunk in chunks_of(tensor)():
+                part.update(chunk)
+                view = memoryview(chunk).cast("B")
+                while view:
+                    view = view[file.write(view) :]
+                if progress is not None:
+                    progress(memoryview(chunk).nbytes)
+            proof.update(part.digest())
+            position += tensor.nbytes
+        end = position + (len(gaps[position]) if position in gaps else padding(position, alignment))
+        _fill(file, position, end, gaps)
+    expected = (record or {}).get("xxh3_128")
+    return ConversionReport(
+        source=model.path,
+        output=output,
+        dialect=f"gguf v{header.version}",
+        bytes_in=model.path.stat().st_size,
+        bytes_out=output.stat().st_size,
+        types_in=model.by_type(),
+        types_out=_count(t.type.name for t in ordered),
+        lines=[TensorLine(t.name, t.name, t.shape, t.type.name, t.type.name, t.nbytes) for t in ordered],
+        seconds=time.perf_counter() - started,
+        reversible=None if expected is None else proof.hexdigest() == expected,
+    )
+
+
+def _fill(file: Any, position: int, start: int, gaps: dict[int, bytes]) -> int:
+    """Write what stands between two tensors: the recorded bytes, else zeros."""
+    if start < position:
+        raise FormatError(f"recorded offsets overlap: {start} after {position}")
+    between = gaps.get(position, bytes(start - position))
+    if len(between) != start - position:
+        raise FormatError(f"recorded gap of {len(between)} bytes at {position}, {start - position} are open")
+    file.write(between)
+    return start
+
+
+def _header_for(model: Model, record: dict[str, Any] | None) -> tuple[gguf.Header, list[Tensor], dict[str, Any] | None]:
+    """Header and tensors in file order: the recorded ones where they still hold, else made from config and tokenizer."""
+    unchanged = record is not None and {(n, tuple(ne), code) for n, ne, code in record["tensors"]} == {
+        (t.name, t.ne, t.type.code) for t in model.tensors.values()
+    }
+    order = [row[0] for row in record["tensors"]] if record is not None else natural_order(model.tensors)
+    ordered = [model.tensors[name] for name in order if name in model.tensors]
+    ordered += [t for t in model.tensors.values() if t.name not in order]
+    for tensor in ordered:
+        if tensor.type in (types.APR_Q4, types.APR_Q8):
+            raise UnsupportedError(f"is {tensor.type.name}, which GGUF does not have; convert with --quantize first",
+                                   path=model.path, tensor=tensor.name)  # fmt: skip
+    version, alignment = (record["version"], record["alignment"]) if record else (3, gguf.DEFAULT_ALIGNMENT)
+    if version not in (2, 3) or not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
+        raise ValueError(f"version {version!r}, alignment {alignment!r}")
+    fields = _recorded_fields(model, record) if record else made_fields(model.config, model.tokenizer, model.metadata)
+    if not unchanged:
+        fields = _with_file_type(fields, ordered)
+    infos = gguf.layout([(t.name, t.type, t.shape) for t in ordered], alignment)
+    if unchanged and record is not None and "offsets" in record:
+        infos = [replace(info, offset=offset) for info, offset in zip(infos, record["offsets"], strict=True)]
+    header = gguf.Header(model.path, version, {f.key: f for f in fields}, infos, alignment, 0, 0, np.zeros(0, np.uint8))
+    return header, ordered, record if unchanged else None
+
+
+def _recorded_fields(model: Model, record: dict[str, Any]) -> list[gguf.Field]:
+    fields = []
+    for key, type_name, value in record["kv"]:
+        inner = type_name.removeprefix("array[").removesuffix("]")
+        number, element = gguf.VALUE_TYPES.index(inner), None
+        if type_name != inner:
+            number, element = gguf.ARRAY, number
+        if isinstance(value, dict) and "same_as" in value:
+            value = model.metadata[value["same_as"]]
+        elif isinstance(value, dict):
+            bits = np.frombuffer(base64.b64decode(value["base64"]), "<f4" if inner == "float32" else "<f8")
+            value = bits if element is not None else float(bits[0])
+        fields.append(gguf.Field(key, number, value, element))
+    return fields
+
+
+def natural_order(tensors: Iterable[str]) -> list[str]:
+    """The order llama.cpp's converter writes: output and embedding first, then layer by layer."""
+    order = {template: n for n, (template, _) in enumerate(names.PAIRS)}
+
+    def key(name: str) -> tuple[int, int]:
+        template = names.template_of(name)
+        layer = int(name.split(".")[1]) if template != name else {"output.weight": -2, "token_embd.weight": -1}.get(name, 1 << 30)
+        return layer, order.get(template, len(order))
+
+    return sorted(tensors, key=key)
+
+
+def made_fields(config: ModelConfig, tok: TokenizerData, metadata: Any) -> list[gguf.Field]:
+    """The key-value section of a GGUF file for a model that does not come from one. Same keys as llama.cpp's converter."""
+    if config.rope_type != "neox":
+        raise UnsupportedError(f"rope_type is {config.rope_type!r}; GGUF has no key for it, a Qwen2 file is always NEOX")
+    number = {name: gguf.VALUE_TYPES.index(name) for name in ("uint32", "int32", "float32", "string", "bool")}
+    values: list[tuple[str, str, Any]] = [
+        ("general.architecture", "string", config.architecture),
+        ("general.name", "string", metadata.get("name")),
+        ("general.license", "string", metadata.get("license")),
+        ("qwen2.block_count", "uint32", config.block_count),
+        ("qwen2.context_length", "uint32", config.context_length),
+        ("qwen2.embedding_length", "uint32", config.embedding_length),
+        ("qwen2.feed_forward_length", "uint32", config.feed_forward_length),
+        ("qwen2.attention.head_count", "uint32", config.head_count),
+        ("qwen2.attention.head_count_kv", "uint32", config.head_count_kv),
+        ("qwen2.rope.freq_base", "float32", config.rope_theta),
+        ("qwen2.attention.layer_norm_rms_epsilon", "float32", config.rms_norm_eps),
+        ("general.file_type", "uint32", 0),
+        ("tokenizer.ggml.model", "string", tok.model),
+        ("tokenizer.ggml.pre", "string", tok.pre),
+        ("tokenizer.ggml.tokens", "array[string]", tok.tokens),
+        ("tokenizer.ggml.token_type", "array[int32]", tok.token_types),
+        ("tokenizer.ggml.merges", "array[string]", tok.merges),
+        ("tokenizer.ggml.eos_token_id", "uint32", tok.eos_token_id),
+        ("tokenizer.ggml.padding_token_id", "uint32", tok.pad_token_id),
+        ("tokenizer.ggml.bos_token_id", "uint32", tok.bos_token_id),
+        ("tokenizer.ggml.add_bos_token", "bool", tok.add_bos),
+        ("tokenizer.chat_template", "string", tok.chat_template),
+        ("general.quantization_version", "uint32", 2),
+    ]
+    if config.head_dim * config.head_count != config.embedding_length:
+        values.insert(9, ("qwen2.attention.key_length", "uint32", config.head_dim))
+        values.insert(10, ("qwen2.attention.value_length", "uint32", config.head_dim))
+    fields = []
+    for key, type_name, value in values:
+        if value is None:
+            continue
+        inner = type_name.removeprefix("array[").removesuffix("]")
+        kind, element = (number[inner], None) if inner == type_name else (gguf.ARRAY, number[inner])
+        fields.append(gguf.Field(key, kind, value, element))
+    return fields
+
+
+def _with_file_type(fields: list[gguf.Field], tensors: list[Tensor]) -> list[gguf.Field]:
+    """`general.file_type` as llama.cpp counts it: by the type of most 2-D weights."""
+    counts = _count(t.type.name for t in tensors if len(t.shape) > 1)
+    most = next(iter(counts), "F32")
+    known = {"F32": "ALL_F32", "Q4_K": "MOSTLY_Q4_K_M", "Q5_K": "MOSTLY_Q5_K_M", "Q3_K": "MOSTLY_Q3_K_M"}
+    label = LlamaFileType[known.get(most, f"MOSTLY_{most}")]
+    return [replace(f, value=int(label)) if f.key == "general.file_type" else f for f in fields]
+
+
+__all__ = ["AprlabError", "ConversionReport", "Seams", "TensorLine", "convert", "export", "healthy_seams"]
