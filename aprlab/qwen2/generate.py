@@ -27,12 +27,12 @@ class Sampling:
     Attributes:
         temperature: 0 takes the likeliest (the lowest id among equals); else logits are divided by it.
         top_p: sample among the fewest tokens whose probabilities sum to this.
-        seed: of NumPy's PCG64; the same seed gives the same text from the same logits.
+        seed: of NumPy's PCG64; the same seed gives the same text from the same logits. None takes a fresh one.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
-    seed: int = 0
+    seed: int | None = 0
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.temperature) and self.temperature >= 0):
@@ -147,6 +147,22 @@ class Session:
             raise UsageError("the prompt is empty")
         return ids
 
+    def prompt_tokens(
+        self, prompt: str | Sequence[Message] | Sequence[int], *, raw: bool = False, system: str | None = None
+    ) -> list[int]:
+        """Ids of whatever the caller calls a prompt: a text (chat, or `raw`), a conversation, or ids already."""
+        if isinstance(prompt, str):
+            if raw and system is not None:
+                raise UsageError("a raw prompt takes no system message")
+            return self.raw_tokens(prompt) if raw else self.chat_tokens(prompt, system=system)
+        if len(prompt) == 0:
+            raise UsageError("the prompt is empty")
+        if all(isinstance(part, int | np.integer) for part in prompt):
+            if system is not None:
+                raise UsageError("a prompt of token ids takes no system message")
+            return [int(part) for part in prompt]  # type: ignore[arg-type]
+        return self.chat_tokens(prompt, system=system)  # type: ignore[arg-type]
+
     # -- answers -------------------------------------------------------------------------------------------------
 
     def generate(
@@ -162,7 +178,7 @@ class Session:
         keep_logits: bool = False,
     ) -> Generation:
         """See `generate` below."""
-        ids = self._prompt(prompt, raw, system)
+        ids = self.prompt_tokens(prompt, raw=raw, system=system)
         if max_tokens < 1:
             raise UsageError(f"max_tokens {max_tokens}: at least 1 is needed")
         if len(ids) + max_tokens > self.config.context_length:
@@ -218,20 +234,6 @@ class Session:
             logits=np.stack(kept) if keep_logits else None,
         )
 
-    def _prompt(self, prompt: str | Sequence[Message] | Sequence[int], raw: bool, system: str | None) -> list[int]:
-        """Ids of whatever the caller calls a prompt."""
-        if isinstance(prompt, str):
-            if raw and system is not None:
-                raise UsageError("a raw prompt takes no system message")
-            return self.raw_tokens(prompt) if raw else self.chat_tokens(prompt, system=system)
-        if len(prompt) == 0:
-            raise UsageError("the prompt is empty")
-        if all(isinstance(part, int | np.integer) for part in prompt):
-            if system is not None:
-                raise UsageError("a prompt of token ids takes no system message")
-            return [int(part) for part in prompt]  # type: ignore[arg-type]
-        return self.chat_tokens(prompt, system=system)  # type: ignore[arg-type]
-
     def _resume(self, ids: list[int], needed: int) -> int:
         """Makes the cache hold a beginning of `ids`, as long as it can; returns how many are left to run (≥ 1)."""
         if self._cache is None or self._cache.capacity < needed:
@@ -265,7 +267,7 @@ def generate(
     max_tokens: int = 128,
     raw: bool = False,
     system: str | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
     temperature: float = 0.0,
     top_p: float = 1.0,
     stop: Sequence[str] = (),
