@@ -256,7 +256,18 @@ def chunks_of(tensor: Tensor) -> Callable[[], Iterator[Any]]:
     if tensor.origin.offset < 0 or tensor.raw.base is None or not isinstance(_root(tensor.raw), np.memmap):
         raw = np.ascontiguousarray(tensor.raw)
         return lambda: (raw[start : start + CHUNK].data for start in range(0, len(raw), CHUNK))
-    return lambda: read_chunks(tensor.origin.path, tensor.origin.offset, tensor.nbytes)
+    return lambda: _checked(tensor)
+
+
+def _checked(tensor: Tensor) -> Iterator[memoryview]:
+    """The bytes of a tensor as they stand in the file, in chunks of whole blocks, every scale looked at on the way."""
+    head, step = tensor.type.tensor_bytes, CHUNK // tensor.type.block_bytes * tensor.type.block_bytes
+    yield from read_chunks(tensor.origin.path, tensor.origin.offset, head)
+    at = 0
+    for chunk in read_chunks(tensor.origin.path, tensor.origin.offset + head, tensor.nbytes - head, step):
+        tensor.check_values(np.frombuffer(chunk, np.uint8), at)
+        yield chunk
+        at += len(chunk)
 
 
 def _root(array: np.ndarray) -> Any:
@@ -275,11 +286,11 @@ class _Ring(threading.local):
 _RING = _Ring()
 
 
-def read_chunks(path: Path, offset: int, nbytes: int) -> Iterator[memoryview]:
-    """`nbytes` of a file from `offset` on, in chunks of at most `CHUNK`."""
+def read_chunks(path: Path, offset: int, nbytes: int, step: int = CHUNK) -> Iterator[memoryview]:
+    """`nbytes` of a file from `offset` on, in chunks of `step` (at most `CHUNK`)."""
     with open(path, "rb", buffering=0) as file:
-        for start in range(offset, offset + nbytes, CHUNK):
-            view = _RING.next()[: min(CHUNK, offset + nbytes - start)]
+        for start in range(offset, offset + nbytes, step):
+            view = _RING.next()[: min(step, offset + nbytes - start)]
             if os.preadv(file.fileno(), [view], start) != len(view):
                 raise FormatError("the file became shorter while it was read", path=path, offset=start)
             yield view

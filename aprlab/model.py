@@ -87,6 +87,23 @@ class Tensor:
         raw = np.concatenate([self.raw[: self.type.tensor_bytes], part.reshape(-1)]) if self.type.tensor_bytes else part
         return quants.dequantise(raw.reshape(-1), self.type, (part.shape[0], self.cols))
 
+    def check_values(self, part: np.ndarray | None = None, start: int = 0) -> None:
+        """Raise FormatError, with the byte offset of the block, where a scale (or a plain float) is NaN or infinite.
+
+        `part` checks only these bytes, whole blocks that begin `start` bytes into the blocks; without it, all.
+        """
+        from aprlab.quants import quant
+        from aprlab.quants.check import first_bad_block, scale_is_finite
+
+        blocks = self.raw[self.type.tensor_bytes :] if part is None else part
+        bad = first_bad_block(blocks, quant(self.type)) if scale_is_finite(self.raw, self.type) else 0
+        if bad is not None:
+            at = start + bad * self.type.block_bytes
+            raise FormatError(
+                f"{self.type.name} block {at // self.type.block_bytes} has a scale that is not a finite number",
+                path=self.origin.path, tensor=self.name, offset=self.origin.offset + self.type.tensor_bytes + at,
+            )  # fmt: skip
+
     def replace(self, **changes: Any) -> Tensor:
         """A copy with some attributes changed."""
         fields = {"name": self.name, "type": self.type, "shape": self.shape, "raw": self.raw, "origin": self.origin}
@@ -204,6 +221,11 @@ class Model:
             return self.tensors[name]
         except KeyError:
             raise FormatError(f"has no tensor {name!r}", path=self.path) from None
+
+    def check_values(self) -> None:
+        """Raise FormatError for the first tensor with a scale that is NaN or infinite. Reads every block's scale."""
+        for tensor in self.tensors.values():
+            tensor.check_values()
 
     def by_type(self) -> dict[str, int]:
         """Number of tensors by type name, largest first."""
