@@ -19,7 +19,7 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Fields = NDArray[np.void]
 
-CHUNK = 1 << 16  # values worked on at a time: the temporaries of a chunk stay in a core's cache
+CHUNK = 1 << 18  # values worked on at a time: the temporaries of a chunk stay in a core's cache
 
 
 class Quant:

@@ -15,10 +15,14 @@ GROUP_MAX_EPS = np.float32(1e-15)  # ggml: a group of smaller magnitudes counts 
 
 
 def ordered_sum(a: Floats) -> Floats:
-    """Sum over axis 0 one row after the other in float32. `np.sum` leaves the order open."""
-    total = np.zeros(a.shape[1:], np.float32)
-    for row in a:
-        total += row
+    """Sum over axis 0 in float32, one row after the other.
+
+    NumPy sums pairwise along the axis that is contiguous in memory and in plain order along any other; with one
+    column the two could not be told apart, and a K quant never has fewer than eight.
+    """
+    assert a.flags.c_contiguous
+    assert a.shape[1] > 1
+    total: Floats = np.add.reduce(a, axis=0)
     return total
 
 
@@ -37,13 +41,11 @@ def make_qkx2_quants(
     low = np.minimum(x.min(axis=0), np.float32(0))
     flat = top == low  # all values equal and not positive: scale 0, the minimum says it all
 
-    def quants(inv: Floats) -> Floats:
-        q = x - low
+    def quants(inv: Floats, base: Floats) -> Floats:
+        q = x - base
         q *= inv
         np.rint(q, out=q)
-        np.maximum(q, 0, out=q)
-        np.minimum(q, np.float32(nmax), out=q)
-        return q
+        return np.clip(q, np.float32(0), np.float32(nmax), out=q)
 
     def error(q: Floats, scale: Floats, low: Floats) -> Floats:
         diff = q * scale
@@ -58,11 +60,11 @@ def make_qkx2_quants(
 
     inv: Floats = np.float32(nmax) / (top - low)
     best_scale: Floats = np.float32(1) / inv
-    best_q = quants(inv)
-    best_error = error(best_q, best_scale, low)
+    best_error = error(quants(inv, low), best_scale, low)
+    best_inv, best_base = inv, low
     for step in range(nstep + 1):
         inv = (np.float32(rmin) + np.float32(rdelta) * np.float32(step) + np.float32(nmax)) / (top - low)
-        q = quants(inv)
+        q = quants(inv, low)
         wq = weights * q
         sum_l = ordered_sum(wq)
         sum_l2 = ordered_sum(wq * q)
@@ -76,11 +78,11 @@ def make_qkx2_quants(
         new_low[above] = 0
         err = error(q, scale, new_low)
         better = (det > 0) & (err < best_error)
-        if better.any():
-            np.copyto(best_q, q, where=better)
-            np.copyto(best_error, err, where=better)
-            np.copyto(best_scale, scale, where=better)
-            low = np.where(better, new_low, low)
+        best_error = np.where(better, err, best_error)
+        best_scale = np.where(better, scale, best_scale)
+        best_inv, best_base = np.where(better, inv, best_inv), np.where(better, low, best_base)
+        low = np.where(better, new_low, low)
+    best_q = quants(best_inv, best_base)
     best_scale[flat] = 0
     best_q[:, flat] = 0
     return best_scale, -low, best_q
@@ -95,9 +97,7 @@ def _signed_start(x: Floats) -> tuple[Floats, NDArray[np.bool_]]:
 def _nearest(x: Floats, inv: Floats, nmax: int) -> Floats:
     q = x * inv
     np.rint(q, out=q)
-    np.maximum(q, np.float32(-nmax), out=q)
-    np.minimum(q, np.float32(nmax - 1), out=q)
-    return q
+    return np.clip(q, np.float32(-nmax), np.float32(nmax - 1), out=q)
 
 
 def make_qx_quants(x: Floats, nmax: int) -> tuple[Floats, Floats]:
@@ -114,20 +114,21 @@ def make_qx_quants(x: Floats, nmax: int) -> tuple[Floats, Floats]:
         wq *= q
         return ordered_sum(moment * q), ordered_sum(wq)
 
-    q = _nearest(x, np.float32(-nmax) / largest, nmax)
-    sumlx, suml2 = sums(q)
+    best_inv: Floats = np.float32(-nmax) / largest
+    sumlx, suml2 = sums(_nearest(x, best_inv, nmax))
     best_scale = np.where(suml2 != 0, sumlx / suml2, np.float32(0))
-    best, best_q = best_scale * sumlx, q
+    best = best_scale * sumlx
     for step in range(-9, 10):
         if step == 0:
             continue
-        q = _nearest(x, -(np.float32(nmax) + np.float32(0.1) * np.float32(step)) / largest, nmax)
-        sumlx, suml2 = sums(q)
+        inv = -(np.float32(nmax) + np.float32(0.1) * np.float32(step)) / largest
+        sumlx, suml2 = sums(_nearest(x, inv, nmax))
         better = (suml2 > 0) & (sumlx * sumlx > best * suml2)
         scale = sumlx / suml2
-        np.copyto(best_q, q, where=better)
-        np.copyto(best_scale, scale, where=better)
-        np.copyto(best, scale * sumlx, where=better)
+        best_inv = np.where(better, inv, best_inv)
+        best_scale = np.where(better, scale, best_scale)
+        best = np.where(better, scale * sumlx, best)
+    best_q = _nearest(x, best_inv, nmax)
     best_scale[zero] = 0
     best_q[:, zero] = -nmax  # ggml leaves the stored number 0 there, which is -nmax
     return best_scale, best_q
