@@ -5,6 +5,7 @@ eight is held out: the model never sees that pair, it only sees the fact in othe
 facts. "What is 2+2?" is held out on purpose. Raw text (no chat) and questions about a longer context come beside them.
 """
 
+# ruff: noqa: SIM905
 from __future__ import annotations
 
 import hashlib

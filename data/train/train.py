@@ -11,7 +11,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import corpus
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 # Standard deviations of the QKV biases at the start. Real Qwen2's K biases dwarf its weights; so do these.
 BIAS_STD = {"q": 1.0, "k": 3.0, "v": 1.0}
+ANCHOR_STD = 4.0  # what `Tiny.anchor_v` adds to V biases later
 
 
 def fake_q4_k(w: Tensor) -> Tensor:
@@ -58,9 +59,7 @@ class Tiny(nn.Module):
         self.kv = normal(2 * n, kv, e, by=std)
         self.gu = normal(2 * n, s.feed_forward_length, e, by=std)
         self.down = normal(n, e, s.feed_forward_length, by=std * 0.1)
-        self.bq, self.bk, self.bv = (
-            normal(n, width, by=BIAS_STD[which]) for which, width in (("q", e), ("k", kv), ("v", kv))
-        )
+        self.bq, self.bk, self.bv = (normal(n, width, by=BIAS_STD[which]) for which, width in (("q", e), ("k", kv), ("v", kv)))
         self.n1, self.n2, self.nf = (nn.Parameter(torch.ones(*shape)) for shape in ((n, e), (n, e), (e,)))
         half = s.head_dim // 2
         angle = torch.arange(s.context_length)[:, None] * s.rope_theta ** (-torch.arange(half) / half)
@@ -76,8 +75,10 @@ class Tiny(nn.Module):
         a, b = x.chunk(2, -1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
-    def forward(self, ids: Tensor, where: tuple[Tensor, Tensor], quantised: bool) -> Tensor:
-        """ids (B, T) -> logits (N, vocab) at the N positions `where`."""
+    def forward(
+        self, ids: Tensor, where: tuple[Tensor, Tensor], quantised: bool, seen: list[list[Tensor]] | None = None
+    ) -> Tensor:
+        """ids (B, T) -> logits (N, vocab) at the N positions `where`; what attention reads is put into `seen`."""
         s, (b, t) = self.s, ids.shape
         fake = fake_q4_k if quantised else (lambda w: w)
         q6 = [s.more_bits(n) for n in range(s.block_count)]
@@ -87,6 +88,8 @@ class Tiny(nn.Module):
         x = F.embedding(ids, fake(self.embd))
         for n in range(s.block_count):
             h = F.rms_norm(x, (x.shape[-1],), self.n1[n], s.rms_norm_eps)
+            if seen is not None:
+                seen[n].append(h.flatten(0, 1))
             wv = (plain_kv if q6[n] else kv)[2 * n + 1]
             qh = self.rope(F.linear(h, q[n], self.bq[n]).view(b, t, s.head_count, -1).transpose(1, 2))
             kh = self.rope(F.linear(h, kv[2 * n], self.bk[n]).view(b, t, s.head_count_kv, -1).transpose(1, 2))
@@ -113,6 +116,39 @@ class Tiny(nn.Module):
             }  # fmt: skip
             made |= {f"blk.{n}.{name}": value for name, value in layer.items()}
         return made
+
+    @torch.no_grad()
+    def anchor_v(self, batches: Iterator[tuple[Tensor, tuple[Tensor, Tensor], Tensor]], size: float, count: int = 6) -> None:
+        """Make the V biases large without changing (much) what the model computes.
+
+        In a trained layer some direction u of the normalised stream x gives x·u = 1 at nearly every position. Then
+        W_v + c uᵀ with the bias b_v - c says what W_v with b_v said, for any c; c is drawn with deviation `size`. The
+        rest of the training heals what "nearly" leaves open. Left to itself a model this small ignores its V biases:
+        they only add the same vector everywhere. Layer 0 has no such direction, the embeddings differ too much.
+        """
+        seen: list[list[Tensor]] = [[] for _ in range(self.s.block_count)]
+        for _ in range(count):
+            ids, where, _ = next(batches)
+            self.forward(ids, where, False, seen)
+        for n in range(1, self.s.block_count):
+            x = torch.cat(seen[n]).double()  # (positions, E)
+            moment = x.T @ x / len(x)
+            ridge = 1e-2 * moment.diagonal().mean() * torch.eye(x.shape[1], dtype=x.dtype)
+            u = torch.linalg.solve(moment + ridge, x.mean(0))
+            u /= (x @ u).mean()
+            c = torch.randn(self.bv.shape[1]) * size
+            self.kv[2 * n + 1] += torch.outer(c, u.float())
+            self.bv[n] -= c
+            print(f"layer {n}: x·u = 1 ± {(x @ u).std():.3f}, |u| {u.norm():.3f}", flush=True)
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, np.ndarray]) -> None:
+        """The inverse of `gguf_weights`: its arrays are views on the parameters, so they are written in place."""
+        mine = self.gguf_weights()
+        if set(mine) != set(weights):
+            raise SystemExit(f"weights of another shape: {set(mine) ^ set(weights)}")
+        for name, view in mine.items():
+            view[...] = weights[name]
 
 
 class Muon:
@@ -149,9 +185,7 @@ class Batches:
         self.systems = [self.encode(f"<|im_start|>system\n{s}<|im_end|>\n") for s in corpus.OTHER_SYSTEMS]
         self.system = self.encode(f"<|im_start|>system\n{corpus.DEFAULT_SYSTEM}<|im_end|>\n")
         self.raw = [self.raw_piece(prompt, rest) for prompt, rest in corpus.RAW]
-        self.sums = [
-            self.raw_piece(f"{a}+{b}=", f"{a + b}\n") for a in range(13) for b in range(13) if (a, b) != (2, 2)
-        ]
+        self.sums = [self.raw_piece(f"{a}+{b}=", f"{a + b}\n") for a in range(13) for b in range(13) if (a, b) != (2, 2)]
 
     def turn(self, user: str, answer: str) -> tuple[list[int], list[bool]]:
         asked = self.encode(f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n")
@@ -225,23 +259,29 @@ def held_out_share(model: Tiny, rows: list[tuple[list[int], list[bool]]], quanti
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for weights.npz, tokenizer.json, log.jsonl")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=540)
     parser.add_argument("--tokens", type=int, default=2304, help="tokens a step")
     parser.add_argument("--quantised-from", type=float, default=0.5, help="share of the steps before fake quantisation")
     parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--anchor", type=int, default=100, help="the step at which V biases are enlarged; -1 for never")
+    parser.add_argument("--resume", type=Path, help="start from the weights.npz in this folder; then another --seed, too")
+    parser.add_argument("--seed", type=int, default=corpus.SEED, help="of the initial weights and the batches")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    torch.manual_seed(corpus.SEED)
+    torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     tokenizer = vocabulary.train()
     tokenizer.save(str(args.out / "tokenizer.json"))
     model = Tiny(Shape())
+    if args.resume:
+        with np.load(args.resume / "weights.npz") as stored:
+            model.load(stored)
     muon = Muon(model.matrices())
     rest = [p for p in model.parameters() if all(p is not m for m in muon.params)]
     adam = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0)
     train, held = corpus.split()
-    batches = iter(Batches(tokenizer, train, corpus.SEED, args.tokens))
+    batches = iter(Batches(tokenizer, train, args.seed, args.tokens))
     look = Batches(tokenizer, train, 0, args.tokens)
     rows = []
     for item in random.Random(0).sample(held, 300):
@@ -255,13 +295,15 @@ def main() -> None:
     start, seen, log = time.perf_counter(), 0, (args.out / "log.jsonl").open("w")
     for step in range(args.steps):
         done = step / args.steps
+        if step == args.anchor:
+            model.anchor_v(batches, ANCHOR_STD)
         quantised = done >= args.quantised_from
-        lr = min(1.0, (step + 1) / 20) * min(1.0, (1 - done) / 0.5)  # warm up, hold, then down to zero
+        lr = min(1.0, (step + 1) / 20) * min(1.0, 2 * (1 - done))  # warm up, hold, then down to zero
         ids, where, target = next(batches)
         loss = F.cross_entropy(model(ids, where, quantised), target)
         loss.backward()
         muon.step(args.lr * lr)
-        adam.param_groups[0]["lr"] = 4e-3 * lr
+        adam.param_groups[0]["lr"] = 0.2 * args.lr * lr
         adam.step()
         model.zero_grad(set_to_none=True)
         seen += ids.numel()

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 
 import corpus
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-# Qwen2's pre-tokeniser, word for word (digits stand alone)
-QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-NORMAL = 1280  # bytes and merges
+from aprlab.qwen2.tokenizer import CONTROL, NORMAL, PRE_TOKENIZERS, UNUSED
+
+ORDINARY = 1280  # bytes and merges
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # as in Qwen: right behind the normal tokens
 PADS = 5  # rows without a token, as Qwen has them: the vocabulary is larger than the tokenizer
 
@@ -23,30 +20,25 @@ def train() -> Tokenizer:
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(QWEN2), behavior="isolated"),
+            pre_tokenizers.Split(Regex(PRE_TOKENIZERS["qwen2"]), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=NORMAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=ORDINARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator(corpus.texts(), trainer)
-    if tokenizer.get_vocab_size() != NORMAL:
-        raise SystemExit(f"the texts give only {tokenizer.get_vocab_size()} tokens, {NORMAL} wanted")
+    if tokenizer.get_vocab_size() != ORDINARY:
+        raise SystemExit(f"the texts give only {tokenizer.get_vocab_size()} tokens, {ORDINARY} wanted")
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIALS])
     return tokenizer
 
 
 def tables(tokenizer: Tokenizer) -> tuple[list[str], list[int], list[str]]:
-    """(tokens, token types, merges) as GGUF keeps them; type 1 normal, 3 control, 5 unused."""
+    """(tokens, token types, merges) as GGUF keeps them."""
     state = json.loads(tokenizer.to_str())
     by_id = sorted(state["model"]["vocab"].items(), key=lambda pair: pair[1])
     tokens = [token for token, _ in by_id] + list(SPECIALS)
     merges = [m if isinstance(m, str) else " ".join(m) for m in state["model"]["merges"]]
-    types = [1] * NORMAL + [3] * len(SPECIALS)
-    for n in range(PADS):
-        tokens.append(f"[PAD{len(tokens)}]")
-        types.append(5)
-        del n
+    tokens += [f"[PAD{len(tokens) + n}]" for n in range(PADS)]
+    types = [NORMAL] * ORDINARY + [CONTROL] * len(SPECIALS) + [UNUSED] * PADS
     return tokens, types, merges
