@@ -31,7 +31,7 @@ from aprlab.types import TYPES, TensorType
 OWN: tuple[Quant, ...] = tuple(
     kind() for kind in (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, AprQ4, AprQ8)
 )
-REGISTRY: Mapping[TensorType, Quant] = MappingProxyType({t: foreign(t) for t in TYPES} | {q.type: q for q in OWN})
+REGISTRY: MappingProxyType[TensorType, Quant] = MappingProxyType({t: foreign(t) for t in TYPES} | {q.type: q for q in OWN})
 
 
 def quant(type_: TensorType, registry: Mapping[TensorType, Quant] = REGISTRY) -> Quant:

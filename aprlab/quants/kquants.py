@@ -59,6 +59,7 @@ def _quantise_groups(x: Floats, q: Floats, scale: Floats, minimum: Floats | None
     """The final numbers, (n, 256): `(x + minimum) / scale` to the nearest, within low..high, against the stored scales.
 
     A group whose stored scale is 0 keeps the numbers `q` of the search, as in ggml; they decode to the same value.
+    Beyond 2^22 ggml's ``nearest_int`` wraps around; here such a number is cut off at low or high like any other.
     """
     d = scale[:, :, None]
     values = x.reshape(*scale.shape, -1)
@@ -199,10 +200,7 @@ class Q5_K(_SixBitScales):
         return unpack_runs(qh, 32, 1)
 
     def unpack(self, b: Fields) -> Bytes:
-        q = self.unpack_high_bits(b["qh"])
-        q <<= 4
-        q |= self.unpack_nibbles(b["qs"])
-        return q
+        return up(self.unpack_high_bits(b["qh"]), 4) | self.unpack_nibbles(b["qs"])
 
     def encode_fields(self, x: Floats, b: Fields) -> None:
         q = self._search(x, b, 31, -0.5, 15)
@@ -242,10 +240,7 @@ class Q3_K(_Super):
 
     def unpack(self, b: Fields) -> Bytes:
         """(n, 256) numbers of 0..7, before 4 is taken off."""
-        q = self.unpack_high_bits(b["hmask"])
-        q <<= 2
-        q |= self.unpack_quants(b["qs"])
-        return q
+        return up(self.unpack_high_bits(b["hmask"]), 2) | self.unpack_quants(b["qs"])
 
     def group_scales(self, b: Fields) -> Floats:
         """Step: d * sc, (n, 16)."""
@@ -284,10 +279,7 @@ class Q6_K(_Super):
 
     def unpack(self, b: Fields) -> Bytes:
         """(n, 256) numbers of 0..63, before 32 is taken off."""
-        q = self.unpack_high_bits(b["qh"])
-        q <<= 4
-        q |= self.unpack_nibbles(b["ql"])
-        return q
+        return up(self.unpack_high_bits(b["qh"]), 4) | self.unpack_nibbles(b["ql"])
 
     def group_scales(self, b: Fields) -> Floats:
         """Step: d * sc, (n, 16)."""

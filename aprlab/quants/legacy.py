@@ -38,10 +38,7 @@ class _HighBits(_Nibbles):
 
     def unpack(self, b: Fields) -> Bytes:
         """(n, 32) numbers of 0..31."""
-        q = self.unpack_high_bits(b["qh"])
-        q <<= 4
-        q |= self.unpack_nibbles(b["qs"])
-        return q
+        return up(self.unpack_high_bits(b["qh"]), 4) | self.unpack_nibbles(b["qs"])
 
     def pack(self, q: Bytes, b: Fields) -> None:
         """Inverse of `unpack`."""
