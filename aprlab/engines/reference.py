@@ -41,7 +41,7 @@ class ReferenceEngine(Engine):
             cache_weights = 4 * sum(t.size for t in self._cacheable()) <= psutil.virtual_memory().available // 2
         self.cache_weights = cache_weights
         self._kept: dict[str, np.ndarray] = {}
-        self._vectors: dict[str, np.ndarray] = {}
+        self._vectors: dict[tuple[str, int], np.ndarray] = {}
         self._blas = ThreadpoolController() if threads is not None else None
 
     # -- weights -------------------------------------------------------------------------------------------------
@@ -61,9 +61,9 @@ class ReferenceEngine(Engine):
         return self._kept[tensor.name]
 
     def _vector(self, name: str, length: int) -> np.ndarray:
-        if name not in self._vectors:
-            self._vectors[name] = self.vector(name, length).dequantise()
-        return self._vectors[name]
+        if (name, length) not in self._vectors:
+            self._vectors[name, length] = self.vector(name, length).dequantise()
+        return self._vectors[name, length]
 
     def warm(self) -> None:
         """Decode every weight that will be kept."""
@@ -73,7 +73,7 @@ class ReferenceEngine(Engine):
 
     def memory(self) -> dict[str, int]:
         """Bytes of dequantised weights."""
-        return {"weights": sum(w.nbytes for kept in (self._kept, self._vectors) for w in kept.values())}
+        return {"weights": sum(w.nbytes for w in (*self._kept.values(), *self._vectors.values()))}
 
     def close(self) -> None:
         """Forget the dequantised weights."""
