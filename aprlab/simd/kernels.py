@@ -1,0 +1,61 @@
+"""The kernels, in one place, for callers outside this package. Importing this module needs numba; nothing else does."""
+
+from __future__ import annotations
+
+import os
+
+import numba
+import numpy as np
+
+from aprlab.errors import UsageError
+from aprlab.simd.blocks import KINDS, Kind
+from aprlab.simd.decode import decode_parallel, decode_serial
+from aprlab.simd.matvec import matvec_parallel, matvec_serial
+from aprlab.simd.ops import (
+    attend_one_parallel,
+    attend_parallel,
+    attend_serial,
+    embed_rows,
+    rms_norm,
+    rotate,
+    store_keys_values,
+    swiglu_parallel,
+    swiglu_serial,
+)
+
+__all__ = [
+    "KINDS",
+    "Kind",
+    "attend_one_parallel",
+    "attend_parallel",
+    "attend_serial",
+    "check_threads",
+    "decode_parallel",
+    "decode_serial",
+    "embed_rows",
+    "frozen",
+    "matvec_parallel",
+    "matvec_serial",
+    "rms_norm",
+    "rotate",
+    "store_keys_values",
+    "swiglu_parallel",
+    "swiglu_serial",
+]
+
+
+def check_threads(threads: int | None) -> int:
+    """Threads to use: `threads`, or None for every core of this process; raises UsageError beyond numba's own limit."""
+    limit = int(numba.config.NUMBA_NUM_THREADS)
+    if threads is None:
+        return min(limit, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else limit)
+    if threads > limit:
+        raise UsageError(f"{threads} threads: numba was started with {limit} (environment NUMBA_NUM_THREADS)")
+    return threads
+
+
+def frozen(raw: np.ndarray) -> np.ndarray:
+    """A read-only, 1-D view of bytes: weights always reach the kernels as one numba type."""
+    view = raw.reshape(-1).view(np.uint8)
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,669 @@
+"""An explicit SIMD layer inside ``@njit``: LLVM vectors as numba types, and the few operations the kernels are made of.
+
+A value of `Vector(kind, bits, lanes)` is one LLVM vector, e.g. ``f32x8`` or ``i8x32``; it lives in a register. Every
+function below is an intrinsic that emits LLVM IR where it is called; none can be called from Python. Nearly all of it
+is portable IR that LLVM turns into whatever the processor has. Only `dot4` and `dot4_scaled` differ by instruction set.
+
+Names: `load_*` take a 1-D array and an element index and need no alignment. Bytes are ``i8``; whether they are signed
+is up to the operation (`widen` signed, `widen_unsigned` not), as in LLVM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core.datamodel.models import OpaqueModel, PrimitiveModel
+from numba.extending import NativeValue, intrinsic, register_model, typeof_impl, unbox
+
+from aprlab.simd import isa as isas
+
+I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
+F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+
+
+# -- types --------------------------------------------------------------------------------------------------------------
+
+
+class Vector(types.Type):
+    """The numba type of a vector: `kind` is ``i`` or ``f``, `bits` of one lane, number of `lanes`."""
+
+    def __init__(self, kind: str, bits: int, lanes: int) -> None:
+        self.kind, self.bits, self.lanes = kind, bits, lanes
+        super().__init__(name=f"{kind}{bits}x{lanes}")
+
+    @property
+    def lane(self) -> ir.Type:
+        """LLVM's type of one lane."""
+        return {32: F32, 64: F64}[self.bits] if self.kind == "f" else ir.IntType(self.bits)
+
+    @property
+    def llvm(self) -> ir.VectorType:
+        """LLVM's type of the vector."""
+        return ir.VectorType(self.lane, self.lanes)
+
+
+@register_model(Vector)
+class _VectorModel(PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Vector) -> None:
+        super().__init__(dmm, fe_type, fe_type.llvm)
+
+
+f32x8, i32x8, i16x16 = Vector("f", 32, 8), Vector("i", 32, 8), Vector("i", 16, 16)
+i8x16, i8x32 = Vector("i", 8, 16), Vector("i", 8, 32)
+
+
+class Marker(types.Opaque):
+    """A value that is all type: which instruction set (`group` ``isa``) or which block type (``block``)."""
+
+    def __init__(self, group: str, value: str) -> None:
+        self.group, self.value = group, value
+        super().__init__(name=f"{group}({value}, {isas.source_digest()})")
+
+
+register_model(Marker)(OpaqueModel)
+_ISA_MARKERS = {isa: Marker("isa", isa.name) for isa in isas.ALL}
+
+
+@typeof_impl.register(isas.Isa)
+def _typeof_isa(value: isas.Isa, context: Any) -> Marker:
+    return _ISA_MARKERS[value]
+
+
+@unbox(Marker)
+def _unbox_marker(typ: Marker, obj: Any, c: Any) -> NativeValue:
+    return NativeValue(c.context.get_dummy_value())
+
+
+# -- helpers of the emitters --------------------------------------------------------------------------------------------
+
+
+def _constant(vector: Vector, values: list[int]) -> ir.Constant:
+    return ir.Constant(vector.llvm, [ir.Constant(vector.lane, v) for v in values])
+
+
+def _repeat(vector: Vector, value: int) -> ir.Constant:
+    return _constant(vector, [value] * vector.lanes)
+
+
+def _mask(indices: list[int]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(I32, len(indices)), [ir.Constant(I32, i) for i in indices])
+
+
+def _shuffle(b: ir.IRBuilder, a: ir.Value, indices: list[int], other: ir.Value | None = None) -> ir.Value:
+    return b.shuffle_vector(a, ir.Constant(a.type, ir.Undefined) if other is None else other, _mask(indices))
+
+
+def _splat(b: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
+    vector = ir.VectorType(value.type, lanes)
+    single = b.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))
+    return _shuffle(b, single, [0] * lanes)
+
+
+def _call(b: ir.IRBuilder, name: str, result: ir.Type, args: list[ir.Value]) -> ir.Value:
+    kind = ir.FunctionType(result, [a.type for a in args])
+    function = b.module.globals.get(name) or ir.Function(b.module, kind, name)
+    return b.call(function, args)
+
+
+def _pointer(context: Any, b: ir.IRBuilder, array_type: Any, array: Any, index: Any, kind: ir.Type) -> ir.Value:
+    data = context.make_array(array_type)(context, b, array).data
+    return b.bitcast(b.gep(data, [index]), kind.as_pointer())
+
+
+def _load(b: ir.IRBuilder, pointer: ir.Value) -> ir.Value:
+    return b.load(pointer, align=1)
+
+
+def _loader(vector: Vector, doc: str) -> Any:
+    """An intrinsic (array, index) -> vector that loads as many bytes as the vector has."""
+
+    def load(typingctx: Any, array: Any, index: Any) -> Any:
+        def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            return _load(b, _pointer(context, b, array, args[0], args[1], vector.llvm))
+
+        return vector(array, types.intp), emit
+
+    load.__doc__ = doc
+    return intrinsic(load)
+
+
+def _binary(emit_one: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value], doc: str) -> Any:
+    """An intrinsic (vector, vector of the same type) -> vector."""
+
+    def operation(typingctx: Any, a: Any, b: Any) -> Any:
+        if not isinstance(a, Vector) or a != b:
+            return None
+
+        def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            return emit_one(builder, args[0], args[1])
+
+        return a(a, b), emit
+
+    operation.__doc__ = doc
+    return intrinsic(operation)
+
+
+# -- loads, stores, splats ----------------------------------------------------------------------------------------------
+
+load_f32x8 = _loader(f32x8, "Eight floats of a float32 array.")
+load_i32x8 = _loader(i32x8, "32 bytes as eight 32-bit integers.")
+load_i8x16 = _loader(i8x16, "16 bytes.")
+load_i8x32 = _loader(i8x32, "32 bytes.")
+
+
+@intrinsic
+def store_f32x8(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """Eight floats into a float32 array."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        b.store(args[2], _pointer(context, b, array, args[0], args[1], f32x8.llvm), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, f32x8), emit
+
+
+@intrinsic
+def store_i8x8(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """Eight 32-bit integers, cut to their low bytes, into an int8 array."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        small = b.trunc(args[2], ir.VectorType(I8, 8))
+        b.store(small, _pointer(context, b, array, args[0], args[1], small.type), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, i32x8), emit
+
+
+@intrinsic
+def load_half(typingctx: Any, array: Any, index: Any) -> Any:
+    """The IEEE half at byte `index` of a uint8 array, as float32."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return b.fpext(_load(b, _pointer(context, b, array, args[0], args[1], F16)), F32)
+
+    return types.float32(array, types.intp), emit
+
+
+@intrinsic
+def load_f32(typingctx: Any, array: Any, index: Any) -> Any:
+    """The float32 at byte `index` of a uint8 array."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return _load(b, _pointer(context, b, array, args[0], args[1], F32))
+
+    return types.float32(array, types.intp), emit
+
+
+@intrinsic
+def load_u32(typingctx: Any, array: Any, index: Any) -> Any:
+    """The little-endian unsigned 32-bit integer at byte `index` of a uint8 array, as int64."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return b.zext(_load(b, _pointer(context, b, array, args[0], args[1], I32)), I64)
+
+    return types.int64(array, types.intp), emit
+
+
+@intrinsic
+def load_f32x8_bytes(typingctx: Any, array: Any, index: Any) -> Any:
+    """Eight float32 at byte `index` of a uint8 array."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return _load(b, _pointer(context, b, array, args[0], args[1], f32x8.llvm))
+
+    return f32x8(array, types.intp), emit
+
+
+@intrinsic
+def load_half8(typingctx: Any, array: Any, index: Any) -> Any:
+    """Eight IEEE halves at byte `index` of a uint8 array, as float32."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return b.fpext(_load(b, _pointer(context, b, array, args[0], args[1], ir.VectorType(F16, 8))), f32x8.llvm)
+
+    return f32x8(array, types.intp), emit
+
+
+@intrinsic
+def load_bfloat8(typingctx: Any, array: Any, index: Any) -> Any:
+    """Eight bfloat16 at byte `index` of a uint8 array, as float32: the upper halves of its bits."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        halves = _load(b, _pointer(context, b, array, args[0], args[1], ir.VectorType(I16, 8)))
+        return b.bitcast(b.shl(b.zext(halves, i32x8.llvm), _repeat(i32x8, 16)), f32x8.llvm)
+
+    return f32x8(array, types.intp), emit
+
+
+@intrinsic
+def load_bfloat(typingctx: Any, array: Any, index: Any) -> Any:
+    """The bfloat16 at byte `index` of a uint8 array, as float32."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        half = _load(b, _pointer(context, b, array, args[0], args[1], I16))
+        return b.bitcast(b.shl(b.zext(half, I32), ir.Constant(I32, 16)), F32)
+
+    return types.float32(array, types.intp), emit
+
+
+@intrinsic
+def load_i8_as_f32x8(typingctx: Any, array: Any, index: Any) -> Any:
+    """Eight signed bytes at byte `index`, as float32."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        small = _load(b, _pointer(context, b, array, args[0], args[1], ir.VectorType(I8, 8)))
+        return b.sitofp(b.sext(small, i32x8.llvm), f32x8.llvm)
+
+    return f32x8(array, types.intp), emit
+
+
+@intrinsic
+def load_u8_as_i32x8(typingctx: Any, array: Any, index: Any) -> Any:
+    """Eight unsigned bytes at byte `index`, as 32-bit integers."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        small = _load(b, _pointer(context, b, array, args[0], args[1], ir.VectorType(I8, 8)))
+        return b.zext(small, i32x8.llvm)
+
+    return i32x8(array, types.intp), emit
+
+
+def _splatter(vector: Vector, scalar: Any, doc: str) -> Any:
+    def splat(typingctx: Any, value: Any) -> Any:
+        def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            value = args[0]
+            if vector.kind == "i" and vector.bits < 64:
+                value = b.trunc(value, vector.lane)
+            return _splat(b, value, vector.lanes)
+
+        return vector(scalar), emit
+
+    splat.__doc__ = doc
+    return intrinsic(splat)
+
+
+splat_f32 = _splatter(f32x8, types.float32, "One float32 in all eight lanes.")
+splat_i32 = _splatter(i32x8, types.int64, "One integer, cut to 32 bits, in all eight lanes.")
+splat_i8 = _splatter(i8x32, types.int64, "One integer, cut to 8 bits, in all 32 lanes.")
+splat_i8x16 = _splatter(i8x16, types.int64, "One integer, cut to 8 bits, in all 16 lanes.")
+
+
+@intrinsic
+def halves_f32(typingctx: Any, low: Any, high: Any) -> Any:
+    """`low` in lanes 0-3, `high` in lanes 4-7."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        both = b.insert_element(ir.Constant(f32x8.llvm, ir.Undefined), args[0], ir.Constant(I32, 0))
+        both = b.insert_element(both, args[1], ir.Constant(I32, 1))
+        return _shuffle(b, both, [0] * 4 + [1] * 4)
+
+    return f32x8(types.float32, types.float32), emit
+
+
+# -- arithmetic ---------------------------------------------------------------------------------------------------------
+
+
+def _is_float(value: ir.Value) -> bool:
+    return isinstance(value.type.element, ir.FloatType | ir.DoubleType)
+
+
+add = _binary(lambda b, x, y: b.fadd(x, y) if _is_float(x) else b.add(x, y), "Lane by lane x + y.")
+sub = _binary(lambda b, x, y: b.fsub(x, y) if _is_float(x) else b.sub(x, y), "Lane by lane x - y.")
+mul = _binary(lambda b, x, y: b.fmul(x, y) if _is_float(x) else b.mul(x, y), "Lane by lane x * y.")
+div = _binary(lambda b, x, y: b.fdiv(x, y), "Lane by lane x / y of floats.")
+band = _binary(lambda b, x, y: b.and_(x, y), "Bitwise and.")
+bor = _binary(lambda b, x, y: b.or_(x, y), "Bitwise or.")
+bxor = _binary(lambda b, x, y: b.xor(x, y), "Bitwise exclusive or.")
+maximum = _binary(
+    lambda b, x, y: _call(b, "llvm.maxnum.v8f32", x.type, [x, y]), "Lane by lane maximum of f32x8; NaN loses."
+)
+minimum = _binary(
+    lambda b, x, y: _call(b, "llvm.minnum.v8f32", x.type, [x, y]), "Lane by lane minimum of f32x8; NaN loses."
+)
+
+
+def _shifter(method: str, doc: str) -> Any:
+    def shift(typingctx: Any, value: Any, count: Any) -> Any:
+        if not isinstance(value, Vector) or value.kind != "i":
+            return None
+
+        def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            amount = args[1] if value.bits == 64 else b.trunc(args[1], value.lane)
+            return getattr(b, method)(args[0], _splat(b, amount, value.lanes))
+
+        return value(value, types.int64), emit
+
+    shift.__doc__ = doc
+    return intrinsic(shift)
+
+
+shl = _shifter("shl", "Every lane shifted left by one scalar count.")
+shr = _shifter("lshr", "Every lane shifted right by one scalar count, zeros coming in.")
+sar = _shifter("ashr", "Every lane shifted right by one scalar count, the sign coming in.")
+
+
+@intrinsic
+def fma(typingctx: Any, isa: Any, x: Any, y: Any, z: Any) -> Any:
+    """x * y + z of f32x8: one rounding with avx2 and avx512; portable leaves that to the processor."""
+    name = "llvm.fmuladd.v8f32" if isa.value == isas.PORTABLE.name else "llvm.fma.v8f32"
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return _call(b, name, f32x8.llvm, [args[1], args[2], args[3]])
+
+    return f32x8(isa, f32x8, f32x8, f32x8), emit
+
+
+@intrinsic
+def select_less(typingctx: Any, x: Any, y: Any, a: Any, b: Any) -> Any:
+    """Lane by lane: a where x < y, else b (so b where either is NaN); f32x8."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return builder.select(builder.fcmp_ordered("<", args[0], args[1]), args[2], args[3])
+
+    return f32x8(f32x8, f32x8, f32x8, f32x8), emit
+
+
+@intrinsic
+def lane_numbers(typingctx: Any) -> Any:
+    """0, 1, … 7 as f32x8."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return ir.Constant(f32x8.llvm, [ir.Constant(F32, float(i)) for i in range(8)])
+
+    return f32x8(), emit
+
+
+@intrinsic
+def absolute(typingctx: Any, x: Any) -> Any:
+    """|x| of f32x8."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return _call(b, "llvm.fabs.v8f32", f32x8.llvm, [args[0]])
+
+    return f32x8(f32x8), emit
+
+
+@intrinsic
+def hsum(typingctx: Any, x: Any) -> Any:
+    """Sum of the lanes of f32x8, by halves: ((0+4)+(2+6)) + ((1+5)+(3+7)), on every machine."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        value = args[0]
+        for width in (4, 2, 1):
+            low, high = _shuffle(b, value, list(range(width))), _shuffle(b, value, list(range(width, 2 * width)))
+            value = b.fadd(low, high)
+        return b.extract_element(value, ir.Constant(I32, 0))
+
+    return types.float32(f32x8), emit
+
+
+@intrinsic
+def hmax(typingctx: Any, x: Any) -> Any:
+    """Largest lane of f32x8."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        value = args[0]
+        for width in (4, 2, 1):
+            low, high = _shuffle(b, value, list(range(width))), _shuffle(b, value, list(range(width, 2 * width)))
+            value = _call(b, f"llvm.maxnum.v{width}f32", low.type, [low, high])
+        return b.extract_element(value, ir.Constant(I32, 0))
+
+    return types.float32(f32x8), emit
+
+
+@intrinsic
+def hsum_i32(typingctx: Any, x: Any) -> Any:
+    """Sum of the lanes of i32x8, as int64 (the sum itself is of 32 bits)."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        value = args[0]
+        for width in (4, 2, 1):
+            low, high = _shuffle(b, value, list(range(width))), _shuffle(b, value, list(range(width, 2 * width)))
+            value = b.add(low, high)
+        return b.sext(b.extract_element(value, ir.Constant(I32, 0)), I64)
+
+    return types.int64(i32x8), emit
+
+
+# -- conversions --------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def to_f32(typingctx: Any, x: Any) -> Any:
+    """i32x8, signed, as f32x8."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return b.sitofp(args[0], f32x8.llvm)
+
+    return f32x8(i32x8), emit
+
+
+@intrinsic
+def round_even(typingctx: Any, x: Any) -> Any:
+    """f32x8 rounded to the nearest integer, ties to even, as i32x8."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        whole = _call(b, "llvm.nearbyint.v8f32", f32x8.llvm, [args[0]])
+        return b.fptosi(whole, i32x8.llvm)
+
+    return i32x8(f32x8), emit
+
+
+@intrinsic
+def as_f32(typingctx: Any, x: Any) -> Any:
+    """The bits of i32x8 read as f32x8."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return b.bitcast(args[0], f32x8.llvm)
+
+    return f32x8(i32x8), emit
+
+
+@intrinsic
+def half_round(typingctx: Any, x: Any) -> Any:
+    """A float32 rounded to IEEE half and back."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return b.fpext(b.fptrunc(args[0], F16), F32)
+
+    return types.float32(types.float32), emit
+
+
+@intrinsic
+def half_round8(typingctx: Any, x: Any) -> Any:
+    """f32x8 rounded to IEEE halves and back."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return b.fpext(b.fptrunc(args[0], ir.VectorType(F16, 8)), f32x8.llvm)
+
+    return f32x8(f32x8), emit
+
+
+def _widener(part: int) -> Any:
+    def widen(typingctx: Any, x: Any) -> Any:
+        def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            eight = _shuffle(b, args[0], list(range(8 * part, 8 * part + 8)))
+            return b.sitofp(b.sext(eight, i32x8.llvm), f32x8.llvm)
+
+        return f32x8(i8x32), emit
+
+    widen.__doc__ = f"Signed bytes {8 * part} to {8 * part + 7} of i8x32 as f32x8."
+    return intrinsic(widen)
+
+
+widen0, widen1, widen2, widen3 = (_widener(part) for part in range(4))
+
+
+# -- bytes --------------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def join(typingctx: Any, low: Any, high: Any) -> Any:
+    """Two i8x16 as one i8x32."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return _shuffle(b, args[0], list(range(32)), args[1])
+
+    return i8x32(i8x16, i8x16), emit
+
+
+@intrinsic
+def nibbles(typingctx: Any, x: Any) -> Any:
+    """The low nibbles of i8x16, then the high ones: i8x32 of 0…15."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        twice = _shuffle(b, args[0], list(range(16)) * 2)
+        moved = b.lshr(twice, _constant(i8x32, [0] * 16 + [4] * 16))
+        return b.and_(moved, _repeat(i8x32, 15))
+
+    return i8x32(i8x16), emit
+
+
+@intrinsic
+def bits_to_bytes(typingctx: Any, bits: Any) -> Any:
+    """32 bits as i8x32: byte i is 255 where bit i (1 << i) is set, else 0."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        # byte i // 8 of the word into byte i, then its bit i % 8
+        word = b.bitcast(_splat(b, b.trunc(args[0], I32), 8), i8x32.llvm)
+        spread = _shuffle(b, word, [i // 8 + (16 if i >= 16 else 0) for i in range(32)])
+        bit = _constant(i8x32, [1 << (i % 8) for i in range(32)])
+        return b.sext(b.icmp_unsigned("==", b.and_(spread, bit), bit), i8x32.llvm)
+
+    return i8x32(types.int64), emit
+
+
+@intrinsic
+def magnitude(typingctx: Any, x: Any) -> Any:
+    """|x| of signed bytes i8x32, as unsigned bytes (-128 becomes 128)."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        zero = _repeat(i8x32, 0)
+        return b.select(b.icmp_signed("<", args[0], zero), b.sub(zero, args[0]), args[0])
+
+    return i8x32(i8x32), emit
+
+
+@intrinsic
+def with_sign(typingctx: Any, isa: Any, x: Any, sign: Any) -> Any:
+    """x with the sign of `sign` multiplied in, bytes; 0 where `sign` is 0. x is never -128 (else -x would overflow)."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        if isa.value == isas.AVX2.name:
+            return _call(b, "llvm.x86.avx2.psign.b", i8x32.llvm, [args[1], args[2]])
+        # the zero needs no care: it only ever meets magnitude(sign) == 0
+        zero = _repeat(i8x32, 0)
+        return b.select(b.icmp_signed("<", args[2], zero), b.sub(zero, args[1]), args[1])
+
+    return i8x32(isa, i8x32, i8x32), emit
+
+
+# -- the one operation that instruction sets disagree about -------------------------------------------------------------
+
+
+def _pairs(b: ir.IRBuilder, unsigned: ir.Value, signed: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Products of even and of odd bytes, each exact in i16x16; no saturation is possible for single products."""
+    u, s = b.bitcast(unsigned, i16x16.llvm), b.bitcast(signed, i16x16.llvm)
+    eight = _repeat(i16x16, 8)
+    even = b.mul(b.and_(u, _repeat(i16x16, 255)), b.ashr(b.shl(s, eight), eight))
+    odd = b.mul(b.lshr(u, eight), b.ashr(s, eight))
+    return even, odd
+
+
+def _fold(b: ir.IRBuilder, pairs: ir.Value) -> ir.Value:
+    """Sums of neighbouring signed 16-bit lanes: i16x16 -> i32x8."""
+    wide, sixteen = b.bitcast(pairs, i32x8.llvm), _repeat(i32x8, 16)
+    return b.add(b.ashr(b.shl(wide, sixteen), sixteen), b.ashr(wide, sixteen))
+
+
+def _dot4_portable(b: ir.IRBuilder, acc: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
+    even, odd = _pairs(b, unsigned, signed)
+    return b.add(acc, b.add(_fold(b, even), _fold(b, odd)))
+
+
+def _dot4_avx2(b: ir.IRBuilder, acc: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
+    pairs = _call(b, "llvm.x86.avx2.pmadd.ub.sw", i16x16.llvm, [unsigned, signed])
+    return b.add(acc, _call(b, "llvm.x86.avx2.pmadd.wd", i32x8.llvm, [pairs, _repeat(i16x16, 1)]))
+
+
+def _dot4_avx512(b: ir.IRBuilder, acc: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
+    if not isas.supported(isas.AVX512):  # asked for by name on a lesser machine: the same sums, spelled out
+        return _dot4_portable(b, acc, unsigned, signed)
+    args = [acc, b.bitcast(unsigned, i32x8.llvm), b.bitcast(signed, i32x8.llvm)]
+    return _call(b, "llvm.x86.avx512.vpdpbusd.256", i32x8.llvm, args)
+
+
+_DOT4 = {isas.AVX512.name: _dot4_avx512, isas.AVX2.name: _dot4_avx2, isas.PORTABLE.name: _dot4_portable}
+
+
+@intrinsic
+def dot4(typingctx: Any, isa: Any, acc: Any, unsigned: Any, signed: Any) -> Any:
+    """acc i32x8 + the sums of four neighbouring products of unsigned and signed bytes.
+
+    Lane i sums bytes 4i … 4i + 3, in every set. AVX2 adds two products in 16 bits with saturation: |a*b + c*d| must
+    stay below 32768, which holds for unsigned bytes up to 128 against signed ones from -127 on.
+    """
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return _DOT4[isa.value](b, args[1], args[2], args[3])
+
+    return i32x8(isa, i32x8, i8x32, i8x32), emit
+
+
+@intrinsic
+def dot4_scaled(typingctx: Any, isa: Any, acc: Any, unsigned: Any, signed: Any, scale: Any) -> Any:
+    """acc + scale * (the sums of `dot4`): i32x8; `scale` as `scale_all` or `scale_halves` made it for this set."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        _, acc, u, s, factor = args
+        if isa.value == isas.AVX2.name:
+            pairs = _call(b, "llvm.x86.avx2.pmadd.ub.sw", i16x16.llvm, [u, s])
+            factor = b.bitcast(factor, i16x16.llvm)
+            return b.add(acc, _call(b, "llvm.x86.avx2.pmadd.wd", i32x8.llvm, [pairs, factor]))
+        sums = _DOT4[isa.value](b, _repeat(i32x8, 0), u, s)
+        return b.add(acc, b.mul(sums, factor))
+
+    return i32x8(isa, i32x8, i8x32, i8x32, i32x8), emit
+
+
+@intrinsic
+def scale_all(typingctx: Any, isa: Any, scale: Any) -> Any:
+    """A scale of -32768 … 32767 for all 32 products of `dot4_scaled`."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        if isa.value == isas.AVX2.name:
+            return b.bitcast(_splat(b, b.trunc(args[1], I16), 16), i32x8.llvm)
+        return _splat(b, b.trunc(args[1], I32), 8)
+
+    return i32x8(isa, types.int64), emit
+
+
+@intrinsic
+def load_scale_halves(typingctx: Any, isa: Any, array: Any, index: Any) -> Any:
+    """Two neighbouring signed bytes: the first for products 0-15 of `dot4_scaled`, the second for 16-31."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        two = _load(b, _pointer(context, b, array, args[1], args[2], ir.VectorType(I8, 2)))
+        if isa.value == isas.AVX2.name:
+            return b.bitcast(b.sext(_shuffle(b, two, [0] * 8 + [1] * 8), i16x16.llvm), i32x8.llvm)
+        return b.sext(_shuffle(b, two, [0] * 4 + [1] * 4), i32x8.llvm)
+
+    return i32x8(isa, array, types.intp), emit
+
+
+@intrinsic
+def scale_halves(typingctx: Any, isa: Any, low: Any, high: Any) -> Any:
+    """Scale `low` for products 0-15 of `dot4_scaled`, `high` for 16-31."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        lane = I16 if isa.value == isas.AVX2.name else I32
+        two = ir.Constant(ir.VectorType(lane, 2), ir.Undefined)
+        two = b.insert_element(two, b.trunc(args[1], lane), ir.Constant(I32, 0))
+        two = b.insert_element(two, b.trunc(args[2], lane), ir.Constant(I32, 1))
+        half = 8 if lane is I16 else 4
+        return b.bitcast(_shuffle(b, two, [0] * half + [1] * half), i32x8.llvm)
+
+    return i32x8(isa, types.int64, types.int64), emit
