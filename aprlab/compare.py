@@ -7,6 +7,7 @@ its own, never dropped. `equal` means equal bit for bit: a tolerance is the call
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,7 +19,7 @@ from aprlab.errors import AprlabError, UsageError
 from aprlab.model import Model
 
 if TYPE_CHECKING:
-    from aprlab.trace import Trace
+    from aprlab.trace import Point, Trace
 
 MISSING = "-"  # what a table shows where one side has nothing
 
@@ -52,8 +53,9 @@ class Comparison:
         return [row for row in self.rows if not row["equal"]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, fit for JSON."""
-        return asdict(self)
+        """Plain data, fit for JSON: tuples as lists, NaN and Inf as words."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
 
     def table(self, rows: Sequence[dict[str, Any]] | None = None) -> str:
         """The rows (all by default) as fixed-width text with a heading."""
@@ -77,6 +79,14 @@ class Comparison:
         )
         caption = html.escape(str(self))
         return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def format_cell(value: Any) -> str:
@@ -233,6 +243,51 @@ def _short(value: Any) -> str:
     if isinstance(value, list) or (isinstance(value, str) and len(value) > 40):
         return f"{len(value)} {'entries' if isinstance(value, list) else 'characters'}"
     return format_cell(value)
+
+
+def compare_traces(a: Trace, b: Trace, title: str = "trace, a against b") -> Comparison:
+    """Every point of the union of two traces of the same tokens, in the order of the pass.
+
+    Raises:
+        UsageError: other tokens, or a point that both have under unlike positions, activation contract or shape:
+            such values differ for reasons that are no fault, and a figure from them would be taken for one.
+    """
+    if a.tokens != b.tokens:
+        raise UsageError(f"the traces ran other tokens: {len(a.tokens)} against {len(b.tokens)}, see `compare_tokens`")
+    rows: list[dict[str, Any]] = []
+    for name in [*a.points, *(name for name in b.points if name not in a.points)]:
+        left, right = a.points.get(name), b.points.get(name)
+        row: dict[str, Any] = {"point": name, "shape": (left or right).values.shape}  # type: ignore[union-attr]
+        if left is None or right is None:
+            rows.append({**row, "equal": False, "only in": "a" if right is None else "b"})
+            continue
+        _refuse_unlike(left, right)
+        row |= asdict(difference(left.values, right.values))
+        for side, seen in (("a", left.summary()), ("b", right.summary())):
+            row |= {f"{side} {figure}": getattr(seen, figure) for figure in ("mean", "std", "l2")}
+        rows.append(row)
+    columns = ("point", "shape", "a mean", "b mean", "a std", "b std", "a l2", "b l2", "equal", "max_abs", "rel_l2", "cosine")
+    return _comparison(title, columns, rows, "points")
+
+
+def layer_rows(trace: Trace, step: str = "out") -> list[dict[str, Any]]:
+    """Summaries of one step of every layer (``layers.N.<step>``) in layer order: ``layer``, ``mean``, ``std``, ``l2``, …"""
+    names = [(n, f"layers.{n}.{step}") for n in range(trace.config.block_count)]
+    rows = [{"layer": n, **asdict(trace[name].summary())} for n, name in names if name in trace]
+    if not rows:
+        raise UsageError(f"the trace holds no point 'layers.*.{step}'")
+    return rows
+
+
+def _refuse_unlike(a: Point, b: Point) -> None:
+    facts = {
+        "positions": (a.positions.tolist(), b.positions.tolist()),
+        "contract": (a.contract, b.contract),
+        "shape": (a.values.shape, b.values.shape),
+    }
+    for what, (left, right) in facts.items():
+        if left != right:
+            raise UsageError(f"{a.name}: unlike trace points, {what} {left} against {right}")
 
 
 def compare(a: Any, b: Any) -> Comparison:

@@ -121,7 +121,9 @@ def memory() -> Check:
     where = "free" if limit is None or limit >= free else "left under the container's limit"
     free = free if limit is None else min(free, limit)
     enough = free >= 2 << 30
-    return Check("memory", "ok" if enough else "note", f"{free / 2**30:.1f} GiB {where}{'' if enough else ': little for a real model'}")
+    return Check(
+        "memory", "ok" if enough else "note", f"{free / 2**30:.1f} GiB {where}{'' if enough else ': little for a real model'}"
+    )
 
 
 def _cgroup_left(root: Path = Path("/sys/fs/cgroup")) -> int | None:

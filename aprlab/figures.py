@@ -6,8 +6,8 @@ Each function takes an `ax` to draw on (its own figure without one) and returns 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 STYLE = Path(__file__).with_name("aprlab.mplstyle")
 
 
-def style() -> AbstractContextManager[None]:
+@contextmanager
+def style() -> Iterator[None]:
     """The house style, for a `with` block."""
-    context: AbstractContextManager[None] = mpl.style.context(STYLE)
-    return context
+    with mpl.style.context(STYLE):
+        yield
+        interactive = mpl.is_interactive()
+    mpl.interactive(interactive)  # switched on by a backend at its first figure; undone, all later figures would stay unseen
 
 
 def _axes(ax: Axes | None, width: float = 9, height: float = 4) -> Axes:
@@ -101,7 +104,9 @@ def inventory_bars(sides: Mapping[str, Mapping[str, int]], ax: Axes | None = Non
     return ax
 
 
-def logits_plot(a: np.ndarray, b: np.ndarray, labels: tuple[str, str], ax: Axes | None = None, *, top: Mapping[int, str] | None = None) -> Axes:
+def logits_plot(
+    a: np.ndarray, b: np.ndarray, labels: tuple[str, str], ax: Axes | None = None, *, top: Mapping[int, str] | None = None
+) -> Axes:
     """Scatter of two logit vectors (vocab,), the diagonal behind; `top` names some tokens: id -> text."""
     if a.ndim != 1 or a.shape != b.shape or not a.size:
         raise UsageError(f"two logit vectors of one length are wanted, got {a.shape} and {b.shape}")
@@ -109,9 +114,11 @@ def logits_plot(a: np.ndarray, b: np.ndarray, labels: tuple[str, str], ax: Axes 
     with style():
         ends = [min(a.min(), b.min()), max(a.max(), b.max())]
         ax.plot(ends, ends, color="C7", linewidth=0.8, zorder=1)
-        ax.scatter(a, b, s=4, color="C0", alpha=0.5, linewidths=0, rasterized=True)
+        ax.scatter(a, b, s=10, color="C0", alpha=0.6, linewidths=0, rasterized=True)
         for token, text in (top or {}).items():
-            ax.annotate(repr(text), (float(a[token]), float(b[token])), textcoords="offset points", xytext=(-4, 4), ha="right", fontsize=8)
+            ax.annotate(
+                repr(text), (float(a[token]), float(b[token])), textcoords="offset points", xytext=(-4, 4), ha="right", fontsize=8
+            )
         ax.set_xlabel(f"logit, {labels[0]}")
         ax.set_ylabel(f"logit, {labels[1]}")
         ax.set_aspect("equal")

@@ -20,6 +20,13 @@ from aprlab.errors import AprlabError, UsageError
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 
 
+# nbconvert's page without the scripts that it would load from elsewhere
+_PAGE = "{% extends 'lab/index.html.j2' %}" + "".join(
+    f"{{% block {name} %}}{{% endblock %}}"
+    for name in ("html_head_js_requirejs", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets")
+)
+
+
 class NotebookError(AprlabError):
     """A cell failed. The executed notebook, up to that cell and with its traceback, is at `path`."""
 
@@ -113,7 +120,13 @@ def _execute(source: Path, executed: Path, parameters: dict[str, Any], progress:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    options = {"kernel_name": "python3", "progress_bar": progress, "log_output": False, "cwd": str(executed.parent)}
+    options: dict[str, Any] = {
+        "kernel_name": "python3",
+        "progress_bar": progress,
+        "log_output": False,
+        "cwd": str(executed.parent),
+    }
+    options["extra_arguments"] = ["--IPKernelApp.log_level=50"]  # the kernel's own warnings are not ours to show
     settings = {"MPLBACKEND": None, "TQDM_DISABLE": "1"}  # agg would make inline figures vanish; bars are no output
     kept = {key: os.environ.get(key) for key in settings}
     try:
@@ -139,10 +152,8 @@ def _write_page(executed: Path, page: Path) -> None:
     """One HTML page with its figures inside; nothing in it is fetched from anywhere."""
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(template_name="lab", embed_images=True)
-    for address in ("mathjax_url", "require_js_url", "jquery_url", "mermaid_js_url", "widget_renderer_url"):
-        if exporter.has_trait(address):
-            exporter.set_trait(address, "")
+    exporter = HTMLExporter(embed_images=True)
+    exporter.raw_template = _PAGE
     body, _ = exporter.from_filename(str(executed))
     page.write_text(body, encoding="utf-8")
 

@@ -1,0 +1,436 @@
+"""The command `aprlab`: a thin face. Each verb is one small function that asks the library and prints.
+
+Nothing heavy is imported before the verb that needs it runs, so that `aprlab --version` answers at once. Results go to
+standard output, everything else (load line, progress, errors) to standard error. An error is one line and an exit
+status: 1 failed, 2 bad input or usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from aprlab.errors import AprlabError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from aprlab.convert import ConversionReport
+    from aprlab.qwen2.generate import Session
+
+# typer's own usage error, wherever its click comes from (older ones import the package, newer ones carry a copy)
+_ClickUsageError: type[Exception] = typer.BadParameter.__mro__[1]
+_ClickException: type[Exception] = typer.BadParameter.__mro__[2]
+
+QUESTION, ANSWER = "What is 2+2?", "2 + 2 equals 4."  # what the embedded model is asked first, and must say
+
+app = typer.Typer(
+    name="aprlab",
+    help="Find out why a converted model answers garbage: GGUF against APR, layer by layer.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+# -- the frame: start, options of all verbs, errors ----------------------------------------------------------------
+
+
+class _State:
+    debug = False
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Entry point: run, and leave with the right exit status."""
+    sys.exit(run_cli(args))
+
+
+def run_cli(args: Sequence[str] | None = None) -> int:
+    """Run the command line `args` (sys.argv without one) and return its exit status; prints at most one line of error."""
+    _State.debug = bool(os.environ.get("APRLAB_DEBUG"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an answer in Chinese must not end an ASCII terminal's session
+    previous = signal.signal(signal.SIGTERM, _terminate)  # so that `finally` and `with` clean up on SIGTERM, too
+    try:
+        status = app(args=None if args is None else list(args), standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush complains
+        return 128 + signal.SIGPIPE
+    except (AprlabError, _ClickException, OSError, MemoryError) as error:
+        if _State.debug and not isinstance(error, _ClickException):
+            raise
+        return _explain(error)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _explain(error: BaseException) -> int:
+    """One line for the user, the exit status for the shell."""
+    if isinstance(error, AprlabError):
+        return _say(str(error), error.exit_code)
+    if isinstance(error, _ClickUsageError):
+        context, message = getattr(error, "ctx", None), error.format_message()  # type: ignore[attr-defined]
+        if not message:  # no arguments at all: typer has printed the help
+            return 2
+        hint = f" (see: {context.command_path} --help)" if context else ""
+        return _say(f"{message}{hint}", 2)
+    if isinstance(error, OSError):
+        return _say(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", 1)
+    return _say(str(error) or type(error).__name__, getattr(error, "exit_code", 1))
+
+
+def _say(message: str, status: int) -> int:
+    print("aprlab:", " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def _console(*, error: bool = False) -> Console:
+    """rich's console: colours on a terminal only, none with NO_COLOR; never folds what goes into a pipe."""
+    from rich.console import Console
+
+    stream = sys.stderr if error else sys.stdout
+    return Console(stderr=error, soft_wrap=not stream.isatty(), highlight=False)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table
+
+
+def _print_json(value: dict[str, Any] | list[Any]) -> None:
+    """One line per key or entry, so that long lists of ids stay on theirs."""
+    if isinstance(value, dict):
+        lines = [f"{json.dumps(key)}: {json.dumps(item, ensure_ascii=False)}" for key, item in value.items()]
+    else:
+        lines = [json.dumps(item, ensure_ascii=False) for item in value]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    print(opening + "\n " + ",\n ".join(lines) + "\n" + closing)
+
+
+def _set_debug(value: bool) -> bool:
+    _State.debug = _State.debug or value
+    return value
+
+
+def _version(value: bool) -> None:
+    if value:
+        from aprlab import __version__
+
+        print(f"aprlab {__version__}")
+        raise typer.Exit
+
+
+Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show the stack of an error.", show_default=False)]
+ModelFile = Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF or APR file.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.", show_default=False)]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The file to write.", show_default=False)]
+Source = Annotated[Path, typer.Argument(metavar="IN", help="The file to read.", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.", show_default=False)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print a line per tensor.", show_default=False)]
+Backend = Annotated[str, typer.Option("--backend", "-b", metavar="ENGINE", help="Engine: reference, jit, …")]
+Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, help="CPU threads; the engine chooses without it.")]
+Tokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Stop after so many tokens.")]
+System = Annotated[str | None, typer.Option("--system", help="System prompt; the template's own without it.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the sampling.")]
+Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 always takes the likeliest token.")]
+TopP = Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")]
+
+
+@app.callback()
+def frame(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Find out why a converted model answers garbage: GGUF against APR, layer by layer."""
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: aprlab inspect model.gguf --json")
+def inspect(file: ModelFile, as_json: Json = False, debug: Debug = False) -> None:
+    """Show what a model file holds: header, config, inventory by type, tensors."""
+    from aprlab.model import Model
+    from aprlab.view import describe
+
+    with Model.open(file) as model:
+        seen = describe(model)
+    if as_json:
+        _print_json(seen)
+        return
+    console = _console()
+    facts = {"format": f"{seen['format']} ({seen['dialect']})", **seen["header"], **seen["config"], **seen["tokenizer"]}
+    console.print(_table(seen["path"], ("key", "value"), list(facts.items())))
+    kinds = [(name, row["tensors"], row["values"], row["bytes"]) for name, row in seen["by_type"].items()]
+    counted = ("tensors", "values", "bytes")
+    total = ("total", *(sum(row[key] for row in seen["by_type"].values()) for key in counted))
+    console.print(_table("inventory", ("type", *counted), [*kinds, total], right=counted))
+    columns = ("name", "type", "shape", "offset", "bytes")
+    rows = [[t["name"], t["type"], " × ".join(map(str, t["shape"])), t["offset"], t["bytes"]] for t in seen["tensors"]]
+    console.print(_table("tensors (shapes rows first)", columns, rows, right=("offset", "bytes")))
+    for problem in ("missing", "unexpected", "warnings"):
+        for line in seen[problem]:
+            console.print(f"{problem}: {line}", markup=False)
+
+
+@app.command(epilog="Example: aprlab convert model.gguf -o model.apr --verbose")
+def convert(
+    source: Source,
+    output: Output,
+    quantize: Annotated[str | None, typer.Option(help="Re-encode the 2-D weights: q4k, q6k, q8_0, f16, f32, …")] = None,
+    dialect: Annotated[str, typer.Option(help="APR dialect: aprender or realizar.")] = "aprender",
+    compress: Annotated[str | None, typer.Option(help="Compress the file: lz4 or zstd.")] = None,
+    verbose: Verbose = False,
+    force: Force = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Convert GGUF to APR; quantised blocks stay as they are."""
+    from aprlab.convert import convert as run
+
+    with _bar(source) as bar:
+        report = run(source, output, quantize=quantize, dialect=dialect, compress=compress, force=force, progress=bar.update)
+    _print_report(report, verbose, as_json)
+
+
+@app.command(epilog="Example: aprlab export model.apr -o model.gguf")
+def export(
+    source: Source,
+    output: Output,
+    verbose: Verbose = False,
+    force: Force = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Export APR to GGUF; byte for byte the original where the APR came from one."""
+    from aprlab.convert import export as run
+
+    with _bar(source) as bar:
+        report = run(source, output, force=force, progress=bar.update)
+    _print_report(report, verbose, as_json)
+
+
+def _bar(source: Path) -> Any:
+    """A progress bar in bytes on a terminal, nothing elsewhere."""
+    from tqdm import tqdm
+
+    total = source.stat().st_size if source.is_file() else None
+    return tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None, desc=source.name)
+
+
+def _print_report(report: ConversionReport, verbose: bool, as_json: bool) -> None:
+    if as_json:
+        _print_json(report.to_json())
+        return
+    console = _console()
+    if verbose:
+        rows = [
+            (line.name, line.written_as, " × ".join(map(str, line.shape)), line.type_in, line.type_out, line.nbytes)
+            for line in report.lines
+        ]
+        console.print(_table("", ("tensor", "written as", "shape", "type in", "type out", "bytes"), rows, right=("bytes",)))
+    kinds = sorted({*report.types_in, *report.types_out})
+    counts = [(kind, report.types_in.get(kind, 0), report.types_out.get(kind, 0)) for kind in kinds]
+    totals = [("tensors", sum(report.types_in.values()), report.tensors), ("bytes", report.bytes_in, report.bytes_out)]
+    title = f"{report.source} to {report.output} ({report.dialect}), {report.seconds:.2f} s"
+    console.print(_table(title, ("", "in", "out"), [*counts, *totals], right=("in", "out")))
+    for note in report.notes:
+        console.print(f"note: {note}", markup=False)
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog='Example: aprlab run model.apr -p "What is 2+2?" --trace "layers.*.out" --trace-out t.npz')
+def run(
+    file: ModelFile,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to ask.", show_default=False)],
+    max_tokens: Tokens = 128,
+    raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
+    system: System = None,
+    seed: Seed = 0,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    backend: Backend = "reference",
+    threads: Threads = None,
+    trace: Annotated[
+        str | None, typer.Option(metavar="GLOB", help="Trace these points of the prompt, e.g. 'layers.*.out'.")
+    ] = None,
+    trace_out: Annotated[Path | None, typer.Option(metavar="F.npz", help="Keep the trace in this file.")] = None,
+    force: Force = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Ask a model one question; the answer streams to the terminal."""
+    from aprlab.formats.common import check_output
+    from aprlab.model import Model
+    from aprlab.qwen2.generate import Sampling, Session
+
+    if trace_out is not None:
+        if trace is None:
+            raise UsageError("--trace-out needs --trace: which points are to be kept?")
+        check_output(trace_out, [file], force=force)  # refused before the answer, not after it
+    sampling = Sampling(temperature, top_p, seed)
+    with Model.open(file) as model:
+        if not as_json:
+            print(model.load_line(), file=sys.stderr)
+        session = Session(model, engine=backend, threads=threads)
+        show = None if as_json else _stream
+        answer = session.generate(prompt, max_tokens=max_tokens, raw=raw, system=system, sampling=sampling, on_token=show)
+        if as_json:
+            _print_json(answer.to_json())
+        else:
+            print()
+            _print_speed(len(answer.tokens), answer.stop, answer.timing)
+        if trace is not None:
+            _trace(session, answer.prompt_tokens, trace, trace_out, force)
+
+
+def _trace(session: Session, tokens: list[int], points: str, out: Path | None, force: bool) -> None:
+    """Run the prompt once more, watched; a line a point to standard error, the values into `out`."""
+    from aprlab.trace import trace
+
+    seen = trace(session, tokens, points)
+    print(seen, file=sys.stderr)
+    if out is not None:
+        seen.save(out, force=force)
+
+
+def _stream(token: int, text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _print_speed(tokens: int, stop: str, timing: dict[str, float | None]) -> None:
+    speed = timing["decode_tokens_per_second"]
+    print(f"[{tokens} tokens, {stop}{'' if speed is None else f', {speed:.1f} tokens/s'}]", file=sys.stderr)
+
+
+@app.command(epilog="Example: aprlab chat model.apr --system 'Answer in one word.'")
+def chat(
+    file: ModelFile,
+    max_tokens: Tokens = 512,
+    system: System = None,
+    seed: Seed = 0,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    backend: Backend = "reference",
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Talk with a model, line by line; /quit or Ctrl-D ends, Ctrl-C cuts an answer short."""
+    from aprlab.model import Model
+    from aprlab.qwen2.generate import Sampling, Session
+
+    sampling = Sampling(temperature, top_p, seed)
+    with Model.open(file) as model:
+        print(model.load_line(), file=sys.stderr)
+        session = Session(model, engine=backend, threads=threads)
+        messages: list[dict[str, str]] = []
+        while (line := _ask()) not in (None, "/quit"):
+            if line:
+                turn = [*messages, {"role": "user", "content": line}]
+                answer = _reply(session, turn, max_tokens=max_tokens, system=system, sampling=sampling)
+                if answer is not None:
+                    messages = [*turn, {"role": "assistant", "content": answer}]
+
+
+def _ask() -> str | None:
+    """The next line of the user, None at the end of the input."""
+    if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (gives `input` its line editing and history)
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return None
+
+
+def _reply(session: Session, messages: list[dict[str, str]], **options: Any) -> str | None:
+    """Stream the answer; None where it was cut short or refused, and the conversation goes on without that turn."""
+    try:
+        return session.generate(messages, on_token=_stream, **options).text
+    except KeyboardInterrupt:
+        print(" [cut short]", end="")
+        return None
+    except UsageError as error:
+        _say(str(error), error.exit_code)
+        return None
+    finally:
+        print(flush=True)
+
+
+# -- the lab ---------------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: aprlab investigate --model model.gguf --out reports")
+def investigate(
+    model: Annotated[Path | None, typer.Option(metavar="FILE", help="A GGUF file; the embedded model without it.")] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the reports go.")] = Path("reports"),
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What both files are asked.")] = QUESTION,
+    expected: Annotated[
+        str | None, typer.Option(help=f"The right answer; {ANSWER!r} for the embedded model, any answer for another.")
+    ] = None,
+    backend: Backend = "reference",
+    debug: Debug = False,
+) -> None:
+    """Run the Golden Rule notebook: convert, ask both files, compare every layer, convert back."""
+    from aprlab.lab import run_notebook
+    from aprlab.model import Model
+
+    if model is not None:
+        Model.open(model).close()  # a bad file is refused here, in one line, and not in a notebook's cell
+    if expected is None:
+        expected = ANSWER if model is None and prompt == QUESTION else ""
+    path = "" if model is None else str(model.resolve())
+    parameters = {"model": path, "backend": backend, "prompt": prompt, "expected": expected}
+    result = run_notebook("00_golden_rule", parameters, out, progress=sys.stderr.isatty())
+    for claim, holds in result.findings["checks"].items():
+        print(f"{'yes' if holds else 'NO':<4}{claim}")
+    for path in (result.notebook, result.page, result.report):
+        print(path)
+
+
+@app.command(epilog="Example: aprlab doctor --json")
+def doctor(as_json: Json = False, debug: Debug = False) -> int:
+    """Check Python, packages, threads, GPU, memory and the embedded model."""
+    from dataclasses import asdict
+
+    from aprlab.doctor import checks
+
+    console, seen = _console(), []
+    styles = {"ok": "green", "note": "yellow", "fail": "bold red"}
+    for check in checks():
+        seen.append(check)
+        if not as_json:
+            console.print(f"[{styles[check.status]}]{check.status:<5}[/] {check.name}: ", end="")
+            console.print(check.detail, markup=False)
+    if as_json:
+        _print_json([asdict(check) for check in seen])
+    return int(any(check.status == "fail" for check in seen))
