@@ -63,8 +63,11 @@ class TensorType:
         return self.name
 
 
+# Where the `gguf` package's sizes are not ggml's: Q8_1 keeps two halfs beside its 32 numbers, not two floats.
+CORRECTED = {"Q8_1": (32, 36)}
+
 TYPES: tuple[TensorType, ...] = (
-    *(TensorType(int(t), t.name, *GGML_QUANT_SIZES[t]) for t in GGMLQuantizationType),
+    *(TensorType(int(t), t.name, *CORRECTED.get(t.name, GGML_QUANT_SIZES[t])) for t in GGMLQuantizationType),
     TensorType(128, "AprQ4", 32, 18),
     TensorType(129, "AprQ8", 1, 1, tensor_bytes=4),
 )

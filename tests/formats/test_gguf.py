@@ -1,0 +1,215 @@
+"""The GGUF reader against the `gguf` package's, and the writer against the reader."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
+
+from aprlab.errors import FormatError, UnsupportedError, UsageError
+from aprlab.formats import gguf
+from aprlab.model import Model
+
+
+def assert_same_as_the_package(path: Path) -> None:
+    """Every field with its types and value, every tensor with its shape, type, offset and bytes."""
+    ours, theirs = gguf.read_header(path), GGUFReader(path)
+    listed = [f for f in theirs.fields.values() if not f.name.startswith("GGUF.")]
+    assert [f.name for f in listed] == list(ours.fields)
+    for field in listed:
+        found = ours.fields[field.name]
+        assert [int(t) for t in field.types[:2]] == [found.type, *([] if found.element is None else [found.element])]
+        value = found.value.tolist() if isinstance(found.value, np.ndarray) else found.value
+        contents = field.contents()
+        assert (list(value) if isinstance(value, gguf.Strings) else value) == contents, field.name
+    model = Model.open(path)
+    assert [t.name for t in theirs.tensors] == list(model.tensors)
+    for tensor, found in zip(theirs.tensors, model.tensors.values(), strict=True):
+        assert (tuple(tensor.shape.tolist()), int(tensor.tensor_type)) == (found.ne, found.type.code)
+        assert int(tensor.data_offset) == found.origin.offset
+        assert np.array_equal(np.asarray(tensor.data).reshape(-1).view(np.uint8), found.raw)
+
+
+def test_embedded_model_against_the_package(tiny: Path) -> None:
+    assert_same_as_the_package(tiny)
+
+
+@pytest.mark.real
+def test_real_model_against_the_package(real_05b: Path) -> None:
+    assert_same_as_the_package(real_05b)
+
+
+SCALARS: list[tuple[str, Any, GGUFValueType]] = [
+    ("u8", 255, GGUFValueType.UINT8), ("i8", -128, GGUFValueType.INT8), ("u16", 65535, GGUFValueType.UINT16),
+    ("i16", -32768, GGUFValueType.INT16), ("u32", 2**32 - 1, GGUFValueType.UINT32), ("i32", -(2**31), GGUFValueType.INT32),
+    ("f32", 0.1, GGUFValueType.FLOAT32), ("bool", True, GGUFValueType.BOOL), ("string", "grüße 你好", GGUFValueType.STRING),
+    ("u64", 2**64 - 1, GGUFValueType.UINT64), ("i64", -(2**63), GGUFValueType.INT64), ("f64", 0.1, GGUFValueType.FLOAT64),
+]  # fmt: skip
+
+
+@pytest.fixture
+def varied(tmp_path: Path) -> Path:
+    """A file with every value type, arrays of each, and tensors of odd sizes."""
+    path = tmp_path / "varied.gguf"
+    writer = GGUFWriter(path, "qwen2")
+    for name, value, kind in SCALARS:
+        writer.add_key_value(f"scalar.{name}", value, kind)
+        writer.add_key_value(f"array.{name}", [value, value], GGUFValueType.ARRAY, sub_type=kind)
+    rng = np.random.default_rng(7)
+    writer.add_tensor("vector", rng.standard_normal(5).astype(np.float32))
+    writer.add_tensor("matrix", rng.standard_normal((3, 7)).astype(np.float16))
+    writer.add_tensor("cube", rng.standard_normal((2, 3, 5)).astype(np.float32))
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    return path
+
+
+def test_every_value_type(varied: Path) -> None:
+    assert_same_as_the_package(varied)
+    header = gguf.read_header(varied)
+    assert header.value("scalar.u64") == 2**64 - 1
+    assert header.value("scalar.f32") == pytest.approx(0.1, rel=1e-7)
+    assert header.fields["array.string"].type_name == "array[string]"
+    assert header.value("array.bool").tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("which", ["tiny", "varied"])
+def test_the_writer_gives_the_header_back(which: str, request: pytest.FixtureRequest) -> None:
+    header = gguf.read_header(request.getfixturevalue(which))
+    front = gguf.pack_header(list(header.fields.values()), header.infos, version=header.version, alignment=header.alignment)
+    assert front == header.file[: header.data_offset].tobytes()
+    tensors = [(i.name, gguf.tensor_type(header, i), i.ne[::-1]) for i in header.infos]
+    assert [i.offset for i in gguf.layout(tensors, header.alignment)] == [i.offset for i in header.infos]
+
+
+def test_strings_are_a_sequence(tiny: Path) -> None:
+    tokens = gguf.read_header(tiny).value("tokenizer.ggml.tokens")
+    assert tokens[-1] == list(tokens)[-1] and tokens[2:5] == list(tokens)[2:5]
+    assert tokens == list(tokens) and tokens != list(tokens)[1:]
+    assert len(tokens) == len(list(tokens)) > 100
+
+
+def patched(path: Path, offset: int, data: bytes) -> Path:
+    raw = bytearray(path.read_bytes())
+    raw[offset : offset + len(data)] = data
+    out = path.with_name("patched.gguf")
+    out.write_bytes(raw)
+    return out
+
+
+def test_a_split_file_is_refused_by_name(tiny: Path, tmp_path: Path) -> None:
+    header = gguf.read_header(tiny)
+    fields = [*header.fields.values(), gguf.Field("split.count", 2, 3), gguf.Field("split.no", 2, 1)]
+    path = tmp_path / "part.gguf"
+    path.write_bytes(gguf.pack_header(fields, header.infos) + header.file[header.data_offset :].tobytes())
+    with pytest.raises(UnsupportedError, match="part 1 of a model split into 3 files"):
+        Model.open(path)
+
+
+@pytest.mark.parametrize(
+    ("offset", "data", "kind", "message"),
+    [
+        (0, b"GGML", FormatError, "neither GGUF nor APR"),
+        (4, struct.pack("<I", 1), UnsupportedError, "version 1"),
+        (4, struct.pack(">I", 3), UnsupportedError, "big-endian"),
+        (8, struct.pack("<Q", 2**60), FormatError, "claims 1152921504606846976 tensors"),
+        (16, struct.pack("<Q", 2**63), FormatError, "key-value pairs"),
+        (24, struct.pack("<Q", 2**64 - 1), FormatError, "ends inside a key"),
+        (32, b"\xff\xfe", FormatError, "not UTF-8"),
+    ],
+)
+def test_a_bad_header_is_one_clear_line(
+    varied: Path, offset: int, data: bytes, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        Model.open(patched(varied, offset, data))
+    assert "\n" not in str(caught.value) and "patched.gguf" in str(caught.value)
+
+
+def rewritten(varied: Path, **changes: Any) -> Path:
+    """The varied file with one tensor's row changed."""
+    header = gguf.read_header(varied)
+    infos = [replace(i, **changes) if i.name == "matrix" else i for i in header.infos]
+    out = varied.with_name("rewritten.gguf")
+    out.write_bytes(gguf.pack_header(list(header.fields.values()), infos) + header.file[header.data_offset :].tobytes())
+    return out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"code": 4}, "unknown tensor type code 4"),
+        ({"code": 128}, "unknown tensor type code 128"),
+        ({"code": 12}, "does not hold whole Q4_K blocks"),
+        ({"ne": (0, 3)}, "impossible dimensions"),
+        ({"ne": (2**32, 2**32)}, "impossible dimensions"),
+        ({"ne": (2**20, 2**20)}, "the data ends at"),
+        ({"ne": (1,) * 5}, "5 dimensions"),
+        ({"offset": 33}, "multiple of the alignment"),
+        ({"offset": 0}, "overlaps tensor"),
+        ({"offset": 2**40}, "the data ends at"),
+        ({"name": "vector"}, "twice"),
+    ],
+)
+def test_a_bad_tensor_is_named(varied: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(FormatError, match=message) as caught:
+        Model.open(rewritten(varied, **changes))
+    assert caught.value.tensor == changes.get("name", "matrix") or "cube" in str(caught.value) or "vector" in str(caught.value)
+
+
+def test_truncated_anywhere(varied: Path, tmp_path: Path) -> None:
+    whole = varied.read_bytes()
+    last = max(t.origin.offset + t.nbytes for t in Model.open(varied).tensors.values())
+    cut = tmp_path / "cut.gguf"
+    for size in range(last):
+        cut.write_bytes(whole[:size])
+        with pytest.raises(FormatError):
+            Model.open(cut)
+
+
+def test_missing_keys_are_named(varied: Path) -> None:
+    model = Model.open(varied)
+    with pytest.raises(FormatError, match=r"qwen2\.block_count"):
+        model.config  # noqa: B018
+    with pytest.raises(FormatError, match=r"tokenizer\.ggml\.tokens"):
+        model.tokenizer  # noqa: B018
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="directory"):
+        Model.open(tmp_path)
+    with pytest.raises(UsageError, match="No such file"):
+        Model.open(tmp_path / "none.gguf")
+    (tmp_path / "empty.gguf").touch()
+    with pytest.raises(FormatError, match="starts with nothing"):
+        Model.open(tmp_path / "empty.gguf")
+
+
+def test_nothing_is_dequantised_until_asked(tiny: Path) -> None:
+    model = Model.open(tiny)
+    tensor = model.tensors["blk.0.ffn_down.weight"]
+    assert tensor.raw.base is not None and not tensor.raw.flags.writeable
+    assert tensor.shape == tensor.ne[::-1] and tensor.rows * tensor.cols == tensor.size
+    assert tensor.blocks().shape == (tensor.rows, tensor.type.row_bytes(tensor.cols))
+    some = tensor.dequantise(slice(3, 9))
+    assert np.array_equal(some, tensor.dequantise()[3:9])
+
+
+def test_a_scale_that_is_no_number_is_found(tiny: Path, tmp_path: Path) -> None:
+    model = Model.open(tiny)
+    tensor = model.tensors["blk.3.ffn_gate.weight"]
+    block = 5
+    at = tensor.origin.offset + block * tensor.type.block_bytes
+    out = tmp_path / "nan.gguf"
+    raw = bytearray(tiny.read_bytes())
+    raw[at + 2 : at + 4] = struct.pack("<H", 0x7E00)  # Q4_K: d, then dmin
+    out.write_bytes(raw)
+    model.check_values()
+    with pytest.raises(FormatError, match=r"block 5 has a scale that is not a finite number") as caught:
+        Model.open(out).check_values()
+    assert (caught.value.tensor, caught.value.offset) == (tensor.name, at)
