@@ -561,15 +561,8 @@ def _recorded_fields(model: Model, record: dict[str, Any]) -> list[gguf.Field]:
 
 
 def natural_order(tensors: Iterable[str]) -> list[str]:
-    """The order llama.cpp's converter writes: output and embedding first, then layer by layer."""
-    order = {template: n for n, (template, _) in enumerate(names.PAIRS)}
-
-    def key(name: str) -> tuple[int, int]:
-        template = names.template_of(name)
-        layer = int(name.split(".")[1]) if template != name else {"output.weight": -2, "token_embd.weight": -1}.get(name, 1 << 30)
-        return layer, order.get(template, len(order))
-
-    return sorted(tensors, key=key)
+    """The order of llama.cpp's converter, which follows the Hugging Face names: lm_head, model.embed_tokens, …, model.norm."""
+    return sorted(tensors, key=names.from_gguf)
 
 
 def made_fields(config: ModelConfig, tok: TokenizerData, metadata: Any) -> list[gguf.Field]:

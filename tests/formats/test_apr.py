@@ -390,5 +390,5 @@ def test_bombs_are_refused(kind: str, tmp_path: Path) -> None:
     with pytest.raises(AprlabError):
         Model.open(path)
     path.write_bytes(bytes(head) + struct.pack("<I", 2**32 - 1) + packed[4:200])
-    with pytest.raises(FormatError, match="LZ4 can pack|damaged|ends inside"):
+    with pytest.raises(FormatError, match=r"LZ4 can pack|damaged|ends inside"):
         Model.open(path)
