@@ -30,6 +30,10 @@ from aprlab.qwen2.generate import Session
 from aprlab.qwen2.template import Message
 
 _VERSION = 1
+# what zipfile, NumPy and JSON raise on bytes that are not what they should be, and a header of another shape here
+_BROKEN = (
+    ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +186,7 @@ class Trace:
                 return _from_npz(stored, path)
         except OSError as error:
             raise UsageError(f"cannot be read: {error.strerror or error}", path=path) from None
-        except (ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        except _BROKEN as error:
             raise FormatError(f"is not a trace of aprlab: {error}", path=path) from None
 
     def __str__(self) -> str:

@@ -62,7 +62,7 @@ class Generation:
         prompt_tokens: ids that went in, template and all.
         tokens: ids that came out, without the one that ended it.
         text: what they say.
-        stop: ``eos`` (the model ended), ``length`` (`max_tokens`), ``stop`` (a stop string came up).
+        stop: ``eos`` (the model ended), ``length`` (`max_tokens`, or the context is full), ``stop`` (a stop string).
         load: layers, quantised, float (tensors of each kind), bytes, by_type.
         timing: load_seconds, prompt_tokens_per_second, decode_tokens_per_second (None where nothing was timed).
         engine: name of the engine.
@@ -181,10 +181,10 @@ class Session:
         ids = self.prompt_tokens(prompt, raw=raw, system=system)
         if max_tokens < 1:
             raise UsageError(f"max_tokens {max_tokens}: at least 1 is needed")
-        if len(ids) + max_tokens > self.config.context_length:
-            raise UsageError(
-                f"{len(ids)} prompt tokens and {max_tokens} new ones exceed the context of {self.config.context_length}"
-            )
+        room = self.config.context_length - len(ids)
+        if room < 1:
+            raise UsageError(f"{len(ids)} prompt tokens leave no room in a context of {self.config.context_length}")
+        max_tokens = min(max_tokens, room)
         sampling = sampling if sampling is not None else Sampling()
         rng = np.random.default_rng(sampling.seed)
         text = _Text(self.tokenizer, stop)
@@ -281,7 +281,7 @@ def generate(
     Args:
         model: an opened model, an engine over one, or a `Session` (which also remembers earlier prompts).
         prompt: a user's message (through the chat template), a conversation as role/content messages, or token ids.
-        max_tokens: at most so many new tokens.
+        max_tokens: at most so many new tokens, and no more than the context has room for.
         raw: take the text as it is, without the template.
         system: a system message to put in front; None leaves it to the template.
         seed, temperature, top_p: see `Sampling`; temperature 0 is greedy.
@@ -291,7 +291,7 @@ def generate(
         engine, threads: which engine to make, where a model is given.
 
     Raises:
-        UsageError: empty prompt, id outside the vocabulary, context exceeded, no template, senseless numbers.
+        UsageError: empty prompt, id outside the vocabulary, prompt as long as the context, no template, senseless numbers.
         FormatError: tensors missing or misshapen, vocabulary or template broken.
         NumericError: logits that are NaN or Inf, naming the step (0 is the prompt).
     """

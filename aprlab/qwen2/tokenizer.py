@@ -76,11 +76,12 @@ class Qwen2Tokenizer:
         Raises:
             UsageError: the text holds lone surrogates.
         """
-        self._tokenizer.encode_special_tokens = not parse_special
         try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+            text.encode()
         except UnicodeEncodeError as error:
             raise UsageError(f"the text is not Unicode: {error.reason} at character {error.start}") from None
+        self._tokenizer.encode_special_tokens = not parse_special
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         first = [self.data.bos_token_id] if self.data.add_bos and self.data.bos_token_id is not None else []
         return first + ids
 
