@@ -1,0 +1,13 @@
+"""A machine that runs PTX on the CPU, with NumPy alone: values bit for bit, mistakes, memory traffic, step by step.
+
+>>> module = parse(text)
+>>> report = Machine(module).launch("kernel", grid, block, [weights, x, out, rows], checks=True)
+"""
+
+from aprlab.ptx.checks import Finding
+from aprlab.ptx.counters import Counters, LineProfile, Traffic
+from aprlab.ptx.machine import KernelFault, LaunchReport, Machine
+from aprlab.ptx.memory import Pointer
+from aprlab.ptx.parser import Module, parse
+
+__all__ = ["Counters", "Finding", "KernelFault", "LaunchReport", "LineProfile", "Machine", "Module", "Pointer", "Traffic", "parse"]
