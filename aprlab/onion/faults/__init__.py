@@ -1,0 +1,92 @@
+"""The catalogue of faults: every known way this conversion went wrong, each by name, each to be switched on.
+
+>>> convert_with("model.gguf", "broken.apr", ["GH-191", "GH-190"])   # a file as the writers of the day made it
+>>> session_with(model, ["lost-qkv-biases"]).generate("What is 2+2?")  # a healthy file, read by a faulty reader
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from aprlab.convert import ConversionReport
+from aprlab.model import Model
+from aprlab.onion.faults import dtypes, naming
+from aprlab.onion.faults.apply import convert_faulty, find, session_faulty
+from aprlab.onion.faults.base import LAYERS, SECTIONS, Fault, Layer
+from aprlab.qwen2.generate import Session
+
+_MODULES = (naming, dtypes)
+FAULTS: dict[str, Fault] = {fault.id: fault for module in _MODULES for fault in module.FAULTS}
+assert len(FAULTS) == sum(len(module.FAULTS) for module in _MODULES), "two faults have one id"
+
+
+def by_id(id: str) -> Fault:
+    """The fault called `id` (case does not matter); raises UsageError listing near matches."""
+    return find([id], FAULTS)[0]
+
+
+def file_faults() -> dict[str, Fault]:
+    """Faults that a file can have."""
+    return {id: fault for id, fault in FAULTS.items() if fault.file_seam is not None}
+
+
+def run_faults() -> dict[str, Fault]:
+    """Faults that a reader of a healthy file can have."""
+    return {id: fault for id, fault in FAULTS.items() if fault.run_seam is not None}
+
+
+def instrument_faults() -> dict[str, Fault]:
+    """Faults of measurements."""
+    return {id: fault for id, fault in FAULTS.items() if fault.instrument is not None}
+
+
+def convert_with(
+    source: str | Path | Model, output: str | Path, faults: Iterable[str | Fault], **options: Any
+) -> ConversionReport:
+    """Convert `source` to APR with these faults, each on top of the one before.
+
+    The file stands by itself: unlike a healthy conversion it carries no record of its source. `faults` may be empty,
+    which gives the healthy file to hold a broken one against.
+
+    Args:
+        source, output, options: as for `aprlab.convert.convert`.
+        faults: ids, or faults.
+
+    Raises:
+        UsageError: an unknown id, one named twice, one without a file form, or one that changes nothing in this model
+            (it names what is needed); and whatever `convert` raises. No file is left behind.
+    """
+    return convert_faulty(source, output, find(faults, FAULTS), **options)
+
+
+def session_with(
+    model: Model | str | Path,
+    faults: Iterable[str | Fault],
+    engine: str = "reference",
+    threads: int | None = None,
+    **options: Any,
+) -> Session:
+    """A session over a healthy model that reads, computes or speaks with these faults.
+
+    Faults that only files can have are put into a temporary file first, which is then opened by the strict reader: what
+    that refuses is raised here.
+
+    Args:
+        model: an opened model or a path.
+        faults: ids, or faults; the later ones wrap the earlier ones.
+        engine, threads, options: the engine to make. Faulty decoders hand their values to engines other than
+            ``reference`` as F32 tensors.
+
+    Raises:
+        UsageError: an unknown id, one named twice, an instrument's, or one that changes nothing in this model.
+        FormatError: the broken config or file is one that cannot be run.
+    """
+    return session_faulty(model, find(faults, FAULTS), engine, threads, **options)
+
+
+__all__ = [
+    "FAULTS", "LAYERS", "SECTIONS", "Fault", "Layer", "by_id", "convert_with", "file_faults", "instrument_faults",
+    "run_faults", "session_with",
+]  # fmt: skip
