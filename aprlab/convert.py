@@ -382,7 +382,7 @@ def _origin_record(model: Model) -> dict[str, Any]:
     if model.format == "apr":
         source = model.metadata.get("source_metadata")
         return {"gguf": source["gguf"]} if isinstance(source, dict) and "gguf" in source else {}
-    header = gguf.read_header(model.path)
+    header = model.metadata.header if isinstance(model.metadata, gguf.FieldView) else gguf.read_header(model.path)
     kv = [[f.key, f.type_name, _plain(f)] for f in header.fields.values()]
     record: dict[str, Any] = {
         "version": header.version,

@@ -286,7 +286,7 @@ def open_model(path: str | Path) -> Model:
         format="gguf",
         dialect=f"gguf v{header.version}",
         tensors=tensors,
-        metadata=FieldView(header.fields),
+        metadata=FieldView(header),
         make_config=lambda: config(header),
         make_tokenizer=lambda: tokenizer(header),
         header={"version": header.version, "alignment": header.alignment, "data_offset": header.data_offset},
@@ -294,19 +294,19 @@ def open_model(path: str | Path) -> Model:
 
 
 class FieldView(Mapping[str, Any]):
-    """The key-value section as a plain mapping key -> value; `fields` keeps the types."""
+    """The key-value section as a plain mapping key -> value; `header` keeps the types."""
 
-    def __init__(self, fields: dict[str, Field]) -> None:
-        self.fields = fields
+    def __init__(self, header: Header) -> None:
+        self.header = header
 
     def __getitem__(self, key: str) -> Any:
-        return self.fields[key].value
+        return self.header.fields[key].value
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.fields)
+        return iter(self.header.fields)
 
     def __len__(self) -> int:
-        return len(self.fields)
+        return len(self.header.fields)
 
 
 # ── what the keys mean ────────────────────────────────────────────────────────────────────────────────────────────
