@@ -66,7 +66,7 @@ class Engine(ABC):
     """
 
     name: ClassVar[str]
-    contract: ClassVar[str]
+    contract: str
 
     def __init__(self, model: Model, threads: int | None = None) -> None:
         """`threads`: CPU threads to use; None leaves the number to the engine's library."""

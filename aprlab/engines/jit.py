@@ -1,13 +1,13 @@
 """The fast CPU engine: kernels compiled by numba, on the quantised blocks as they lie in the file.
 
-One token goes through fused mat-vec kernels; many tokens through tiles of decoded rows and BLAS. Nothing is decoded
-ahead: memory is the file's pages, the cache, and one tile.
+Few tokens go through fused kernels; many through tiles of decoded rows and BLAS, one thread and one tile at a time each.
+Nothing is decoded ahead: memory is the file's pages, the cache, and a tile a thread.
 """
 
 from __future__ import annotations
 
-import os
-from typing import Any, ClassVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -17,10 +17,13 @@ from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.model import Model, ModelConfig, Tensor
 from aprlab.simd import isa as isas
 from aprlab.simd import kernels
-from aprlab.types import F32
+from aprlab.types import BF16, F16, F32
 
-_TILE_VALUES = 1 << 20  # decoded values of a tile: 4 MiB
+_TILE_VALUES = 1 << 17  # decoded values of a tile: 512 KiB, a second-level cache
+CONTRACTS = ("f32", "q8")
+FUSED = 4  # most tokens for which fused kernels beat decoding and BLAS
 _PARALLEL_VALUES = 1 << 14  # below this, handing work to threads costs more than it saves
+_NONE = np.empty(0, np.float32)
 
 
 class JitEngine(Engine):
@@ -30,6 +33,9 @@ class JitEngine(Engine):
         model: the weights.
         threads: threads of kernels and BLAS; None takes every core this process may use.
         simd: instruction set by name (`aprlab.simd.isa.NAMES`); None takes `APRLAB_SIMD`, else the best one here.
+        contract: ``f32`` multiplies by the activations as they are; ``q8`` rounds them to 8 bits first, exactly as
+            llama.cpp does: faster, and needed to come near its numbers. Half and bfloat16 weights then see activations
+            rounded to their own type.
 
     Raises:
         UsageError: more threads than numba was started with, or an instruction set that cannot run here.
@@ -38,16 +44,20 @@ class JitEngine(Engine):
     name: ClassVar[str] = "jit"
     contract = "f32"
 
-    def __init__(self, model: Model, threads: int | None = None, simd: str | None = None) -> None:
+    def __init__(self, model: Model, threads: int | None = None, simd: str | None = None, contract: str = "f32") -> None:
         super().__init__(model, threads)
+        if contract not in CONTRACTS:
+            raise UsageError(f"unknown activation contract {contract!r}; known: {', '.join(CONTRACTS)}")
+        self.contract = contract
         self.isa = isas.choose(simd)
         self.tasks = kernels.check_threads(threads)
         self._weights: dict[str, tuple[kernels.Kind, np.ndarray, int]] = {}
         self._decoded: dict[str, np.ndarray] = {}  # whole matrices of types without a kernel
         self._vectors: dict[str, np.ndarray] = {}
         self._turns: dict[tuple[float, int], tuple[np.ndarray, np.ndarray]] = {}
-        self._tile = np.empty(0, np.float32)
+        self._tiles: list[np.ndarray] = []  # one a thread, while none is at work
         self._blas = ThreadpoolController()
+        self._pool = ThreadPoolExecutor(self.tasks, "aprlab-jit")
 
     # -- weights -------------------------------------------------------------------------------------------------
 
@@ -71,19 +81,29 @@ class JitEngine(Engine):
         return found
 
     def memory(self) -> dict[str, int]:
-        """Bytes of decoded weights (types without a kernel, vectors), of the tile, of the rotary tables."""
+        """Bytes of decoded weights (types without a kernel, vectors), of tiles, of the rotary tables."""
         kept = (*self._decoded.values(), *self._vectors.values())
         return {
             "weights": sum(w.nbytes for w in kept),
-            "tile": self._tile.nbytes,
+            "tiles": sum(t.nbytes for t in self._tiles),
             "rotary": sum(c.nbytes + s.nbytes for c, s in self._turns.values()),
         }
 
     def close(self) -> None:
-        """Forget decoded weights and buffers."""
+        """Forget decoded weights and buffers, end the threads."""
+        self._pool.shutdown()
+        self._tiles.clear()
         for held in (self._weights, self._decoded, self._vectors, self._turns):
             held.clear()
-        self._tile = np.empty(0, np.float32)
+
+    def warm(self) -> None:
+        """Compile, or load from disk, the kernels that this model's matrices need."""
+        seen = set()
+        for tensor in self.model.tensors.values():
+            if len(tensor.shape) == 2 and tensor.type not in seen:
+                seen.add(tensor.type)
+                for count in (1, FUSED + 1):
+                    self.matmul(np.zeros((count, tensor.cols), np.float32), tensor.name)
 
     # -- moving in and out ---------------------------------------------------------------------------------------
 
@@ -117,45 +137,54 @@ class JitEngine(Engine):
 
     def matmul(self, x: np.ndarray, weight: str, bias: str | None = None) -> np.ndarray:
         tensor = self.matrix(weight, x.shape[-1])
-        count, rows = x.shape[0], tensor.rows
-        plus = None if bias is None else self._vector(bias, rows)
-        y = np.empty((count, rows), np.float32)
-        if count <= self._fused_until(tensor):
-            for t in range(count):
-                self._matvec(tensor, x[t], y[t])
+        x, y = _plain(x), np.empty((x.shape[0], tensor.rows), np.float32)
+        plus = _NONE if bias is None else self._vector(bias, tensor.rows)
+        if len(x) > FUSED:
+            self._tiled(tensor, x, y)
+            return y if bias is None else np.add(y, plus, out=y)
+        kind, raw, row_bytes = self._matrix(tensor)
+        serial, parallel = kernels.matmul_f32_serial, kernels.matmul_f32_parallel
+        if self.contract == "q8":
+            if kind.type.quantised:
+                serial, parallel = kernels.matmul_q8_serial, kernels.matmul_q8_parallel
+            else:
+                x = _rounded_to(kind, x)
+        if self.tasks > 1 and tensor.size >= _PARALLEL_VALUES:
+            parallel(self.isa, kind, raw, row_bytes, x, plus, y, self.tasks)
         else:
-            self._tiled(tensor, _plain(x), y)
-        if plus is not None:
-            y += plus
+            serial(self.isa, kind, raw, row_bytes, x, plus, y)
         return y
 
-    def _fused_until(self, tensor: Tensor) -> int:
-        """Largest number of tokens for which one mat-vec a token beats decoding and BLAS."""
-        return 4
-
-    def _matvec(self, tensor: Tensor, x: np.ndarray, y: np.ndarray) -> None:
-        kind, raw, row_bytes = self._matrix(tensor)
-        if self.tasks > 1 and tensor.size >= _PARALLEL_VALUES:
-            kernels.matvec_parallel(self.isa, kind, raw, row_bytes, x, y, self.tasks)
-        else:
-            kernels.matvec_serial(self.isa, kind, raw, row_bytes, x, y)
-
     def _tiled(self, tensor: Tensor, x: np.ndarray, y: np.ndarray) -> None:
-        """Rows are decoded tile by tile and multiplied by BLAS."""
+        """Rows are decoded tile by tile and multiplied by BLAS, each thread on tiles of its own.
+
+        Neither numba's threads nor BLAS's own take part: the two spin against each other when used in turn.
+        """
         kind, raw, row_bytes = self._matrix(tensor)
         cols, step = tensor.cols, max(16, _TILE_VALUES // tensor.cols // 16 * 16)
-        if self._tile.size < step * cols:
-            self._tile = np.empty(step * cols, np.float32)
-        with self._blas.limit(limits=self.tasks, user_api="blas"):
-            for first in range(0, tensor.rows, step):
-                last = min(first + step, tensor.rows)
-                part = raw[first * row_bytes : last * row_bytes]
-                tile = self._tile[: (last - first) * cols]
-                if self.tasks > 1:
-                    kernels.decode_parallel(self.isa, kind, part, tile.size, tile, self.tasks)
-                else:
-                    kernels.decode_serial(self.isa, kind, part, tile.size, tile)
-                np.matmul(x, tile.reshape(last - first, cols).T, out=y[:, first:last])
+        if self.contract == "q8":
+            x = _rounded_to(kind, x)
+
+        def multiply(first: int) -> None:
+            last = min(first + step, tensor.rows)
+            try:
+                buffer = self._tiles.pop()  # atomic
+            except IndexError:
+                buffer = _NONE
+            if buffer.size < step * cols:
+                buffer = np.empty(step * cols, np.float32)
+            tile = buffer[: (last - first) * cols]
+            kernels.decode_serial(self.isa, kind, raw[first * row_bytes : last * row_bytes], tile.size, tile)
+            np.matmul(x, tile.reshape(last - first, cols).T, out=y[:, first:last])
+            self._tiles.append(buffer)
+
+        starts = range(0, tensor.rows, step)
+        with self._blas.limit(limits=1, user_api="blas"):
+            if self.tasks == 1:
+                for first in starts:
+                    multiply(first)
+            else:
+                list(self._pool.map(multiply, starts))
 
     def rope(self, x: np.ndarray, positions: np.ndarray, theta: float, style: str) -> np.ndarray:
         if style not in ("neox", "norm"):
@@ -174,9 +203,7 @@ class JitEngine(Engine):
             found = self._turns[theta, half] = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         return found
 
-    def attend(
-        self, q: np.ndarray, k: np.ndarray, v: np.ndarray, cache: Cache, layer: int, positions: np.ndarray
-    ) -> np.ndarray:
+    def attend(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, cache: Cache, layer: int, positions: np.ndarray) -> np.ndarray:
         (count, heads, size), kv_heads = q.shape, k.shape[1]
         if heads % kv_heads:
             raise FormatError(f"{heads} query heads do not share {kv_heads} key/value heads evenly")
@@ -208,6 +235,20 @@ class JitEngine(Engine):
 
     def add(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return a + b
+
+
+def _rounded_to(kind: kernels.Kind, x: np.ndarray) -> np.ndarray:
+    """Contract q8's activations x ``(T, cols)`` for weights of `kind`, back in float32."""
+    if kind.type is F32:
+        return x
+    if kind.type is F16:
+        return x.astype(np.float16).astype(np.float32)
+    if kind.type is BF16:  # to nearest, ties to even, in the upper half of the bits
+        bits = x.view(np.uint32)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+    out = np.empty_like(x)
+    kernels.rounded(kind, x, out)
+    return out
 
 
 def _plain(x: np.ndarray) -> np.ndarray:

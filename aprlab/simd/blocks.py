@@ -27,11 +27,10 @@ from numba.extending import intrinsic, overload, typeof_impl
 
 from aprlab.simd.vectors import (
     Marker,
+    add,
     band,
     bits_to_bytes,
     bor,
-    bxor,
-    join,
     load_half,
     load_i8x16,
     load_i8x32,
@@ -54,7 +53,7 @@ class Kind:
 
 KINDS = {
     t: Kind(t)
-    for t in map(by_name, "Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K F32 F16 BF16".split())
+    for t in map(by_name, ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "F32", "F16", "BF16"])
 }
 _MARKERS = {kind: Marker("block", kind.type.name) for kind in KINDS.values()}
 FLOATS = ("F32", "F16", "BF16")
@@ -124,11 +123,7 @@ def _q8_0(isa, kind, w, at, j):  # d f16, qs[32]
     return load_i8x32(w, at + 2)
 
 
-def _two_bits(w, at, j):  # 64 bytes; byte i of each half holds values i, 32 + i, 64 + i, 96 + i of 128
-    return band(shr(load_i8x32(w, at + 32 * (j // 4)), 2 * (j % 4)), splat_i8(3))
-
-
-def _q2_k(isa, kind, w, at, j):  # scales[16], qs[64], d f16, dmin f16
+def _q2_k(isa, kind, w, at, j):  # scales[16], qs[64], d f16, dmin f16; a byte holds values i, i + 32, i + 64, i + 96
     return band(shr(load_i8x32(w, at + 16 + 32 * (j // 4)), 2 * (j % 4)), splat_i8(3))
 
 
@@ -170,6 +165,39 @@ _by_kind(
         "Q6_K": _q6_k,
     },
 )
+
+
+def unsigned(isa, kind, w, at, j):
+    """`integers` plus the type's `zero_point`, so that none is negative. Only for kernels."""
+    raise NotImplementedError
+
+
+def _q4_0_unsigned(isa, kind, w, at, j):
+    return nibbles(load_i8x16(w, at + 2))
+
+
+def _q5_0_unsigned(isa, kind, w, at, j):
+    return bor(nibbles(load_i8x16(w, at + 6)), band(bits_to_bytes(load_u32(w, at + 2)), splat_i8(16)))
+
+
+def _q6_k_unsigned(isa, kind, w, at, j):
+    return add(integers(isa, kind, w, at, j), splat_i8(32))  # LLVM drops the - 32 + 32
+
+
+_by_kind(
+    unsigned,
+    {
+        "Q4_0": _q4_0_unsigned,
+        "Q4_1": _q4_1,
+        "Q5_0": _q5_0_unsigned,
+        "Q5_1": _q5_1,
+        "Q2_K": _q2_k,
+        "Q4_K": _q4_k,
+        "Q5_K": _q5_k,
+        "Q6_K": _q6_k_unsigned,
+    },
+)
+ZERO_POINT = {"Q4_0": 8, "Q5_0": 16, "Q6_K": 32}
 
 
 # -- integer scales of the K types: (low, high, minimum) ----------------------------------------------------------------
@@ -298,7 +326,7 @@ def _k_factors(isa, kind, w, at, j):
 _by_kind(
     factors,
     {
-        **{name: _plain_factors for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")},
-        **{name: _k_factors for name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")},
+        **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), _plain_factors),
+        **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), _k_factors),
     },
 )

@@ -31,6 +31,7 @@ from aprlab.simd.vectors import (
 
 OPTIONS = {"cache": True, "nogil": True, "boundscheck": False, "error_model": "numpy"}
 INLINE = {"forceinline": True, "boundscheck": False, "error_model": "numpy"}
+FLAT = {"forceinline": True, **OPTIONS}  # a helper that is compiled into its callers
 
 
 def decode_span(isa, kind, w, at, count, out, o):
@@ -93,6 +94,4 @@ def decode_parallel(isa, kind, w, count, out, tasks):
     blocks = count // elements(kind)
     for task in prange(tasks):
         first, last = task * blocks // tasks, (task + 1) * blocks // tasks
-        decode_span(
-            isa, kind, w, first * size(kind), (last - first) * elements(kind), out, first * elements(kind)
-        )
+        decode_span(isa, kind, w, first * size(kind), (last - first) * elements(kind), out, first * elements(kind))

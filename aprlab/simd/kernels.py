@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 
+# libgomp's waiting threads spin for milliseconds by default and starve whatever runs in between; it reads this when
+# numba first loads it, which is later than this line
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 import numba
 import numpy as np
 
 from aprlab.errors import UsageError
 from aprlab.simd.blocks import KINDS, Kind
 from aprlab.simd.decode import decode_parallel, decode_serial
-from aprlab.simd.matvec import matvec_parallel, matvec_serial
+from aprlab.simd.matmul_f32 import matmul_f32_parallel, matmul_f32_serial
 from aprlab.simd.ops import (
     attend_one_parallel,
     attend_parallel,
@@ -22,6 +26,7 @@ from aprlab.simd.ops import (
     swiglu_parallel,
     swiglu_serial,
 )
+from aprlab.simd.q8 import matmul_q8_parallel, matmul_q8_serial, quantise_rows, rounded
 
 __all__ = [
     "KINDS",
@@ -34,10 +39,14 @@ __all__ = [
     "decode_serial",
     "embed_rows",
     "frozen",
-    "matvec_parallel",
-    "matvec_serial",
+    "matmul_f32_parallel",
+    "matmul_f32_serial",
+    "matmul_q8_parallel",
+    "matmul_q8_serial",
+    "quantise_rows",
     "rms_norm",
     "rotate",
+    "rounded",
     "store_keys_values",
     "swiglu_parallel",
     "swiglu_serial",
@@ -46,7 +55,7 @@ __all__ = [
 
 def check_threads(threads: int | None) -> int:
     """Threads to use: `threads`, or None for every core of this process; raises UsageError beyond numba's own limit."""
-    limit = int(numba.config.NUMBA_NUM_THREADS)
+    limit: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     if threads is None:
         return min(limit, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else limit)
     if threads > limit:

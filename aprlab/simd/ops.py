@@ -11,8 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import float32, njit, prange
 
-from aprlab.simd.blocks import size
-from aprlab.simd.decode import INLINE, OPTIONS, decode_span
+from aprlab.simd.decode import FLAT, OPTIONS, decode_span
 from aprlab.simd.vectors import (
     add,
     as_f32,
@@ -33,13 +32,11 @@ from aprlab.simd.vectors import (
     sub,
     to_f32,
 )
-from aprlab.simd.vectors import add as add_i32
 
 CHUNK = 64  # positions whose keys and values are worked on together: both fit a first-level cache at D = 64
-_OPTIONS = {**OPTIONS, **INLINE}
 
 
-@njit(**_OPTIONS)
+@njit(**FLAT)
 def exp8(isa, x):
     """exp of f32x8 within 2 ulp; 0 below -87.3, inf above 88.7, NaN stays. For kernels."""
     low = select_less(x, splat_f32(-87.33), splat_f32(-87.33), x)
@@ -55,7 +52,7 @@ def exp8(isa, x):
     p = fma(isa, p, r, splat_f32(1.6666665459e-1))
     p = fma(isa, p, r, splat_f32(5.0000001201e-1))
     p = add(fma(isa, mul(r, r), p, r), splat_f32(1.0))
-    y = mul(p, as_f32(shl(add_i32(n, splat_i32(127)), 23)))
+    y = mul(p, as_f32(shl(add(n, splat_i32(127)), 23)))
     y = select_less(x, splat_f32(-87.33), splat_f32(0.0), y)
     return select_less(splat_f32(88.7), x, splat_f32(np.inf), y)
 
@@ -106,7 +103,7 @@ def rotate(x, cos, sin, start, neox, out):
                     target[2 * i + 1] = a * s[i] + b * c[i]
 
 
-@njit(**_OPTIONS)
+@njit(**FLAT)
 def _swiglu_span(isa, gate, up, out, first, last):
     whole = first + (last - first) // 8 * 8
     for i in range(first, whole, 8):
@@ -128,9 +125,7 @@ def swiglu_parallel(isa, gate, up, out, tasks):
     """`swiglu_serial` in `tasks` parts, each a multiple of eight but the last."""
     eights = (out.size + 7) // 8
     for task in prange(tasks):
-        _swiglu_span(
-            isa, gate, up, out, 8 * (task * eights // tasks), min(out.size, 8 * ((task + 1) * eights // tasks))
-        )
+        _swiglu_span(isa, gate, up, out, 8 * (task * eights // tasks), min(out.size, 8 * ((task + 1) * eights // tasks)))
 
 
 # -- attention ----------------------------------------------------------------------------------------------------------
@@ -151,7 +146,7 @@ def store_keys_values(k, v, keys, values, start):
                 values[h, position, d] = v[t, h, d]
 
 
-@njit(**_OPTIONS)
+@njit(**FLAT)
 def _scores(isa, q, qo, keys, ko, size, first, last, scale, p, po):
     """p[po:] = scaled scores of query q[qo:] at positions first…last-1 (rounded up to eight); returns the maximum."""
     highest = splat_f32(-np.inf)
@@ -189,7 +184,7 @@ def _scores(isa, q, qo, keys, ko, size, first, last, scale, p, po):
     return hmax(highest)
 
 
-@njit(**_OPTIONS)
+@njit(**FLAT)
 def _attend_chunk(isa, q, qo, keys, ko, values, vo, size, first, last, scale, p, part, o):
     """One chunk of one query head: part[o] = maximum, part[o + 1] = sum, part[o + 2 : o + 2 + D] = weighted values."""
     highest = _scores(isa, q, qo, keys, ko, size, first, last, scale, p, 0)
@@ -234,7 +229,7 @@ def _attend_chunk(isa, q, qo, keys, ko, values, vo, size, first, last, scale, p,
             piece += 8
 
 
-@njit(**_OPTIONS)
+@njit(**FLAT)
 def _merge(isa, part, o, size, into, io, first):
     """Chunk part[o:] onto the running into[io:] (same layout); the first one starts it."""
     if first:
@@ -250,14 +245,14 @@ def _merge(isa, part, o, size, into, io, first):
         store_f32x8(into, io + 2 + i, fma(isa, load_f32x8(into, io + 2 + i), splat_f32(old), scaled))
 
 
-@njit(**_OPTIONS)
+@njit(**FLAT)
 def _finish(into, io, size, out, oo):
     factor = float32(1) / into[io + 1]
     for i in range(0, size, 8):
         store_f32x8(out, oo + i, mul(load_f32x8(into, io + 2 + i), splat_f32(factor)))
 
 
-@njit(**_OPTIONS)
+@njit(**FLAT)
 def _attend_queries(isa, q, keys, values, heads, kv_heads, size, capacity, start, first, last, out):
     """Work items first…last-1 of (T x H) whole query heads, one after the other, item = t * H + h."""
     group = heads // kv_heads

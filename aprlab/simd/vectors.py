@@ -317,12 +317,8 @@ div = _binary(lambda b, x, y: b.fdiv(x, y), "Lane by lane x / y of floats.")
 band = _binary(lambda b, x, y: b.and_(x, y), "Bitwise and.")
 bor = _binary(lambda b, x, y: b.or_(x, y), "Bitwise or.")
 bxor = _binary(lambda b, x, y: b.xor(x, y), "Bitwise exclusive or.")
-maximum = _binary(
-    lambda b, x, y: _call(b, "llvm.maxnum.v8f32", x.type, [x, y]), "Lane by lane maximum of f32x8; NaN loses."
-)
-minimum = _binary(
-    lambda b, x, y: _call(b, "llvm.minnum.v8f32", x.type, [x, y]), "Lane by lane minimum of f32x8; NaN loses."
-)
+maximum = _binary(lambda b, x, y: _call(b, "llvm.maxnum.v8f32", x.type, [x, y]), "Lane by lane maximum of f32x8; NaN loses.")
+minimum = _binary(lambda b, x, y: _call(b, "llvm.minnum.v8f32", x.type, [x, y]), "Lane by lane minimum of f32x8; NaN loses.")
 
 
 def _shifter(method: str, doc: str) -> Any:
@@ -331,8 +327,10 @@ def _shifter(method: str, doc: str) -> Any:
             return None
 
         def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-            amount = args[1] if value.bits == 64 else b.trunc(args[1], value.lane)
-            return getattr(b, method)(args[0], _splat(b, amount, value.lanes))
+            # no processor at hand shifts bytes: take them by pairs, and let the caller mask what crosses over
+            lanes = i16x16 if value == i8x32 else value
+            amount = _splat(b, b.trunc(args[1], lanes.lane), lanes.lanes)
+            return b.bitcast(getattr(b, method)(b.bitcast(args[0], lanes.llvm), amount), value.llvm)
 
         return value(value, types.int64), emit
 
@@ -340,9 +338,9 @@ def _shifter(method: str, doc: str) -> Any:
     return intrinsic(shift)
 
 
-shl = _shifter("shl", "Every lane shifted left by one scalar count.")
-shr = _shifter("lshr", "Every lane shifted right by one scalar count, zeros coming in.")
-sar = _shifter("ashr", "Every lane shifted right by one scalar count, the sign coming in.")
+shl = _shifter("shl", "Every lane shifted left by a scalar. Bytes move in pairs, and bits cross: mask afterwards.")
+shr = _shifter("lshr", "Every lane shifted right by a scalar, zeros coming in. Bytes move in pairs: mask afterwards.")
+sar = _shifter("ashr", "Every lane shifted right by a scalar, the sign coming in; not for bytes.")
 
 
 @intrinsic
@@ -515,9 +513,10 @@ def nibbles(typingctx: Any, x: Any) -> Any:
     """The low nibbles of i8x16, then the high ones: i8x32 of 0…15."""
 
     def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        twice = _shuffle(b, args[0], list(range(16)) * 2)
-        moved = b.lshr(twice, _constant(i8x32, [0] * 16 + [4] * 16))
-        return b.and_(moved, _repeat(i8x32, 15))
+        pairs = ir.VectorType(I16, 8)
+        high = b.lshr(b.bitcast(args[0], pairs), ir.Constant(pairs, [ir.Constant(I16, 4)] * 8))
+        both = _shuffle(b, args[0], list(range(32)), b.bitcast(high, i8x16.llvm))
+        return b.and_(both, _repeat(i8x32, 15))
 
     return i8x32(i8x16), emit
 
@@ -534,6 +533,17 @@ def bits_to_bytes(typingctx: Any, bits: Any) -> Any:
         return b.sext(b.icmp_unsigned("==", b.and_(spread, bit), bit), i8x32.llvm)
 
     return i8x32(types.int64), emit
+
+
+@intrinsic
+def spread_u8(typingctx: Any, eight: Any) -> Any:
+    """The eight bytes of an int64, lowest first, unsigned, as f32x8."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        small = b.bitcast(args[0], ir.VectorType(I8, 8))
+        return b.sitofp(b.zext(small, i32x8.llvm), f32x8.llvm)
+
+    return f32x8(types.int64), emit
 
 
 @intrinsic

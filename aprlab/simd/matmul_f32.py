@@ -1,4 +1,4 @@
-"""Fused matrix times vector on quantised blocks, contract ``f32``: weights as decoded, times float32 activations.
+"""Fused matrix times few vectors on quantised blocks, contract ``f32``: weights as decoded, times float32 activations.
 
 A row's sum depends on nothing but that row and x: not on threads, tasks or neighbours. Types with minima decode each
 weight exactly before it is multiplied; symmetric types take their scale out of a group of 16 or 32 products.
@@ -8,15 +8,14 @@ weight exactly before it is multiplied; symmetric types take their scale out of 
 
 from __future__ import annotations
 
-from numba import njit, prange
+from numba import float32, njit, prange
 from numba.extending import overload
 
 from aprlab.simd.blocks import FLOATS, OFFSET, elements, factors, integers, size
-from aprlab.simd.decode import INLINE, LOADERS, OPTIONS
+from aprlab.simd.decode import FLAT, INLINE, LOADERS, OPTIONS
 from aprlab.simd.vectors import (
     add,
     fma,
-    halves_f32,
     hsum,
     load_f32x8,
     mul,
@@ -62,12 +61,12 @@ def _row_dot(isa, kind, w, at, x, o, count):
                 for j in range(elements(kind) // 32):
                     q = integers(isa, kind, w, start, j)
                     low, high, plus_low, plus_high = factors(isa, kind, w, start, j)
-                    l, h, pl, ph = splat_f32(low), splat_f32(high), splat_f32(plus_low), splat_f32(plus_high)
+                    s, t, m, n = splat_f32(low), splat_f32(high), splat_f32(plus_low), splat_f32(plus_high)
                     i = o + block * elements(kind) + 32 * j
-                    a = fma(isa, fma(isa, l, widen0(q), pl), load_f32x8(x, i), a)
-                    b = fma(isa, fma(isa, l, widen1(q), pl), load_f32x8(x, i + 8), b)
-                    c = fma(isa, fma(isa, h, widen2(q), ph), load_f32x8(x, i + 16), c)
-                    d = fma(isa, fma(isa, h, widen3(q), ph), load_f32x8(x, i + 24), d)
+                    a = fma(isa, fma(isa, s, widen0(q), m), load_f32x8(x, i), a)
+                    b = fma(isa, fma(isa, s, widen1(q), m), load_f32x8(x, i + 8), b)
+                    c = fma(isa, fma(isa, t, widen2(q), n), load_f32x8(x, i + 16), c)
+                    d = fma(isa, fma(isa, t, widen3(q), n), load_f32x8(x, i + 24), d)
             return hsum(add(add(a, b), add(c, d)))
 
         return with_plus
@@ -78,7 +77,7 @@ def _row_dot(isa, kind, w, at, x, o, count):
             start = at + block * size(kind)
             for j in range(elements(kind) // 32):
                 q = integers(isa, kind, w, start, j)
-                low, high, plus_low, plus_high = factors(isa, kind, w, start, j)
+                low, high, _, _ = factors(isa, kind, w, start, j)
                 i = o + block * elements(kind) + 32 * j
                 first = fma(isa, widen1(q), load_f32x8(x, i + 8), mul(widen0(q), load_f32x8(x, i)))
                 second = fma(isa, widen3(q), load_f32x8(x, i + 24), mul(widen2(q), load_f32x8(x, i + 16)))
@@ -89,16 +88,28 @@ def _row_dot(isa, kind, w, at, x, o, count):
     return symmetric
 
 
+@njit(**FLAT)
+def _rows(isa, kind, w, row_bytes, x, bias, out, first, last):
+    flat = x.reshape(-1)
+    cols = x.shape[1]
+    for r in range(first, last):
+        plus = bias[r] if bias.size else float32(0)
+        for t in range(x.shape[0]):
+            out[t, r] = row_dot(isa, kind, w, r * row_bytes, flat, t * cols, cols) + plus
+
+
 @njit(**OPTIONS)
-def matvec_serial(isa, kind, w, row_bytes, x, out):
-    """out[r] = row r of `w` (uint8, 1-D, rows of `row_bytes`) · x; float32, 1-D."""
-    for r in range(out.size):
-        out[r] = row_dot(isa, kind, w, r * row_bytes, x, 0, x.size)
+def matmul_f32_serial(isa, kind, w, row_bytes, x, bias, out):
+    """out (T, rows) = x (T, cols) times the transpose of `w`, plus `bias` (rows,) or nothing where that is empty.
+
+    `w` is uint8, 1-D, rows of `row_bytes`. A row of w is read once for all T, which should be few.
+    """
+    _rows(isa, kind, w, row_bytes, x, bias, out, 0, out.shape[1])
 
 
 @njit(parallel=True, **OPTIONS)
-def matvec_parallel(isa, kind, w, row_bytes, x, out, tasks):
-    """`matvec_serial` with the rows in `tasks` parts."""
+def matmul_f32_parallel(isa, kind, w, row_bytes, x, bias, out, tasks):
+    """`matmul_f32_serial` with the rows of w in `tasks` parts."""
     for task in prange(tasks):
-        for r in range(task * out.size // tasks, (task + 1) * out.size // tasks):
-            out[r] = row_dot(isa, kind, w, r * row_bytes, x, 0, x.size)
+        rows = out.shape[1]
+        _rows(isa, kind, w, row_bytes, x, bias, out, task * rows // tasks, (task + 1) * rows // tasks)
