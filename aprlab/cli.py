@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from aprlab.errors import AprlabError, UsageError
+from aprlab.known import ANSWER, QUESTION
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 # typer's own usage error, wherever its click comes from (older ones import the package, newer ones carry a copy)
 _ClickUsageError: type[Exception] = typer.BadParameter.__mro__[1]
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
-
-QUESTION, ANSWER = "What is 2+2?", "2 + 2 equals 4."  # what the embedded model is asked first, and must say
 
 app = typer.Typer(
     name="aprlab",
@@ -70,7 +69,7 @@ def run_cli(args: Sequence[str] | None = None) -> int:
         return _say("interrupted", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush complains
-        return 128 + signal.SIGPIPE
+        return 1  # as typer does where it sees this first
     except (AprlabError, _ClickException, OSError, MemoryError) as error:
         if _State.debug and not isinstance(error, _ClickException):
             raise

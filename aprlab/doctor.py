@@ -14,6 +14,7 @@ from pathlib import Path
 
 from aprlab import paths
 from aprlab.errors import AprlabError
+from aprlab.known import ANSWER, QUESTION
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +115,10 @@ def gpu() -> Check:
 
 def memory() -> Check:
     """Free memory: the machine's, or what is left under the container's limit if that is less."""
-    import psutil
-
+    try:
+        import psutil
+    except ImportError as error:
+        return Check("memory", "fail", str(error))
     free = psutil.virtual_memory().available
     limit = _cgroup_left()
     where = "free" if limit is None or limit >= free else "left under the container's limit"
@@ -135,21 +138,18 @@ def _cgroup_left(root: Path = Path("/sys/fs/cgroup")) -> int | None:
         return None
 
 
-QUESTION, ANSWER = "What is 2+2?", "2 + 2 equals 4."
-
-
 def embedded_model() -> Check:
     """Open the embedded model, hold it against a whole Qwen2 inventory and let it answer `QUESTION`."""
-    from aprlab.model import Model
-    from aprlab.qwen2.generate import generate
-    from aprlab.view import describe
-
     try:
+        from aprlab.model import Model
+        from aprlab.qwen2.generate import generate
+        from aprlab.view import describe
+
         with Model.open(paths.embedded_model()) as model:
             seen = describe(model)
             line = model.load_line()
             answer = generate(model, QUESTION, max_tokens=16).text.strip()
-    except AprlabError as error:
+    except (AprlabError, ImportError) as error:
         return Check("embedded model", "fail", str(error))
     if seen["missing"] or seen["unexpected"]:
         return Check("embedded model", "fail", f"missing {seen['missing']}, unexpected {seen['unexpected']}")

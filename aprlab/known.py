@@ -9,6 +9,9 @@ from typing import Any
 from aprlab import paths
 from aprlab.errors import UsageError
 
+# What the embedded model is asked first, and must say.
+QUESTION, ANSWER = "What is 2+2?", "2 + 2 equals 4."
+
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:

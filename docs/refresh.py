@@ -1,0 +1,57 @@
+"""Run the notebooks again in place and redraw the README's figure: `python docs/refresh.py [NOTEBOOK…]`.
+
+Outputs are committed because nbval compares with them; timings, ids and versions are left out, so that a second run
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+from matplotlib import pyplot as plt
+from nbclient import NotebookClient
+
+import aprlab
+from aprlab import compare, figures, paths
+from aprlab.known import QUESTION
+
+DOCS = Path(__file__).resolve().parent
+
+
+def run_in_place(path: Path) -> None:
+    """Execute with the defaults; keep outputs and counts, drop what differs from run to run."""
+    notebook = nbformat.read(path, 4)
+    NotebookClient(notebook, kernel_name="python3", record_timing=False, timeout=600).execute()
+    notebook.metadata["language_info"] = {"name": "python"}
+    nbformat.write(notebook, path)
+
+
+def golden_rule_figure(path: Path) -> None:
+    """The embedded model as GGUF and as APR: bytes by type, and the stream after each layer."""
+    converted = path.with_suffix(".apr")
+    try:
+        aprlab.convert(aprlab.embedded_model(), converted, force=True)
+        models = {"GGUF": aprlab.open_model(aprlab.embedded_model()), "APR": aprlab.open_model(converted)}
+        rows = {label: compare.layer_rows(aprlab.trace(model, QUESTION)) for label, model in models.items()}
+        sizes = {
+            label: {kind: sum(t.nbytes for t in model.tensors.values() if t.type.name == kind) for kind in model.by_type()}
+            for label, model in models.items()
+        }
+    finally:
+        converted.unlink(missing_ok=True)
+    with figures.style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+        figures.inventory_bars(sizes, left).set_title("Bytes by type: quantised blocks stay as they are")
+        figures.norm_plot(rows, right).set_title("Activations after each layer: the same, bit for bit")
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
+
+
+if __name__ == "__main__":
+    os.environ.pop("MPLBACKEND", None)
+    os.environ["TQDM_DISABLE"] = "1"
+    for file in [Path(name) for name in sys.argv[1:]] or sorted(paths.notebooks_dir().glob("*.ipynb")):
+        run_in_place(file)
+    golden_rule_figure(DOCS / "golden-rule.svg")
