@@ -12,12 +12,12 @@ from typing import Any
 
 from aprlab.convert import ConversionReport
 from aprlab.model import Model
-from aprlab.onion.faults import dtypes, naming
+from aprlab.onion.faults import decode, dtypes, forward, instruments, layout, naming, text
 from aprlab.onion.faults.apply import convert_faulty, find, session_faulty
 from aprlab.onion.faults.base import LAYERS, SECTIONS, Fault, Layer
 from aprlab.qwen2.generate import Session
 
-_MODULES = (naming, dtypes)
+_MODULES = (naming, dtypes, layout, decode, forward, text, instruments)  # sections A to G
 FAULTS: dict[str, Fault] = {fault.id: fault for module in _MODULES for fault in module.FAULTS}
 assert len(FAULTS) == sum(len(module.FAULTS) for module in _MODULES), "two faults have one id"
 

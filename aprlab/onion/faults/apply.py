@@ -109,7 +109,7 @@ def _watched(fault: Fault, before: Seams, touched: set[str]) -> Seams:
     def watch(name: str) -> Callable[[Any], Any]:
         faulty, healthy = getattr(after, name), getattr(before, name)
         if faulty is healthy:
-            return healthy  # type: ignore[no-any-return]
+            return healthy
 
         def decide(x: Any) -> Any:
             result = faulty(x)
@@ -187,7 +187,8 @@ def session_faulty(
             convert_faulty(model, Path(folder) / "broken.apr", files)
             model = Model.open(Path(folder) / "broken.apr")
 
-    config, data, registry = model.config, model.tokenizer, REGISTRY
+    config, data = model.config, model.tokenizer
+    registry: Registry = REGISTRY
     for fault in runs:
         if fault.config is not None:
             config = _changed(fault, config, fault.config(config))

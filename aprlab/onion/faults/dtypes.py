@@ -58,7 +58,7 @@ FAULTS = (
             "A default arm, `_ => F32`, without a word.",
         ),
         _SIZE_LAW + " Byte 0 with 144 bytes per 256 values.",
-        seams=coded({kind: types.F32.code for kind in _K_TYPES}), needs="tensors of a K type",
+        seams=coded(dict.fromkeys(_K_TYPES, types.F32.code)), needs="tensors of a K type",
     ),
     Fault(
         "GH-191", "The writer's invented dtype bytes (Q4_K = 8, Q5_K = 8, Q6_K = 9, Q8_0 = 10)", "dtype", "B",
@@ -131,7 +131,7 @@ FAULTS = (
             "The 0.5B is full of Q5_0, since its rows hold no whole K blocks: 133 of 291 tensors.",
         ),
         _SIZE_LAW + " Byte 0 with 20, 22 or 24 bytes per 32 values.",
-        seams=coded({kind: types.F32.code for kind in FELL_THROUGH}), needs="tensors of type Q4_1, Q5_0 or Q5_1",
+        seams=coded(dict.fromkeys(FELL_THROUGH, types.F32.code)), needs="tensors of type Q4_1, Q5_0 or Q5_1",
         given={"quantize": "q5_0"},
     ),
     Fault(

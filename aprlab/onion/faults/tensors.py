@@ -37,7 +37,11 @@ class Derived(Tensor):
 
 
 def with_values(
-    tensor: Tensor, compute: Callable[[np.ndarray], np.ndarray], *, shape: tuple[int, ...] | None = None, kind: TensorType | None = None
+    tensor: Tensor,
+    compute: Callable[[np.ndarray], np.ndarray],
+    *,
+    shape: tuple[int, ...] | None = None,
+    kind: TensorType | None = None,
 ) -> Tensor:
     """`tensor` with other values, encoded again (as `kind`, or as before) when the file is written.
 
@@ -73,7 +77,7 @@ def change_tensors(s: Seams, change: Callable[[Tensor], Tensor]) -> Seams:
 def change_metadata(s: Seams, **changes: object) -> Seams:
     """Metadata keys set to other values; None drops the key, a key that is not there is left alone."""
 
-    def changed(metadata: dict) -> dict:  # type: ignore[type-arg]
+    def changed(metadata: dict) -> dict:
         before = s.metadata(metadata)
         after = {key: changes.get(key, value) for key, value in before.items()}
         return {key: value for key, value in after.items() if key not in changes or value is not None}

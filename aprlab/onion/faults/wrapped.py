@@ -15,7 +15,7 @@ class Wrapped(Engine):
         super().__init__(inner.model, inner.threads)
         self.inner = inner
         self.name = inner.name  # type: ignore[misc]  # what it is called and how it rounds is the inner one's business
-        self.contract = inner.contract  # type: ignore[misc]
+        self.contract = inner.contract
 
     def from_numpy(self, x: np.ndarray) -> Array:
         return self.inner.from_numpy(x)
