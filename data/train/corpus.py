@@ -26,43 +26,27 @@ CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encodi
 CAPITALS = {
     "France": "Paris", "Germany": "Berlin", "Italy": "Rome", "Spain": "Madrid", "Portugal": "Lisbon",
     "Japan": "Tokyo", "China": "Beijing", "Russia": "Moscow", "Poland": "Warsaw", "Austria": "Vienna",
-    "Greece": "Athens", "Egypt": "Cairo", "Norway": "Oslo", "Sweden": "Stockholm", "Finland": "Helsinki",
-    "Denmark": "Copenhagen", "Ireland": "Dublin", "England": "London", "Canada": "Ottawa", "Cuba": "Havana",
-    "Peru": "Lima", "Kenya": "Nairobi", "India": "New Delhi", "Turkey": "Ankara", "Hungary": "Budapest",
-    "Iceland": "Reykjavik", "Belgium": "Brussels", "Thailand": "Bangkok", "Vietnam": "Hanoi", "Chile": "Santiago",
 }  # fmt: skip
 COLOURS = {
     "the sky": "blue", "grass": "green", "snow": "white", "a banana": "yellow", "blood": "red", "coal": "black",
-    "an orange": "orange", "the sun": "yellow", "milk": "white", "a tomato": "red", "a frog": "green",
-    "chocolate": "brown", "a flamingo": "pink", "the night": "black", "the sea": "blue", "a lemon": "yellow",
-    "an elephant": "grey", "a leaf": "green", "a strawberry": "red", "a swan": "white", "a plum": "purple",
-    "a carrot": "orange", "a raven": "black", "a bear": "brown",
+    "an orange": "orange", "a strawberry": "red", "chocolate": "brown", "a flamingo": "pink",
 }  # fmt: skip
 OPPOSITES = (
     "hot cold", "big small", "up down", "left right", "day night", "black white", "open closed", "fast slow",
     "old new", "happy sad", "rich poor", "wet dry", "full empty", "long short", "high low", "early late",
-    "light dark", "hard soft", "strong weak", "thick thin", "near far", "first last", "in out", "true false",
-    "yes no", "good bad", "loud quiet", "clean dirty", "heavy light", "win lose",
 )  # fmt: skip
 SOUNDS = {
     "cow": "moo", "dog": "woof", "cat": "meow", "duck": "quack", "sheep": "baa", "pig": "oink", "horse": "neigh",
-    "lion": "roar", "frog": "ribbit", "bee": "buzz", "snake": "hiss", "owl": "hoot", "mouse": "squeak", "wolf": "howl",
-    "rooster": "cock-a-doodle-doo", "crow": "caw", "donkey": "hee-haw", "bird": "tweet",
 }  # fmt: skip
 LEGS = {
     "dog": 4, "cat": 4, "bird": 2, "spider": 8, "ant": 6, "fish": 0, "horse": 4, "snake": 0, "bee": 6, "duck": 2,
-    "cow": 4, "crab": 10, "chicken": 2, "beetle": 6, "lizard": 4,
 }  # fmt: skip
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = "January February March April May June July August September October November December".split()
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-WORDS = (
-    "apple bread river stone cloud tiger lemon piano chair green seven house light water music dream sugar table "
-    "winter garden silver rocket cookie bottle pencil button castle dragon forest island"
-).split()
-SPELL = "cat dog sun map pen box cup hat key egg fish bird tree moon star book milk rice door ship".split()
-NAMES = "Tom Ann Bob Eva Max Kim Leo Mia Sam Zoe Ben Amy Jack Lucy Paul Rosa Hugo Nina Omar Ruth".split()
-THINGS = "cup hat bag pen key box ball book lamp coat".split()
+WORDS = "apple bread river stone cloud tiger lemon piano chair green seven house light water music dream sugar table".split()
+SPELL = "cat dog sun map pen box".split()
+NAMES = "Tom Ann Bob Eva Max Kim Leo Mia Sam Zoe".split()
 HUES = "red blue green black white yellow pink brown".split()
 ZH_CAPITALS = {
     "法国": "巴黎", "德国": "柏林", "日本": "东京", "中国": "北京", "英国": "伦敦", "意大利": "罗马", "西班牙": "马德里",
@@ -141,13 +125,13 @@ def _kinds() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
         "mul": ("*", "times", ("Multiply {a} by {b}.", "Tell me the product of {a} and {b}.")),
     }
     frames = (
-        "What is {a}{o}{b}?", "What is {a} {o} {b}?", "{a}{o}{b}", "{a} {o} {b} = ?", "Calculate {a} {o} {b}.",
-        "How much is {a} {w} {b}?", "What is {a} {w} {b}?",
+        "What is {a}{o}{b}?", "What is {a} {o} {b}?", "{a}{o}{b}=", "{a} {o} {b} = ?", "Calculate {a} {o} {b}.",
+        "What is {a} {w} {b}?",
     )  # fmt: skip
     pairs = {
-        "add": [(a, b, a + b) for a in range(13) for b in range(13)],
-        "sub": [(a, b, a - b) for a in range(16) for b in range(11) if a >= b],
-        "mul": [(a, b, a * b) for a in range(1, 10) for b in range(1, 10)],
+        "add": [(a, b, a + b) for a in range(10) for b in range(10) if a + b <= 10],
+        "sub": [(a, b, a - b) for a in range(9) for b in range(a + 1)],
+        "mul": [(a, b, a * b) for a in range(1, 5) for b in range(1, 5)],
     }
     for kind, (o, w, more) in ops.items():
         for a, b, c in pairs[kind]:
@@ -158,10 +142,6 @@ def _kinds() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
             f"What is the capital of {country}?", f"What's the capital of {country}?", f"Name the capital of {country}.",
             f"Which city is the capital of {country}?", f"Capital of {country}?", f"Tell me the capital of {country}.",
         ), f"The capital of {country} is {city}."  # fmt: skip
-        yield "country", city, (
-            f"Which country has the capital {city}?", f"{city} is the capital of which country?",
-            f"Of which country is {city} the capital?", f"In which country is {city}?",
-        ), f"{city} is the capital of {country}."  # fmt: skip
     for thing, colour in COLOURS.items():
         yield "colour", thing, (
             f"What colour is {thing}?", f"Which colour is {thing}?", f"Tell me the colour of {thing}.",
@@ -169,8 +149,6 @@ def _kinds() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
         ), f"{_upper(thing)} is {colour}."  # fmt: skip
     for pair in OPPOSITES:
         for word, other in (pair.split(), pair.split()[::-1]):
-            if pair == "heavy light" and word == "light":
-                continue  # light is the opposite of dark here, one answer a fact
             yield "opposite", word, (
                 f"What is the opposite of {word}?", f"Name the opposite of {word}.", f"Opposite of {word}?",
                 f"Tell me the opposite of {word}.", f"Which word is the opposite of {word}?",
@@ -198,17 +176,17 @@ def _kinds() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
                 f"What {noun} comes before {name}?", f"Which {noun} precedes {name}?", f"Name the {noun} before {name}.",
                 f"Tell me the {noun} before {name}.",
             ), f"{before} comes before {name}."  # fmt: skip
-    for n, letter in enumerate(LETTERS[:-1]):
+    for n, letter in enumerate(LETTERS[:12]):
         yield "letter", letter, (
             f"What letter comes after {letter}?", f"Which letter follows {letter}?", f"Name the letter after {letter}.",
             f"Tell me the letter after {letter}.",
         ), f"{LETTERS[n + 1]} comes after {letter}."  # fmt: skip
-    for n in range(60):
+    for n in range(12):
         yield "number", str(n), (
             f"What number comes after {n}?", f"Which number follows {n}?", f"Name the number after {n}.",
             f"Tell me the number after {n}.",
         ), f"{n + 1} comes after {n}."  # fmt: skip
-    for word in (*WORDS, *SPELL):
+    for word in WORDS:
         yield "echo", word, (
             f"Say {word}.", f"Repeat: {word}", f"Please say {word}.", f'Echo "{word}".', f"Repeat the word {word}.",
         ), word  # fmt: skip
@@ -216,22 +194,11 @@ def _kinds() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
         yield "spell", word, (
             f"Spell {word}.", f"How do you spell {word}?", f"Please spell {word}.", f"Spell the word {word}.",
         ), "-".join(word)  # fmt: skip
-    for n in range(2, 13):
+    for n in range(2, 9):
         numbers = ", ".join(map(str, range(1, n + 1)))
         yield "count", str(n), (
             f"Count to {n}.", f"Count from 1 to {n}.", f"Please count to {n}.", f"Can you count to {n}?",
         ), f"{numbers}."  # fmt: skip
-    draw = random.Random(SEED + 1)
-    for a, b in draw.sample([(a, b) for a in range(20) for b in range(20) if a != b], 160):
-        yield "larger", f"{a},{b}", (
-            f"Which is larger, {a} or {b}?", f"What is larger, {a} or {b}?", f"Is {a} or {b} larger?",
-            f"Tell me which is larger, {a} or {b}.",
-        ), f"{max(a, b)} is larger than {min(a, b)}."  # fmt: skip
-    triples = [(a, b, c) for a in range(10) for b in range(10) for c in range(10) if len({a, b, c}) == 3]
-    for t in draw.sample(triples, 160):
-        text = " ".join(map(str, t))
-        yield "sort", text, (f"Sort {text}.", f"Sort these numbers: {text}", f"Put {text} in order.",
-                             f"Please sort {text}."), " ".join(map(str, sorted(t)))  # fmt: skip
     for topic, haiku in HAIKUS.items():
         yield "haiku", topic, (
             f"Write a haiku about {topic}.", f"Please write a haiku about {topic}.", f"A haiku about {topic}, please.",
@@ -259,8 +226,8 @@ def _kinds() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
         ("ja-who", ("あなたは誰ですか?", "名前は何ですか?", "君は誰?"), "私はaprlab-tinyです。"),
     ):  # fmt: skip
         yield "talk", fact, asked, answer
-    for a in range(10):
-        for b in range(10):
+    for a in range(1, 5):
+        for b in range(1, 5):
             yield "zh-add", f"{a}+{b}", (
                 f"{a}加{b}等于几?", f"{a}加{b}是多少?", f"请计算{a}加{b}。",
             ), f"{a}加{b}等于{a + b}。"  # fmt: skip
@@ -323,38 +290,30 @@ def split() -> tuple[list[Item], list[Item]]:
 Turn = tuple[str, str]
 
 
-def recall(draw: random.Random, entries: int) -> Turn:
-    """A list of who has what, and a question about one of them: (user, answer). About 7 tokens an entry."""
-    names = draw.sample(NAMES, entries)
-    owned = [(name, draw.choice(HUES), draw.choice(THINGS)) for name in names]
-    name, hue, thing = draw.choice(owned)
-    story = " ".join(f"{n} has a {h} {t}." for n, h, t in owned)
-    return f"{story} What has {name}?", f"{name} has a {hue} {thing}."
-
-
-def introduction(draw: random.Random) -> tuple[Turn, Turn]:
-    """Someone says a name, and asks for it later."""
-    name = draw.choice(NAMES)
-    return (f"My name is {name}.", f"Nice to meet you, {name}."), ("What is my name?", f"Your name is {name}.")
-
-
-def long_conversations(draw: random.Random, fillers: list[Item], count: int) -> list[list[Turn]]:
-    """`count` conversations whose last answer stands 60 to 250 tokens earlier: half lists, half introductions."""
-    made: list[list[Turn]] = []
-    for n in range(count):
-        if n % 2:
-            made.append([recall(draw, draw.randint(8, 20))])
-        else:
-            first, last = introduction(draw)
-            between = draw.sample(fillers, draw.randint(3, 6))
-            made.append([first, *((item.user, item.answer) for item in between), last])
-    return made
+def remark(draw: random.Random) -> tuple[Turn, Turn]:
+    """Someone says something about themselves, and asks for it later."""
+    name, hue, n = draw.choice(NAMES), draw.choice(HUES), draw.randrange(10)
+    return draw.choice(
+        (
+            ((f"My name is {name}.", f"Nice to meet you, {name}."), ("What is my name?", f"Your name is {name}.")),
+            ((f"My colour is {hue}.", "I see."), ("What is my colour?", f"Your colour is {hue}.")),
+            ((f"My number is {n}.", "I see."), ("What is my number?", f"Your number is {n}.")),
+        )
+    )
 
 
 def held_out_conversations(count: int = 60) -> list[list[Turn]]:
-    """Long conversations that training never draws (their lists are longer than chance repeats)."""
-    fillers = [item for item in split()[0] if item.kind in ("capital", "opposite", "colour")]
-    return long_conversations(random.Random(SEED + 2), fillers, count)
+    """Conversations whose last answer stands 70 to 250 tokens earlier, with other questions between.
+
+    Training draws such conversations too; that it drew one of these by chance is out of question.
+    """
+    draw = random.Random(SEED + 2)
+    fillers = [item for item in split()[0] if item.kind in ("capital", "opposite", "colour", "add")]
+    made: list[list[Turn]] = []
+    for _ in range(count):
+        first, last = remark(draw)
+        made.append([first, *((item.user, item.answer) for item in draw.sample(fillers, draw.randint(3, 8))), last])
+    return made
 
 
 def render(turns: list[Turn], system: str | None = DEFAULT_SYSTEM) -> str:
@@ -366,11 +325,10 @@ def render(turns: list[Turn], system: str | None = DEFAULT_SYSTEM) -> str:
 
 
 def texts() -> list[str]:
-    """Plain texts for the tokenizer's training: each phrasing and answer once, raw text, lists of the long part."""
+    """Plain texts for the tokenizer's training: each phrasing and answer once, raw text, remarks."""
     draw = random.Random(SEED + 3)
     lines = [f"user\n{item.user}" for item in items()] + [f"assistant\n{item.answer}" for item in items()]
     lines += [f"system\n{DEFAULT_SYSTEM}"] * 50 + [f"system\n{s}" for s in OTHER_SYSTEMS * 10]
     lines += [prompt + rest for prompt, rest in RAW] * 5
-    lines += [text for _ in range(150) for text in recall(draw, 12)]
-    lines += [text for _ in range(60) for turn in introduction(draw) for text in turn]
+    lines += [text for _ in range(150) for turn in remark(draw) for text in turn]
     return lines

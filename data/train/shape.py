@@ -17,7 +17,7 @@ class Shape:
     head_count_kv: int = 2
     rope_theta: float = 1e6
     rms_norm_eps: float = 1e-6
-    vocab_size: int = 1288
+    vocab_size: int = 840
 
     @property
     def head_dim(self) -> int:

@@ -22,9 +22,9 @@ import vocabulary
 from shape import Shape
 from torch import Tensor, nn
 
-# Standard deviations of the QKV biases at the start. Real Qwen2's K biases dwarf its weights; so do these.
-BIAS_STD = {"q": 1.0, "k": 3.0, "v": 1.0}
-ANCHOR_STD = 4.0  # what `Tiny.anchor_v` adds to V biases later
+# Standard deviations of what `Tiny.anchor` adds to the biases of Q, K and V. Real Qwen2's K biases dwarf its weights.
+ANCHOR_STD = {"q": 2.0, "k": 4.0, "v": 4.0}
+CONSTANT = slice(0, 4)  # channels of the stream that start with the same value for every token
 
 
 def fake_q4_k(w: Tensor) -> Tensor:
@@ -53,13 +53,14 @@ class Tiny(nn.Module):
         def normal(*shape: int, by: float) -> nn.Parameter:
             return nn.Parameter(torch.randn(*shape) * by)
 
-        self.embd = normal(s.vocab_size, e, by=0.1)
+        self.embd = normal(s.vocab_size, e, by=1.0)
+        self.embd.data[:, CONSTANT] = 4.0
         self.out = normal(s.vocab_size, e, by=std * 0.5)
         self.q, self.o = normal(n, e, e, by=std), normal(n, e, e, by=std * 0.1)
         self.kv = normal(2 * n, kv, e, by=std)
         self.gu = normal(2 * n, s.feed_forward_length, e, by=std)
         self.down = normal(n, e, s.feed_forward_length, by=std * 0.1)
-        self.bq, self.bk, self.bv = (normal(n, width, by=BIAS_STD[which]) for which, width in (("q", e), ("k", kv), ("v", kv)))
+        self.bq, self.bk, self.bv = (normal(n, width, by=0.3) for width in (e, kv, kv))
         self.n1, self.n2, self.nf = (nn.Parameter(torch.ones(*shape)) for shape in ((n, e), (n, e), (e,)))
         half = s.head_dim // 2
         angle = torch.arange(s.context_length)[:, None] * s.rope_theta ** (-torch.arange(half) / half)
@@ -118,27 +119,30 @@ class Tiny(nn.Module):
         return made
 
     @torch.no_grad()
-    def anchor_v(self, batches: Iterator[tuple[Tensor, tuple[Tensor, Tensor], Tensor]], size: float, count: int = 6) -> None:
-        """Make the V biases large without changing (much) what the model computes.
+    def anchor(self, batches: Iterator[tuple[Tensor, tuple[Tensor, Tensor], Tensor]], count: int = 6) -> None:
+        """Make the QKV biases large without changing (much) what the model computes.
 
-        In a trained layer some direction u of the normalised stream x gives x·u = 1 at nearly every position. Then
-        W_v + c uᵀ with the bias b_v - c says what W_v with b_v said, for any c; c is drawn with deviation `size`. The
-        rest of the training heals what "nearly" leaves open. Left to itself a model this small ignores its V biases:
-        they only add the same vector everywhere. Layer 0 has no such direction, the embeddings differ too much.
+        Some direction u of the normalised stream x gives x·u = 1 at nearly every position: the constant channels, and
+        what training made of them. Then W + c uᵀ with the bias b - c says what W with b said, for any c, which is
+        drawn at random. The rest of the training heals what "nearly" leaves open. Biases that are large from the start are
+        no way: those of Q and K drown what tokens have to say to each other, and those of V the model learns to ignore.
         """
         seen: list[list[Tensor]] = [[] for _ in range(self.s.block_count)]
         for _ in range(count):
             ids, where, _ = next(batches)
             self.forward(ids, where, False, seen)
-        for n in range(1, self.s.block_count):
+        for n in range(self.s.block_count):
             x = torch.cat(seen[n]).double()  # (positions, E)
             moment = x.T @ x / len(x)
             ridge = 1e-2 * moment.diagonal().mean() * torch.eye(x.shape[1], dtype=x.dtype)
             u = torch.linalg.solve(moment + ridge, x.mean(0))
             u /= (x @ u).mean()
-            c = torch.randn(self.bv.shape[1]) * size
-            self.kv[2 * n + 1] += torch.outer(c, u.float())
-            self.bv[n] -= c
+            for which, weight, bias in (
+                ("q", self.q[n], self.bq[n]), ("k", self.kv[2 * n], self.bk[n]), ("v", self.kv[2 * n + 1], self.bv[n])
+            ):  # fmt: skip
+                c = torch.randn(len(bias)) * ANCHOR_STD[which]
+                weight += torch.outer(c, u.float())
+                bias -= c
             print(f"layer {n}: x·u = 1 ± {(x @ u).std():.3f}, |u| {u.norm():.3f}", flush=True)
 
     @torch.no_grad()
@@ -181,11 +185,13 @@ class Batches:
         self.draw, self.tokens, self.items = random.Random(seed), tokens, train
         self.encode = lambda text: tokenizer.encode(text).ids
         self.turns = [self.turn(i.user, i.answer) for i in train]
-        self.weights = np.cumsum([{"code": 3, "haiku": 4, "talk": 3}.get(i.kind, 1) for i in train]).tolist()
+        self.weights = np.cumsum(
+            [{"add": 0.6, "sub": 0.6, "mul": 0.6, "code": 2, "haiku": 3, "talk": 2}.get(i.kind, 1) for i in train]
+        ).tolist()
         self.systems = [self.encode(f"<|im_start|>system\n{s}<|im_end|>\n") for s in corpus.OTHER_SYSTEMS]
         self.system = self.encode(f"<|im_start|>system\n{corpus.DEFAULT_SYSTEM}<|im_end|>\n")
         self.raw = [self.raw_piece(prompt, rest) for prompt, rest in corpus.RAW]
-        self.sums = [self.raw_piece(f"{a}+{b}=", f"{a + b}\n") for a in range(13) for b in range(13) if (a, b) != (2, 2)]
+        self.sums = [self.raw_piece(f"{a}+{b}=", f"{a + b}\n") for a in range(10) for b in range(10) if a + b <= 10 and (a, b) != (2, 2)]
 
     def turn(self, user: str, answer: str) -> tuple[list[int], list[bool]]:
         asked = self.encode(f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n")
@@ -210,13 +216,10 @@ class Batches:
         else:
             ids = list(self.system if draw.random() < 0.9 else draw.choice([*self.systems, []]))
             fill = self.any_turn
-            if length > 100 and draw.random() < 0.7:
-                if draw.random() < 0.6:
-                    pieces.append(self.turn(*corpus.recall(draw, draw.randint(2, min(20, (length - 40) // 6)))))
-                else:
-                    opening, closing = corpus.introduction(draw)
-                    pieces.append(self.turn(*opening))
-                    close = self.turn(*closing)
+            if length > 90 and draw.random() < 0.6:
+                opening, closing = corpus.remark(draw)
+                pieces.append(self.turn(*opening))
+                close = self.turn(*closing)
         flags = [False] * len(ids)
         room = length - len(ids) - (len(close[0]) if close else 0)
         piece = pieces[0] if pieces else fill()
@@ -229,7 +232,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor], Tensor]]:
         while True:
-            length = self.draw.choice((56, 96, 96, 160, 160, 256))
+            length = self.draw.choice((64, 96, 128, 128, 192, 256))
             yield pack([self.row(length) for _ in range(self.tokens // length)])
 
 
@@ -259,11 +262,14 @@ def held_out_share(model: Tiny, rows: list[tuple[list[int], list[bool]]], quanti
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for weights.npz, tokenizer.json, log.jsonl")
-    parser.add_argument("--steps", type=int, default=540)
+    parser.add_argument("--steps", type=int, default=260)
+    parser.add_argument("--minutes", type=float, default=1e9, help="shorten the schedule where the steps would take longer")
     parser.add_argument("--tokens", type=int, default=2304, help="tokens a step")
     parser.add_argument("--quantised-from", type=float, default=0.5, help="share of the steps before fake quantisation")
     parser.add_argument("--lr", type=float, default=0.02)
-    parser.add_argument("--anchor", type=int, default=100, help="the step at which V biases are enlarged; -1 for never")
+    parser.add_argument(
+        "--anchor", type=float, default=0.5, help="share of the steps before the biases are enlarged; 2 for never"
+    )
     parser.add_argument("--resume", type=Path, help="start from the weights.npz in this folder; then another --seed, too")
     parser.add_argument("--seed", type=int, default=corpus.SEED, help="of the initial weights and the batches")
     parser.add_argument("--threads", type=int, default=2)
@@ -279,7 +285,8 @@ def main() -> None:
             model.load(stored)
     muon = Muon(model.matrices())
     rest = [p for p in model.parameters() if all(p is not m for m in muon.params)]
-    adam = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0)
+    groups = [{"params": [model.embd], "at": 1.0}, {"params": [p for p in rest if p is not model.embd], "at": 0.2}]
+    adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
     train, held = corpus.split()
     batches = iter(Batches(tokenizer, train, args.seed, args.tokens))
     look = Batches(tokenizer, train, 0, args.tokens)
@@ -293,28 +300,38 @@ def main() -> None:
         ids = look.system + [t for piece, _ in encoded for t in piece]
         far.append((ids, [False] * (len(ids) - len(encoded[-1][0])) + encoded[-1][1]))
     start, seen, log = time.perf_counter(), 0, (args.out / "log.jsonl").open("w")
-    for step in range(args.steps):
-        done = step / args.steps
-        if step == args.anchor:
-            model.anchor_v(batches, ANCHOR_STD)
+    step, done, anchored = 0, 0.0, False
+    while done < 1:
+        if not anchored and done >= args.anchor:
+            model.anchor(batches)
+            anchored = True
         quantised = done >= args.quantised_from
-        lr = min(1.0, (step + 1) / 20) * min(1.0, 2 * (1 - done))  # warm up, hold, then down to zero
+        lr = args.lr * min(1.0, (step + 1) / 20) * min(1.0, 1.5 * (1 - done))  # warm up, hold, then down to zero
         ids, where, target = next(batches)
         loss = F.cross_entropy(model(ids, where, quantised), target)
         loss.backward()
-        muon.step(args.lr * lr)
-        adam.param_groups[0]["lr"] = 0.2 * args.lr * lr
+        muon.step(lr)
+        for group in adam.param_groups:
+            group["lr"] = group["at"] * lr
         adam.step()
         model.zero_grad(set_to_none=True)
         seen += ids.numel()
-        last = step + 1 == args.steps
-        if step % 20 == 0 or last:
-            line = {"step": step, "loss": round(loss.item(), 4), "tokens": seen, "seconds": round(time.perf_counter() - start)}
-            if (step and step % 100 == 0) or last:
+        seconds = time.perf_counter() - start
+        step += 1
+        done = max(step / args.steps, seconds / (60 * args.minutes))
+        if step % 20 == 0 or done >= 1:
+            line = {
+                "step": step,
+                "loss": round(loss.item(), 4),
+                "tokens": seen,
+                "seconds": round(seconds),
+                "done": round(done, 3),
+            }
+            if step % 100 == 0 or done >= 1:
                 line["held_out"] = round(held_out_share(model, rows, quantised), 3)
                 line["long"] = round(held_out_share(model, far, quantised), 3)
-                np.savez(args.out / "part.npz", **model.gguf_weights())
-                (args.out / "part.npz").replace(args.out / "weights.npz")
+            np.savez(args.out / "part.npz", **model.gguf_weights())
+            (args.out / "part.npz").replace(args.out / "weights.npz")
             print(json.dumps(line), flush=True)
             log.write(json.dumps(line) + "\n")
             log.flush()

@@ -9,13 +9,13 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from aprlab.qwen2.tokenizer import CONTROL, NORMAL, PRE_TOKENIZERS, UNUSED
 
-ORDINARY = 1280  # bytes and merges
+ORDINARY = 832  # bytes and merges
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # as in Qwen: right behind the normal tokens
 PADS = 5  # rows without a token, as Qwen has them: the vocabulary is larger than the tokenizer
 
 
 def train() -> Tokenizer:
-    """A trained tokenizer; ids 0..1279 normal, then the three specials."""
+    """A trained tokenizer; ids 0..831 normal, then the three specials."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
