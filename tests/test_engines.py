@@ -29,7 +29,7 @@ def model() -> Model:
 def engine(request: pytest.FixtureRequest, model: Model) -> Iterator[Engine]:
     try:
         made = engines.create(request.param, model)
-    except UsageError as reason:
+    except (UsageError, UnsupportedError) as reason:  # no library; no driver
         pytest.skip(str(reason))
     yield made
     made.close()

@@ -88,6 +88,16 @@ def shipped_ptx(module: str) -> str:
     return (HERE / "ptx" / f"{module}.ptx").read_text(encoding="utf-8")
 
 
+def one_entry(text: str, entry: str) -> str:
+    """NVRTC's PTX `text` with one kernel only: much shorter, means the same. Raises UnsupportedError if it is not in there."""
+    start = text.find(f".visible .entry {entry}(")
+    if start < 0:
+        raise UnsupportedError(f"this PTX has no kernel {entry!r}")
+    head, end = text.index(".visible .entry "), text.index("\n}\n", start) + 3
+    files = text.find("\t.file\t")  # source names and debug strings follow all kernels
+    return text[:head] + text[start:end] + (text[files:] if files >= 0 else "")
+
+
 def compile_source(text: str, arch: int = SHIPPED, *, machine_code: bool = False) -> Compiled:
     """Compile a self-contained CUDA text.
 
@@ -100,11 +110,12 @@ def compile_source(text: str, arch: int = SHIPPED, *, machine_code: bool = False
         CompileError: NVRTC refused the text.
         UnsupportedError: there is no NVRTC on this machine.
     """
-    ptx, _ = _run(text, f"compute_{arch}", ())
+    raw, _ = _run(text, f"compute_{arch}", "PTX")
+    found = _FILE.sub(r'\1"\2"', raw.rstrip(b"\0").decode())
     if not machine_code:
-        return Compiled(ptx, b"", {})
-    cubin, log = _run(text, f"sm_{arch}", ("--ptxas-options=-v",))
-    return Compiled(ptx, cubin, parse_log(log))
+        return Compiled(found, b"", {})
+    cubin, log = _run(text, f"sm_{arch}", "CUBIN", "--ptxas-options=-v")
+    return Compiled(found, cubin, parse_log(log))
 
 
 def ptx(module: str, files: Mapping[str, str] | None = None, arch: int = SHIPPED) -> str:
@@ -118,6 +129,7 @@ def write_shipped() -> None:
         (HERE / "ptx" / f"{module}.ptx").write_text(ptx(module), encoding="utf-8")
 
 
+# `.file` names the working directory, which is nobody's business and would make the text depend on it
 _FILE = re.compile(r'(\.file\s+\d+ )"(?:[^"]*/)?([^"/]+)"')
 _ENTRY = re.compile(r"Compiling entry function '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -191,8 +203,8 @@ def architectures() -> tuple[int, ...]:
     return tuple(arch for arch in ARCHITECTURES if arch in set(numbers))
 
 
-def _run(text: str, target: str, options: tuple[str, ...]) -> tuple[str, str] | tuple[bytes, str]:
-    """(PTX text or machine code, log), by whether `target` is a ``compute_…`` or an ``sm_…``."""
+def _run(text: str, target: str, what: str, *options: str) -> tuple[bytes, str]:
+    """(`what`: ``PTX`` or ``CUBIN``, the log)"""
     lib, program = nvrtc(), ctypes.c_void_p()
     flags = [f"--gpu-architecture={target}", *OPTIONS, *options]
     lib.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"aprlab.cu", 0, None, None)
@@ -201,10 +213,7 @@ def _run(text: str, target: str, options: tuple[str, ...]) -> tuple[str, str] | 
         log = _take(lib, program, "ProgramLog").rstrip(b"\0").decode()
         if status:
             raise CompileError(f"NVRTC for {target}:\n{log}")
-        if target.startswith("compute_"):
-            text_ptx = _take(lib, program, "PTX").rstrip(b"\0").decode()
-            return _FILE.sub(r'\1"\2"', text_ptx), log  # `.file` names the working directory, which is nobody's business
-        return _take(lib, program, "CUBIN"), log
+        return _take(lib, program, what), log
     finally:
         lib.nvrtcDestroyProgram(ctypes.byref(program))
 

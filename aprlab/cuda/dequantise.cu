@@ -141,12 +141,16 @@ template <class Type> DEVICE void to_f16(const u8 *w, uint2 *y, u32 quads) {
                        (u32)f32_to_f16_rn(v.z) | (u32)f32_to_f16_rn(v.w) << 16);
 }
 
-// w: blocks (vocabulary, quads * 4); tokens (T,); y: float32 (T, quads * 4). Block row y of the grid is one token.
+// w: blocks (vocabulary, quads * 4); tokens (T,); y: float32 (T, quads * 4). Block row y of the grid is one token. A token
+// below zero, argmax's word for NaN, gives zeros.
 template <class Type> DEVICE void rows_of(const u8 *w, const int *tokens, float4 *y, u32 quads) {
   const u32 quad = blockIdx.x * 256 + threadIdx.x;
   if (quad >= quads) return;
   const u64 row_bytes = (u64)(quads / (Type::VALUES / 4)) * Type::BYTES;
-  y[(u64)blockIdx.y * quads + quad] = quad_values<Type>(w + tokens[blockIdx.y] * row_bytes, quad);
+  const int token = tokens[blockIdx.y];
+  float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  if (token >= 0) v = quad_values<Type>(w + token * row_bytes, quad);
+  y[(u64)blockIdx.y * quads + quad] = v;
 }
 
 #define OF_TYPE(Type, name)                                                                             \

@@ -1,0 +1,120 @@
+"""The CUDA engine: the kernels on an NVIDIA GPU, through cupy. Launches come from the same table as the PTX machine's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from aprlab.cuda.compile import MODULES, OPTIONS, source
+from aprlab.cuda.driver import KernelEngine
+from aprlab.cuda.launch import Launch
+from aprlab.errors import UnsupportedError, UsageError
+from aprlab.model import Model
+
+_SCALARS = {"p": np.uint64, "u": np.uint32, "f": np.float32}
+
+
+class CudaBackend:
+    """Device memory and launches on the current stream of one GPU.
+
+    Args:
+        kernels: CUDA text (self-contained) by module; modules not named here are the package's own.
+        device: number of the GPU.
+
+    Raises:
+        UnsupportedError: no cupy, no driver, no GPU.
+    """
+
+    def __init__(self, kernels: Mapping[str, str] | None = None, device: int = 0) -> None:
+        unknown = set(kernels or ()) - set(MODULES)
+        if unknown:
+            raise UsageError(f"unknown kernel module {min(unknown)!r}; known: {', '.join(MODULES)}")
+        self.cupy, self.device = _cupy(device)
+        self.device.use()
+        self._texts = dict(kernels or {})
+        self._modules: dict[str, Any] = {}
+        self._functions: dict[str, Any] = {}
+
+    def upload(self, data: np.ndarray, nbytes: int) -> Any:
+        buffer = self.empty(nbytes)
+        buffer[: data.nbytes].set(np.ascontiguousarray(data))
+        buffer[data.nbytes :] = 0
+        return buffer
+
+    def empty(self, nbytes: int) -> Any:
+        return self.cupy.empty(nbytes, np.uint8)  # cupy's pool aligns to 512
+
+    def download(self, buffer: Any, offset: int, nbytes: int) -> np.ndarray:
+        return self.cupy.asnumpy(buffer[offset : offset + nbytes])
+
+    def pointer(self, buffer: Any, offset: int) -> int:
+        return int(buffer.data.ptr) + offset
+
+    def run(self, launch: Launch) -> None:
+        kinds = launch.kernel.parameters
+        values = tuple(_SCALARS[kind](value) for kind, value in zip(kinds, launch.arguments, strict=True))
+        self.function(launch.kernel.entry, launch.kernel.module)(launch.grid, launch.block, values, shared_mem=launch.shared)
+
+    def function(self, entry: str, module: str) -> Any:
+        """The compiled kernel; its module is compiled for this GPU when first asked for."""
+        if entry not in self._functions:
+            if module not in self._modules:
+                text = self._texts.get(module) or source(module)
+                self._modules[module] = self.cupy.RawModule(code=text, options=OPTIONS, backend="nvrtc")
+            self._functions[entry] = self._modules[module].get_function(entry)
+        return self._functions[entry]
+
+    def free_bytes(self) -> int:
+        free, _ = self.cupy.cuda.runtime.memGetInfo()
+        return int(free) + int(self.cupy.get_default_memory_pool().free_bytes())
+
+    def close(self) -> None:
+        self._functions.clear()
+        self._modules.clear()
+        self.cupy.get_default_memory_pool().free_all_blocks()
+
+
+def _cupy(device: int) -> tuple[Any, Any]:
+    """(cupy, its device). Raises UnsupportedError saying which of library, driver and GPU is missing."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise UnsupportedError(f"engine 'cuda' needs cupy (extra cuda12 or cuda13): {error}") from error
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise UnsupportedError(f"engine 'cuda' finds no usable NVIDIA driver: {error}") from error
+    if not 0 <= device < count:
+        raise UnsupportedError(f"engine 'cuda': there is no GPU {device}, {count} found")
+    return cupy, cupy.cuda.Device(device)
+
+
+class CudaEngine(KernelEngine):
+    """The kernels on a GPU.
+
+    Args:
+        model: the weights; uploaded quantised, once it is known that they fit.
+        threads: not used.
+        contract: ``f32`` or ``q8``.
+        kernels: CUDA text in place of the package's own modules, by module name; `aprlab.cuda.mutations.sources` makes
+            faulty ones.
+        device: number of the GPU.
+    """
+
+    name: ClassVar[str] = "cuda"
+    backend: CudaBackend
+
+    def __init__(
+        self,
+        model: Model,
+        threads: int | None = None,
+        contract: str = "f32",
+        kernels: Mapping[str, str] | None = None,
+        device: int = 0,
+        **unknown: Any,
+    ) -> None:
+        if unknown:
+            raise UsageError(f"engine 'cuda' has no option {min(unknown)!r}")
+        super().__init__(model, threads, CudaBackend(kernels, device), contract)

@@ -1,0 +1,114 @@
+"""The PTX engine: the CUDA kernels' own PTX, executed by the PTX machine on the CPU, with NumPy alone.
+
+For looking, not for speed: every launch of a forward pass can be stepped, profiled and checked, and a kernel fault can be put
+in place of a kernel. Same launches, same bits as on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, ClassVar
+
+import numpy as np
+
+from aprlab.cuda.compile import MODULES, one_entry, shipped_ptx
+from aprlab.cuda.driver import KernelEngine
+from aprlab.cuda.launch import Launch
+from aprlab.errors import UsageError
+from aprlab.model import Model
+from aprlab.ptx import LaunchReport, Machine, Pointer, parse
+
+
+class PtxBackend:
+    """NumPy arrays for memory, the PTX machine for launches.
+
+    Args:
+        kernels: PTX text by module; modules not named here are the shipped ones.
+        checks: look for out-of-bounds, races and the like in every launch; `findings` collects them.
+    """
+
+    def __init__(self, kernels: Mapping[str, str] | None = None, checks: bool = False) -> None:
+        unknown = set(kernels or ()) - set(MODULES)
+        if unknown:
+            raise UsageError(f"unknown kernel module {min(unknown)!r}; known: {', '.join(MODULES)}")
+        self._texts = dict(kernels or {})
+        self._machines: dict[str, Machine] = {}  # of kernels in other modules than the shipped ones
+        self.checks = checks
+        self.findings: list[str] = []
+        self.last: LaunchReport | None = None
+
+    def machine(self, entry: str, module: str) -> Machine:
+        """The machine with this kernel loaded; parsed when first asked for."""
+        if module not in self._texts:
+            return shipped_machine(entry, module)
+        if entry not in self._machines:
+            self._machines[entry] = Machine(parse(one_entry(self._texts[module], entry)))
+        return self._machines[entry]
+
+    def upload(self, data: np.ndarray, nbytes: int) -> np.ndarray:
+        if data.nbytes == nbytes and data.ctypes.data % 16 == 0:
+            return data  # a view on the mapped file; the machine refuses to write to it
+        buffer = self.empty(nbytes)
+        buffer[: data.nbytes] = data
+        buffer[data.nbytes :] = 0
+        return buffer
+
+    def empty(self, nbytes: int) -> np.ndarray:
+        memory = np.empty(nbytes + 16, np.uint8)
+        start = -memory.ctypes.data % 16
+        return memory[start : start + nbytes]
+
+    def download(self, buffer: np.ndarray, offset: int, nbytes: int) -> np.ndarray:
+        return buffer[offset : offset + nbytes].copy()
+
+    def pointer(self, buffer: np.ndarray, offset: int) -> Pointer:
+        return Pointer(buffer, offset)
+
+    def run(self, launch: Launch) -> None:
+        kernel = launch.kernel
+        report = self.machine(kernel.entry, kernel.module).launch(
+            kernel.entry, launch.grid, launch.block, launch.arguments, shared=launch.shared, checks=self.checks
+        )
+        self.findings += map(str, report.findings)
+        self.last = report
+
+    def free_bytes(self) -> None:
+        return None
+
+    def close(self) -> None:
+        self._machines.clear()
+
+
+@cache
+def shipped_machine(entry: str, module: str) -> Machine:
+    """A machine with one shipped kernel. The kernels keep no state from launch to launch, so one machine serves all."""
+    return Machine(parse(one_entry(shipped_ptx(module), entry)))
+
+
+class PtxEngine(KernelEngine):
+    """The kernels on the PTX machine.
+
+    Args:
+        model: the weights.
+        threads: not used; the machine runs on one.
+        contract: ``f32`` or ``q8``.
+        kernels: PTX text in place of shipped modules, by module name; `aprlab.cuda.mutations.ptx` makes faulty ones.
+        checks: collect the machine's findings in `backend.findings`.
+    """
+
+    name: ClassVar[str] = "ptx"
+    backend: PtxBackend
+
+    def __init__(
+        self,
+        model: Model,
+        threads: int | None = None,
+        contract: str = "f32",
+        kernels: Mapping[str, str] | None = None,
+        checks: bool = False,
+        **unknown: Any,
+    ) -> None:
+        if unknown:
+            raise UsageError(f"engine 'ptx' has no option {min(unknown)!r}")
+        super().__init__(model, threads, PtxBackend(kernels, checks), contract)
