@@ -62,7 +62,6 @@ def test_points_hold_what_their_names_say(full: Trace, model: Model) -> None:
         for s in "qkv":
             close(v[p + s], v[p + "attn_norm"] @ w[f"{b}attn_{s}.weight"].T + w[f"{b}attn_{s}.bias"])
         for s in "qk":
-            close(v[f"{p}{s}_rope"][0], v[p + s][0].repeat(1, 0)) if False else None
             np.testing.assert_allclose(v[f"{p}{s}_rope"][0], v[p + s][0], atol=1e-6)  # position 0 does not turn
             assert np.abs(v[f"{p}{s}_rope"][1:] - v[p + s][1:]).max() > 0.1
         first = v[p + "v"][0].repeat(CONFIG.head_count // CONFIG.head_count_kv, axis=0).reshape(-1)

@@ -1,0 +1,60 @@
+"""llama.cpp as an oracle for logits: the same weights dequantised to F32, KV in F32, no flash attention.
+
+Quantised, llama.cpp rounds activations to 8 bits and disagrees with itself by tenths of a logit; in F32 it agrees with
+itself to 2e-5, whichever way the prompt is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aprlab.convert import convert, export
+
+
+def f32_copy(source: Path, folder: Path) -> Path:
+    """`source` (GGUF) with every tensor dequantised, as GGUF in `folder`: four bytes a parameter."""
+    apr, gguf = folder / f"{source.stem}-f32.apr", folder / f"{source.stem}-f32.gguf"
+    convert(source, apr, quantize="f32")
+    export(apr, gguf)
+    apr.unlink()
+    return gguf
+
+
+def serve(path: Path, threads: int = 1) -> Any:
+    """A llama.cpp server over `path`; needs the extra `peer`."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx, params.n_parallel, params.n_gpu_layers, params.warmup = 512, 1, 0, False
+    params.cpuparams.n_threads, params.cpuparams_batch.n_threads, params.verbosity = threads, threads, -1
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    return xllamacpp.Server(params)
+
+
+def logprobs(server: Any, tokens: Sequence[int], vocab: int) -> np.ndarray:
+    """Log-probabilities float64 ``(V,)`` of the token after `tokens`.
+
+    Normalised again here: llama.cpp sums 151,936 probabilities in float32, and is off by up to 3e-4 for that alone.
+    """
+    answer = server.handle_completions(
+        {"prompt": list(tokens), "max_tokens": 1, "temperature": 0, "logprobs": vocab, "cache_prompt": False}
+    )
+    (first,) = answer["choices"][0]["logprobs"]["content"]
+    out = np.full(vocab, np.nan)
+    for entry in first["top_logprobs"]:
+        out[entry["id"]] = entry["logprob"]
+    assert not np.isnan(out).any(), "some token has no probability"
+    return log_softmax(out)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """float64 (V,)."""
+    x = logits.astype(np.float64)
+    x -= x.max()
+    return np.asarray(x - np.log(np.exp(x).sum()))
