@@ -400,9 +400,12 @@ def investigate(
     debug: Debug = False,
 ) -> None:
     """Run the Golden Rule notebook: convert, ask both files, compare every layer, convert back."""
+    from aprlab import engines
     from aprlab.lab import run_notebook
     from aprlab.model import Model
 
+    if backend not in engines.NAMES:
+        raise UsageError(f"unknown engine {backend!r}; known: {', '.join(engines.NAMES)}")
     if model is not None:
         Model.open(model).close()  # a bad file is refused here, in one line, and not in a notebook's cell
     if expected is None:

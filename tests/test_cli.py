@@ -296,7 +296,6 @@ def test_run_traces_the_prompt(cli, tiny: Path, tmp_path: Path) -> None:
         ["-p", "hi", "--trace", "no.such.point"],
         ["-p", "hi", "--trace-out", "x.npz"],
         ["-p", "hi", "--backend", "abacus"],
-        ["-p", "hi", "-n", "100000"],
         ["-p", "hi", "--raw", "--system", "be brief"],
     ],
 )
@@ -315,7 +314,7 @@ def test_chat_remembers_and_survives_a_refusal(tiny: Path) -> None:
     assert len(answers) == 3
     assert answers[0] == "2 + 2 equals 4."
     assert answers[1] == ""
-    assert "exceed the context" in err
+    assert "no room in a context" in err
 
 
 # -- the lab ---------------------------------------------------------------------------------------------------------
@@ -347,6 +346,13 @@ def test_investigate_fails_where_the_rule_does(cli, tmp_path: Path) -> None:
     assert err.count("\n") == 1
     assert "the answer is '5'" in err
     assert json.loads((tmp_path / "00_golden_rule.json").read_text())["checks"]["the answer is '5'"] is False
+
+
+def test_investigate_refuses_an_unknown_engine_before_it_starts(cli, tmp_path: Path) -> None:
+    status, _, err = cli("investigate", "--out", tmp_path / "out", "--backend", "abacus")
+    assert status == 2
+    assert "unknown engine 'abacus'; known: reference" in err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.real

@@ -119,9 +119,9 @@ def test_every_rule_of_the_sanitiser_bites() -> None:
         assert re.search(rules[name]["regex"], SAMPLES[name]), name
 
 
-@pytest.mark.parametrize(("corruption", "status"), [(None, 0), ("text", 1), ("html", 0)])
-def test_nbval_turns_red_for_a_wrong_word_only(tmp_path: Path, corruption: str | None, status: int) -> None:
-    """The beginning of 00, as it is and with one figure of one output changed."""
+@pytest.mark.parametrize(("corruption", "status"), [("text", 1), ("html", 0)])
+def test_nbval_turns_red_for_a_wrong_word_only(tmp_path: Path, corruption: str, status: int) -> None:
+    """The beginning of 00 with one figure of one output changed."""
     notebook = copy.deepcopy(nbformat.read(FOLDER / "00_golden_rule.ipynb", 4))
     stop = next(n for n, cell in enumerate(notebook.cells) if "convert(" in cell.source and cell.cell_type == "code")
     notebook.cells = notebook.cells[: stop + 1]
@@ -130,7 +130,7 @@ def test_nbval_turns_red_for_a_wrong_word_only(tmp_path: Path, corruption: str |
         changed = output.text.replace("49 tensors in", "48 tensors in")
         assert changed != output.text
         output.text = changed
-    elif corruption == "html":
+    else:
         notebook.cells[stop].outputs = [*notebook.cells[stop].outputs]
         notebook.cells[stop].source += "\nfrom IPython.display import HTML, display\ndisplay(HTML('<b>1.23 s</b>'))"
         data = {"text/html": "<b>4.56 s</b>", "text/plain": "<IPython.core.display.HTML object>"}
