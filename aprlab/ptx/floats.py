@@ -30,7 +30,7 @@ def canonical(value: Value) -> Value:
     """float32 with every NaN replaced by PTX's 0x7fffffff. One pass when there is none: a sum is NaN if a term is."""
     total = value if value.ndim == 0 else np.add.reduce(value, axis=None)
     if total == total:
-        return value
+        return value  # infinities of both signs are no NaN, but take the second look
     return np.where(np.isnan(value), NAN32, value) if value.ndim else NAN32 if np.isnan(value) else value
 
 
@@ -67,7 +67,7 @@ def two_product(a: Value, b: Value) -> tuple[Value, Value]:
 def round_to_odd(total: Value, error: Value) -> Value:
     """float64 nearest `total` with its exact `error` → the value rounded to odd."""
     inexact = (error != 0) & np.isfinite(error)
-    if not np.any(inexact):
+    if not inexact.any():
         return total
     pattern = bits(total, np.int64)
     outward = np.where((error > 0) == (total > 0), np.int64(1), np.int64(-1))
@@ -129,16 +129,22 @@ def fma32(a: Value, b: Value, c: Value, mode: str = "rn") -> Value:
         if mode == "rm":
             out = np.where((out == 0) & (sign_probe | np.signbit(c)), np.float32(-0.0), out)[()]
         return canonical(out)
-    total = product + c64
+    if product.ndim and (c64.ndim == 0 or c64.shape == product.shape):
+        total = np.add(product, c64, out=product)
+    else:
+        total = product + c64
     out = total.astype(np.float32)
-    suspect = bits(total, np.int64) << _TIE_SHIFT == _TIE
-    small = np.abs(out) <= np.float32(_TINY32)
-    if np.any(small):
-        small = small & (total != 0)  # an exact zero is exact
-    if np.any(suspect) or np.any(small):
-        exact = round_to_odd(*two_sum(product, c64)).astype(np.float32)
-        out = np.where(suspect | small, exact, out)[()]
-    return canonical(out)
+    least = np.abs(out).min() if out.ndim else abs(out)  # NaN if there is one
+    if total.ndim:
+        pattern = total.view(np.int64)
+        pattern <<= _TIE_SHIFT  # the sum itself is not needed any more
+        suspect = pattern == _TIE
+    else:
+        suspect = bits(total, np.int64) << _TIE_SHIFT == _TIE
+    if least > _TINY32 and not suspect.any():
+        return out
+    product = a.astype(np.float64) * b.astype(np.float64)
+    return canonical(round_to_odd(*two_sum(product, c64)).astype(np.float32))
 
 
 def div32(a: Value, b: Value, mode: str = "rn") -> Value:
