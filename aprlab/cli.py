@@ -410,13 +410,13 @@ def investigate(
         Model.open(model).close()  # a bad file is refused here, in one line, and not in a notebook's cell
     if expected is None:
         expected = ANSWER if model is None and prompt == QUESTION else ""
-    path = "" if model is None else str(model.resolve())
-    parameters = {"model": path, "backend": backend, "prompt": prompt, "expected": expected}
+    source = "" if model is None else str(model.resolve())
+    parameters = {"model": source, "backend": backend, "prompt": prompt, "expected": expected}
     result = run_notebook("00_golden_rule", parameters, out, progress=sys.stderr.isatty())
     for claim, holds in result.findings["checks"].items():
         print(f"{'yes' if holds else 'NO':<4}{claim}")
-    for path in (result.notebook, result.page, result.report):
-        print(path)
+    for left in (result.notebook, result.page, result.report):
+        print(left)
 
 
 @app.command(epilog="Example: aprlab doctor --json")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from aprlab.errors import UsageError
 
@@ -132,7 +133,7 @@ def _stroke(n: int) -> dict[str, Any]:
 
 def _layer_axis(ax: Axes) -> None:
     ax.set_xlabel("layer")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _some(sides: Mapping[str, Any]) -> None:

@@ -35,7 +35,9 @@ def golden_rule_figure(path: Path) -> None:
     try:
         aprlab.convert(aprlab.embedded_model(), converted, force=True)
         models = {"GGUF": aprlab.open_model(aprlab.embedded_model()), "APR": aprlab.open_model(converted)}
-        rows = {label: compare.layer_rows(aprlab.trace(model, QUESTION)) for label, model in models.items()}
+        traces = {label: aprlab.trace(model, QUESTION) for label, model in models.items()}
+        assert aprlab.compare(traces["GGUF"], traces["APR"]).equal, "the caption below would be a lie"
+        rows = {label: compare.layer_rows(trace) for label, trace in traces.items()}
         sizes = {
             label: {kind: sum(t.nbytes for t in model.tensors.values() if t.type.name == kind) for kind in model.by_type()}
             for label, model in models.items()
