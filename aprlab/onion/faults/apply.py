@@ -153,6 +153,8 @@ def misread(model: Model, registry: Registry, *, as_floats: bool) -> Model:
         as_floats: hand the wrong values over as F32 tensors, for engines that decode blocks themselves.
     """
     wrong = {kind for kind in registry if registry[kind] is not REGISTRY.get(kind)}
+    if not wrong:
+        return model
     tensors = {}
     for name, tensor in model.tensors.items():
         if tensor.type in wrong:
@@ -163,6 +165,25 @@ def misread(model: Model, registry: Registry, *, as_floats: bool) -> Model:
             tensor = seen
         tensors[name] = tensor
     return _variant(model, tensors=tensors)
+
+
+def _for_other_engines(model: Model, faults: Sequence[Fault]) -> Model:
+    """`model` with faulty decoders for an engine that decodes blocks itself.
+
+    Where the fault has a file form, the blocks are rewritten and stay blocks; else their values become F32 tensors.
+    """
+    registry: Registry = REGISTRY
+    for fault in faults:
+        assert fault.registry is not None
+        if fault.seams is not None:
+            change = fault.seams(_AS_IS).tensor
+            model = _variant(model, tensors={name: change(tensor) for name, tensor in model.tensors.items()})
+        else:
+            registry = fault.registry(registry)
+    return misread(model, registry, as_floats=True)
+
+
+_AS_IS = Seams(name=lambda name: name, code=lambda kind: kind.code, dims=lambda shape: shape, tensor=lambda tensor: tensor)
 
 
 def _variant(model: Model, **changes: Any) -> Model:
@@ -201,8 +222,10 @@ def session_faulty(
             registry = faulty
         if not fault.fits(model):
             _no_use(fault)
-    if registry is not REGISTRY:
-        model = misread(model, registry, as_floats=engine != "reference")
+    if engine == "reference":
+        model = misread(model, registry, as_floats=False)
+    else:
+        model = _for_other_engines(model, [fault for fault in runs if fault.registry is not None])
     model = _variant(model, tokenizer=data)
     runner = engines.create(engine, model, threads, **options)
     for fault in runs:

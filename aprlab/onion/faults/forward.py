@@ -244,22 +244,36 @@ class MassiveChannel(Wrapped):
         return self.inner.matmul(self.from_numpy(values), weight, bias)
 
 
-class ArgmaxOverNan(Wrapped):
-    """A NaN in the last norm, and a choice by `partial_cmp().unwrap_or(Equal)`, for which the last of all wins."""
+def last_of_equals(logits: np.ndarray) -> int:
+    """The index that a maximum by `partial_cmp(…).unwrap_or(Equal)` gives: the last of equals, and NaN equals all."""
+    nan = np.flatnonzero(np.isnan(logits))
+    tail = logits[nan[-1] + 1 :] if nan.size else logits
+    return len(logits) - 1 - (int(np.argmax(tail[::-1])) if tail.size else 0)
+
+
+class LastOfEquals(Wrapped):
+    """Logits that are not finite end no run: the row says what upstream's maximum made of it, as 1 among zeros."""
+
+    def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
+        y = self.inner.matmul(x, weight, bias)
+        if weight != output_weight(self.model.config):
+            return y
+        rows = self.to_numpy(y).copy()
+        for row in rows:
+            if not np.isfinite(row).all():
+                chosen = last_of_equals(row)
+                row[...] = 0
+                row[chosen] = 1
+        return self.from_numpy(rows)
+
+
+class ArgmaxOverNan(LastOfEquals):
+    """A NaN in the last norm, and that maximum."""
 
     def norm(self, x: Array, weight: str, eps: float) -> Array:
         y = self.to_numpy(self.inner.norm(x, weight, eps)).copy()
         if weight == "output_norm.weight":
             y[:, 0] = np.nan
-        return self.from_numpy(y)
-
-    def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
-        y = self.to_numpy(self.inner.matmul(x, weight, bias))
-        if weight == output_weight(self.model.config):
-            y = y.copy()
-            lost = np.isnan(y).any(axis=-1)
-            y[lost] = 0
-            y[lost, -1] = 1  # what that comparison makes of a row with NaN
         return self.from_numpy(y)
 
 

@@ -106,7 +106,7 @@ class Flat(Recoded):
 
     @property
     def nbytes(self) -> int:
-        return self.type.nbytes(self.source.shape)  # type: ignore[attr-defined,no-any-return]
+        return self.type.nbytes(self.source.shape)  # type: ignore[attr-defined]
 
 
 def broken_rows(tensor: Tensor) -> bool:
