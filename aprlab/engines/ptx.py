@@ -26,15 +26,16 @@ class PtxBackend:
     Args:
         kernels: PTX text by module; modules not named here are the shipped ones.
         checks: look for out-of-bounds, races and the like in every launch; `findings` collects them.
+        overrun: uploads get this many times their length, for kernels that read behind a tensor's end.
     """
 
-    def __init__(self, kernels: Mapping[str, str] | None = None, checks: bool = False) -> None:
+    def __init__(self, kernels: Mapping[str, str] | None = None, checks: bool = False, overrun: float = 1.0) -> None:
         unknown = set(kernels or ()) - set(MODULES)
         if unknown:
             raise UsageError(f"unknown kernel module {min(unknown)!r}; known: {', '.join(MODULES)}")
         self._texts = dict(kernels or {})
         self._machines: dict[str, Machine] = {}  # of kernels in other modules than the shipped ones
-        self.checks = checks
+        self.checks, self.overrun = checks, overrun
         self.findings: list[str] = []
         self.last: LaunchReport | None = None
 
@@ -47,6 +48,8 @@ class PtxBackend:
         return self._machines[entry]
 
     def upload(self, data: np.ndarray, nbytes: int) -> np.ndarray:
+        if self.overrun > 1:
+            nbytes = int(nbytes * self.overrun) + 16
         if data.nbytes == nbytes and data.ctypes.data % 16 == 0:
             return data  # a view on the mapped file; the machine refuses to write to it
         buffer = self.empty(nbytes)
@@ -95,6 +98,7 @@ class PtxEngine(KernelEngine):
         contract: ``f32`` or ``q8``.
         kernels: PTX text in place of shipped modules, by module name; `aprlab.cuda.mutations.ptx` makes faulty ones.
         checks: collect the machine's findings in `backend.findings`.
+        overrun: room behind every tensor, see `PtxBackend`.
     """
 
     name: ClassVar[str] = "ptx"
@@ -107,8 +111,9 @@ class PtxEngine(KernelEngine):
         contract: str = "f32",
         kernels: Mapping[str, str] | None = None,
         checks: bool = False,
+        overrun: float = 1.0,
         **unknown: Any,
     ) -> None:
         if unknown:
             raise UsageError(f"engine 'ptx' has no option {min(unknown)!r}")
-        super().__init__(model, threads, PtxBackend(kernels, checks), contract)
+        super().__init__(model, threads, PtxBackend(kernels, checks, overrun), contract)
