@@ -297,9 +297,9 @@ def test_unknown_engine_and_senseless_threads(model: Model) -> None:
 
 
 def test_engine_whose_library_is_missing(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-    monkeypatch.setitem(engines._ENGINES, "jit", ("aprlab.engines.of_tomorrow", "Engine"))
-    with pytest.raises(UsageError, match=r"'jit' is not available here.*of_tomorrow"):
-        engines.create("jit", model)
+    monkeypatch.setitem(engines._ENGINES, "cuda", ("aprlab.engines.of_tomorrow", "Engine"))
+    with pytest.raises(UsageError, match=r"'cuda' is not available here.*of_tomorrow"):
+        engines.create("cuda", model)
 
 
 def test_cache_counts_positions() -> None:
