@@ -9,5 +9,6 @@ from aprlab.ptx.counters import Counters, LineProfile, Traffic
 from aprlab.ptx.machine import KernelFault, LaunchReport, Machine
 from aprlab.ptx.memory import Pointer
 from aprlab.ptx.parser import Module, parse
+from aprlab.ptx.stepper import Stepper, View
 
-__all__ = ["Counters", "Finding", "KernelFault", "LaunchReport", "LineProfile", "Machine", "Module", "Pointer", "Traffic", "parse"]
+__all__ = ["Counters", "Finding", "KernelFault", "LaunchReport", "LineProfile", "Machine", "Module", "Pointer", "Stepper", "Traffic", "View", "parse"]

@@ -164,6 +164,7 @@ class Checks:
         if clash.any():
             verb = "writes" if writes else "reads"
             self._report_race(state, access, buffer, lanes, cells, clash, writer, f"{verb} what", "wrote, with no barrier between")
+        seen = clash
         if writes and not strong:
             for reader in (shadow.first_reader[flat], shadow.last_reader[flat]):
                 clash = unordered(reader, shadow.read_epoch[flat], shadow.read_warp_epoch[flat])
@@ -174,7 +175,7 @@ class Checks:
                     break
         if writes:
             if not strong:
-                self._same_instruction(state, access, buffer, lanes, cells, rows, ident)
+                self._same_instruction(state, access, buffer, lanes, cells, rows, ident, seen)
             shadow.writer[flat] = ident
             shadow.write_epoch[flat] = epoch
             shadow.write_warp_epoch[flat] = warp_epoch
@@ -194,8 +195,10 @@ class Checks:
             shadow.read_epoch[flat] = epoch
             shadow.read_warp_epoch[flat] = warp_epoch
 
-    def _same_instruction(self, state: State, access: Access, buffer: Buffer, lanes: Any, cells: Any, rows: Any, ident: Any) -> None:
-        """Two lanes of one store that write the same byte."""
+    def _same_instruction(
+        self, state: State, access: Access, buffer: Buffer, lanes: Any, cells: Any, rows: Any, ident: Any, seen: Any
+    ) -> None:
+        """Two lanes of one store that write the same byte; `seen` marks what has been reported already."""
         flat = cells.reshape(-1)
         order = np.argsort(flat, kind="stable")
         sorted_cells = flat[order]
@@ -207,6 +210,7 @@ class Checks:
             data = rows.reshape(-1)[order]
             twice = twice & (data[1:] != data[:-1])
         clash[order[1:]] = twice
+        clash &= ~seen
         if clash.any():
             other = np.full(len(flat), -1, np.int64)
             other[order[1:]] = ident[order[:-1]]

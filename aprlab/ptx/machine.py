@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from aprlab.ptx.counters import Counters, LineProfile
 from aprlab.ptx.memory import AddressSpace, Buffer, Lanes, Pointer, merge
 from aprlab.ptx.parser import TYPE_BYTES, Location, Module
 from aprlab.ptx.program import Access, Getter, Program, Setter, build
+
+if TYPE_CHECKING:
+    from aprlab.ptx.stepper import Stepper
 
 Dim = int | Sequence[int]
 _CONTAINERS = {1: np.dtype("u1"), 2: np.dtype("u2"), 4: np.dtype("u4"), 8: np.dtype("u8"), 16: np.dtype("c16")}
@@ -105,6 +108,14 @@ class Machine:
             if v.space in ("global", "const")
         }
 
+    def step(
+        self, entry: str, grid: Dim, block: Dim, args: Sequence[Any] | Mapping[str, Any], **options: Any
+    ) -> Stepper:
+        """A `Stepper` on this launch; options are its own: block_number, warp, shared, checks."""
+        from aprlab.ptx.stepper import Stepper  # it builds on this module
+
+        return Stepper(self, entry, grid, block, args, **options)
+
     def program(self, entry: str, *, checks: bool = False, dynamic_shared: int = 0) -> Program:
         """The decoded entry. Raises as `program.build` does."""
         key = (entry, checks, dynamic_shared)
@@ -133,9 +144,10 @@ class Machine:
         for, unless `checks` collects it in the report; `UsageError` if arguments and parameters do not match.
         """
         run = Launch(self, entry, grid, block, args, shared=shared, checks=checks, counters=counters, blocks=blocks, max_steps=max_steps)
-        for chunk in run.chunks():
-            for _ in chunk.run():
-                pass
+        with np.errstate(all="ignore"):
+            for chunk in run.chunks():
+                for _ in chunk.run():
+                    pass
         return run.finish()
 
 
@@ -327,45 +339,47 @@ class State:
         self.ready.setdefault(pc, []).append(lanes)
 
     def run(self, stepping: bool = False) -> Generator[int, None, None]:
-        """Run the chunk to its end. With `stepping`, yields the pc before each instruction; `lanes` then holds who will execute it."""
+        """Run the chunk to its end, NumPy's warnings being off. With `stepping`, yields the pc before each instruction; `lanes` then
+
+        holds who will execute it.
+        """
         ops = self.program.ops
         runs, controls = [op.run for op in ops], [op.control for op in ops]
         warp_counts, thread_counts = self.launch.warp_counts, self.launch.thread_counts
         ready = self.ready
         self.push(0, self.everyone)
-        with np.errstate(all="ignore"):
-            while ready:
-                pc = min(ready)
-                self.enter(merge(ready.pop(pc), self.shape))
+        while ready:
+            pc = min(ready)
+            self.enter(merge(ready.pop(pc), self.shape))
+            limit = min(ready, default=_NEVER)
+            lanes = self.lanes
+            warps, threads = lanes.warps, lanes.count
+            while pc < limit:
+                if stepping:
+                    yield pc
+                warp_counts[pc] += warps
+                thread_counts[pc] += threads
+                self.steps += 1
+                if self.steps > self.launch.max_steps:
+                    raise UsageError(f"{self.program.entry.name!r} did not end within {self.launch.max_steps} steps")
+                control = controls[pc]
+                if control is None:
+                    runs[pc](self)  # type: ignore[misc]
+                    pc += 1
+                    continue
+                pc = control(self, pc)
+                if self.launch.stopped:
+                    return
+                if pc < 0:
+                    break
                 limit = min(ready, default=_NEVER)
-                lanes = self.lanes
-                warps, threads = lanes.warps, lanes.count
-                while pc < limit:
-                    if stepping:
-                        yield pc
-                    warp_counts[pc] += warps
-                    thread_counts[pc] += threads
-                    self.steps += 1
-                    if self.steps > self.launch.max_steps:
-                        raise UsageError(f"{self.program.entry.name!r} did not end within {self.launch.max_steps} steps")
-                    control = controls[pc]
-                    if control is None:
-                        runs[pc](self)  # type: ignore[misc]
-                        pc += 1
-                        continue
-                    pc = control(self, pc)
-                    if self.launch.stopped:
-                        return
-                    if pc < 0:
-                        break
-                    limit = min(ready, default=_NEVER)
-                    if self.lanes is not lanes:
-                        lanes = self.lanes
-                        warps, threads = lanes.warps, lanes.count
-                else:
-                    self.push(pc, self.lanes)
-            if self.waiting:
-                self._deadlock()
+                if self.lanes is not lanes:
+                    lanes = self.lanes
+                    warps, threads = lanes.warps, lanes.count
+            else:
+                self.push(pc, self.lanes)
+        if self.waiting:
+            self._deadlock()
 
     def _flags(self, value: Any) -> Any:
         """A predicate as one bool for each lane of the current group, or a scalar."""

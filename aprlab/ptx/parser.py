@@ -115,7 +115,10 @@ class Location:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction as written: `opcode` with all its modifiers, the guard predicate, the operands, the PTX line."""
+    """One instruction as written: `opcode` with all its modifiers, the guard predicate, the operands, the PTX line.
+
+    `shown` is how it reads where the program builder has put something else in its place.
+    """
 
     opcode: str
     operands: tuple[Operand, ...]
@@ -123,12 +126,15 @@ class Instruction:
     guard_negated: bool = False
     line: int = 0
     loc: Location | None = None
+    shown: str = ""
 
     @property
     def parts(self) -> tuple[str, ...]:
         return tuple(self.opcode.split("."))
 
     def __str__(self) -> str:
+        if self.shown:
+            return self.shown
         guard = f"@{'!' if self.guard_negated else ''}{self.guard} " if self.guard else ""
         return f"{guard}{self.opcode} {', '.join(map(str, self.operands))}".rstrip()
 

@@ -156,7 +156,7 @@ class _Flattener:
         slots = tuple(self.slot(address.base, address.offset + i * TYPE_BYTES[kind], kind) for i in range(len(items)))
         ends = (items, slots) if base == "ld" else (slots, items)
         # The machine's own opcode: several moves in one instruction.
-        return replace(item, opcode=f"_moves.{kind}", operands=(Vector(tuple(ends[0])), Vector(tuple(ends[1]))))
+        return replace(item, opcode=f"_moves.{kind}", operands=(Vector(tuple(ends[0])), Vector(tuple(ends[1]))), shown=str(item))
 
     def slot(self, name: str, offset: int, kind: str) -> Reg:
         size = TYPE_BYTES[kind]
