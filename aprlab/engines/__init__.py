@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -22,6 +23,9 @@ NAMES: tuple[str, ...] = tuple(_ENGINES)
 def create(name: str, model: Model, threads: int | None = None, **options: Any) -> Engine:
     """The engine called `name` over `model`'s weights; `options` are that engine's own.
 
+    Where numba is not installed, ``jit`` in contract f32 becomes ``reference``, which computes the same more slowly, with
+    a warning the first time.
+
     Raises:
         UsageError: no engine has this name, or its library is not installed on this machine.
     """
@@ -31,6 +35,9 @@ def create(name: str, model: Model, threads: int | None = None, **options: Any) 
     try:
         kind: type[Engine] = getattr(import_module(module), attribute)
     except ImportError as error:
+        if name == "jit" and options.get("contract", "f32") == "f32":
+            warnings.warn(f"engine 'jit' is not available here ({error}); 'reference' takes its place", stacklevel=2)
+            return create("reference", model, threads)
         raise UsageError(f"engine {name!r} is not available here: {error}") from error
     return kind(model, threads, **options)
 

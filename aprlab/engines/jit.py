@@ -76,7 +76,7 @@ class JitEngine(Engine):
 
     def _vector(self, name: str, length: int) -> np.ndarray:
         found = self._vectors.get(name)
-        if found is None:
+        if found is None or found.size != length:  # `vector` says what is wrong with the length
             found = self._vectors[name] = np.ascontiguousarray(self.vector(name, length).dequantise(), np.float32)
         return found
 
@@ -127,7 +127,7 @@ class JitEngine(Engine):
         tensor = self.matrix(weight)
         kind, raw, row_bytes = self._matrix(tensor)
         out = np.empty((len(tokens), tensor.cols), np.float32)
-        kernels.embed_rows(self.isa, kind, raw, row_bytes, tokens, out)
+        kernels.embed_rows(kind, raw, row_bytes, tokens, out)
         return out
 
     def norm(self, x: np.ndarray, weight: str, eps: float) -> np.ndarray:
@@ -174,7 +174,7 @@ class JitEngine(Engine):
             if buffer.size < step * cols:
                 buffer = np.empty(step * cols, np.float32)
             tile = buffer[: (last - first) * cols]
-            kernels.decode_serial(self.isa, kind, raw[first * row_bytes : last * row_bytes], tile.size, tile)
+            kernels.decode_serial(kind, raw[first * row_bytes : last * row_bytes], tile.size, tile)
             np.matmul(x, tile.reshape(last - first, cols).T, out=y[:, first:last])
             self._tiles.append(buffer)
 
@@ -213,7 +213,7 @@ class JitEngine(Engine):
         capacity = values.shape[1]
         out = np.empty((count, heads * size), np.float32)
         args = (
-            self.isa, q.reshape(-1), keys.reshape(-1), values.reshape(-1), heads, kv_heads, size, capacity, start,
+            q.reshape(-1), keys.reshape(-1), values.reshape(-1), heads, kv_heads, size, capacity, start,
             out.reshape(-1),
         )  # fmt: skip
         if self.tasks == 1 or count * (start + count) < 256:
@@ -228,9 +228,9 @@ class JitEngine(Engine):
         out = np.empty(gate.shape, np.float32)
         flat = gate.reshape(-1), up.reshape(-1), out.reshape(-1)
         if self.tasks > 1 and gate.size >= _PARALLEL_VALUES:
-            kernels.swiglu_parallel(self.isa, *flat, self.tasks)
+            kernels.swiglu_parallel(*flat, self.tasks)
         else:
-            kernels.swiglu_serial(self.isa, *flat)
+            kernels.swiglu_serial(*flat)
         return out
 
     def add(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 Three functions know the layouts, and everything else (decode, mat-vec in both contracts) is written on top of them:
 
-* `integers(isa, kind, w, at, j)`: values ``32j … 32j + 31`` of the block at byte `at` of `w`, as i8x32 in order, before
+* `integers(kind, w, at, j)`: values ``32j … 32j + 31`` of the block at byte `at` of `w`, as i8x32 in order, before
   any scale; symmetric types have their offset taken off already.
-* `factors(isa, kind, w, at, j)`: ``(low, high, plus)`` so that value = low * integer + plus for the first 16 of them,
+* `factors(kind, w, at, j)`: ``(low, high, plus)`` so that value = low * integer + plus for the first 16 of them,
   high * integer + plus for the others; all three exact in float32, but for nothing: products of a half and few bits.
 * `steps(...)` for K types: the integer scales themselves and the block's float scale, for contract ``q8``.
 
@@ -85,65 +85,65 @@ has_plus = _constant("1 where the type has minima or offsets to add.", lambda t:
 
 
 def _by_kind(stub: Callable[..., Any], table: dict[str, Callable[..., Any]]) -> None:
-    """Make calls of `stub(isa, kind, …)` inside kernels go to `table[kind]`."""
+    """Make calls of `stub(kind, …)` inside kernels go to `table[kind]`."""
     inline = {"forceinline": True, "boundscheck": False, "error_model": "numpy"}
 
     @overload(stub, jit_options=inline, strict=False)
-    def choose(isa, kind, w, at, j):
+    def choose(kind, w, at, j):
         return table[kind.value]
 
 
 # -- integers -----------------------------------------------------------------------------------------------------------
 
 
-def integers(isa, kind, w, at, j):
+def integers(kind, w, at, j):
     """See the module. Only for kernels."""
     raise NotImplementedError
 
 
-def _q4_0(isa, kind, w, at, j):  # d f16, qs[16]
+def _q4_0(kind, w, at, j):  # d f16, qs[16]
     return sub(nibbles(load_i8x16(w, at + 2)), splat_i8(8))
 
 
-def _q4_1(isa, kind, w, at, j):  # d f16, m f16, qs[16]
+def _q4_1(kind, w, at, j):  # d f16, m f16, qs[16]
     return nibbles(load_i8x16(w, at + 4))
 
 
-def _q5_0(isa, kind, w, at, j):  # d f16, qh u32, qs[16]
+def _q5_0(kind, w, at, j):  # d f16, qh u32, qs[16]
     low = nibbles(load_i8x16(w, at + 6))
     unset = bits_to_bytes(load_u32(w, at + 2) ^ 0xFFFFFFFF)  # where the fifth bit is 0, take 16 off: set the upper bits
     return bor(low, band(unset, splat_i8(0xF0)))
 
 
-def _q5_1(isa, kind, w, at, j):  # d f16, m f16, qh u32, qs[16]
+def _q5_1(kind, w, at, j):  # d f16, m f16, qh u32, qs[16]
     return bor(nibbles(load_i8x16(w, at + 8)), band(bits_to_bytes(load_u32(w, at + 4)), splat_i8(16)))
 
 
-def _q8_0(isa, kind, w, at, j):  # d f16, qs[32]
+def _q8_0(kind, w, at, j):  # d f16, qs[32]
     return load_i8x32(w, at + 2)
 
 
-def _q2_k(isa, kind, w, at, j):  # scales[16], qs[64], d f16, dmin f16; a byte holds values i, i + 32, i + 64, i + 96
+def _q2_k(kind, w, at, j):  # scales[16], qs[64], d f16, dmin f16; a byte holds values i, i + 32, i + 64, i + 96
     return band(shr(load_i8x32(w, at + 16 + 32 * (j // 4)), 2 * (j % 4)), splat_i8(3))
 
 
-def _q3_k(isa, kind, w, at, j):  # hmask[32], qs[64], scales[12], d f16
+def _q3_k(kind, w, at, j):  # hmask[32], qs[64], scales[12], d f16
     low = band(shr(load_i8x32(w, at + 32 + 32 * (j // 4)), 2 * (j % 4)), splat_i8(3))
     high = band(shl(shr(load_i8x32(w, at), j), 2), splat_i8(4))
     return sub(bor(low, high), splat_i8(4))
 
 
-def _q4_k(isa, kind, w, at, j):  # d f16, dmin f16, scales[12], qs[128]; 32 bytes hold two groups, low nibbles first
+def _q4_k(kind, w, at, j):  # d f16, dmin f16, scales[12], qs[128]; 32 bytes hold two groups, low nibbles first
     return band(shr(load_i8x32(w, at + 16 + 32 * (j // 2)), 4 * (j % 2)), splat_i8(15))
 
 
-def _q5_k(isa, kind, w, at, j):  # d f16, dmin f16, scales[12], qh[32], qs[128]
+def _q5_k(kind, w, at, j):  # d f16, dmin f16, scales[12], qh[32], qs[128]
     low = band(shr(load_i8x32(w, at + 48 + 32 * (j // 2)), 4 * (j % 2)), splat_i8(15))
     high = band(shl(shr(load_i8x32(w, at + 16), j), 4), splat_i8(16))
     return bor(low, high)
 
 
-def _q6_k(isa, kind, w, at, j):  # ql[128], qh[64], scales[16], d f16; halves of 128 values: 64 of ql, 32 of qh
+def _q6_k(kind, w, at, j):  # ql[128], qh[64], scales[16], d f16; halves of 128 values: 64 of ql, 32 of qh
     half, part = j // 4, j % 4
     low = band(shr(load_i8x32(w, at + 64 * half + 32 * (part % 2)), 4 * (part // 2)), splat_i8(15))
     high = band(shl(shr(load_i8x32(w, at + 128 + 32 * half), 2 * part), 4), splat_i8(0x30))
@@ -167,21 +167,21 @@ _by_kind(
 )
 
 
-def unsigned(isa, kind, w, at, j):
+def unsigned(kind, w, at, j):
     """`integers` plus the type's `zero_point`, so that none is negative. Only for kernels."""
     raise NotImplementedError
 
 
-def _q4_0_unsigned(isa, kind, w, at, j):
+def _q4_0_unsigned(kind, w, at, j):
     return nibbles(load_i8x16(w, at + 2))
 
 
-def _q5_0_unsigned(isa, kind, w, at, j):
+def _q5_0_unsigned(kind, w, at, j):
     return bor(nibbles(load_i8x16(w, at + 6)), band(bits_to_bytes(load_u32(w, at + 2)), splat_i8(16)))
 
 
-def _q6_k_unsigned(isa, kind, w, at, j):
-    return add(integers(isa, kind, w, at, j), splat_i8(32))  # LLVM drops the - 32 + 32
+def _q6_k_unsigned(kind, w, at, j):
+    return add(integers(kind, w, at, j), splat_i8(32))  # LLVM drops the - 32 + 32
 
 
 _by_kind(
@@ -203,12 +203,12 @@ ZERO_POINT = {"Q4_0": 8, "Q5_0": 16, "Q6_K": 32}
 # -- integer scales of the K types: (low, high, minimum) ----------------------------------------------------------------
 
 
-def steps(isa, kind, w, at, j):
+def steps(kind, w, at, j):
     """(scale of values 0-15, of 16-31, minimum of 0-15, of 16-31) of group j, integers. Only for kernels."""
     raise NotImplementedError
 
 
-def _q2_k_steps(isa, kind, w, at, j):
+def _q2_k_steps(kind, w, at, j):
     low, high = nb_int(w[at + 2 * j]), nb_int(w[at + 2 * j + 1])
     return low & 15, high & 15, low >> 4, high >> 4
 
@@ -237,11 +237,11 @@ def _q3_k_scale_overload(w, at, i):
     return scale
 
 
-def _q3_k_steps(isa, kind, w, at, j):
+def _q3_k_steps(kind, w, at, j):
     return _q3_k_scale(w, at, 2 * j), _q3_k_scale(w, at, 2 * j + 1), 0, 0
 
 
-def _q4_k_steps(isa, kind, w, at, j):  # eight scales and eight minima of 6 bits in 12 bytes
+def _q4_k_steps(kind, w, at, j):  # eight scales and eight minima of 6 bits in 12 bytes
     if j < 4:
         scale, minimum = nb_int(w[at + 4 + j]) & 63, nb_int(w[at + 8 + j]) & 63
     else:
@@ -261,7 +261,7 @@ def _signed_byte(x):
     return lambda x: nb.int64(nb.int8(x))
 
 
-def _q6_k_steps(isa, kind, w, at, j):
+def _q6_k_steps(kind, w, at, j):
     return signed_byte(w[at + 192 + 2 * j]), signed_byte(w[at + 193 + 2 * j]), 0, 0
 
 
@@ -274,15 +274,15 @@ _by_kind(
 # -- float scales -------------------------------------------------------------------------------------------------------
 
 
-def heads(isa, kind, w, at, j):
+def heads(kind, w, at, j):
     """(d, dmin or m) of the block at `at`, float32; 0 where the type has no second. Only for kernels."""
     raise NotImplementedError
 
 
 def _heads(d: int, m: int | None) -> Callable[..., Any]:
     if m is None:
-        return lambda isa, kind, w, at, j: (load_half(w, at + d), nb.float32(0))
-    return lambda isa, kind, w, at, j: (load_half(w, at + d), load_half(w, at + m))
+        return lambda kind, w, at, j: (load_half(w, at + d), nb.float32(0))
+    return lambda kind, w, at, j: (load_half(w, at + d), load_half(w, at + m))
 
 
 _by_kind(
@@ -302,19 +302,19 @@ _by_kind(
 )
 
 
-def factors(isa, kind, w, at, j):
+def factors(kind, w, at, j):
     """See the module. Only for kernels."""
     raise NotImplementedError
 
 
-def _plain_factors(isa, kind, w, at, j):
-    d, m = heads(isa, kind, w, at, j)
+def _plain_factors(kind, w, at, j):
+    d, m = heads(kind, w, at, j)
     return d, d, m, m
 
 
-def _k_factors(isa, kind, w, at, j):
-    d, m = heads(isa, kind, w, at, j)
-    low, high, minimum_low, minimum_high = steps(isa, kind, w, at, j)
+def _k_factors(kind, w, at, j):
+    d, m = heads(kind, w, at, j)
+    low, high, minimum_low, minimum_high = steps(kind, w, at, j)
     return (
         d * nb.float32(low),
         d * nb.float32(high),

@@ -34,7 +34,7 @@ INLINE = {"forceinline": True, "boundscheck": False, "error_model": "numpy"}
 FLAT = {"forceinline": True, **OPTIONS}  # a helper that is compiled into its callers
 
 
-def decode_span(isa, kind, w, at, count, out, o):
+def decode_span(kind, w, at, count, out, o):
     """`count` values (whole blocks) from byte `at` of `w` into `out[o:]`. Only for kernels."""
     raise NotImplementedError
 
@@ -47,11 +47,11 @@ LOADERS = {
 
 
 @overload(decode_span, jit_options=INLINE, strict=False)
-def _decode_span(isa, kind, w, at, count, out, o):
+def _decode_span(kind, w, at, count, out, o):
     if kind.value in FLOATS:
         load, load_one = LOADERS[kind.value]
 
-        def floats(isa, kind, w, at, count, out, o):
+        def floats(kind, w, at, count, out, o):
             step = size(kind)
             whole = count // 8 * 8
             for i in range(0, whole, 8):
@@ -61,18 +61,18 @@ def _decode_span(isa, kind, w, at, count, out, o):
 
         return floats
 
-    def blocks(isa, kind, w, at, count, out, o):
+    def blocks(kind, w, at, count, out, o):
         for block in range(count // elements(kind)):
             start = at + block * size(kind)
             for j in range(elements(kind) // 32):
-                q = integers(isa, kind, w, start, j)
-                low, high, plus_low, plus_high = factors(isa, kind, w, start, j)
+                q = integers(kind, w, start, j)
+                low, high, plus_low, plus_high = factors(kind, w, start, j)
                 i = o + block * elements(kind) + 32 * j
                 if has_plus(kind):
-                    store_f32x8(out, i, fma(isa, splat_f32(low), widen0(q), splat_f32(plus_low)))
-                    store_f32x8(out, i + 8, fma(isa, splat_f32(low), widen1(q), splat_f32(plus_low)))
-                    store_f32x8(out, i + 16, fma(isa, splat_f32(high), widen2(q), splat_f32(plus_high)))
-                    store_f32x8(out, i + 24, fma(isa, splat_f32(high), widen3(q), splat_f32(plus_high)))
+                    store_f32x8(out, i, fma(splat_f32(low), widen0(q), splat_f32(plus_low)))
+                    store_f32x8(out, i + 8, fma(splat_f32(low), widen1(q), splat_f32(plus_low)))
+                    store_f32x8(out, i + 16, fma(splat_f32(high), widen2(q), splat_f32(plus_high)))
+                    store_f32x8(out, i + 24, fma(splat_f32(high), widen3(q), splat_f32(plus_high)))
                 else:
                     store_f32x8(out, i, mul(splat_f32(low), widen0(q)))
                     store_f32x8(out, i + 8, mul(splat_f32(low), widen1(q)))
@@ -83,15 +83,15 @@ def _decode_span(isa, kind, w, at, count, out, o):
 
 
 @njit(**OPTIONS)
-def decode_serial(isa, kind, w, count, out):
+def decode_serial(kind, w, count, out):
     """Decode `count` values, whole blocks, from `w` uint8 into `out` float32, both 1-D."""
-    decode_span(isa, kind, w, 0, count, out, 0)
+    decode_span(kind, w, 0, count, out, 0)
 
 
 @njit(parallel=True, **OPTIONS)
-def decode_parallel(isa, kind, w, count, out, tasks):
+def decode_parallel(kind, w, count, out, tasks):
     """`decode_serial` in `tasks` parts of whole blocks."""
     blocks = count // elements(kind)
     for task in prange(tasks):
         first, last = task * blocks // tasks, (task + 1) * blocks // tasks
-        decode_span(isa, kind, w, first * size(kind), (last - first) * elements(kind), out, first * elements(kind))
+        decode_span(kind, w, first * size(kind), (last - first) * elements(kind), out, first * elements(kind))

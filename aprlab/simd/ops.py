@@ -37,32 +37,32 @@ CHUNK = 64  # positions whose keys and values are worked on together: both fit a
 
 
 @njit(**FLAT)
-def exp8(isa, x):
+def exp8(x):
     """exp of f32x8 within 2 ulp; 0 below -87.3, inf above 88.7, NaN stays. For kernels."""
     low = select_less(x, splat_f32(-87.33), splat_f32(-87.33), x)
     safe = select_less(splat_f32(88.37), low, splat_f32(88.37), low)
     n = round_even(mul(safe, splat_f32(1.4426950408889634)))
     whole = to_f32(n)
-    r = fma(isa, whole, splat_f32(-0.693359375), safe)  # ln 2 in two parts, the first one exact in few bits
-    r = fma(isa, whole, splat_f32(2.12194440e-4), r)
+    r = fma(whole, splat_f32(-0.693359375), safe)  # ln 2 in two parts, the first one exact in few bits
+    r = fma(whole, splat_f32(2.12194440e-4), r)
     # exp(r) on |r| <= ln(2)/2, minimax polynomial of the Cephes library
-    p = fma(isa, splat_f32(1.9875691500e-4), r, splat_f32(1.3981999507e-3))
-    p = fma(isa, p, r, splat_f32(8.3334519073e-3))
-    p = fma(isa, p, r, splat_f32(4.1665795894e-2))
-    p = fma(isa, p, r, splat_f32(1.6666665459e-1))
-    p = fma(isa, p, r, splat_f32(5.0000001201e-1))
-    p = add(fma(isa, mul(r, r), p, r), splat_f32(1.0))
+    p = fma(splat_f32(1.9875691500e-4), r, splat_f32(1.3981999507e-3))
+    p = fma(p, r, splat_f32(8.3334519073e-3))
+    p = fma(p, r, splat_f32(4.1665795894e-2))
+    p = fma(p, r, splat_f32(1.6666665459e-1))
+    p = fma(p, r, splat_f32(5.0000001201e-1))
+    p = add(fma(mul(r, r), p, r), splat_f32(1.0))
     y = mul(p, as_f32(shl(add(n, splat_i32(127)), 23)))
     y = select_less(x, splat_f32(-87.33), splat_f32(0.0), y)
     return select_less(splat_f32(88.7), x, splat_f32(np.inf), y)
 
 
 @njit(**OPTIONS)
-def embed_rows(isa, kind, w, row_bytes, tokens, out):
+def embed_rows(kind, w, row_bytes, tokens, out):
     """Rows `tokens` int64 (T,) of `w` (uint8, 1-D) into `out` (T, cols)."""
     flat = out.reshape(-1)
     for t in range(tokens.size):
-        decode_span(isa, kind, w, tokens[t] * row_bytes, out.shape[1], flat, t * out.shape[1])
+        decode_span(kind, w, tokens[t] * row_bytes, out.shape[1], flat, t * out.shape[1])
 
 
 @njit(**OPTIONS)
@@ -104,28 +104,28 @@ def rotate(x, cos, sin, start, neox, out):
 
 
 @njit(**FLAT)
-def _swiglu_span(isa, gate, up, out, first, last):
+def _swiglu_span(gate, up, out, first, last):
     whole = first + (last - first) // 8 * 8
     for i in range(first, whole, 8):
         g = load_f32x8(gate, i)
-        bottom = add(splat_f32(1.0), exp8(isa, sub(splat_f32(0.0), g)))
+        bottom = add(splat_f32(1.0), exp8(sub(splat_f32(0.0), g)))
         store_f32x8(out, i, mul(div(g, bottom), load_f32x8(up, i)))
     for i in range(whole, last):
         out[i] = gate[i] / (float32(1) + np.exp(-gate[i])) * up[i]
 
 
 @njit(**OPTIONS)
-def swiglu_serial(isa, gate, up, out):
+def swiglu_serial(gate, up, out):
     """out = gate / (1 + exp(-gate)) * up, 1-D."""
-    _swiglu_span(isa, gate, up, out, 0, out.size)
+    _swiglu_span(gate, up, out, 0, out.size)
 
 
 @njit(parallel=True, **OPTIONS)
-def swiglu_parallel(isa, gate, up, out, tasks):
+def swiglu_parallel(gate, up, out, tasks):
     """`swiglu_serial` in `tasks` parts, each a multiple of eight but the last."""
     eights = (out.size + 7) // 8
     for task in prange(tasks):
-        _swiglu_span(isa, gate, up, out, 8 * (task * eights // tasks), min(out.size, 8 * ((task + 1) * eights // tasks)))
+        _swiglu_span(gate, up, out, 8 * (task * eights // tasks), min(out.size, 8 * ((task + 1) * eights // tasks)))
 
 
 # -- attention ----------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def store_keys_values(k, v, keys, values, start):
 
 
 @njit(**FLAT)
-def _scores(isa, q, qo, keys, ko, size, first, last, scale, p, po):
+def _scores(q, qo, keys, ko, size, first, last, scale, p, po):
     """p[po:] = scaled scores of query q[qo:] at positions first…last-1 (rounded up to eight); returns the maximum."""
     highest = splat_f32(-np.inf)
     step = size * 8
@@ -160,10 +160,10 @@ def _scores(isa, q, qo, keys, ko, size, first, last, scale, p, po):
             at = base + block * step
             for i in range(size):
                 x = splat_f32(q[qo + i])
-                a = fma(isa, x, load_f32x8(keys, at + 8 * i), a)
-                b = fma(isa, x, load_f32x8(keys, at + step + 8 * i), b)
-                c = fma(isa, x, load_f32x8(keys, at + 2 * step + 8 * i), c)
-                d = fma(isa, x, load_f32x8(keys, at + 3 * step + 8 * i), d)
+                a = fma(x, load_f32x8(keys, at + 8 * i), a)
+                b = fma(x, load_f32x8(keys, at + step + 8 * i), b)
+                c = fma(x, load_f32x8(keys, at + 2 * step + 8 * i), c)
+                d = fma(x, load_f32x8(keys, at + 3 * step + 8 * i), d)
             store_f32x8(p, po + 8 * block, mul(a, splat_f32(scale)))
             store_f32x8(p, po + 8 * block + 8, mul(b, splat_f32(scale)))
             store_f32x8(p, po + 8 * block + 16, mul(c, splat_f32(scale)))
@@ -173,7 +173,7 @@ def _scores(isa, q, qo, keys, ko, size, first, last, scale, p, po):
             a = splat_f32(0)
             at = base + block * step
             for i in range(size):
-                a = fma(isa, splat_f32(q[qo + i]), load_f32x8(keys, at + 8 * i), a)
+                a = fma(splat_f32(q[qo + i]), load_f32x8(keys, at + 8 * i), a)
             store_f32x8(p, po + 8 * block, mul(a, splat_f32(scale)))
             block += 1
     for block in range(blocks):  # lanes past the end never win and never weigh
@@ -185,12 +185,12 @@ def _scores(isa, q, qo, keys, ko, size, first, last, scale, p, po):
 
 
 @njit(**FLAT)
-def _attend_chunk(isa, q, qo, keys, ko, values, vo, size, first, last, scale, p, part, o):
+def _attend_chunk(q, qo, keys, ko, values, vo, size, first, last, scale, p, part, o):
     """One chunk of one query head: part[o] = maximum, part[o + 1] = sum, part[o + 2 : o + 2 + D] = weighted values."""
-    highest = _scores(isa, q, qo, keys, ko, size, first, last, scale, p, 0)
+    highest = _scores(q, qo, keys, ko, size, first, last, scale, p, 0)
     total = splat_f32(0)
     for block in range((last - first + 7) // 8):
-        e = exp8(isa, sub(load_f32x8(p, 8 * block), splat_f32(highest)))
+        e = exp8(sub(load_f32x8(p, 8 * block), splat_f32(highest)))
         store_f32x8(p, 8 * block, e)
         total = add(total, e)
     part[o] = highest
@@ -204,14 +204,14 @@ def _attend_chunk(isa, q, qo, keys, ko, values, vo, size, first, last, scale, p,
             for i in range(count):
                 x = splat_f32(p[i])
                 row = at + i * size + piece
-                a = fma(isa, x, load_f32x8(values, row), a)
-                b = fma(isa, x, load_f32x8(values, row + 8), b)
-                c = fma(isa, x, load_f32x8(values, row + 16), c)
-                d = fma(isa, x, load_f32x8(values, row + 24), d)
-                e = fma(isa, x, load_f32x8(values, row + 32), e)
-                f = fma(isa, x, load_f32x8(values, row + 40), f)
-                g = fma(isa, x, load_f32x8(values, row + 48), g)
-                h = fma(isa, x, load_f32x8(values, row + 56), h)
+                a = fma(x, load_f32x8(values, row), a)
+                b = fma(x, load_f32x8(values, row + 8), b)
+                c = fma(x, load_f32x8(values, row + 16), c)
+                d = fma(x, load_f32x8(values, row + 24), d)
+                e = fma(x, load_f32x8(values, row + 32), e)
+                f = fma(x, load_f32x8(values, row + 40), f)
+                g = fma(x, load_f32x8(values, row + 48), g)
+                h = fma(x, load_f32x8(values, row + 56), h)
             store_f32x8(part, o + 2 + piece, a)
             store_f32x8(part, o + 10 + piece, b)
             store_f32x8(part, o + 18 + piece, c)
@@ -224,13 +224,13 @@ def _attend_chunk(isa, q, qo, keys, ko, values, vo, size, first, last, scale, p,
         else:
             a = splat_f32(0)
             for i in range(count):
-                a = fma(isa, splat_f32(p[i]), load_f32x8(values, at + i * size + piece), a)
+                a = fma(splat_f32(p[i]), load_f32x8(values, at + i * size + piece), a)
             store_f32x8(part, o + 2 + piece, a)
             piece += 8
 
 
 @njit(**FLAT)
-def _merge(isa, part, o, size, into, io, first):
+def _merge(part, o, size, into, io, first):
     """Chunk part[o:] onto the running into[io:] (same layout); the first one starts it."""
     if first:
         for i in range(size + 2):
@@ -242,7 +242,7 @@ def _merge(isa, part, o, size, into, io, first):
     into[io + 1] = into[io + 1] * old + part[o + 1] * new
     for i in range(0, size, 8):
         scaled = mul(load_f32x8(part, o + 2 + i), splat_f32(new))
-        store_f32x8(into, io + 2 + i, fma(isa, load_f32x8(into, io + 2 + i), splat_f32(old), scaled))
+        store_f32x8(into, io + 2 + i, fma(load_f32x8(into, io + 2 + i), splat_f32(old), scaled))
 
 
 @njit(**FLAT)
@@ -253,7 +253,7 @@ def _finish(into, io, size, out, oo):
 
 
 @njit(**FLAT)
-def _attend_queries(isa, q, keys, values, heads, kv_heads, size, capacity, start, first, last, out):
+def _attend_queries(q, keys, values, heads, kv_heads, size, capacity, start, first, last, out):
     """Work items first…last-1 of (T x H) whole query heads, one after the other, item = t * H + h."""
     group = heads // kv_heads
     scale = float32(1.0 / np.sqrt(size))
@@ -266,19 +266,19 @@ def _attend_queries(isa, q, keys, values, heads, kv_heads, size, capacity, start
         seen = start + t + 1
         for at in range(0, seen, CHUNK):
             end = min(at + CHUNK, seen)
-            _attend_chunk(isa, q, item * size, keys, offset, values, offset, size, at, end, scale, p, part, 0)
-            _merge(isa, part, 0, size, running, 0, at == 0)
+            _attend_chunk(q, item * size, keys, offset, values, offset, size, at, end, scale, p, part, 0)
+            _merge(part, 0, size, running, 0, at == 0)
         _finish(running, 0, size, out, item * size)
 
 
 @njit(**OPTIONS)
-def attend_serial(isa, q, keys, values, heads, kv_heads, size, capacity, start, out):
+def attend_serial(q, keys, values, heads, kv_heads, size, capacity, start, out):
     """Causal grouped attention of q (T x H x D, flat) over one layer's cache (flat), into out (T x H x D, flat)."""
-    _attend_queries(isa, q, keys, values, heads, kv_heads, size, capacity, start, 0, q.size // size, out)
+    _attend_queries(q, keys, values, heads, kv_heads, size, capacity, start, 0, q.size // size, out)
 
 
 @njit(parallel=True, **OPTIONS)
-def attend_parallel(isa, q, keys, values, heads, kv_heads, size, capacity, start, out, tasks):
+def attend_parallel(q, keys, values, heads, kv_heads, size, capacity, start, out, tasks):
     """`attend_serial`, many queries: items dealt out so that early (short) and late (long) queries mix."""
     items = q.size // size
     parts = 8 * tasks  # later queries see more: small parts keep the threads evenly busy
@@ -286,13 +286,13 @@ def attend_parallel(isa, q, keys, values, heads, kv_heads, size, capacity, start
         for step in range(8):
             part = step * tasks + (task if step % 2 == 0 else tasks - 1 - task)
             _attend_queries(
-                isa, q, keys, values, heads, kv_heads, size, capacity, start,
+                q, keys, values, heads, kv_heads, size, capacity, start,
                 part * items // parts, (part + 1) * items // parts, out,
             )  # fmt: skip
 
 
 @njit(parallel=True, **OPTIONS)
-def attend_one_parallel(isa, q, keys, values, heads, kv_heads, size, capacity, start, out, tasks):
+def attend_one_parallel(q, keys, values, heads, kv_heads, size, capacity, start, out, tasks):
     """`attend_serial` for one query over a long cache: chunks of positions are shared out, then merged in order."""
     group = heads // kv_heads
     scale = float32(1.0 / np.sqrt(size))
@@ -310,10 +310,10 @@ def attend_one_parallel(isa, q, keys, values, heads, kv_heads, size, capacity, s
             for h in range(kv * group, kv * group + group):  # heads that share these keys, while they are in cache
                 at = (h * chunks + chunk) * width
                 _attend_chunk(
-                    isa, q, h * size, keys, offset, values, offset, size, first, last, scale, p, parts, at
+                    q, h * size, keys, offset, values, offset, size, first, last, scale, p, parts, at
                 )  # fmt: skip
     running = np.empty(width, np.float32)
     for h in range(heads):
         for chunk in range(chunks):
-            _merge(isa, parts, (h * chunks + chunk) * width, size, running, 0, chunk == 0)
+            _merge(parts, (h * chunks + chunk) * width, size, running, 0, chunk == 0)
         _finish(running, 0, size, out, h * size)

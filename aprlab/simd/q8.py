@@ -116,11 +116,11 @@ def _row_dot_q8(isa, kind, w, at, q, d, s, count):
         def signed(isa, kind, w, at, q, d, s, count):
             total = splat_f32(0)
             for block in range(count // 32):
-                v = integers(isa, kind, w, at + 34 * block, 0)
+                v = integers(kind, w, at + 34 * block, 0)
                 a = load_i8x32(q, 32 * block)
                 dots = dot4(isa, splat_i32(0), magnitude(v), with_sign(isa, a, v))
-                low, _ = heads(isa, kind, w, at + 34 * block, 0)
-                total = fma(isa, splat_f32(low * d[block]), to_f32(dots), total)
+                low, _ = heads(kind, w, at + 34 * block, 0)
+                total = fma(splat_f32(low * d[block]), to_f32(dots), total)
             return hsum(total)
 
         return signed
@@ -132,10 +132,10 @@ def _row_dot_q8(isa, kind, w, at, q, d, s, count):
             total, offsets = splat_f32(0), float32(0)
             for block in range(count // 32):
                 start = at + size(kind) * block
-                v = unsigned(isa, kind, w, start, 0)
+                v = unsigned(kind, w, start, 0)
                 dots = dot4(isa, splat_i32(0), v, load_i8x32(q, 32 * block))
-                scale, plus = heads(isa, kind, w, start, 0)
-                total = fma(isa, splat_f32(scale * d[block]), to_f32(dots), total)
+                scale, plus = heads(kind, w, start, 0)
+                total = fma(splat_f32(scale * d[block]), to_f32(dots), total)
                 if has_plus(kind):
                     offsets += plus * s[block]
                 else:
@@ -150,19 +150,19 @@ def _row_dot_q8(isa, kind, w, at, q, d, s, count):
             total, minima = splat_f32(0), splat_f32(0)
             for block in range(count // 256):
                 start = at + size(kind) * block
-                scale, minimum = heads(isa, kind, w, start, 0)
+                scale, minimum = heads(kind, w, start, 0)
                 # twelve bytes: eight scales and eight minima of six bits, four at a time
                 a, b, c = load_u32(w, start + 4), load_u32(w, start + 8), load_u32(w, start + 12)
                 scales = (a & 0x3F3F3F3F) | (((c & 0x0F0F0F0F) | ((a >> 2) & 0x30303030)) << 32)
                 lows = (b & 0x3F3F3F3F) | ((((c >> 4) & 0x0F0F0F0F) | ((b >> 2) & 0x30303030)) << 32)
                 dots = splat_i32(0)
                 for j in range(8):
-                    v = unsigned(isa, kind, w, start, j)
+                    v = unsigned(kind, w, start, j)
                     factor = scale_all(isa, (scales >> (8 * j)) & 255)
                     dots = dot4_scaled(isa, dots, v, load_i8x32(q, 256 * block + 32 * j), factor)
-                total = fma(isa, splat_f32(scale * d[block]), to_f32(dots), total)
+                total = fma(splat_f32(scale * d[block]), to_f32(dots), total)
                 sums = load_f32x8(s, 8 * block)
-                minima = fma(isa, splat_f32(minimum * d[block]), mul(spread_u8(lows), sums), minima)
+                minima = fma(splat_f32(minimum * d[block]), mul(spread_u8(lows), sums), minima)
             return hsum(sub(total, minima))
 
         return with_minima
@@ -175,14 +175,14 @@ def _row_dot_q8(isa, kind, w, at, q, d, s, count):
                 start = at + 210 * block
                 dots = splat_i32(0)
                 for j in range(8):
-                    v = unsigned(isa, kind, w, start, j)
+                    v = unsigned(kind, w, start, j)
                     factor = load_scale_halves(isa, w, start + 192 + 2 * j)
                     dots = dot4_scaled(isa, dots, v, load_i8x32(q, 256 * block + 32 * j), factor)
                 first = mul(load_i8_as_f32x8(w, start + 192), load_f32x8(s, 16 * block))
-                sums = fma(isa, load_i8_as_f32x8(w, start + 200), load_f32x8(s, 16 * block + 8), first)
-                scale, _ = heads(isa, kind, w, start, 0)
+                sums = fma(load_i8_as_f32x8(w, start + 200), load_f32x8(s, 16 * block + 8), first)
+                scale, _ = heads(kind, w, start, 0)
                 whole = sub(to_f32(dots), mul(splat_f32(32), sums))
-                total = fma(isa, splat_f32(scale * d[block]), whole, total)
+                total = fma(splat_f32(scale * d[block]), whole, total)
             return hsum(total)
 
         return six
@@ -195,12 +195,12 @@ def _row_dot_q8(isa, kind, w, at, q, d, s, count):
                 start = at + 110 * block
                 dots = splat_i32(0)
                 for j in range(8):
-                    v = integers(isa, kind, w, start, j)
+                    v = integers(kind, w, start, j)
                     a = with_sign(isa, load_i8x32(q, 256 * block + 32 * j), v)
-                    low, high, _, _ = steps(isa, kind, w, start, j)
+                    low, high, _, _ = steps(kind, w, start, j)
                     dots = dot4_scaled(isa, dots, magnitude(v), a, scale_halves(isa, low, high))
-                scale, _ = heads(isa, kind, w, start, 0)
-                total = fma(isa, splat_f32(scale * d[block]), to_f32(dots), total)
+                scale, _ = heads(kind, w, start, 0)
+                total = fma(splat_f32(scale * d[block]), to_f32(dots), total)
             return hsum(total)
 
         return three
@@ -213,16 +213,16 @@ def _row_dot_q8(isa, kind, w, at, q, d, s, count):
                 start = at + 84 * block
                 dots = splat_i32(0)
                 for j in range(8):
-                    v = unsigned(isa, kind, w, start, j)
-                    low, high, _, _ = steps(isa, kind, w, start, j)
+                    v = unsigned(kind, w, start, j)
+                    low, high, _, _ = steps(kind, w, start, j)
                     factor = scale_halves(isa, low, high)
                     dots = dot4_scaled(isa, dots, v, load_i8x32(q, 256 * block + 32 * j), factor)
-                scale, minimum = heads(isa, kind, w, start, 0)
-                total = fma(isa, splat_f32(scale * d[block]), to_f32(dots), total)
+                scale, minimum = heads(kind, w, start, 0)
+                total = fma(splat_f32(scale * d[block]), to_f32(dots), total)
                 first = mul(to_f32(shr(load_u8_as_i32x8(w, start), 4)), load_f32x8(s, 16 * block))
                 second = to_f32(shr(load_u8_as_i32x8(w, start + 8), 4))
-                sums = fma(isa, second, load_f32x8(s, 16 * block + 8), first)
-                minima = fma(isa, splat_f32(minimum * d[block]), sums, minima)
+                sums = fma(second, load_f32x8(s, 16 * block + 8), first)
+                minima = fma(splat_f32(minimum * d[block]), sums, minima)
             return hsum(sub(total, minima))
 
         return two

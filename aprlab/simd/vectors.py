@@ -52,6 +52,7 @@ class _VectorModel(PrimitiveModel):
 
 
 f32x8, i32x8, i16x16 = Vector("f", 32, 8), Vector("i", 32, 8), Vector("i", 16, 16)
+f32x16, i32x16 = Vector("f", 32, 16), Vector("i", 32, 16)
 i8x16, i8x32 = Vector("i", 8, 16), Vector("i", 8, 32)
 
 
@@ -149,6 +150,7 @@ def _binary(emit_one: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value], do
 # -- loads, stores, splats ----------------------------------------------------------------------------------------------
 
 load_f32x8 = _loader(f32x8, "Eight floats of a float32 array.")
+load_f32x16 = _loader(f32x16, "Sixteen floats of a float32 array.")
 load_i32x8 = _loader(i32x8, "32 bytes as eight 32-bit integers.")
 load_i8x16 = _loader(i8x16, "16 bytes.")
 load_i8x32 = _loader(i8x32, "32 bytes.")
@@ -286,6 +288,7 @@ def _splatter(vector: Vector, scalar: Any, doc: str) -> Any:
 
 
 splat_f32 = _splatter(f32x8, types.float32, "One float32 in all eight lanes.")
+splat_f32x16 = _splatter(f32x16, types.float32, "One float32 in all sixteen lanes.")
 splat_i32 = _splatter(i32x8, types.int64, "One integer, cut to 32 bits, in all eight lanes.")
 splat_i8 = _splatter(i8x32, types.int64, "One integer, cut to 8 bits, in all 32 lanes.")
 splat_i8x16 = _splatter(i8x16, types.int64, "One integer, cut to 8 bits, in all 16 lanes.")
@@ -344,14 +347,15 @@ sar = _shifter("ashr", "Every lane shifted right by a scalar, the sign coming in
 
 
 @intrinsic
-def fma(typingctx: Any, isa: Any, x: Any, y: Any, z: Any) -> Any:
-    """x * y + z of f32x8: one rounding with avx2 and avx512; portable leaves that to the processor."""
-    name = "llvm.fmuladd.v8f32" if isa.value == isas.PORTABLE.name else "llvm.fma.v8f32"
+def fma(typingctx: Any, x: Any, y: Any, z: Any) -> Any:
+    """Lane by lane x * y + z of floats, with one rounding where the processor can fuse and with two where it cannot."""
+    if not isinstance(x, Vector) or x.kind != "f" or not x == y == z:
+        return None
 
     def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return _call(b, name, f32x8.llvm, [args[1], args[2], args[3]])
+        return _call(b, f"llvm.fmuladd.v{x.lanes}f{x.bits}", x.llvm, list(args))
 
-    return f32x8(isa, f32x8, f32x8, f32x8), emit
+    return x(x, x, x), emit
 
 
 @intrinsic
@@ -480,19 +484,32 @@ def half_round8(typingctx: Any, x: Any) -> Any:
     return f32x8(f32x8), emit
 
 
-def _widener(part: int) -> Any:
+def _widener(target: Vector, part: int) -> Any:
+    lanes, whole = target.lanes, Vector("i", 32, target.lanes)
+
     def widen(typingctx: Any, x: Any) -> Any:
         def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-            eight = _shuffle(b, args[0], list(range(8 * part, 8 * part + 8)))
-            return b.sitofp(b.sext(eight, i32x8.llvm), f32x8.llvm)
+            some = _shuffle(b, args[0], list(range(lanes * part, lanes * part + lanes)))
+            return b.sitofp(b.sext(some, whole.llvm), target.llvm)
 
-        return f32x8(i8x32), emit
+        return target(i8x32), emit
 
-    widen.__doc__ = f"Signed bytes {8 * part} to {8 * part + 7} of i8x32 as f32x8."
+    widen.__doc__ = f"Signed bytes {lanes * part} to {lanes * part + lanes - 1} of i8x32 as {target.name}."
     return intrinsic(widen)
 
 
-widen0, widen1, widen2, widen3 = (_widener(part) for part in range(4))
+widen0, widen1, widen2, widen3 = (_widener(f32x8, part) for part in range(4))
+widen_low, widen_high = (_widener(f32x16, part) for part in range(2))
+
+
+@intrinsic
+def fold(typingctx: Any, x: Any) -> Any:
+    """f32x16 -> f32x8: lane i + lane i + 8."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return b.fadd(_shuffle(b, args[0], list(range(8))), _shuffle(b, args[0], list(range(8, 16))))
+
+    return f32x8(f32x16), emit
 
 
 # -- bytes --------------------------------------------------------------------------------------------------------------
