@@ -159,6 +159,9 @@ Tokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Stop aft
 System = Annotated[str | None, typer.Option("--system", help="System prompt; the template's own without it.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the sampling.")]
 Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 always takes the likeliest token.")]
+FaultIds = Annotated[
+    str | None, typer.Option("--fault", metavar="ID[,ID…]", help="Go wrong on purpose, see `aprlab faults`.", show_default=False)
+]
 TopP = Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")]
 
 
@@ -206,6 +209,7 @@ def convert(
     quantize: Annotated[str | None, typer.Option(help="Re-encode the 2-D weights: q4k, q6k, q8_0, f16, f32, …")] = None,
     dialect: Annotated[str, typer.Option(help="APR dialect: aprender or realizar.")] = "aprender",
     compress: Annotated[str | None, typer.Option(help="Compress the file: lz4 or zstd.")] = None,
+    fault: FaultIds = None,
     verbose: Verbose = False,
     force: Force = False,
     as_json: Json = False,
@@ -214,9 +218,19 @@ def convert(
     """Convert GGUF to APR; quantised blocks stay as they are."""
     from aprlab.convert import convert as run
 
+    options: dict[str, Any] = {"quantize": quantize, "dialect": dialect, "compress": compress, "force": force}
     with _bar(source) as bar:
-        report = run(source, output, quantize=quantize, dialect=dialect, compress=compress, force=force, progress=bar.update)
+        if fault is None:
+            report = run(source, output, progress=bar.update, **options)
+        else:
+            from aprlab.onion.faults import convert_with
+
+            report = convert_with(source, output, _ids(fault), progress=bar.update, **options)
     _print_report(report, verbose, as_json)
+
+
+def _ids(listed: str) -> list[str]:
+    return [id for part in listed.split(",") if (id := part.strip())]
 
 
 @app.command(epilog="Example: aprlab export model.apr -o model.gguf")
@@ -283,24 +297,23 @@ def run(
         str | None, typer.Option(metavar="GLOB", help="Trace these points of the prompt, e.g. 'layers.*.out'.")
     ] = None,
     trace_out: Annotated[Path | None, typer.Option(metavar="F.npz", help="Keep the trace in this file.")] = None,
+    fault: FaultIds = None,
+    reader: Annotated[str | None, typer.Option(help="Read the APR file as upstream did: upstream-2026-01-30.")] = None,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Ask a model one question; the answer streams to the terminal."""
     from aprlab.formats.common import check_output
-    from aprlab.model import Model
-    from aprlab.qwen2.generate import Sampling, Session
+    from aprlab.qwen2.generate import Sampling
 
     if trace_out is not None:
         if trace is None:
             raise UsageError("--trace-out needs --trace: which points are to be kept?")
         check_output(trace_out, [file], force=force)  # refused before the answer, not after it
     sampling = Sampling(temperature, top_p, seed)
-    with Model.open(file) as model:
-        if not as_json:
-            print(model.load_line(), file=sys.stderr)
-        session = Session(model, engine=backend, threads=threads)
+    session = _session(file, backend, threads, fault, reader, quiet=as_json)
+    with session.model:
         show = None if as_json else _stream
         answer = session.generate(prompt, max_tokens=max_tokens, raw=raw, system=system, sampling=sampling, on_token=show)
         if as_json:
@@ -310,6 +323,33 @@ def run(
             _print_speed(len(answer.tokens), answer.stop, answer.timing)
         if trace is not None:
             _trace(session, answer.prompt_tokens, trace, trace_out, force)
+        if reader is not None:
+            from aprlab.onion.cli import refuse_garbage
+
+            refuse_garbage(session)
+
+
+def _session(
+    file: Path, backend: str, threads: int | None, fault: str | None, reader: str | None, *, quiet: bool
+) -> Session:
+    """The file ready to answer, with its load line on standard error; with faults, or read as upstream read it."""
+    from aprlab.model import Model
+    from aprlab.qwen2.generate import Session
+
+    if reader is not None:
+        from aprlab.onion.cli import upstream_session
+
+        if fault is not None:
+            raise UsageError("--reader and --fault do not go together: give the fault to `convert`")
+        return upstream_session(file, reader, backend, threads, quiet=quiet)
+    model = Model.open(file)
+    if not quiet:
+        print(model.load_line(), file=sys.stderr)
+    if fault is None:
+        return Session(model, engine=backend, threads=threads)
+    from aprlab.onion.faults import session_with
+
+    return session_with(model, _ids(fault), engine=backend, threads=threads)
 
 
 def _trace(session: Session, tokens: list[int], points: str, out: Path | None, force: bool) -> None:
@@ -383,6 +423,21 @@ def _reply(session: Session, messages: list[dict[str, str]], **options: Any) -> 
         return None
     finally:
         print(flush=True)
+
+
+# -- the onion -------------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: aprlab faults GH-191")
+def faults(
+    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Tell all about this one.", show_default=False)] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the faults that `convert` and `run` can be given, or tell one's story."""
+    from aprlab.onion.cli import show_faults
+
+    show_faults(id, as_json=as_json)
 
 
 # -- the lab ---------------------------------------------------------------------------------------------------------

@@ -106,16 +106,6 @@ class KvTwice(Wrapped):
         return TwiceAdvanced(room.k, room.v, 2 * capacity)
 
 
-class KvStale(Wrapped):
-    """Every prompt finds an older one in front of it in the cache, here one of zeros."""
-
-    def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
-        room = self.inner.new_cache(config, capacity + OLD_POSITIONS)
-        for store in (room.k, room.v):
-            store[...] = 0
-        return StaleCache(room)
-
-
 OLD_POSITIONS = 5
 
 
@@ -127,6 +117,22 @@ class StaleCache(Cache):
 
     def truncate(self, length: int) -> None:
         self.length = OLD_POSITIONS + length
+
+
+class KvStale(Wrapped):
+    """Every prompt finds the end of an older one in front of it in the cache; here of itself, as if asked twice."""
+
+    def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
+        room = self.inner.new_cache(config, capacity + OLD_POSITIONS)
+        for store in (room.k, room.v):
+            store[...] = 0
+        return StaleCache(room)
+
+    def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
+        if positions[0] == OLD_POSITIONS:
+            old = np.arange(min(OLD_POSITIONS, len(positions)), dtype=np.int64)
+            self.inner.attend(q[-len(old) :], k[-len(old) :], v[-len(old) :], cache, layer, old)  # only to fill the cache
+        return self.inner.attend(q, k, v, cache, layer, positions)
 
 
 class KvEmpty(Wrapped):
@@ -252,7 +258,12 @@ def last_of_equals(logits: np.ndarray) -> int:
 
 
 class LastOfEquals(Wrapped):
-    """Logits that are not finite end no run: the row says what upstream's maximum made of it, as 1 among zeros."""
+    """Logits that are not finite end no run: the row says what upstream's maximum made of it, as 1 among zeros.
+
+    `lost` counts such rows.
+    """
+
+    lost = 0
 
     def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
         y = self.inner.matmul(x, weight, bias)
@@ -261,6 +272,7 @@ class LastOfEquals(Wrapped):
         rows = self.to_numpy(y).copy()
         for row in rows:
             if not np.isfinite(row).all():
+                self.lost += 1
                 chosen = last_of_equals(row)
                 row[...] = 0
                 row[chosen] = 1
@@ -346,7 +358,7 @@ FAULTS = (
             "No check looks at it.",
         ),
         "layers.0.attn_norm too small by a factor that differs from position to position.",
-        seams=written(rms_norm_eps=1e-3), config=set_config(rms_norm_eps=1e-3),
+        silent=True, seams=written(rms_norm_eps=1e-3), config=set_config(rms_norm_eps=1e-3),
     ),
     Fault(
         "unweighted-norm", "Norm weights left out", "forward", "E",
@@ -363,10 +375,10 @@ FAULTS = (
         lines(
             "A tensor that was not found was made up as zeros.",
             "The layer's attention gets biases alone; the residual stream carries the rest past it.",
-            "The model still speaks, it echoes its input.",
+            "The model still speaks, and answers short questions rightly.",
         ),
         "layers.1.attn_norm is 0 everywhere; layer 0 equal.",
-        seams=write_zeroed_norm, engine=ZeroedNorm,
+        silent=True, seams=write_zeroed_norm, engine=ZeroedNorm,
     ),
     Fault(
         "wrong-norm", "The norm after the attention used before it", "weights", "E",
@@ -396,7 +408,7 @@ FAULTS = (
             "The first prompt after the start is right, so a fresh run never shows it.",
         ),
         "Attention wrong at every position from 0 on, positions start above 0; q, k, v before RoPE equal in layer 0.",
-        engine=KvStale,
+        silent=True, engine=KvStale,
     ),
     Fault(
         "kv-empty", "The cache empty while decoding", "forward", "E",
