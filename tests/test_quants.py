@@ -340,7 +340,7 @@ def test_zeros_stay_zeros(q: quants.Quant) -> None:
     assert (quants.dequantise(quants.quantise(x, q.type), q.type, x.shape) == 0).all()
 
 
-@pytest.mark.parametrize("q", [REGISTRY[t] for t in (types.F32, types.F16, types.BF16)], ids=str)
+@pytest.mark.parametrize("q", [REGISTRY[t] for t in (types.F32, types.F16, types.BF16)], ids=lambda q: type(q).__name__)
 def test_plain_floats_survive_a_second_trip(q: quants.Quant) -> None:
     x = quants.decode(quants.encode(np.random.default_rng(2).standard_normal((999, 1)), q.type), q.type)
     np.testing.assert_array_equal(quants.decode(quants.encode(x, q.type), q.type), x)
