@@ -6,6 +6,9 @@
 #define LANES 16         // half a warp
 #define STEP_VALUES 2048 // LANES chunks
 
+// Eight blocks on a multiprocessor leave each thread 128 registers, which is what the widest types need.
+#define MATVEC_KERNEL extern "C" __global__ void __launch_bounds__(WARPS * 32, 8)
+
 // A type says
 //   VALUES, BYTES   of one block
 //   STAGED          0: blocks are multiples of 16 bytes and are read as such; 1: they come through shared memory
@@ -114,7 +117,7 @@ struct Q5_0 : Nibbles {
       for (int j = 0; j < 4; ++j) t.q[i][j] = words[j + 1];
     }
   }
-  DEVICE u32 bytes(const Q5_0 &t, int k) { return low4(t, k) | fifth_bits(t.qh[k >> 3] >> (k & 7) * 4); }
+  DEVICE u32 bytes(const Q5_0 &t, int k) { return with_fifth_bits(low4(t, k), t.qh[k >> 3] >> (k & 7) * 4); }
   DEVICE float finish(const Q5_0 &t, float acc, const float *a, const float *) {
 #pragma unroll
     for (int g = 0; g < GROUPS; ++g) acc = __fmaf_rn(t.d[g], a[g], acc);
@@ -142,7 +145,7 @@ struct Q5_1 : Nibbles {
       for (int j = 0; j < 4; ++j) t.q[i][j] = words[j + 1];
     }
   }
-  DEVICE u32 bytes(const Q5_1 &t, int k) { return low4(t, k) | fifth_bits(t.qh[k >> 3] >> (k & 7) * 4); }
+  DEVICE u32 bytes(const Q5_1 &t, int k) { return with_fifth_bits(low4(t, k), t.qh[k >> 3] >> (k & 7) * 4); }
   DEVICE float finish(const Q5_1 &t, float acc, const float *a, const float *s) {
 #pragma unroll
     for (int g = 0; g < GROUPS; ++g) acc = __fmaf_rn(t.m[g], s[g], __fmaf_rn(t.d[g], a[g], acc));
@@ -227,7 +230,7 @@ struct Q5_K : KScales {
     for (int i = 0; i < 8; ++i) t.qh[i] >>= 4 * half;  // now bit g belongs to sub-block g of this half
   }
   DEVICE u32 bytes(const Q5_K &t, int k) {
-    return low4(t, k) | (t.qh[k & 7] << 4 >> (k >> 3) & 0x10101010u);
+    return or_and(low4(t, k), t.qh[k & 7] << 4 >> (k >> 3), 0x10101010u);
   }
 };
 
@@ -245,7 +248,7 @@ struct Q6_K {
   DEVICE u32 bytes(const Q6_K &t, int k) {
     const int run = k >> 3;
     const u32 low = t.ql[k & 15] >> (run < 2 ? 0 : 4) & 0x0f0f0f0fu, top = t.qh[k & 7];
-    return low | ((run < 2 ? top << (4 - 2 * run) : top >> (2 * run - 4)) & 0x30303030u);
+    return or_and(low, run < 2 ? top << (4 - 2 * run) : top >> (2 * run - 4), 0x30303030u);
   }
   DEVICE float finish(const Q6_K &t, float acc, const float *a, const float *) {
     float sum = __fmul_rn((float)(i8)t.scales[0], a[0]);

@@ -27,7 +27,7 @@ struct Q4_1 {  // d, m f16 | 16 bytes as Q4_0 | d q + m
 // Q5_0 and Q5_1: the fifth bit of value i is bit i of the 32-bit word qh.
 DEVICE u32 five_bits(const u8 *qh, const u8 *qs, u32 i) {
   const u32 low = load4(qs + (i & 15)) >> (i < 16 ? 0 : 4) & 0x0f0f0f0fu;
-  return low | fifth_bits(load4(qh) >> i);
+  return with_fifth_bits(low, load4(qh) >> i);
 }
 
 struct Q5_0 {  // d f16 | qh 4 bytes | 16 bytes as Q4_0 | d (q - 16)

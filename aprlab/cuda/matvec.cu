@@ -140,7 +140,7 @@ struct Floats {
 };
 
 #define OF_TYPE(Type, name)                                                                                     \
-  KERNEL(WARPS * 32) matvec_##name(const u8 *__restrict__ w, const float4 *__restrict__ prepared,              \
+  MATVEC_KERNEL matvec_##name(const u8 *__restrict__ w, const float4 *__restrict__ prepared,              \
                                    const float *__restrict__ bias, float *__restrict__ y, u32 rows, u32 cols) { \
     matvec<Type>(w, Floats::of_token(prepared, cols), bias, y, rows, cols);                                     \
   }
@@ -200,17 +200,17 @@ DEVICE void matvec_plain(const u8 *w, const float *x, const float *bias, float *
   store_rows(acc, 1.0f, bias, y + (u64)blockIdx.y * rows, pair.row, rows);
 }
 
-KERNEL(WARPS * 32) matvec_f16(const u8 *__restrict__ w, const float *__restrict__ x, const float *__restrict__ bias,
+MATVEC_KERNEL matvec_f16(const u8 *__restrict__ w, const float *__restrict__ x, const float *__restrict__ bias,
                               float *__restrict__ y, u32 rows, u32 cols) {
   matvec_plain<F16>(w, x, bias, y, rows, cols);
 }
 
-KERNEL(WARPS * 32) matvec_bf16(const u8 *__restrict__ w, const float *__restrict__ x, const float *__restrict__ bias,
+MATVEC_KERNEL matvec_bf16(const u8 *__restrict__ w, const float *__restrict__ x, const float *__restrict__ bias,
                                float *__restrict__ y, u32 rows, u32 cols) {
   matvec_plain<BF16>(w, x, bias, y, rows, cols);
 }
 
-KERNEL(WARPS * 32) matvec_f32(const float *__restrict__ w, const float *__restrict__ x, const float *__restrict__ bias,
+MATVEC_KERNEL matvec_f32(const float *__restrict__ w, const float *__restrict__ x, const float *__restrict__ bias,
                               float *__restrict__ y, u32 rows, u32 cols) {
   const Pair pair = Pair::of_thread(rows);
   float acc[ROWS] = {0.0f, 0.0f};

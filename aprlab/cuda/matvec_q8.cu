@@ -96,7 +96,7 @@ struct Bytes8 {
 };
 
 #define OF_TYPE(Type, name)                                                                                        \
-  KERNEL(WARPS * 32) matvec_##name##_q8(const u8 *__restrict__ w, const uint4 *__restrict__ prepared,             \
+  MATVEC_KERNEL matvec_##name##_q8(const u8 *__restrict__ w, const uint4 *__restrict__ prepared,             \
                                         const float *__restrict__ bias, float *__restrict__ y, u32 rows, u32 cols) { \
     matvec<Type>(w, Bytes8::of_token(prepared, cols), bias, y, rows, cols);                                        \
   }

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - lines of CUDA source stay whole
 """Kernel faults: edits of the CUDA source that put a historical bug of block decoding into otherwise healthy kernels.
 
 Every edit must match exactly once, so that a changed source cannot leave a fault without effect. The kernels that an edit
@@ -202,16 +203,16 @@ _ALL = [
         ("Q5_0", "Q5_1"),
         "about half of the values off by 16 steps",
         (
-            Edit("dequantise.cu", "return low | fifth_bits(load4(qh) >> i);", "return low | fifth_bits(load4(qh) >> (i ^ 16));"),
+            Edit("dequantise.cu", "with_fifth_bits(low, load4(qh) >> i);", "with_fifth_bits(low, load4(qh) >> (i ^ 16));"),
             Edit(
                 "blocks.cuh",
-                "DEVICE u32 bytes(const Q5_0 &t, int k) { return low4(t, k) | fifth_bits(t.qh[k >> 3] >> (k & 7) * 4); }",
-                "DEVICE u32 bytes(const Q5_0 &t, int k) { return low4(t, k) | fifth_bits(t.qh[k >> 3] >> (k & 7 ^ 4) * 4); }",
+                "bytes(const Q5_0 &t, int k) { return with_fifth_bits(low4(t, k), t.qh[k >> 3] >> (k & 7) * 4); }",
+                "bytes(const Q5_0 &t, int k) { return with_fifth_bits(low4(t, k), t.qh[k >> 3] >> (k & 7 ^ 4) * 4); }",
             ),
             Edit(
                 "blocks.cuh",
-                "DEVICE u32 bytes(const Q5_1 &t, int k) { return low4(t, k) | fifth_bits(t.qh[k >> 3] >> (k & 7) * 4); }",
-                "DEVICE u32 bytes(const Q5_1 &t, int k) { return low4(t, k) | fifth_bits(t.qh[k >> 3] >> (k & 7 ^ 4) * 4); }",
+                "bytes(const Q5_1 &t, int k) { return with_fifth_bits(low4(t, k), t.qh[k >> 3] >> (k & 7) * 4); }",
+                "bytes(const Q5_1 &t, int k) { return with_fifth_bits(low4(t, k), t.qh[k >> 3] >> (k & 7 ^ 4) * 4); }",
             ),
         ),
     ),

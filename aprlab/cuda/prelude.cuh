@@ -93,8 +93,9 @@ DEVICE u32 load4(const u8 *at) { return load2(at) | load2(at + 2) << 16; }
 DEVICE float scale_at(u32 bits) { return f16_to_f32_rn((u16)bits); }
 DEVICE float bf16_to_f32(u32 bits) { return __uint_as_float(bits << 16); }
 
-// Bits 0..3 of `bits` become bit 4 of bytes 0..3: the fifth bit of four values. The four products do not overlap.
-DEVICE u32 fifth_bits(u32 bits) { return ((bits & 0xf) * 0x02040810u) & 0x10101010u; }
+// Four values: `low` has their low four bits, one value a byte; bits 0..3 of `bits` become bit 4 of bytes 0..3. The four
+// products do not overlap, and what they leave elsewhere is masked.
+DEVICE u32 with_fifth_bits(u32 low, u32 bits) { return or_and(low, (bits & 0xf) * 0x02040810u, 0x10101010u); }
 
 // Q4_K and Q5_K: six-bit scales (or mins) of four neighbouring sub-blocks, one a byte. `head` is the first 16 bytes of a
 // block: d, dmin and twelve bytes 0..11. Scales 0..3 are the low six bits of bytes 0..3 (mins: 4..7); scales 4..7 have

@@ -70,6 +70,35 @@ class CudaBackend:
         free, _ = self.cupy.cuda.runtime.memGetInfo()
         return int(free) + int(self.cupy.get_default_memory_pool().free_bytes())
 
+    def seconds(self, launch: Launch, rounds: int = 5, repeats: int = 20) -> float:
+        """Time of one launch: the best of `rounds` rounds of `repeats`, by the GPU's own clock."""
+        self.run(launch)
+        best = float("inf")
+        for _ in range(rounds):
+            start, end = self.cupy.cuda.Event(), self.cupy.cuda.Event()
+            start.record()
+            for _ in range(repeats):
+                self.run(launch)
+            end.record()
+            end.synchronize()
+            best = min(best, self.cupy.cuda.get_elapsed_time(start, end) / 1e3 / repeats)
+        return best
+
+    def describe(self) -> dict[str, Any]:
+        """The GPU and the versions that ran the kernels."""
+        runtime = self.cupy.cuda.runtime
+        properties = runtime.getDeviceProperties(self.device.id)
+        return {
+            "device": properties["name"].decode(),
+            "compute_capability": self.device.compute_capability,
+            "memory_bytes": int(properties["totalGlobalMem"]),
+            "multiprocessors": int(properties["multiProcessorCount"]),
+            "driver": int(runtime.driverGetVersion()),
+            "runtime": int(runtime.runtimeGetVersion()),
+            "nvrtc": ".".join(map(str, self.cupy.cuda.nvrtc.getVersion())),
+            "cupy": self.cupy.__version__,
+        }
+
     def close(self) -> None:
         self._functions.clear()
         self._modules.clear()
