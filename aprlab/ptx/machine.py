@@ -177,6 +177,8 @@ class Launch:
         blocks: Sequence[int] | None,
         max_steps: int,
     ) -> None:
+        if np.multiply(np.float32(2.0**-149), np.float32(1)) == 0:
+            raise AprlabError("this process flushes subnormal floats to zero (a library has switched the CPU's mode): PTX would run wrong")
         self.machine = machine
         self.program = machine.program(entry, checks=checks, dynamic_shared=shared)
         self.dynamic_shared = shared

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from aprlab.errors import FormatError, UnsupportedError
 
@@ -229,11 +230,11 @@ _TOKEN = re.compile(
       |(?P<punct>[-+*/<>=!@|,;:()\[\]{}~&^?])""",
     re.VERBOSE | re.DOTALL,
 )
+_ENDS = (",", ";", "]", "}", ")")
 _FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"\n]*)"', re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class _Token:
+class _Token(NamedTuple):
     kind: str
     text: str
     line: int
@@ -241,15 +242,20 @@ class _Token:
 
 def _tokens(text: str) -> list[_Token]:
     out, position, line = [], 0, 1
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise FormatError(f"PTX line {line}: cannot read {text[position : position + 20]!r}")
-        kind, word = str(match.lastgroup), match.group()
-        if kind not in ("skip", "newline"):
-            out.append(_Token(kind, word, line))
-        line += word.count("\n")
+    for match in _TOKEN.finditer(text):
+        kind, word = match.lastgroup, match.group()
+        if match.start() != position:
+            break
         position = match.end()
+        if kind == "newline":
+            line += 1
+        elif kind == "skip":
+            if word[0] == "/":
+                line += word.count("\n")
+        else:
+            out.append(_Token(str(kind), word, line))
+    if position < len(text):
+        raise FormatError(f"PTX line {line}: cannot read {text[position : position + 20]!r}")
     out.append(_Token("end", "", line))
     return out
 
@@ -280,7 +286,8 @@ class _Parser:
         return token
 
     def accept(self, text: str) -> bool:
-        if self.token.text == text and self.token.kind != "string":
+        token = self.tokens[self.at]
+        if token.text == text and token.kind != "string":
             self.at += 1
             return True
         return False
@@ -303,6 +310,10 @@ class _Parser:
     # -- constants: unary and binary + - * over integers and floats, which is all that is met in the wild
 
     def expression(self) -> Imm:
+        token = self.tokens[self.at]
+        if token.kind == "int" and self.tokens[self.at + 1].text in _ENDS:  # nearly always
+            self.at += 1
+            return Imm(_integer(token.text))
         left = self.term()
         while self.token.text in ("+", "-"):
             sign = self.next().text
@@ -332,10 +343,7 @@ class _Parser:
             self.expect(")")
             return inner
         if token.kind == "int":
-            digits = token.text.rstrip("U")
-            if len(digits) > 1 and digits[0] == "0" and digits[1] in "01234567":
-                return Imm(int(digits, 8))
-            return Imm(int(digits, 0))
+            return Imm(_integer(token.text))
         if token.kind == "float":
             return _float(token.text)
         if token.text == "WARP_SZ":
@@ -414,7 +422,10 @@ class _Parser:
                     raise FormatError(f"PTX line {line}: .section is never closed")
 
     def location(self) -> Location:
-        number, line, column = self.integer(), self.integer(), self.integer()
+        words = [self.next() for _ in range(3)]
+        if any(word.kind != "int" for word in words):
+            raise self.fail("expected file, line and column")
+        number, line, column = (int(word.text) for word in words)
         return Location(self.module.files.get(number, f"file {number}"), line, column)
 
     def declaration(self) -> None:
@@ -708,6 +719,11 @@ class _Parser:
             value = self.factor().value
             offset += sign * int(value)
         return Address(base, offset)
+
+
+def _integer(text: str) -> int:
+    digits = text.rstrip("U")
+    return int(digits, 8 if len(digits) > 1 and digits[0] == "0" and digits[1] in "01234567" else 0)
 
 
 def _constant(value: int | float) -> Imm:

@@ -81,9 +81,6 @@ class Program:
     local: dict[str, tuple[int, int]] = field(default_factory=dict)
     local_bytes: int = 0
 
-    @property
-    def names(self) -> list[str]:
-        return list(self.registers)
 
 
 # ---- flattening ----------------------------------------------------------------------------------------------------------------------------
@@ -339,6 +336,7 @@ class Access:
 class _Builder:
     def __init__(self, program: Program, labels: dict[str, int], tables: dict[str, tuple[str, ...]], checks: bool) -> None:
         self.program, self.labels, self.tables, self.checks = program, labels, tables, checks
+        self.names = list(program.registers)
         self.reads: list[int] = []
         self.writes: list[int] = []
         self.item = Instruction("", ())
@@ -374,7 +372,7 @@ class _Builder:
             case Reg(name) if name in SPECIALS:
                 return _get_special(name, dtype)
             case Reg(name) if name.startswith("%"):
-                raise self.unsupported(f"special register {name!r}")
+                raise self.unsupported(f"{name!r} is neither a declared register nor a special one that is known")
             case Reg(name):
                 return self.get_symbol(name, 0, dtype)
             case Address(str(name), offset):
@@ -390,11 +388,11 @@ class _Builder:
     def get_register(self, number: int, dtype: np.dtype[Any]) -> Getter:
         self.reads.append(number)
         width = self.program.widths[number]
-        name = self.program.names[number] if self.checks else ""
+        name = self.names[number] if self.checks else ""
         if (width == 0) != (dtype == np.bool_):
-            raise self.fail(f"{self.program.names[number]} is .{self.program.types[number]}, used as {dtype}")
+            raise self.fail(f"{self.names[number]} is .{self.program.types[number]}, used as {dtype}")
         if width and width < dtype.itemsize:
-            raise self.fail(f"{self.program.names[number]} is .{self.program.types[number]}, too narrow for {dtype}")
+            raise self.fail(f"{self.names[number]} is .{self.program.types[number]}, too narrow for {dtype}")
         narrow = np.dtype(f"u{dtype.itemsize}") if width > dtype.itemsize else None
         stored = np.dtype(f"u{width}") if width else np.dtype(bool)
         pc = self.pc

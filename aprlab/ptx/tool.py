@@ -130,6 +130,8 @@ class Job:
     def __init__(self, module: Module, tensor: Tensor, steps: Sequence[Step], *, rows: int = 0, seed: int = 0) -> None:
         if not steps:
             raise UsageError("nothing to launch")
+        if not any(spec.split(":")[0].strip() == "out" for step in steps for spec in step.args):
+            raise UsageError("no argument is `out`: there would be nothing to compare")
         self.machine = Machine(module)
         self.tensor, self.steps = tensor, list(steps)
         self.rows = min(rows, tensor.rows) if rows else tensor.rows
@@ -216,7 +218,7 @@ class Job:
     def compare(self) -> Comparison:
         """The last output beside the right one."""
         if self.out is None:
-            raise UsageError("no argument is `out`: there is nothing to compare")
+            raise UsageError("launch first")
         weights = self.tensor.dequantise(slice(0, self.rows))
         if self.operation == "dequantise":
             return compare_exactly(self.out, weights.reshape(self.out.shape))

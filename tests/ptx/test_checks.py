@@ -122,12 +122,13 @@ def test_unwritten_registers_are_seen() -> None:
             assert [f.thread for f in report.findings if f.kind == "uninitialised register"] == [(20, 0, 0)]
 
 
-def test_races_between_chunks_of_the_grid_are_seen() -> None:
+def test_races_between_chunks_of_the_grid_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that are simulated one after the other still belong to one launch."""
+    monkeypatch.setattr("aprlab.ptx.machine.LANES_A_CHUNK", 1024)
     kernel = CLEAN["reduce"]
     source = kernel.source.replace("out[row] =", "out[row % 3] =")
     out = Pointer(np.zeros(3, np.float32))
-    rows = 2000
+    rows = 100
     x = np.ones((rows, 10), np.float32)
     report = Machine(compiled(source)).launch("k", rows, 128, {"x": x, "out": out, "n": 10}, checks=True)
     races = [f for f in report.findings if f.kind == "race"]
