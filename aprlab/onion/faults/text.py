@@ -213,7 +213,7 @@ FAULTS = (
             "A whole conversation stands inside the user's message.",
             "52 tokens instead of 21 upstream, and an answer that is often still right.",
         ),
-        "More than twice the control tokens in the prompt.",
+        "More than twice the control tokens in the prompt.", silent=True,
         seams=TEMPLATE_DOUBLED[1], tokenizer=TEMPLATE_DOUBLED[0],
     ),
     Fault(
@@ -224,6 +224,7 @@ FAULTS = (
             "Instruct models forgive it mostly.",
         ),
         "Prompt ids lack the default system prompt; a base model gets control tokens it was never trained on.",
+        silent=True,
         seams=TEMPLATE_HARD_CODED[1], tokenizer=TEMPLATE_HARD_CODED[0],
     ),
     Fault(
