@@ -11,4 +11,17 @@ from aprlab.ptx.memory import Pointer
 from aprlab.ptx.parser import Module, parse
 from aprlab.ptx.stepper import Stepper, View
 
-__all__ = ["Counters", "Finding", "KernelFault", "LaunchReport", "LineProfile", "Machine", "Module", "Pointer", "Stepper", "Traffic", "View", "parse"]
+__all__ = [
+    "Counters",
+    "Finding",
+    "KernelFault",
+    "LaunchReport",
+    "LineProfile",
+    "Machine",
+    "Module",
+    "Pointer",
+    "Stepper",
+    "Traffic",
+    "View",
+    "parse",
+]

@@ -1,8 +1,10 @@
-"""What a kernel must not do, found while it runs: accesses out of bounds, misaligned or uninitialised, races, divergent barriers.
+"""What a kernel must not do, found while it runs: accesses out of bounds, misaligned or uninitialised, races,
+divergent barriers.
 
-Bounds and alignment are the memory system's own; this module keeps the shadow state for the rest. Two accesses to a byte race when they come
-from different threads, at least one writes, not both are atomic or volatile, and no barrier orders them: `bar.sync` orders a block,
-`bar.warp.sync` a warp, nothing orders two blocks of a launch. Stale but initialised data is invisible here: only values show it.
+Bounds and alignment are the memory system's own; this module keeps the shadow state for the rest. Two accesses to a
+byte race when they come from different threads, at least one writes, not both are atomic or volatile, and no barrier
+orders them: `bar.sync` orders a block, `bar.warp.sync` a warp, nothing orders two blocks of a launch. Stale but
+initialised data is invisible here: only values show it.
 """
 
 from __future__ import annotations
@@ -108,12 +110,16 @@ class Checks:
     # ---- accesses
 
     def access(self, state: State, access: Access, buffer: Buffer, lanes: Any, cells: Any, rows: Any) -> None:
-        """One instruction's accesses to one buffer: `lanes` (k,) chunk lanes, `cells` (k, bytes) flat offsets, `rows` the bytes stored."""
+        """One instruction's accesses to one buffer: `lanes` (k,) chunk lanes, `cells` (k, bytes) flat offsets, `rows`
+        the bytes stored.
+        """
         if buffer.written is not None:
             if access.kind != "store":
                 bad = ~buffer.written[cells].all(axis=1)
                 if bad.any():
-                    self._report(state, access, buffer, "uninitialised read", lanes, cells, bad, "reads bytes that nobody wrote", None)
+                    self._report(
+                        state, access, buffer, "uninitialised read", lanes, cells, bad, "reads bytes that nobody wrote", None
+                    )
             if access.kind != "load":
                 buffer.written[cells] = True
         if access.space in ("const", "param") or not buffer.writeable or buffer is state.local or buffer is state.param:
@@ -163,7 +169,9 @@ class Checks:
             clash &= buffer.bytes[flat] != rows.reshape(-1)
         if clash.any():
             verb = "writes" if writes else "reads"
-            self._report_race(state, access, buffer, lanes, cells, clash, writer, f"{verb} what", "wrote, with no barrier between")
+            self._report_race(
+                state, access, buffer, lanes, cells, clash, writer, f"{verb} what", "wrote, with no barrier between"
+            )
         seen = clash
         if writes and not strong:
             for reader in (shadow.first_reader[flat], shadow.last_reader[flat]):
@@ -171,7 +179,9 @@ class Checks:
                 if rows is not None and buffer is state.shared:
                     clash &= buffer.bytes[flat] != rows.reshape(-1)
                 if clash.any():
-                    self._report_race(state, access, buffer, lanes, cells, clash, reader, "overwrites what", "read, with no barrier between")
+                    self._report_race(
+                        state, access, buffer, lanes, cells, clash, reader, "overwrites what", "read, with no barrier between"
+                    )
                     break
         if writes:
             if not strong:
@@ -185,7 +195,9 @@ class Checks:
             mine = ident // threads
             # Earlier readers that a barrier orders before everything from here on need not be remembered.
             same_block = (old_first // threads == mine) & (old_last // threads == mine)
-            one_warp = ((old_first % threads) // 32 == (ident % threads) // 32) & ((old_last % threads) // 32 == (ident % threads) // 32)
+            one_warp = ((old_first % threads) // 32 == (ident % threads) // 32) & (
+                (old_last % threads) // 32 == (ident % threads) // 32
+            )
             older = (shadow.read_epoch[flat] < epoch) | (one_warp & (shadow.read_warp_epoch[flat] < warp_epoch))
             fresh = flat[(old_first < 0) | (same_block & older)]
             shadow.first_reader[fresh] = np.iinfo(np.int64).max
@@ -214,11 +226,15 @@ class Checks:
         if clash.any():
             other = np.full(len(flat), -1, np.int64)
             other[order[1:]] = ident[order[:-1]]
-            self._report_race(state, access, buffer, lanes, cells, clash, other, "writes what", "writes too, in the same instruction")
+            self._report_race(
+                state, access, buffer, lanes, cells, clash, other, "writes what", "writes too, in the same instruction"
+            )
 
     # ---- reports
 
-    def _report(self, state: State, access: Access, buffer: Buffer, kind: str, lanes: Any, cells: Any, bad: Any, message: str, other: Any) -> None:
+    def _report(
+        self, state: State, access: Access, buffer: Buffer, kind: str, lanes: Any, cells: Any, bad: Any, message: str, other: Any
+    ) -> None:
         at = int(np.argmax(bad))
         name, offset = self._where(state, buffer, int(cells[at, 0]), int(lanes[at]))
         text = f"{message} ({access.nbytes} bytes at offset {offset} of {name})"
@@ -235,17 +251,30 @@ class Checks:
         return buffer.name, cell
 
     def _report_race(
-        self, state: State, access: Access, buffer: Buffer, lanes: Any, cells: Any, clash: Any, other: Any, before: str, after: str
+        self,
+        state: State,
+        access: Access,
+        buffer: Buffer,
+        lanes: Any,
+        cells: Any,
+        clash: Any,
+        other: Any,
+        before: str,
+        after: str,
     ) -> None:
         number = int(other[int(np.argmax(clash))])
         block, thread = state.launch_place(number // state.shape[1], number % state.shape[1])
         bad = clash.reshape(cells.shape).any(axis=1)
-        self._report(state, access, buffer, "race", lanes, cells, bad, f"{before} block {block} thread {thread} {after}", (block, thread))
+        self._report(
+            state, access, buffer, "race", lanes, cells, bad, f"{before} block {block} thread {thread} {after}", (block, thread)
+        )
 
     # ---- barriers
 
     def barrier(self, state: State, done: Any, freed: dict[int, Lanes]) -> None:
-        """A barrier has let the blocks `done` go; `freed` says which lanes stood at which pc. All threads of a block belong to one."""
+        """A barrier has let the blocks `done` go; `freed` says which lanes stood at which pc. All threads of a block
+        belong to one.
+        """
         threads = state.shape[1]
         if len(freed) > 1:
             pcs = sorted(freed)

@@ -15,17 +15,22 @@ app = typer.Typer(name="ptx", help="Run anyone's PTX on the CPU and compare it w
 
 File = Annotated[Path, typer.Argument(metavar="FILE.ptx", help="PTX text, from any compiler.", show_default=False)]
 Entry = Annotated[str, typer.Option("--entry", help="Kernel name (`aprlab ptx entries` lists them).", show_default=False)]
-Grid = Annotated[str, typer.Option("--grid", help="Blocks: 1 to 3 expressions in rows, cols, elements, …; `/` rounds up.", show_default=False)]
+Grid = Annotated[
+    str, typer.Option("--grid", help="Blocks: 1 to 3 expressions in rows, cols, elements, …; `/` rounds up.", show_default=False)
+]
 Block = Annotated[str, typer.Option("--block", help="Threads a block, likewise.")]
 Args = Annotated[
     list[str],
     typer.Option(
         "--arg",
-        help="One for each parameter, in order: weights, x[:f16|q8_0|q8_1], out[:f16], null, NAME:BYTES, rows, cols, … or NAME=NUMBER.",
+        help="One for each parameter, in order: weights, x[:f16|q8_0|q8_1], out[:f16], null, NAME:BYTES, rows, cols, … "
+        "or NAME=NUMBER.",
         show_default=False,
     ),
 ]
-ModelFile = Annotated[Path | None, typer.Option("--model", help="GGUF or APR file; the embedded model if omitted.", show_default=False)]
+ModelFile = Annotated[
+    Path | None, typer.Option("--model", help="GGUF or APR file; the embedded model if omitted.", show_default=False)
+]
 TensorName = Annotated[str, typer.Option("--tensor", help="Which tensor.")]
 Rows = Annotated[int, typer.Option("--rows", min=0, help="Only its first rows; 0: all.")]
 Shared = Annotated[int, typer.Option("--shared", min=0, help="Dynamic shared memory, bytes.")]
@@ -36,7 +41,19 @@ Before = Annotated[
 ]
 
 
-def _job(file: Path, entry: str, grid: str, block: str, args: list[str], model: Path | None, tensor: str, rows: int, shared: int, seed: int, before: list[str] | None) -> Job:
+def _job(
+    file: Path,
+    entry: str,
+    grid: str,
+    block: str,
+    args: list[str],
+    model: Path | None,
+    tensor: str,
+    rows: int,
+    shared: int,
+    seed: int,
+    before: list[str] | None,
+) -> Job:
     from aprlab import paths
     from aprlab.errors import UsageError
     from aprlab.model import Model
@@ -56,14 +73,21 @@ def _job(file: Path, entry: str, grid: str, block: str, args: list[str], model: 
 def _print_comparison(comparison: Comparison) -> None:
     c = comparison
     if c.right:
-        how = "equal bit for bit" if c.operation == "dequantise" else f"largest difference {c.worst:.3g} = {c.relative:.2g} of the largest value"
+        how = (
+            "equal bit for bit"
+            if c.operation == "dequantise"
+            else f"largest difference {c.worst:.3g} = {c.relative:.2g} of the largest value"
+        )
         typer.echo(f"{c.operation}: right: {c.values} values, {how}")
         return
     if c.unwritten:
         typer.echo(f"{c.operation}: WRONG: {c.unwritten} of {c.values} values were not written, or are NaN")
     if c.wrong:
         typer.echo(f"{c.operation}: WRONG: {c.wrong} of {c.values} values ({100 * c.wrong / c.values:.3g} %)")
-        typer.echo(f"  worst at {list(c.at)}: {c.got:.9g}, right is {c.want:.9g}: off by {c.worst:.3g} = {100 * c.relative:.3g} % of the largest value")
+        typer.echo(
+            f"  worst at {list(c.at)}: {c.got:.9g}, right is {c.want:.9g}: "
+            f"off by {c.worst:.3g} = {100 * c.relative:.3g} % of the largest value"
+        )
         if c.operation == "matvec":
             typer.echo(f"  float32 rounding explains {c.allowed:.3g} there")
 
@@ -93,15 +117,28 @@ def entries(file: File) -> None:
 
     for info in list_entries(load(file)):
         threads = f", at most {'×'.join(map(str, info.threads))} threads" if info.threads else ""
-        state = f"not supported: {info.unsupported}" if info.unsupported else f"{info.instructions} instructions, {info.shared_bytes} bytes shared"
+        state = (
+            f"not supported: {info.unsupported}"
+            if info.unsupported
+            else f"{info.instructions} instructions, {info.shared_bytes} bytes shared"
+        )
         typer.echo(f"{info.name}({', '.join(info.parameters)}): {state}{threads}")
 
 
 @app.command()
 def run(
-    file: File, entry: Entry, grid: Grid, args: Args, block: Block = "128", model: ModelFile = None, tensor: TensorName = "token_embd.weight",
-    rows: Rows = 64, shared: Shared = 0, seed: Seed = 0, before: Before = None,
-) -> None:  # fmt: skip
+    file: File,
+    entry: Entry,
+    grid: Grid,
+    args: Args,
+    block: Block = "128",
+    model: ModelFile = None,
+    tensor: TensorName = "token_embd.weight",
+    rows: Rows = 64,
+    shared: Shared = 0,
+    seed: Seed = 0,
+    before: Before = None,
+) -> None:
     """Launch and compare with the right dequantisation or mat-vec; exit 1 if it is wrong."""
     from aprlab.ptx import tool
 
@@ -112,9 +149,18 @@ def run(
 
 @app.command()
 def check(
-    file: File, entry: Entry, grid: Grid, args: Args, block: Block = "128", model: ModelFile = None, tensor: TensorName = "token_embd.weight",
-    rows: Rows = 64, shared: Shared = 0, seed: Seed = 0, before: Before = None,
-) -> None:  # fmt: skip
+    file: File,
+    entry: Entry,
+    grid: Grid,
+    args: Args,
+    block: Block = "128",
+    model: ModelFile = None,
+    tensor: TensorName = "token_embd.weight",
+    rows: Rows = 64,
+    shared: Shared = 0,
+    seed: Seed = 0,
+    before: Before = None,
+) -> None:
     """Look for memory errors, races and divergent barriers; exit 1 if there are any, or the result is wrong."""
     from aprlab.ptx import tool
 
@@ -126,10 +172,21 @@ def check(
 
 @app.command()
 def profile(
-    file: File, entry: Entry, grid: Grid, args: Args, block: Block = "128", model: ModelFile = None, tensor: TensorName = "token_embd.weight",
-    rows: Rows = 64, shared: Shared = 0, seed: Seed = 0, before: Before = None,
-    source: Annotated[Path | None, typer.Option("--source", help="The .cu text, to print beside its lines.", show_default=False)] = None,
-) -> None:  # fmt: skip
+    file: File,
+    entry: Entry,
+    grid: Grid,
+    args: Args,
+    block: Block = "128",
+    model: ModelFile = None,
+    tensor: TensorName = "token_embd.weight",
+    rows: Rows = 64,
+    shared: Shared = 0,
+    seed: Seed = 0,
+    before: Before = None,
+    source: Annotated[
+        Path | None, typer.Option("--source", help="The .cu text, to print beside its lines.", show_default=False)
+    ] = None,
+) -> None:
     """Count instructions, sectors, bank wavefronts and DRAM bytes by source line."""
     from aprlab.ptx import tool
 
@@ -139,34 +196,53 @@ def profile(
     text = source.read_text(encoding="utf-8").splitlines() if source else []
     lines = report.by_line()
     only_one = len({line.file for line in lines if line.file}) == 1
-    typer.echo(f"{'line':>30} {'warp instr.':>12} {'thread instr.':>14} {'requests':>9} {'sectors/req.':>12} {'wavefronts/req.':>15}")
+    typer.echo(
+        f"{'line':>30} {'warp instr.':>12} {'thread instr.':>14} {'requests':>9} {'sectors/req.':>12} {'wavefronts/req.':>15}"
+    )
     for line in lines:
         name = f"{Path(line.file).name}:{line.line}" if line.file else "(no line)"
         per = f"{line.sectors / line.requests:12.2f} {line.wavefronts / line.requests:15.2f}" if line.requests else " " * 28
         ours = source is not None and (only_one or Path(line.file).name == source.name)
         shown = text[line.line - 1].strip() if ours and 0 < line.line <= len(text) else ""
-        typer.echo(f"{name:>30} {line.warp_instructions:12} {line.thread_instructions:14} {line.requests or '':>9} {per}  {shown}".rstrip())
+        typer.echo(
+            f"{name:>30} {line.warp_instructions:12} {line.thread_instructions:14} {line.requests or '':>9} "
+            f"{per}  {shown}".rstrip()
+        )
     assert report.counters is not None
     elements = job.sizes["elements"]
-    typer.echo(f"{report.thread_instructions / elements:.3f} thread instructions a weight; {report.counters.dram_bytes} bytes of DRAM at least")
+    typer.echo(
+        f"{report.thread_instructions / elements:.3f} thread instructions a weight; "
+        f"{report.counters.dram_bytes} bytes of DRAM at least"
+    )
     _print_run(outcome)
     raise typer.Exit(0 if outcome.comparison.right else 1)
 
 
 @app.command()
 def step(
-    file: File, entry: Entry, grid: Grid, args: Args, block: Block = "128", model: ModelFile = None, tensor: TensorName = "token_embd.weight",
-    rows: Rows = 64, shared: Shared = 0, seed: Seed = 0, before: Before = None,
+    file: File,
+    entry: Entry,
+    grid: Grid,
+    args: Args,
+    block: Block = "128",
+    model: ModelFile = None,
+    tensor: TensorName = "token_embd.weight",
+    rows: Rows = 64,
+    shared: Shared = 0,
+    seed: Seed = 0,
+    before: Before = None,
     number: Annotated[int, typer.Option("--block-number", min=0, help="Which block of the grid.")] = 0,
     warp: Annotated[int, typer.Option("--warp", min=0, help="Which warp of the block.")] = 0,
     by: Annotated[str, typer.Option("--by", help="line or instruction.")] = "line",
     count: Annotated[int, typer.Option("--count", min=1, help="How many steps to print.")] = 40,
     lane: Annotated[int, typer.Option("--lane", min=0, max=31, help="Whose values to print.")] = 0,
-) -> None:  # fmt: skip
+) -> None:
     """Print what one warp does, step by step: line, instruction, active lanes, registers that changed."""
     from aprlab.ptx import tool
 
-    stepper = tool.step(_job(file, entry, grid, block, args, model, tensor, rows, shared, seed, before), block_number=number, warp=warp)
+    stepper = tool.step(
+        _job(file, entry, grid, block, args, model, tensor, rows, shared, seed, before), block_number=number, warp=warp
+    )
     for _ in range(count):
         view = stepper.view
         if view.finished:

@@ -1,9 +1,9 @@
 """What a GPU's memory system would have to do for a launch, counted from the addresses.
 
-Global memory moves in sectors of 32 bytes: a request (one instruction of one warp) costs as many as its lanes touch. Shared memory has 32 banks
-of 4 bytes: a request costs as many wavefronts as the busiest bank has distinct words; 8- and 16-byte accesses go by half and quarter
-warps. DRAM bytes are the distinct sectors of a buffer, as if the cache never dropped one: a lower bound. Latency, occupancy
-and caches are not modelled.
+Global memory moves in sectors of 32 bytes: a request (one instruction of one warp) costs as many as its lanes touch.
+Shared memory has 32 banks of 4 bytes: a request costs as many wavefronts as the busiest bank has distinct words; 8-
+and 16-byte accesses go by half and quarter warps. DRAM bytes are the distinct sectors of a buffer, as if the cache
+never dropped one: a lower bound. Latency, occupancy and caches are not modelled.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ class Counters:
         return tuple(SECTOR * int(np.count_nonzero(side.get(buffer, none))) for side in (self.read, self.written))  # type: ignore[return-value]
 
     def access(self, state: State, access: Access, buffer: Buffer, lanes: Lanes, where: Any, offsets: Any) -> None:
-        """Count one instruction: `where` are positions in `lanes` (ascending), `offsets` their byte offsets in the buffer, block or thread."""
+        """Count one instruction: `where` are positions in `lanes` (ascending), `offsets` their byte offsets in the
+        buffer, block or thread.
+        """
         if access.space == "param":
             return
         space = "shared" if buffer is state.shared else "local" if buffer is state.local else "global"

@@ -1,8 +1,10 @@
-"""IEEE arithmetic as PTX defines it, on NumPy arrays: rounding modes, fused multiply-add, conversions, canonical NaNs.
+"""IEEE arithmetic as PTX defines it, on NumPy arrays: rounding modes, fused multiply-add, conversions, canonical
+NaNs.
 
-The trick throughout: compute in float64, *round to odd* there, then round once to the narrow type. A value rounded to odd with at
-least two spare bits rounds on to the same result as the exact value would, in every mode (Boldo & Melquiond 2008).
-All functions take and return arrays or NumPy scalars of any shape; float16 and bfloat16 travel as their uint16 bits.
+The trick throughout: compute in float64, *round to odd* there, then round once to the narrow type. A value rounded to
+odd with at least two spare bits rounds on to the same result as the exact value would, in every mode (Boldo &
+Melquiond 2008). All functions take and return arrays or NumPy scalars of any shape; float16 and bfloat16 travel as
+their uint16 bits.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 
 Value = Any  # an ndarray or a NumPy scalar
 
-NAN32 = np.uint32(0x7FFFFFFF).view(np.float32)
+NAN32 = np.array([0x7FFFFFFF], np.uint32).view(np.float32)[0]
 MODES = ("rn", "rz", "rm", "rp")
 _TIE_SHIFT, _TIE = 35, np.int64(-(2**63))  # the 29 bits below a float32 mantissa, when they say "exactly half way"
 _TINY32 = 2.0**-126
@@ -36,7 +38,8 @@ def canonical(value: Value) -> Value:
 
 def flush(value: Value) -> Value:
     """`.ftz`: float32 subnormals become zeros of their sign."""
-    return np.where(np.abs(value) < np.float32(_TINY32), np.copysign(np.float32(0), value), value)[()]
+    out: Value = np.where(np.abs(value) < np.float32(_TINY32), np.copysign(np.float32(0), value), value)
+    return out[()]
 
 
 def saturate(value: Value) -> Value:
@@ -152,7 +155,8 @@ def div32(a: Value, b: Value, mode: str = "rn") -> Value:
     if mode != "rn":
         wide, b64 = out.astype(np.float64), b.astype(np.float64)
         overflowed = np.isinf(out) & np.isfinite(a) & (b != 0)
-        # The remainder of a rounded quotient is exact in float64: 48 bits of product, and a is close to it. A quotient that
+        # The remainder of a rounded quotient is exact in float64: 48 bits of product, and a is close to it. A
+        # quotient that
         # overflowed or underflowed is judged by the float64 quotient instead, which is far finer there.
         excess = wide - a.astype(np.float64) / b64
         excess = np.where(np.abs(out) < np.float32(_TINY32), excess, np.sign(wide * b64 - a) * np.sign(b64))
@@ -230,7 +234,7 @@ def _round_fraction(exact: Fraction, mode: str) -> float:
     return float(_steer(np.float64(value), np.float64(excess), mode, np.bool_(True))) if mode != "rn" else value
 
 
-# ---- float16 and bfloat16, as uint16 bits ----------------------------------------------------------------------------------------
+# ---- float16 and bfloat16, as uint16 bits ----------------------------------------
 
 
 def half_to_32(pattern: Value) -> Value:
@@ -266,7 +270,7 @@ def narrow_bfloat(value: Value, mode: str = "rn") -> Value:
     return np.where(np.isnan(value), np.uint16(0x7FFF), out)[()]
 
 
-# ---- conversions -----------------------------------------------------------------------------------------------------------------
+# ---- conversions ----------------------------------------
 
 _INTEGRAL = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 

@@ -1,9 +1,10 @@
 """The SIMT machine: runs one entry over a grid, all threads of many blocks at once, every register an array.
 
-A group is a set of lanes (threads) at one pc. The group with the lowest pc runs first and merges with whoever waits where it arrives, which is
-how divergent threads find together again. While all live lanes are in one group, results replace whole arrays and nothing is masked. A register
-that is the same for all threads, for all threads of a block, or for all blocks stays a scalar, (B, 1) or (1, T) array until it meets one
-that is not, so address and loop arithmetic cost next to nothing.
+A group is a set of lanes (threads) at one pc. The group with the lowest pc runs first and merges with whoever waits
+where it arrives, which is how divergent threads find together again. While all live lanes are in one group, results
+replace whole arrays and nothing is masked. A register that is the same for all threads, for all threads of a block,
+or for all blocks stays a scalar, (B, 1) or (1, T) array until it meets one that is not, so address and loop
+arithmetic cost next to nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from aprlab.ptx.stepper import Stepper
 
 Dim = int | Sequence[int]
-_CONTAINERS = {1: np.dtype("u1"), 2: np.dtype("u2"), 4: np.dtype("u4"), 8: np.dtype("u8"), 16: np.dtype("c16")}
+_CONTAINERS: dict[int, np.dtype[Any]] = {
+    size: np.dtype(code) for size, code in ((1, "u1"), (2, "u2"), (4, "u4"), (8, "u8"), (16, "c16"))
+}
 _NEVER = 1 << 60
 LANES_A_CHUNK = 1 << 14
 
@@ -46,8 +49,9 @@ class KernelFault(AprlabError):
 class LaunchReport:
     """What one launch did.
 
-    `warp_instructions[pc]` and `thread_instructions[pc]` count issues of an instruction and the threads in them. `approximate` lists the
-    instructions that were executed and whose last bits the ISA leaves open. `findings` is empty unless checks were on.
+    `warp_instructions[pc]` and `thread_instructions[pc]` count issues of an instruction and the threads in them.
+    `approximate` lists the instructions that were executed and whose last bits the ISA leaves open. `findings` is
+    empty unless checks were on.
     """
 
     entry: str
@@ -82,7 +86,9 @@ class LaunchReport:
         return sum(self.thread_counts)
 
     def by_line(self) -> list[LineProfile]:
-        """Counts and, where counters were on, memory traffic for each source line that ran, in order of file and line."""
+        """Counts and, where counters were on, memory traffic for each source line that ran, in order of file and
+        line.
+        """
         lines: dict[tuple[str, int], LineProfile] = {}
         for pc, (loc, warps, threads) in enumerate(zip(self.locations, self.warp_counts, self.thread_counts, strict=True)):
             if not warps:
@@ -97,7 +103,9 @@ class LaunchReport:
 
 
 class Machine:
-    """Runs the entries of one module. Module variables (`.global`) keep their values from launch to launch, as on a GPU."""
+    """Runs the entries of one module. Module variables (`.global`) keep their values from launch to launch, as on a
+    GPU.
+    """
 
     def __init__(self, module: Module) -> None:
         self.module = module
@@ -108,9 +116,7 @@ class Machine:
             if v.space in ("global", "const")
         }
 
-    def step(
-        self, entry: str, grid: Dim, block: Dim, args: Sequence[Any] | Mapping[str, Any], **options: Any
-    ) -> Stepper:
+    def step(self, entry: str, grid: Dim, block: Dim, args: Sequence[Any] | Mapping[str, Any], **options: Any) -> Stepper:
         """A `Stepper` on this launch; options are its own: block_number, warp, shared, checks."""
         from aprlab.ptx.stepper import Stepper  # it builds on this module
 
@@ -138,12 +144,15 @@ class Machine:
     ) -> LaunchReport:
         """Run `entry` over the grid; arrays among `args` are global memory and change in place.
 
-        grid, block: 1 to 3 extents, x first. args: one for each parameter in order (a mapping also names the buffers in reports): a
-        NumPy array or `Pointer` for an address, a number for a scalar, `bytes` for a struct. shared: bytes of dynamic shared memory.
-        blocks: linear numbers (x fastest) of the only blocks to run; None runs all. Raises `KernelFault` for what a GPU would stop
-        for, unless `checks` collects it in the report; `UsageError` if arguments and parameters do not match.
+        grid, block: 1 to 3 extents, x first. args: one for each parameter in order (a mapping also names the buffers
+        in reports): a NumPy array or `Pointer` for an address, a number for a scalar, `bytes` for a struct. shared:
+        bytes of dynamic shared memory. blocks: linear numbers (x fastest) of the only blocks to run; None runs all.
+        Raises `KernelFault` for what a GPU would stop for, unless `checks` collects it in the report; `UsageError` if
+        arguments and parameters do not match.
         """
-        run = Launch(self, entry, grid, block, args, shared=shared, checks=checks, counters=counters, blocks=blocks, max_steps=max_steps)
+        run = Launch(
+            self, entry, grid, block, args, shared=shared, checks=checks, counters=counters, blocks=blocks, max_steps=max_steps
+        )
         with np.errstate(all="ignore"):
             for chunk in run.chunks():
                 for _ in chunk.run():
@@ -178,7 +187,9 @@ class Launch:
         max_steps: int,
     ) -> None:
         if np.multiply(np.float32(2.0**-149), np.float32(1)) == 0:
-            raise AprlabError("this process flushes subnormal floats to zero (a library has switched the CPU's mode): PTX would run wrong")
+            raise AprlabError(
+                "this process flushes subnormal floats to zero (a library has switched the CPU's mode): PTX would run wrong"
+            )
         self.machine = machine
         self.program = machine.program(entry, checks=checks, dynamic_shared=shared)
         self.dynamic_shared = shared
@@ -272,7 +283,9 @@ class Launch:
 
 @dataclass
 class _AddressInfo:
-    """What is known of a base address on some lanes: the buffer all of them point into, their flat byte offsets, bounds and low bits."""
+    """What is known of a base address on some lanes: the buffer all of them point into, their flat byte offsets,
+    bounds and low bits.
+    """
 
     source: Any
     lanes: Lanes | None
@@ -341,9 +354,8 @@ class State:
         self.ready.setdefault(pc, []).append(lanes)
 
     def run(self, stepping: bool = False) -> Generator[int, None, None]:
-        """Run the chunk to its end, NumPy's warnings being off. With `stepping`, yields the pc before each instruction; `lanes` then
-
-        holds who will execute it.
+        """Run the chunk to its end, NumPy's warnings being off. With `stepping`, yields the pc before each
+        instruction; `lanes` then holds who will execute it.
         """
         ops = self.program.ops
         runs, controls = [op.run for op in ops], [op.control for op in ops]
@@ -436,7 +448,9 @@ class State:
         lanes = self.lanes
         flat = self.lanes.flat(index) if self.sel is None else np.broadcast_to(index, (lanes.count,))
         if int(flat.max()) >= len(targets):
-            self._stop("illegal branch", pc, int(lanes.index[int(flat.argmax())]), f"index {int(flat.max())} of {len(targets)} targets")
+            self._stop(
+                "illegal branch", pc, int(lanes.index[int(flat.argmax())]), f"index {int(flat.max())} of {len(targets)} targets"
+            )
             return -1
         for number in np.unique(flat):
             self.push(targets[int(number)], Lanes(lanes.index[flat == number], self.shape))
@@ -511,7 +525,8 @@ class State:
             done = (arrived > 0) & (arrived >= (live if wanted is None else np.full_like(live, wanted)))
             if not done.any():
                 continue
-            left, freed = [], {}
+            left: list[tuple[int, Lanes, Any]] = []
+            freed: dict[int, Lanes] = {}
             for pc, lanes, value in entries:
                 go = done[lanes.blocks]
                 if not go.all():
@@ -759,7 +774,9 @@ class State:
         return flat.astype(np.uint64) + np.uint64(offset & (2**64 - 1))
 
     def _segments(self, access: Access, address: Any) -> Generator[tuple[Buffer, Any, Any, Any], None, None]:
-        """Sort lanes by the buffer they touch: (buffer, positions in the group, offsets, flat offsets), faulty lanes reported and left out."""
+        """Sort lanes by the buffer they touch: (buffer, positions in the group, offsets, flat offsets), faulty lanes
+        reported and left out.
+        """
         for window in np.unique(address >> np.uint64(60)) if access.space == "generic" else (None,):
             if window is None:
                 space, where, local = access.space, np.arange(len(address)), address
@@ -784,7 +801,9 @@ class State:
                     continue
                 yield from self._segment(access, space, found, where[here], local[here] - np.uint64(found.base))
 
-    def _segment(self, access: Access, space: str, buffer: Buffer, where: Any, offset: Any) -> Generator[tuple[Buffer, Any, Any, Any], None, None]:
+    def _segment(
+        self, access: Access, space: str, buffer: Buffer, where: Any, offset: Any
+    ) -> Generator[tuple[Buffer, Any, Any, Any], None, None]:
         size = access.nbytes
         inside = (offset < buffer.limit) & (offset + np.uint64(size) <= buffer.limit)
         if self.checks is not None and inside.any():
@@ -825,7 +844,7 @@ class State:
         verb = {"load": "reads", "store": "writes", "atomic": "updates"}[access.kind]
         message = {
             "out of bounds": f"{verb} {access.nbytes} bytes at offset {offset} of {space_name}{size}",
-            "misaligned": f"{verb} {access.nbytes} bytes at offset {offset} of {space_name}, which is not a multiple of {access.nbytes}",
+            "misaligned": f"{verb} {access.nbytes} bytes at offset {offset} of {space_name}, no multiple of {access.nbytes}",
             "read-only": f"{verb} {access.nbytes} bytes at offset {offset} of {space_name}, which is read-only",
         }[kind]
         finding = self.finding(kind, access.pc, int(self.lanes.index[int(where[0])]), message, buffer=space_name, offset=offset)
@@ -865,8 +884,12 @@ class State:
         if self.checks is not None:
             self.checks.access(self, access, buffer, lanes.index[where], cells, rows)
 
-    def atomic(self, access: Access, number: int | None, base: Getter, offset: int, values: list[Any], law: Any, operation: str) -> Any:
-        """Lane by lane in order of the lane's number; returns the old values. The order is one of many that a GPU may choose."""
+    def atomic(
+        self, access: Access, number: int | None, base: Getter, offset: int, values: list[Any], law: Any, operation: str
+    ) -> Any:
+        """Lane by lane in order of the lane's number; returns the old values. The order is one of many that a GPU may
+        choose.
+        """
         lanes = self.lanes
         addresses = self._addresses(base(self), offset)
         operands = [np.broadcast_to(lanes.pick(v) if v.ndim == 2 else v, (lanes.count,)) for v in values]
@@ -1004,7 +1027,8 @@ class State:
         # Lanes of one warp with different masks are different reductions.
         keys, group = np.unique(lanes.warp_keys.astype(np.int64) << 32 | members, return_inverse=True)
         ufunc = {
-            "add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
+            "add": np.add, "min": np.minimum, "max": np.maximum,
+            "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
         }[operation]  # fmt: skip
         order = np.argsort(group, kind="stable")
         first = np.searchsorted(group[order], np.arange(len(keys)))
@@ -1083,4 +1107,3 @@ def _source_lanes(mode: str, lane: Any, b: Any, c: Any) -> tuple[Any, Any]:
         source = low | (count & ~segment & 31)
         hit = source <= high
     return np.where(hit, source, lane), hit
-

@@ -1,7 +1,8 @@
 """Where a kernel's bytes live: buffers in a flat 64-bit address space, and the set of lanes an instruction runs on.
 
-Addresses are made so that every mistake can be told: each buffer has a window of 64 GiB to itself, so an access before or behind it
-still names the buffer it meant. Shared, local and parameter memory are offsets from 0, with a window each for generic pointers.
+Addresses are made so that every mistake can be told: each buffer has a window of 64 GiB to itself, so an access
+before or behind it still names the buffer it meant. Shared, local and parameter memory are offsets from 0, with a
+window each for generic pointers.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ GENERIC = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW, "param": PARAM_WINDOW
 
 @dataclass
 class Pointer:
-    """A kernel argument that points into `array`, `offset` bytes behind its start; `initialised=False` marks an output whose
-
-    present contents mean nothing, so that reading them before writing is reported.
+    """A kernel argument that points into `array`, `offset` bytes behind its start; `initialised=False` marks an
+    output whose present contents mean nothing, so that reading them before writing is reported.
     """
 
     array: np.ndarray[Any, Any]
@@ -34,10 +34,11 @@ class Pointer:
 
 @dataclass
 class Buffer:
-    """One allocation: `bytes` is a flat uint8 view of the caller's array (or an aligned copy, written back after the launch).
+    """One allocation: `bytes` is a flat uint8 view of the caller's array (or an aligned copy, written back after the
+    launch).
 
-    Shared and local memory are buffers too: all blocks' (threads') copies one behind the other, `stride` apart, each with `limit`
-    valid bytes. `written` marks the bytes that hold a defined value; None means all of them.
+    Shared and local memory are buffers too: all blocks' (threads') copies one behind the other, `stride` apart, each
+    with `limit` valid bytes. `written` marks the bytes that hold a defined value; None means all of them.
     """
 
     name: str
@@ -66,7 +67,9 @@ class AddressSpace:
         self._by_array: dict[int, Buffer] = {}
 
     def add(self, array: np.ndarray[Any, Any], name: str, initialised: bool = True) -> Buffer:
-        """Map an array; the same array object twice is the same buffer. Raises `UsageError` if it is not C-contiguous."""
+        """Map an array; the same array object twice is the same buffer. Raises `UsageError` if it is not
+        C-contiguous.
+        """
         known = self._by_array.get(id(array))
         if known is not None and known.origin is array:
             return known

@@ -1,8 +1,9 @@
 """The arithmetic opcodes: one row each, from the written modifiers to a pure function on arrays.
 
-`decode(instruction)` returns an `Alu`: operand types and the function. The function sees one array (or NumPy scalar) per source,
-already viewed as that type, and returns one per destination. Shapes broadcast. Every modifier must be consumed: what is left over, or an
-opcode without a row, raises `UnsupportedError` with the PTX line. Memory, control flow and warp-wide opcodes are in `program.py`.
+`decode(instruction)` returns an `Alu`: operand types and the function. The function sees one array (or NumPy scalar)
+per source, already viewed as that type, and returns one per destination. Shapes broadcast. Every modifier must be
+consumed: what is left over, or an opcode without a row, raises `UnsupportedError` with the PTX line. Memory, control
+flow and warp-wide opcodes are in `program.py`.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ _WIDER = {"u16": "u32", "s16": "s32", "u32": "u64", "s32": "s64"}
 class Alu:
     """One decoded arithmetic instruction: types of the destinations and sources, and the function between them.
 
-    `approximate` marks the opcodes whose last bits the ISA leaves open; they are evaluated within their documented bound.
-    `carry_in` and `carry_out` make the condition code an extra last source or destination.
+    `approximate` marks the opcodes whose last bits the ISA leaves open; they are evaluated within their documented
+    bound. `carry_in` and `carry_out` make the condition code an extra last source or destination.
     """
 
     dst: tuple[str, ...]
@@ -115,7 +116,7 @@ def decode(instruction: Instruction) -> Alu:
     return alu
 
 
-# ---- float plumbing --------------------------------------------------------------------------------------------------------------
+# ---- float plumbing ----------------------------------------
 
 
 def _float_law(law: Callable[..., Value], ftz: bool, sat: bool) -> Callable[..., Value]:
@@ -134,7 +135,9 @@ def _float_law(law: Callable[..., Value], ftz: bool, sat: bool) -> Callable[...,
     return wrapped
 
 
-def _half_law(kind: str, law: Callable[..., Value], mode: str = "rn", relu: bool = False, sat: bool = False) -> Callable[..., Value]:
+def _half_law(
+    kind: str, law: Callable[..., Value], mode: str = "rn", relu: bool = False, sat: bool = False
+) -> Callable[..., Value]:
     """A law on float64 (returning exact or rounded-to-odd float64) as one on float16/bfloat16 bits, packed or not."""
     widen = floats.half_to_32 if kind.startswith("f16") else floats.bfloat_to_32
     narrow = floats.narrow_half if kind.startswith("f16") else floats.narrow_bfloat
@@ -163,7 +166,7 @@ def _odd_sum(a: Value, b: Value) -> Value:
     return floats.round_to_odd(*floats.two_sum(a, b))
 
 
-# ---- add, sub, mul, mad, fma -------------------------------------------------------------------------------------------------------
+# ---- add, sub, mul, mad, fma ----------------------------------------
 
 
 @_op("add", "sub")
@@ -195,7 +198,11 @@ def _add(m: Modifiers) -> Alu:
         if kind != "s32":
             raise m.unsupported(f".sat with .{kind}")
         wide = np.subtract if minus else np.add
-        return Alu((kind,), (kind, kind), lambda a, b: np.clip(wide(a.astype(np.int64), b.astype(np.int64)), -(2**31), 2**31 - 1).astype(np.int32))
+        return Alu(
+            (kind,),
+            (kind, kind),
+            lambda a, b: np.clip(wide(a.astype(np.int64), b.astype(np.int64)), -(2**31), 2**31 - 1).astype(np.int32),
+        )
     # Two's complement does not care about the sign, and unsigned NumPy scalars wrap without a warning.
     unsigned = "u" + kind[1:]
     return Alu((unsigned,), (unsigned, unsigned), np.subtract if minus else np.add)
@@ -302,7 +309,9 @@ def _mad(m: Modifiers) -> Alu:
     if sat:
         if (kind, part) != ("s32", "hi"):
             raise m.unsupported(".sat outside mad.hi.s32")
-        return Alu((kind,), (kind,) * 3, lambda a, b, c: np.clip(_high(a, b).astype(np.int64) + c, -(2**31), 2**31 - 1).astype(np.int32))
+        return Alu(
+            (kind,), (kind,) * 3, lambda a, b, c: np.clip(_high(a, b).astype(np.int64) + c, -(2**31), 2**31 - 1).astype(np.int32)
+        )
     unsigned_type = DTYPES[unsigned]
     sources = (unsigned, unsigned, unsigned) if part == "lo" else (kind, kind, unsigned)
     if not out and not into:
@@ -333,7 +342,7 @@ def _fma_row(m: Modifiers, kind: str) -> Alu:
     return Alu((kind,), (kind,) * 3, _float_law(lambda a, b, c: fma(a, b, c, mode), ftz, sat))
 
 
-# ---- division and transcendental -----------------------------------------------------------------------------------------------------
+# ---- division and transcendental ----------------------------------------
 
 
 @_op("div")
@@ -344,7 +353,9 @@ def _div(m: Modifiers) -> Alu:
         if how == "approx":
             return Alu((kind,), (kind, kind), _float_law(_div_approx, ftz, False), approximate=True)
         mode = "rn" if how == "full" else how
-        return Alu((kind,), (kind, kind), _float_law(lambda a, b: floats.div32(a, b, mode), ftz, False), approximate=how == "full")
+        return Alu(
+            (kind,), (kind, kind), _float_law(lambda a, b: floats.div32(a, b, mode), ftz, False), approximate=how == "full"
+        )
     if kind == "f64":
         m.choice("rn")
         return Alu((kind,), (kind, kind), np.divide)
@@ -411,7 +422,9 @@ def _root(m: Modifiers) -> Alu:
 def _upper_word(law: Callable[[Value], Value]) -> Callable[[Value], Value]:
     """rcp.approx.ftz.f64 and kin: only the upper word of the operand is read and of the result given."""
     mask = np.uint64(0xFFFFFFFF00000000)
-    return lambda a: floats.bits(floats.bits(law(floats.bits(floats.bits(a, np.uint64) & mask, np.float64)), np.uint64) & mask, np.float64)
+    return lambda a: floats.bits(
+        floats.bits(law(floats.bits(floats.bits(a, np.uint64) & mask, np.float64)), np.uint64) & mask, np.float64
+    )
 
 
 @_op("ex2", "lg2", "sin", "cos", "tanh")
@@ -426,7 +439,7 @@ def _transcendental(m: Modifiers) -> Alu:
     return Alu((kind,), (kind,), _float_law(_through_double(laws[base]), ftz, False), approximate=True)
 
 
-# ---- abs, neg, min, max --------------------------------------------------------------------------------------------------------------
+# ---- abs, neg, min, max ----------------------------------------
 
 
 @_op("abs", "neg")
@@ -485,7 +498,7 @@ def _minmax(m: Modifiers) -> Alu:
     return Alu((kind,), (kind, kind), pick)
 
 
-# ---- bits ------------------------------------------------------------------------------------------------------------------------------
+# ---- bits ----------------------------------------
 
 
 @_op("and", "or", "xor")
@@ -650,7 +663,9 @@ def _lop3(m: Modifiers) -> Alu:
             out = out | term
         return out
 
-    return Alu(("b32",), ("b32", "b32", "b32", "u32"), lambda a, b, c, _: (~a & pair(code & 15, b, c)) | (a & pair(code >> 4, b, c)))
+    return Alu(
+        ("b32",), ("b32", "b32", "b32", "u32"), lambda a, b, c, _: (~a & pair(code & 15, b, c)) | (a & pair(code >> 4, b, c))
+    )
 
 
 @_op("prmt")
@@ -690,7 +705,7 @@ def _prmt(m: Modifiers) -> Alu:
 
     def general(a: Value, b: Value, c: Value) -> Value:
         both = (b.astype(np.uint64) << np.uint64(32)) | a.astype(np.uint64)
-        out = np.uint32(0)
+        out: Value = np.uint32(0)
         for i in range(4):
             number = source(c, i)
             byte = (both >> ((number & np.uint32(7)) * np.uint32(8)).astype(np.uint64)).astype(np.uint32) & np.uint32(255)
@@ -709,7 +724,13 @@ def _sad(m: Modifiers) -> Alu:
     kind = m.kind(*_INTS)
     unsigned = "u" + kind[1:]
     dtype = DTYPES[unsigned]
-    return Alu((unsigned,), (kind, kind, unsigned), lambda a, b, c: c + np.where(a < b, floats.bits(b, dtype) - floats.bits(a, dtype), floats.bits(a, dtype) - floats.bits(b, dtype))[()])
+    return Alu(
+        (unsigned,),
+        (kind, kind, unsigned),
+        lambda a, b, c: (
+            c + np.where(a < b, floats.bits(b, dtype) - floats.bits(a, dtype), floats.bits(a, dtype) - floats.bits(b, dtype))[()]
+        ),
+    )
 
 
 def _byte_terms(a: Value, kind: str) -> list[Value]:
@@ -749,7 +770,7 @@ def _dp2a(m: Modifiers) -> Alu:
     return Alu(("u32",), ("u32", "u32", "u32"), law)
 
 
-# ---- comparisons ---------------------------------------------------------------------------------------------------------------------------
+# ---- comparisons ----------------------------------------
 
 _COMPARE: dict[str, Callable[[Value, Value], Value]] = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
@@ -842,11 +863,16 @@ def _select(a: Value, b: Value, p: Value) -> Value:
     return np.where(p, a, b)
 
 
+def _choose(hit: Value, a: Value, b: Value) -> Value:
+    out: Value = np.where(hit, a, b)
+    return out[()]
+
+
 @_op("slct")
 def _slct(m: Modifiers) -> Alu:
     test, ftz = m.kind("s32", "f32"), m.flag("ftz")
     kind = m.kind("b16", "b32", "b64", *_INTS, "f32", "f64")
-    return Alu((kind,), (kind, kind, test), lambda a, b, c: np.where((floats.flush(c) if ftz else c) >= 0, a, b)[()])
+    return Alu((kind,), (kind, kind, test), lambda a, b, c: _choose((floats.flush(c) if ftz else c) >= 0, a, b))
 
 
 @_op("testp")
@@ -866,7 +892,7 @@ def _copysign(m: Modifiers) -> Alu:
     return Alu((kind,), (kind, kind), lambda a, b: np.copysign(b, a))
 
 
-# ---- cvt -----------------------------------------------------------------------------------------------------------------------------------
+# ---- cvt ----------------------------------------
 
 _ALL_INTS = ("u8", "s8", *_INTS)
 
@@ -892,7 +918,11 @@ def _cvt(m: Modifiers) -> Alu:
         if not whole:
             raise m.unsupported("a conversion from float to integer without integer rounding")
         dtype = DTYPES[target]
-        return Alu((target,), (source,), lambda a: floats.float_to_int(floats.flush(widen(a)) if ftz and source == "f32" else widen(a), dtype, whole))
+        return Alu(
+            (target,),
+            (source,),
+            lambda a: floats.float_to_int(floats.flush(widen(a)) if ftz and source == "f32" else widen(a), dtype, whole),
+        )
     return Alu((target,), (source,), _float_to_float(m, source, target, whole, mode, ftz, sat, relu))
 
 
@@ -921,7 +951,9 @@ def _narrow(value: Value, target: str, mode: str) -> Value:
     return (floats.narrow_half if target == "f16" else floats.narrow_bfloat)(value, mode)
 
 
-def _float_to_float(m: Modifiers, source: str, target: str, whole: str, mode: str, ftz: bool, sat: bool, relu: bool) -> Callable[[Value], Value]:
+def _float_to_float(
+    m: Modifiers, source: str, target: str, whole: str, mode: str, ftz: bool, sat: bool, relu: bool
+) -> Callable[[Value], Value]:
     widen = {"f16": floats.half_to_32, "bf16": floats.bfloat_to_32}.get(source)
     order = {"f16": 0, "bf16": 0, "f32": 1, "f64": 2}
     if order[target] < order[source] and not mode:

@@ -1,8 +1,8 @@
 """PTX text → `Module`: a plain tree of variables, functions and instructions, each with its line.
 
-The grammar is that of the PTX ISA 8.x as far as compilers and people write it for compute kernels. Nothing is interpreted here:
-an instruction keeps its opcode as written, and `program.py` asks whether it is known. What does not parse raises `FormatError`
-with the line.
+The grammar is that of the PTX ISA 8.x as far as compilers and people write it for compute kernels. Nothing is
+interpreted here: an instruction keeps its opcode as written, and `program.py` asks whether it is known. What does not
+parse raises `FormatError` with the line.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import NamedTuple
 
 from aprlab.errors import FormatError, UnsupportedError
 
-# ---- operands ------------------------------------------------------------------------------------------------------------------
+# ---- operands ----------------------------------------
 
 
 @dataclass(frozen=True)
 class Reg:
-    """A register, special register (`%tid.x`), variable, label or function name: the program builder tells them apart."""
+    """A register, special register (`%tid.x`), variable, label or function name: the program builder tells them
+    apart.
+    """
 
     name: str
 
@@ -29,9 +31,8 @@ class Reg:
 
 @dataclass(frozen=True)
 class Imm:
-    """A constant. `bits` is the float width (32 or 64) when it was written as a float, 0 for an integer; `pattern` the float's bits,
-
-    because a NaN's payload does not survive Python's float.
+    """A constant. `bits` is the float width (32 or 64) when it was written as a float, 0 for an integer; `pattern`
+    the float's bits, because a NaN's payload does not survive Python's float.
     """
 
     value: int | float
@@ -98,7 +99,7 @@ class Group:
 
 Operand = Reg | Imm | Address | Vector | Pair | Not | Group
 
-# ---- statements ----------------------------------------------------------------------------------------------------------------
+# ---- statements ----------------------------------------
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,8 @@ class BranchTargets:
 class Variable:
     """A declared variable of one state space.
 
-    `data` holds the initial bytes (None: not initialised), `pointers` the places in it where another variable's address belongs:
-    byte offset → (name, addend).
+    `data` holds the initial bytes (None: not initialised), `pointers` the places in it where another variable's
+    address belongs: byte offset → (name, addend).
     """
 
     space: str
@@ -211,7 +212,7 @@ class Module:
         return self.text.splitlines()
 
 
-# ---- types ---------------------------------------------------------------------------------------------------------------------
+# ---- types ----------------------------------------
 
 TYPE_BYTES = {
     "pred": 0, "b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "bf16": 2,
@@ -482,7 +483,8 @@ class _Parser:
                 count = size if count is None else count * size
                 self.expect("]")
             element = TYPE_BYTES[kind] * vector
-            data, pointers = None, {}
+            data: bytes | None = None
+            pointers: dict[int, tuple[str, int]] = {}
             if not parameter and self.accept("="):
                 data, pointers = self.initialiser(kind)
                 if count == 0:
@@ -495,7 +497,8 @@ class _Parser:
                 return out
 
     def initialiser(self, kind: str) -> tuple[bytes, dict[int, tuple[str, int]]]:
-        data, pointers = bytearray(), {}
+        data = bytearray()
+        pointers: dict[int, tuple[str, int]] = {}
 
         def put() -> None:
             if self.accept("{"):
@@ -750,5 +753,7 @@ def constant_bytes(value: Imm, kind: str) -> bytes:
 
 
 def parse(text: str) -> Module:
-    """The module in `text`. Raises `FormatError` with the PTX line where it breaks the grammar, `UnsupportedError` by name."""
+    """The module in `text`. Raises `FormatError` with the PTX line where it breaks the grammar, `UnsupportedError` by
+    name.
+    """
     return _Parser(text).parse()

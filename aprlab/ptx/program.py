@@ -1,7 +1,8 @@
-"""An entry of a module, made ready to run: calls inlined, labels resolved, every instruction decoded once into a closure.
+"""An entry of a module, made ready to run: calls inlined, labels resolved, every instruction decoded once into a
+closure.
 
-A closure takes the machine's `State` and does its work on whatever lanes are active. Control flow closures return the next pc instead,
-or -1 when the group of lanes ended, split or waits.
+A closure takes the machine's `State` and does its work on whatever lanes are active. Control flow closures return the
+next pc instead, or -1 when the group of lanes ended, split or waits.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ Setter = Callable[["State", Value], None]
 SPECIALS = {
     f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"
 } | {
-    "%laneid", "%warpid", "%nwarpid", "%smid", "%nsmid", "%gridid", "%clock", "%clock_hi", "%clock64", "%globaltimer", "%globaltimer_lo",
+    "%laneid", "%warpid", "%nwarpid", "%smid", "%nsmid", "%gridid", "%clock", "%clock_hi", "%clock64",
+    "%globaltimer", "%globaltimer_lo",
     "%lanemask_eq", "%lanemask_lt", "%lanemask_le", "%lanemask_gt", "%lanemask_ge", "%dynamic_smem_size", "%total_smem_size",
 }  # fmt: skip
 
@@ -82,8 +84,7 @@ class Program:
     local_bytes: int = 0
 
 
-
-# ---- flattening ----------------------------------------------------------------------------------------------------------------------------
+# ---- flattening ----------------------------------------
 
 
 class _Flattener:
@@ -171,7 +172,10 @@ class _Flattener:
         if item.guard:
             raise UnsupportedError(f"PTX line {item.line}: a predicated call")
         operands = list(item.operands)
-        results = operands.pop(0).items if isinstance(operands[0], Group) else ()
+        first = operands[0]
+        results = first.items if isinstance(first, Group) else ()
+        if isinstance(first, Group):
+            operands.pop(0)
         target, arguments = operands[0], operands[1].items if len(operands) > 1 and isinstance(operands[1], Group) else ()
         if not isinstance(target, Reg) or target.name not in self.module.functions:
             raise UnsupportedError(f"PTX line {item.line}: indirect call or unknown function {target}")
@@ -216,9 +220,8 @@ class _Flattener:
 
 
 def _layout(variables: list[Variable], gap: int) -> tuple[dict[str, tuple[int, int]], int]:
-    """Offsets by declaration order and alignment. `gap` bytes lie between neighbours, so that an overrun can be seen; a multiple of
-
-    128 keeps every variable in its banks.
+    """Offsets by declaration order and alignment. `gap` bytes lie between neighbours, so that an overrun can be seen;
+    a multiple of 128 keeps every variable in its banks.
     """
     out: dict[str, tuple[int, int]] = {}
     at = 0
@@ -229,13 +232,13 @@ def _layout(variables: list[Variable], gap: int) -> tuple[dict[str, tuple[int, i
     return out, max(at - gap, 0) if variables else 0
 
 
-# ---- building --------------------------------------------------------------------------------------------------------------------------------
+# ---- building ----------------------------------------
 
 
 def build(module: Module, entry: str, *, checks: bool = False, dynamic_shared: int = 0) -> Program:
-    """Decode `entry`. Raises `UsageError` if there is none of that name, `UnsupportedError` with the PTX line for an unknown opcode
-
-    or modifier. With `checks`, shared variables are laid out with gaps and register reads are watched.
+    """Decode `entry`. Raises `UsageError` if there is none of that name, `UnsupportedError` with the PTX line for an
+    unknown opcode or modifier. With `checks`, shared variables are laid out with gaps and register reads are
+    watched.
     """
     function = module.functions.get(entry)
     if function is None or not function.entry or not function.defined:
@@ -310,7 +313,8 @@ def _symbols(item: Instruction) -> list[str]:
 _SPACES = ("global", "shared", "local", "const", "param")
 # Hints that do not change what a program computes.
 _HINTS = (
-    "ca", "cg", "cs", "cv", "lu", "wb", "wt", "nc", "L1::evict_normal", "L1::evict_unchanged", "L1::evict_first", "L1::evict_last",
+    "ca", "cg", "cs", "cv", "lu", "wb", "wt", "nc", "L1::evict_normal",
+    "L1::evict_unchanged", "L1::evict_first", "L1::evict_last",
     "L1::no_allocate", "L2::evict_last", "L2::evict_normal", "L2::evict_first", "L2::64B", "L2::128B", "L2::256B", "unified",
 )  # fmt: skip
 _STRONG = ("volatile", "relaxed", "acquire", "release", "acq_rel", "mmio")
@@ -570,7 +574,8 @@ class _Builder:
         """The call parameters' own: element by element from one vector of registers to another."""
         kind = m.kind(*TYPE_BYTES)
         targets, sources = self.item.operands
-        assert isinstance(targets, Vector) and isinstance(sources, Vector)
+        assert isinstance(targets, Vector)
+        assert isinstance(sources, Vector)
         pairs = [(self.put(t, kind), self.get(s, kind)) for t, s in zip(targets.items, sources.items, strict=True)]
 
         def run(st: State) -> None:
@@ -608,7 +613,7 @@ class _Builder:
         space = self.space(m)
         for hint in _HINTS:
             m.flag(hint)
-        strong = any([m.flag(name) for name in _STRONG])
+        strong = sum(m.flag(name) for name in _STRONG) > 0  # every one is consumed
         m.flag("weak")
         for scope in _SCOPES:
             m.flag(scope)
@@ -756,7 +761,8 @@ class _Builder:
         pc = self.pc
 
         def run(st: State) -> None:
-            value, hit = st.shuffle(pc, mode, *[get(st) for get in gets], want_hit=put_flag is not None)
+            a, b, c, mask = (get(st) for get in gets)
+            value, hit = st.shuffle(pc, mode, a, b, c, mask, put_flag is not None)
             put(st, value)
             if put_flag is not None:
                 put_flag(st, hit)

@@ -1,6 +1,7 @@
 """Step a kernel by source line or instruction and look at one warp: registers, shared memory, who is active.
 
-Only the chosen warp's block runs, so other blocks' writes are not seen. Everything a `View` holds is plain Python, ready for a table.
+Only the chosen warp's block runs, so other blocks' writes are not seen. Everything a `View` holds is plain Python,
+ready for a table.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ Number = int | float | bool
 class View:
     """The warp just before its next instruction.
 
-    `active[i]` says whether lane i takes part in it; `registers` has one value a lane for each register that was written; `changed` names
-    those that differ from the last view. When `finished`, the warp has ended and there is no next instruction.
+    `active[i]` says whether lane i takes part in it; `registers` has one value a lane for each register that was
+    written; `changed` names those that differ from the last view. When `finished`, the warp has ended and there is no
+    next instruction.
     """
 
     step: int
@@ -51,7 +53,9 @@ class View:
 
 
 class Stepper:
-    """One block of a launch, advanced by hand. Arguments are those of `Machine.launch`; `block_number` counts x fastest."""
+    """One block of a launch, advanced by hand. Arguments are those of `Machine.launch`; `block_number` counts x
+    fastest.
+    """
 
     def __init__(
         self,
@@ -68,7 +72,16 @@ class Stepper:
         max_steps: int = 1_000_000,
     ) -> None:
         self.launch = Launch(
-            machine, entry, grid, block, args, shared=shared, checks=checks, counters=False, blocks=[block_number], max_steps=max_steps
+            machine,
+            entry,
+            grid,
+            block,
+            args,
+            shared=shared,
+            checks=checks,
+            counters=False,
+            blocks=[block_number],
+            max_steps=max_steps,
         )
         self.state: State = next(self.launch.chunks())
         warps = (self.launch.threads + 31) // 32
@@ -92,7 +105,9 @@ class Stepper:
         return self.launch.checks.findings if self.launch.checks else []
 
     def step(self, by: str = "line", count: int = 1) -> View:
-        """Go on by `count` source lines or instructions of the warp ("line", "instruction"); returns the new view, also kept as `view`."""
+        """Go on by `count` source lines or instructions of the warp ("line", "instruction"); returns the new view,
+        also kept as `view`.
+        """
         if by not in ("line", "instruction"):
             raise UsageError(f"step by {by!r}; known: line, instruction")
         for _ in range(count):

@@ -1,14 +1,18 @@
 """Anyone's PTX against a tensor: does this kernel dequantise it, or multiply it, as it should?
 
-A `Job` describes one kernel launch on one tensor; `run`, `profile`, `check` and `step` execute it. Arguments are given in the order of the
-kernel's parameters as short specifications:
+A `Job` describes one kernel launch on one tensor; `run`, `profile`, `check` and `step` execute it. Arguments are
+given in the order of the kernel's parameters as short specifications:
 
-    weights             the tensor's raw blocks                    x, x:f16, x:q8_0, x:q8_1   activations, in float32 or as ggml's blocks
-    out, out:f16        the result                                 null                       a null pointer
-    NAME:BYTES          a zeroed buffer, shared by all launches of the job under this name (then just NAME)
-    NAME=NUMBER         a scalar; the number may be an expression in rows, cols, elements, blocks, row_bytes, block_bytes
+    weights                       the tensor's raw blocks
+    x, x:f16, x:q8_0, x:q8_1      activations, in float32 or as ggml's blocks
+    out, out:f16                  the result
+    null                          a null pointer
+    NAME:BYTES                    a zeroed buffer, shared by all launches of the job under this name (then just NAME)
+    rows, cols, elements, blocks, row_bytes, block_bytes    these sizes as scalars
+    NAME=NUMBER                   any other scalar; an expression in those sizes
 
-A kernel with x among its arguments is a mat-vec, one without a dequantisation. In expressions and extents `/` rounds up.
+A kernel with x among its arguments is a mat-vec, one without a dequantisation. In expressions and extents `/` rounds
+up.
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ from aprlab.ptx.parser import Module, parse
 from aprlab.ptx.stepper import Stepper
 
 _OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: lambda a, b: -(-a // b), ast.FloorDiv: operator.floordiv,
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
+    ast.Div: lambda a, b: -(-a // b), ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
 }  # fmt: skip
 _ACTIVATIONS = ("f32", "f16", "q8_0", "q8_1")
@@ -40,7 +45,9 @@ _OUTPUTS = ("f32", "f16")
 
 @dataclass(frozen=True)
 class Step:
-    """One launch: the entry, its grid and block (expressions), argument specifications, dynamic shared memory in bytes."""
+    """One launch: the entry, its grid and block (expressions), argument specifications, dynamic shared memory in
+    bytes.
+    """
 
     entry: str
     grid: str
@@ -53,8 +60,9 @@ class Step:
 class Comparison:
     """A kernel's output beside the right one.
 
-    `worst` is the largest |difference|, `scale` the largest |right value|, `allowed` what rounding can explain at the worst place (0 for a
-    dequantisation, which must be equal bit for bit), `wrong` the number of values beyond it, `unwritten` those never stored.
+    `worst` is the largest |difference|, `scale` the largest |right value|, `allowed` what rounding can explain at the
+    worst place (0 for a dequantisation, which must be equal bit for bit), `wrong` the number of values beyond it,
+    `unwritten` those never stored.
     """
 
     operation: str
@@ -124,7 +132,8 @@ def evaluate(text: str, names: Mapping[str, int]) -> int:
 class Job:
     """A chain of launches on one tensor; the last one's output is compared.
 
-    module: parsed PTX. tensor: a matrix (its first `rows` rows; 0: all). steps: launches in order. seed: of the activations.
+    module: parsed PTX. tensor: a matrix (its first `rows` rows; 0: all). steps: launches in order. seed: of the
+    activations.
     """
 
     def __init__(self, module: Module, tensor: Tensor, steps: Sequence[Step], *, rows: int = 0, seed: int = 0) -> None:
@@ -198,7 +207,9 @@ class Job:
         if kind:
             self._buffers[name] = np.zeros(max(evaluate(kind, self.sizes), 1), np.uint8)
             return name, self._buffers[name]
-        raise UsageError(f"unknown argument {spec!r}: weights, x, out, null, NAME:BYTES, NAME=NUMBER, or one of {', '.join(self.sizes)}")
+        raise UsageError(
+            f"unknown argument {spec!r}: weights, x, out, null, NAME:BYTES, NAME=NUMBER, or one of {', '.join(self.sizes)}"
+        )
 
     def extents(self, text: str) -> tuple[int, ...]:
         return tuple(evaluate(part, self.sizes) for part in text.split(","))
@@ -210,7 +221,12 @@ class Job:
         for step in self.steps:
             last = step is self.steps[-1]
             report = self.machine.launch(
-                step.entry, self.extents(step.grid), self.extents(step.block), self.arguments(step), shared=step.shared, **(options if last else {})
+                step.entry,
+                self.extents(step.grid),
+                self.extents(step.block),
+                self.arguments(step),
+                shared=step.shared,
+                **(options if last else {}),
             )
         assert report is not None
         return report
@@ -256,7 +272,7 @@ def step(job: Job, *, block_number: int = 0, warp: int = 0, checks: bool = False
     )  # fmt: skip
 
 
-# ---- the right answers -----------------------------------------------------------------------------------------------------------------------
+# ---- the right answers ----------------------------------------
 
 
 def activations(x: np.ndarray[Any, Any], kind: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -292,7 +308,9 @@ def compare_exactly(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> Co
 
 
 def compare_product(got: np.ndarray[Any, Any], weights: np.ndarray[Any, Any], x: np.ndarray[Any, Any]) -> Comparison:
-    """Against the float64 product. A float32 sum of n terms may differ by (n + 8) 2^-24 times the sum of |w x|, in any order."""
+    """Against the float64 product. A float32 sum of n terms may differ by (n + 8) 2^-24 times the sum of |w x|, in
+    any order.
+    """
     wide = weights.astype(np.float64)
     want = wide @ x
     allowed = (len(x) + 8) * 2.0**-24 * (np.abs(wide) @ np.abs(x))
@@ -314,7 +332,8 @@ def _comparison(operation: str, got: Any, want: Any, wrong: Any, unwritten: Any,
     finite = np.abs(want[np.isfinite(want)])
     return Comparison(
         operation, int(got.size), int(np.count_nonzero(wrong)), int(np.count_nonzero(unwritten)), max(float(ranked[at]), 0.0),
-        float(finite.max()) if finite.size else 0.0, float(allowed[at]), tuple(int(i) for i in at), float(got[at]), float(want[at]),
+        float(finite.max()) if finite.size else 0.0, float(allowed[at]), tuple(int(i) for i in at),
+        float(got[at]), float(want[at]),
     )  # fmt: skip
 
 
@@ -345,4 +364,17 @@ def entries(module: Module) -> list[EntryInfo]:
     return out
 
 
-__all__ = ["Comparison", "EntryInfo", "Job", "KernelFault", "Outcome", "Step", "check", "entries", "load", "profile", "run", "step"]
+__all__ = [
+    "Comparison",
+    "EntryInfo",
+    "Job",
+    "KernelFault",
+    "Outcome",
+    "Step",
+    "check",
+    "entries",
+    "load",
+    "profile",
+    "run",
+    "step",
+]

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 – PTX and tables of cases read better on one line
 """One-instruction kernels, operands with every edge in them, and a slow reference for floats: exact fractions."""
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def execute(instruction: str, sources: Sequence[tuple[str, Any]], results: Seque
     return [out != 0 if kind == "pred" else out for out, kind in zip(outs, results, strict=True)]
 
 
-# ---- operands ------------------------------------------------------------------------------------------------------------------
+# ---- operands ----------------------------------------
 
 _FLOAT_EDGES = [
     0.0, -0.0, 1.0, -1.0, 2.0, 0.5, 1.5, 2.5, -2.5, 3.0, 127.0, 255.5, 65504.0, 65520.0, 2.0**31, -(2.0**31), 2.0**32, 2.0**63, 2.0**64,
@@ -90,7 +91,30 @@ def operands(kind: str, n: int, rng: np.random.Generator, dense: bool = True) ->
             ordinary = (rng.standard_normal(n).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
     else:
         width = 8 * size
-        numbers = [0, 1, 2, 3, 7, 8, 15, 16, 31, 32, 33, 63, 64, 65, 100, 255, 256, -1, -2, 1 << (width - 1), (1 << (width - 1)) - 1, 0x5555]
+        numbers = [
+            0,
+            1,
+            2,
+            3,
+            7,
+            8,
+            15,
+            16,
+            31,
+            32,
+            33,
+            63,
+            64,
+            65,
+            100,
+            255,
+            256,
+            -1,
+            -2,
+            1 << (width - 1),
+            (1 << (width - 1)) - 1,
+            0x5555,
+        ]
         edges = np.array([v & ((1 << width) - 1) for v in numbers], np.dtype(f"u{size}")).view(dtype)
         ordinary = rng.integers(0, 100, n).astype(dtype)
     pick = rng.integers(0, 3, n)
@@ -109,7 +133,7 @@ def wrap(value: int, kind: str) -> int:
     return value & ((1 << 8 * TYPE_BYTES[kind]) - 1)
 
 
-# ---- floats by the book ----------------------------------------------------------------------------------------------------------
+# ---- floats by the book ----------------------------------------
 
 # mantissa bits (with the hidden one), smallest and largest exponent
 FORMATS = {"f16": (11, -14, 15), "bf16": (8, -126, 127), "f32": (24, -126, 127), "f64": (53, -1022, 1023)}
@@ -117,7 +141,7 @@ FORMATS = {"f16": (11, -14, 15), "bf16": (8, -126, 127), "f32": (24, -126, 127),
 
 def to_fraction(pattern: int, kind: str) -> Fraction | str:
     """Float bits → exact value, or "nan", "inf", "-inf"; zeros lose their sign."""
-    mantissa, low, high = FORMATS[kind]
+    mantissa, _, high = FORMATS[kind]
     width = 8 * TYPE_BYTES[kind]
     negative, field = pattern >> (width - 1), pattern >> (mantissa - 1) & (1 << (width - mantissa)) - 1
     tail = pattern & (1 << (mantissa - 1)) - 1
@@ -150,7 +174,11 @@ def round_to(value: Fraction, kind: str, mode: str) -> int:
         exponent += 1
     if exponent > high:
         to_infinity = mode == "rn" or mode == ("rm" if negative else "rp")
-        pattern = ((1 << (width - mantissa)) - 1) << (mantissa - 1) if to_infinity else (((1 << (width - mantissa)) - 1) << (mantissa - 1)) - 1
+        pattern = (
+            ((1 << (width - mantissa)) - 1) << (mantissa - 1)
+            if to_infinity
+            else (((1 << (width - mantissa)) - 1) << (mantissa - 1)) - 1
+        )
     elif number >> (mantissa - 1):
         pattern = (exponent + high) << (mantissa - 1) | number & (1 << (mantissa - 1)) - 1
     else:

@@ -1,4 +1,6 @@
-"""Small clean CUDA kernels, each with a launch and the right answer, and the bugs that are seeded into them by find and replace."""
+"""Small clean CUDA kernels, each with a launch and the right answer, and the bugs that are seeded into them by find
+and replace.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Bug:
-    """A mutation that must match exactly once; `kind` is the finding it must lead to, `at` stands in the source line that is blamed."""
+    """A mutation that must match exactly once; `kind` is the finding it must lead to, `at` stands in the source line
+    that is blamed.
+    """
 
     kernel: str
     old: str
@@ -254,21 +258,35 @@ UNSET, ALIGN, CONST = "uninitialised read", "misaligned", "read-only"
 BUGS = {
     "first barrier missing": Bug("reduce", "__syncthreads();  // first", "", RACE, "part[t] += part[t + o]"),
     "loop barrier missing": Bug("reduce", "__syncthreads();  // second", "", RACE, "part[", frozenset({RACE})),
-    "barrier under a condition": Bug("reduce", "part[t] += part[t + o];\n    __syncthreads();", "{ part[t] += part[t + o];\n    __syncthreads(); }", BARRIER, ""),
+    "barrier under a condition": Bug(
+        "reduce",
+        "part[t] += part[t + o];\n    __syncthreads();",
+        "{ part[t] += part[t + o];\n    __syncthreads(); }",
+        BARRIER,
+        "",
+    ),
     "shared array too small": Bug("reduce", "part[128]", "part[100]", BOUNDS, "part[t] = s"),
     "one value too many": Bug("reduce", "i < n", "i <= n", BOUNDS, "s += x"),
     "row number off by one": Bug("reduce", "out[row] =", "out[row + 1] =", BOUNDS, "out[row + 1]"),
     "two blocks on one row": Bug("reduce", "out[row] =", "out[row / 2] =", RACE, "out[row / 2]"),
     "every thread writes": Bug("reduce", "if (t == 0)", "", RACE, "out[row]"),
-    "threads leave before a barrier": Bug("reduce", "  part[t] = s;", "  if (t >= 96) return;\n  part[t] = s;", BARRIER, "first", frozenset({UNSET})),
+    "threads leave before a barrier": Bug(
+        "reduce", "  part[t] = s;", "  if (t >= 96) return;\n  part[t] = s;", BARRIER, "first", frozenset({UNSET})
+    ),
     "half of shared memory unset": Bug("reduce", "  part[t] = s;", "  if (t < 64) part[t] = s;", UNSET, "part[t] += part[t + o]"),
     "partner off by one": Bug("reduce", "part[t + o];", "part[t + o + 1];", BOUNDS, "part[t + o + 1]", frozenset({RACE})),
     "base address two bytes off": Bug("reduce", "x[row * n + i]", "*(float*)((char*)(x + row * n + i) + 2)", ALIGN, "s +="),
     "output read before written": Bug("reduce", "out[row] =", "out[row] +=", UNSET, "out[row]"),
     "input from before the start": Bug("reduce", "x[row * n + i]", "x[row * n + i - 1]", BOUNDS, "s += x"),
-    "barrier in a loop of unequal length": Bug("reduce", "s += x[row * n + i];", "{ s += x[row * n + i]; __syncthreads(); }", BARRIER, ""),
-    "dynamic shared memory too small": Bug("dynamic", "int t = threadIdx.x;", "int t = threadIdx.x ;", BOUNDS, "buffer[t]", shared=256),
-    "more threads than the grid was made for": Bug("dynamic", "int t = threadIdx.x;", "int t = threadIdx.x ;", BOUNDS, "", shared=512, block=(128,)),
+    "barrier in a loop of unequal length": Bug(
+        "reduce", "s += x[row * n + i];", "{ s += x[row * n + i]; __syncthreads(); }", BARRIER, ""
+    ),
+    "dynamic shared memory too small": Bug(
+        "dynamic", "int t = threadIdx.x;", "int t = threadIdx.x ;", BOUNDS, "buffer[t]", shared=256
+    ),
+    "more threads than the grid was made for": Bug(
+        "dynamic", "int t = threadIdx.x;", "int t = threadIdx.x ;", BOUNDS, "", shared=512, block=(128,)
+    ),
     "shuffle by half a warp": Bug("warp", "    s += __shfl", "    if (lane < 16) s += __shfl", WARP, "__shfl"),
     "rows guard missing": Bug("warp", "if (row >= rows) return;", "", BOUNDS, "s += x"),
     "all lanes store": Bug("warp", "if (lane == 0)", "", RACE, "out[row] = s"),
@@ -278,7 +296,9 @@ BUGS = {
     "tile refilled while in use": Bug("rounds", "__syncthreads();  // used", "", RACE, "tile[t] ="),
     "neighbour's cell without __syncwarp": Bug("exchange", "__syncwarp();", "", RACE, "cell["),
     "histogram without atomics": Bug("count", "atomicAdd(&bins[x[i] & 15], 1u);", "bins[x[i] & 15] += 1u;", RACE, "bins[x[i]"),
-    "totals without atomics": Bug("count", "atomicAdd(&out[threadIdx.x], bins[threadIdx.x]);", "out[threadIdx.x] += bins[threadIdx.x];", RACE, "out["),
+    "totals without atomics": Bug(
+        "count", "atomicAdd(&out[threadIdx.x], bins[threadIdx.x]);", "out[threadIdx.x] += bins[threadIdx.x];", RACE, "out["
+    ),
     "bins never cleared": Bug("count", "if (threadIdx.x < 16) bins[threadIdx.x] = 0;", "", UNSET, "atomicAdd"),
     "local index beyond the array": Bug("local", "own[pick[threadIdx.x]]", "own[pick[threadIdx.x] + 1]", BOUNDS, "own["),
     "local array half set": Bug("local", "j < 4", "j < 3", UNSET, "own["),

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 – PTX and tables of cases read better on one line
 """The checks find every seeded bug, blame the right line, and leave clean kernels alone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 – PTX and tables of cases read better on one line
 """The counters on textbook cases, where every figure is known beforehand."""
 
 from __future__ import annotations
@@ -118,7 +119,9 @@ def test_counts_do_not_depend_on_how_the_grid_is_cut(monkeypatch: pytest.MonkeyP
     reports = []
     for lanes in (1, 1 << 14):
         monkeypatch.setattr("aprlab.ptx.machine.LANES_A_CHUNK", lanes)
-        reports.append(Machine(compiled(kernel_.source)).launch("k", kernel_.grid, kernel_.block, kernel_.arguments(), counters=True))
+        reports.append(
+            Machine(compiled(kernel_.source)).launch("k", kernel_.grid, kernel_.block, kernel_.arguments(), counters=True)
+        )
     one, other = reports
     assert one.warp_counts == other.warp_counts
     assert one.thread_counts == other.thread_counts

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 – PTX and tables of cases read better on one line
 """Control flow, memory spaces, warp-wide instructions and the parser, each against a few lines of NumPy."""
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def launch(body: str, source: Any, out: Any, grid: Any = 1, block: Any = 32, **o
     return Machine(module).launch("k", grid, block, [source, out], **options)
 
 
-# ---- control flow --------------------------------------------------------------------------------------------------------------
+# ---- control flow ----------------------------------------
 
 
 def collatz(n: int) -> int:
@@ -40,7 +41,9 @@ def collatz(n: int) -> int:
 @pytest.mark.parametrize("chunk", [1, 1 << 14])
 @pytest.mark.parametrize("block", [32, 50, 96])
 def test_divergent_loops_reconverge(monkeypatch: pytest.MonkeyPatch, chunk: int, block: int) -> None:
-    """Every thread its own trip count and branch pattern, in whole and broken warps, one block at a time or all at once."""
+    """Every thread its own trip count and branch pattern, in whole and broken warps, one block at a time or all at
+    once.
+    """
     monkeypatch.setattr(machine_module, "LANES_A_CHUNK", chunk)
     body = """
     ld.global.u32 %t4, [%x3]; mov.u32 %t5, 0;
@@ -160,10 +163,13 @@ def test_barrier_reduction_and_three_dimensions() -> None:
     assert (out[1] == 1010).all()
 
 
-# ---- memory --------------------------------------------------------------------------------------------------------------------
+# ---- memory ----------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "vector"), [("u8", 1), ("s8", 1), ("u16", 1), ("s16", 1), ("u8", 4), ("b16", 4), ("u32", 2), ("f32", 4), ("b64", 2), ("u16", 2)])
+@pytest.mark.parametrize(
+    ("kind", "vector"),
+    [("u8", 1), ("s8", 1), ("u16", 1), ("s16", 1), ("u8", 4), ("b16", 4), ("u32", 2), ("f32", 4), ("b64", 2), ("u16", 2)],
+)
 @pytest.mark.parametrize("space", ["global", "shared", "generic", "local"])
 def test_loads_and_stores_of_every_width(kind: str, vector: int, space: str) -> None:
     size = {"8": 1, "6": 2, "2": 4, "4": 8}[kind[-1]]
@@ -181,7 +187,7 @@ def test_loads_and_stores_of_every_width(kind: str, vector: int, space: str) -> 
     body = f"""
     .reg .{register} %v<4>; .shared .align 16 .b8 buf[2048]; .local .align 16 .b8 loc[64];
     mul.wide.u32 %x2, %t3, {total}; add.s64 %x3, %x0, %x2; add.s64 %x4, %x1, %x2;
-    ld{'.global' if space != 'generic' else ''}{v}.{kind} {group}, [%x3];
+    ld{".global" if space != "generic" else ""}{v}.{kind} {group}, [%x3];
     {stage} ret;"""
     data = np.random.default_rng(1).integers(0, 256, 192 * total, dtype=np.uint8)
     for checks in (False, True):
@@ -291,7 +297,7 @@ def test_float_atomics_are_labelled() -> None:
     assert any("another order" in note for note in report.notes)
 
 
-# ---- warp-wide -------------------------------------------------------------------------------------------------------------------
+# ---- warp-wide ----------------------------------------
 
 
 def shuffled(mode: str, values: list[int], b: int, c: int) -> list[int]:
@@ -318,7 +324,11 @@ def test_shuffles(mode: str) -> None:
             for divergent in (False, True):
                 out = np.zeros(224, np.uint32)
                 guard = "mov.u32 %t6, %laneid; setp.ge.u32 %q0, %t6, 0; @!%q0 ret;" if divergent else ""
-                amount = "mov.u32 %t7, %t2; and.b32 %t7, %t7, 0; add.u32 %t7, %t7, " + str(b) + ";" if divergent else f"mov.u32 %t7, {b};"
+                amount = (
+                    "mov.u32 %t7, %t2; and.b32 %t7, %t7, 0; add.u32 %t7, %t7, " + str(b) + ";"
+                    if divergent
+                    else f"mov.u32 %t7, {b};"
+                )
                 body = f"{guard} ld.global.u32 %t4, [%x3]; {amount} shfl.sync.{mode}.b32 %t5|%q1, %t4, %t7, {clamp}, -1; st.global.u32 [%x4], %t5; ret;"
                 grid = len(values) // block
                 launch(body, values, out, grid, block)
@@ -362,7 +372,7 @@ def test_votes_matches_and_reductions() -> None:
         assert (rows[~low, 7] == 0).all()
 
 
-# ---- arguments and parsing ---------------------------------------------------------------------------------------------------------
+# ---- arguments and parsing ----------------------------------------
 
 
 def test_arguments_must_fit_the_parameters() -> None:
@@ -469,7 +479,9 @@ def test_compiled_code_with_everything() -> None:
         power = np.float32(1)
         for _ in range(i % 4):
             power = power * v
-        want = [power, v / np.float32(3), np.sqrt(np.abs(v)), np.trunc(v), np.float32(np.float64(v) * table[i & 3] + i // 7)][i % 5]
+        want = [power, v / np.float32(3), np.sqrt(np.abs(v)), np.trunc(v), np.float32(np.float64(v) * table[i & 3] + i // 7)][
+            i % 5
+        ]
         assert out[i] == want, i
     assert report.clean
     assert report.exact

@@ -21,7 +21,9 @@ def rng_for(text: str) -> np.random.Generator:
     return np.random.default_rng(list(text.encode()))
 
 
-def check_ints(opcode: str, kinds: list[str], result: str, law: Callable[..., int], text: str | None = None, small: tuple[int, ...] = ()) -> None:
+def check_ints(
+    opcode: str, kinds: list[str], result: str, law: Callable[..., int], text: str | None = None, small: tuple[int, ...] = ()
+) -> None:
     """Run over N operands and compare with `law` on Python ints; `small` are the sources kept below 256."""
     rng = rng_for(opcode)
     values = [operands(kind, N, rng) for kind in kinds]
@@ -34,7 +36,9 @@ def check_ints(opcode: str, kinds: list[str], result: str, law: Callable[..., in
     want = [wrap(law(*row), result) for row in rows]
     raw = got.view(np.dtype(f"u{got.dtype.itemsize}")).tolist()
     bad = [i for i in range(N) if raw[i] != want[i]]
-    assert not bad, f"{opcode}: {len(bad)} of {N} wrong, first {[v[bad[0]] for v in values]}: {raw[bad[0]]:#x}, not {want[bad[0]]:#x}"
+    assert not bad, (
+        f"{opcode}: {len(bad)} of {N} wrong, first {[v[bad[0]] for v in values]}: {raw[bad[0]]:#x}, not {want[bad[0]]:#x}"
+    )
 
 
 def quotient(a: int, b: int) -> int:
@@ -102,7 +106,9 @@ def test_carries_make_wide_arithmetic(kind: str, law: int) -> None:
     want = [((r[0] | r[1] << law) - (r[2] | r[3] << law)) for r in rows]
     assert low.tolist() == [w & mask for w in want]
     assert high.tolist() == [w >> law & mask for w in want]
-    low, high = execute(f"mad.lo.cc.{kind} {{d0}}, {{a0}}, {{a1}}, {{a2}}; madc.hi.{kind} {{d1}}, {{a0}}, {{a1}}, {{a3}}", sources, [kind, kind])
+    low, high = execute(
+        f"mad.lo.cc.{kind} {{d0}}, {{a0}}, {{a1}}, {{a2}}; madc.hi.{kind} {{d1}}, {{a0}}, {{a1}}, {{a3}}", sources, [kind, kind]
+    )
     want = [r[0] * r[1] + (r[2] | r[3] << law) for r in rows]
     assert low.tolist() == [w & mask for w in want]
     assert high.tolist() == [w >> law & mask for w in want]
@@ -143,7 +149,7 @@ def test_bit_fields(bits: int) -> None:
         """The ISA's own pseudocode, bit by bit."""
         position, length = position & 255, length & 255
         top = min(position + length - 1, bits - 1)
-        sign = 0 if length == 0 or a >= 0 and not a >> top & 1 else a >> top & 1
+        sign = 0 if length == 0 or (a >= 0 and not a >> top & 1) else a >> top & 1
         signed_kind = a < 0 or sign_matters
         fill = sign if signed_kind else 0
         out = 0
@@ -169,6 +175,7 @@ def test_bit_fields(bits: int) -> None:
 
 def test_lop3_is_its_table() -> None:
     for table in (0x00, 0xFF, 0x80, 0xFE, 0x96, 0xE8, 0xCA, 0x1B, 0x6C, 0x35):
+
         def law(a: int, b: int, c: int, table: int = table) -> int:
             return sum((table >> ((a >> i & 1) * 4 + (b >> i & 1) * 2 + (c >> i & 1)) & 1) << i for i in range(32))
 
@@ -185,17 +192,21 @@ def test_prmt_and_funnel_shifts() -> None:
 
     check_ints("prmt.b32", ["u32"] * 3, "u32", permute)
     for code in (0x3210, 0x4321, 0x0040, 0x7531, 0x9999, 0xBA98, 0x5410, 0x7632, 0x0CDE):
-        check_ints("prmt.b32", ["u32"] * 2, "u32", lambda a, b, c=code: permute(a, b, c), f"prmt.b32 {{d0}}, {{a0}}, {{a1}}, {code}")
+        check_ints(
+            "prmt.b32", ["u32"] * 2, "u32", lambda a, b, c=code: permute(a, b, c), f"prmt.b32 {{d0}}, {{a0}}, {{a1}}, {code}"
+        )
     modes = {
         "f4e": lambda c, i: c + i, "b4e": lambda c, i: c - i, "rc8": lambda c, i: c,
         "ecl": lambda c, i: max(c, i), "ecr": lambda c, i: min(c, i), "rc16": lambda c, i: (c & 1) * 2 + (i & 1),
     }  # fmt: skip
     for mode, source in modes.items():
+
         def law(a: int, b: int, c: int, source: Callable[[int, int], int] = source) -> int:
             return sum(byte(b << 32 | a, source(c & 3, i) & 7) << 8 * i for i in range(4))
 
         check_ints(f"prmt.b32.{mode}", ["u32"] * 3, "u32", law)
     for mode in ("wrap", "clamp"):
+
         def count(c: int, mode: str = mode) -> int:
             return min(c, 32) if mode == "clamp" else c & 31
 
@@ -211,7 +222,12 @@ def test_dot_products(first: str, second: str) -> None:
         return v - (1 << bits) if signed and v >> (bits - 1) else v
 
     s, t = first == "s32", second == "s32"
-    check_ints(f"dp4a.{first}.{second}", ["u32"] * 3, "u32", lambda a, b, c: c + sum(part(a, i, 8, s) * part(b, i, 8, t) for i in range(4)))
+    check_ints(
+        f"dp4a.{first}.{second}",
+        ["u32"] * 3,
+        "u32",
+        lambda a, b, c: c + sum(part(a, i, 8, s) * part(b, i, 8, t) for i in range(4)),
+    )
     for half, at in (("lo", 0), ("hi", 2)):
         check_ints(
             f"dp2a.{half}.{first}.{second}",
@@ -221,13 +237,21 @@ def test_dot_products(first: str, second: str) -> None:
         )
 
 
-# ---- floats --------------------------------------------------------------------------------------------------------------------------
+# ---- floats ----------------------------------------
 
 
-def check_floats(opcode: str, kind: str, arity: int, mode: str, law: Callable[..., Fraction | None], zero: Callable[..., int] | None = None, n: int = N) -> None:
+def check_floats(
+    opcode: str,
+    kind: str,
+    arity: int,
+    mode: str,
+    law: Callable[..., Fraction | None],
+    zero: Callable[..., int] | None = None,
+    n: int = N,
+) -> None:
     """Compare with the exact value rounded once. `law` returns None where the result is not a finite number ≠ 0;
-
-    there NumPy's float64 arithmetic says what IEEE wants, through `zero`."""
+    there NumPy's float64 arithmetic says what IEEE wants, through `zero`.
+    """
     rng = rng_for(opcode)
     values = [operands(kind, n, rng) for _ in range(arity)]
     (got,) = execute(f"{opcode} {{d0}}, " + ", ".join(f"{{a{i}}}" for i in range(arity)), [(kind, v) for v in values], [kind])
@@ -319,7 +343,11 @@ def test_special_values_follow_ieee(kind: str) -> None:
         np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
         sane = ~np.isnan(want) & ((a * b == 0) | np.isinf(want))
         np.testing.assert_array_equal(np.signbit(got[sane]), np.signbit(want[sane]))
-    (got,) = execute(f"add.rm.{kind} {{d0}}, {{a0}}, {{a1}}", [(kind, np.array([1.0, 0.0, -0.0, 0.0], dtype)), (kind, np.array([-1.0, 0.0, 0.0, -0.0], dtype))], [kind])
+    (got,) = execute(
+        f"add.rm.{kind} {{d0}}, {{a0}}, {{a1}}",
+        [(kind, np.array([1.0, 0.0, -0.0, 0.0], dtype)), (kind, np.array([-1.0, 0.0, 0.0, -0.0], dtype))],
+        [kind],
+    )
     assert np.signbit(got).tolist() == [True, False, True, True]
 
 
@@ -328,7 +356,11 @@ def test_min_max_abs_neg_of_floats() -> None:
     a, b = operands("f32", N, rng), operands("f32", N, rng)
     pair = [("f32", a), ("f32", b)]
     bits = lambda v: np.asarray(v, np.float32).view(np.uint32)  # noqa: E731
-    order = lambda v: np.where(bits(v) >> 31, -(bits(v) & 0x7FFFFFFF).astype(np.int64) - 1, (bits(v) & 0x7FFFFFFF).astype(np.int64))  # noqa: E731
+
+    def order(v: np.ndarray) -> np.ndarray:
+        size = (bits(v) & 0x7FFFFFFF).astype(np.int64)
+        return np.where(bits(v) >> 31, -size - 1, size)
+
     for opcode, larger in (("min.f32", False), ("max.f32", True)):
         (got,) = execute(f"{opcode} {{d0}}, {{a0}}, {{a1}}", pair, ["f32"])
         first = (order(a) > order(b)) if larger else (order(a) < order(b))  # −0 below +0, as the ISA orders them
@@ -392,7 +424,9 @@ def test_square_root_rounds_once() -> None:
         ("lg2.approx.f32", lambda x: np.log2(np.abs(x)), None),
     ],
 )
-def test_approximations_stay_within_their_bound(opcode: str, law: Callable[[np.ndarray], np.ndarray], bound: float | None) -> None:
+def test_approximations_stay_within_their_bound(
+    opcode: str, law: Callable[[np.ndarray], np.ndarray], bound: float | None
+) -> None:
     x = np.random.default_rng(10).uniform(-3, 3, N).astype(np.float32)
     if opcode.split(".")[0] in ("rsqrt", "sqrt", "lg2"):
         x = np.abs(x)
@@ -405,13 +439,15 @@ def test_approximations_stay_within_their_bound(opcode: str, law: Callable[[np.n
 def test_approximate_instructions_are_labelled() -> None:
     body = ".reg .f32 %f<3>; mov.f32 %f0, 0f40000000; {} ret;"
     exact = Machine(parse(f"{HEADER}.visible .entry k() {{ {body.format('add.rn.f32 %f1, %f0, %f0;')} }}")).launch("k", 1, 32, [])
-    loose = Machine(parse(f"{HEADER}.visible .entry k() {{ {body.format('ex2.approx.ftz.f32 %f1, %f0;')} }}")).launch("k", 1, 32, [])
+    loose = Machine(parse(f"{HEADER}.visible .entry k() {{ {body.format('ex2.approx.ftz.f32 %f1, %f0;')} }}")).launch(
+        "k", 1, 32, []
+    )
     assert exact.exact
     assert not loose.exact
     assert [loose.instructions[pc] for pc in loose.approximate] == ["ex2.approx.ftz.f32 %f1, %f0"]
 
 
-# ---- comparison and selection ----------------------------------------------------------------------------------------------------------
+# ---- comparison and selection ----------------------------------------
 
 _ORDER: dict[str, Callable[[object, object], bool]] = {
     "eq": lambda a, b: a == b, "ne": lambda a, b: a != b, "lt": lambda a, b: a < b, "le": lambda a, b: a <= b,
@@ -436,7 +472,9 @@ def test_setp_and_its_complement(kind: str) -> None:
             (hit,) = execute(f"setp.{name}u.{kind} {{d0}}, {{a0}}, {{a1}}", [(kind, a), (kind, b)], ["pred"])
             assert hit.tolist() == [law(x, y) or u for (x, y), u in zip(values, unordered, strict=True)]
         for join, combine in (("and", lambda p, q: p and q), ("or", lambda p, q: p or q), ("xor", lambda p, q: p != q)):
-            (hit,) = execute(f"setp.{name}.{join}.{kind} {{d0}}, {{a0}}, {{a1}}, {{a2}}", [(kind, a), (kind, b), ("pred", c)], ["pred"])
+            (hit,) = execute(
+                f"setp.{name}.{join}.{kind} {{d0}}, {{a0}}, {{a1}}, {{a2}}", [(kind, a), (kind, b), ("pred", c)], ["pred"]
+            )
             assert hit.tolist() == [combine(p, bool(q)) for p, q in zip(plain, c, strict=True)]
     (hit,) = execute(f"setp.{'lt'}.and.{kind} {{d0}}, {{a0}}, {{a1}}, !{{a2}}", [(kind, a), (kind, b), ("pred", c)], ["pred"])
     assert hit.tolist() == [x < y and not q for (x, y), q in zip(values, c, strict=True)]
@@ -483,7 +521,7 @@ def test_selection() -> None:
         np.testing.assert_array_equal(got, law(p, q))
 
 
-# ---- conversions -------------------------------------------------------------------------------------------------------------------------
+# ---- conversions ----------------------------------------
 
 REGISTER = {"u8": "u16", "s8": "s16"}
 KINDS = ["u8", "s8", *INTS]
@@ -537,13 +575,17 @@ def test_floats_to_integers_clamp(mode: str) -> None:
         for target in INTS:
             size = width(target)
             low, high = (-(1 << size - 1), (1 << size - 1) - 1) if target[0] == "s" else (0, (1 << size) - 1)
-            (got,) = execute(f"cvt.{mode}.{target}.{source} {{d0}}, {{a0}}", [("b16" if source == "f16" else source, values)], [target])
+            (got,) = execute(
+                f"cvt.{mode}.{target}.{source} {{d0}}, {{a0}}", [("b16" if source == "f16" else source, values)], [target]
+            )
             for pattern, number in zip(patterns, got.tolist(), strict=True):
                 value = to_fraction(pattern, source)
                 if isinstance(value, str):
                     want = {"nan": 0, "inf": high, "-inf": low}[value]
                 else:
-                    rounded = {"rni": round, "rzi": int, "rmi": lambda v: v.__floor__(), "rpi": lambda v: v.__ceil__()}[mode](value)
+                    rounded = {"rni": round, "rzi": int, "rmi": lambda v: v.__floor__(), "rpi": lambda v: v.__ceil__()}[mode](
+                        value
+                    )
                     want = max(low, min(high, rounded))
                 assert number == want, f"cvt.{mode}.{target}.{source} of {pattern:#x}"
 
@@ -556,7 +598,9 @@ def test_floats_to_narrower_floats(mode: str) -> None:
         for target in targets:
             out = "b16" if target.endswith("f16") else target
             (got,) = execute(f"cvt.{mode}.{target}.{source} {{d0}}, {{a0}}", [(source, values)], [out])
-            for pattern, number in zip(values.view(f"u{values.dtype.itemsize}").tolist(), got.view(f"u{got.dtype.itemsize}").tolist(), strict=True):
+            for pattern, number in zip(
+                values.view(f"u{values.dtype.itemsize}").tolist(), got.view(f"u{got.dtype.itemsize}").tolist(), strict=True
+            ):
                 value = to_fraction(pattern, source)
                 if value == "nan":
                     assert is_nan(number, target)
@@ -587,7 +631,9 @@ def test_packed_halves() -> None:
     np.testing.assert_array_equal((got >> 16)[sane], high.view(np.uint16)[sane])
     np.testing.assert_array_equal((got & 0xFFFF)[sane], low.view(np.uint16)[sane])
     x, y = rng.standard_normal((2, N, 2)).astype(np.float16)
-    (got,) = execute("add.rn.f16x2 {d0}, {a0}, {a1}", [("b32", x.reshape(-1).view(np.uint32)), ("b32", y.reshape(-1).view(np.uint32))], ["b32"])
+    (got,) = execute(
+        "add.rn.f16x2 {d0}, {a0}, {a1}", [("b32", x.reshape(-1).view(np.uint32)), ("b32", y.reshape(-1).view(np.uint32))], ["b32"]
+    )
     np.testing.assert_array_equal(got.view(np.float16), (x.astype(np.float64) + y).astype(np.float16).reshape(-1))
 
 
@@ -599,7 +645,7 @@ def test_integral_rounding_of_floats() -> None:
             np.testing.assert_array_equal(got, law(values))
 
 
-# ---- what is not known ---------------------------------------------------------------------------------------------------------------------
+# ---- what is not known ----------------------------------------
 
 
 @pytest.mark.parametrize(

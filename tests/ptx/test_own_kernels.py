@@ -1,4 +1,6 @@
-"""The package's own kernels, as shipped: dequantisation bit for bit with `gguf`, mat-vecs within rounding, all of them clean."""
+"""The package's own kernels, as shipped: dequantisation bit for bit with `gguf`, mat-vecs within rounding, all of
+them clean.
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 – PTX and tables of cases read better on one line
 """Anyone's PTX on a tensor: right kernels pass, wrong ones are told apart, from Python and from the command line."""
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def test_expressions() -> None:
 def test_bad_requests_are_refused(text: str, tensor: Tensor) -> None:
     for args, match in (
         (("weights", "x:int7", "out", "rows", "cols"), "activations as"), (("weights", "x", "out:f64", "rows", "cols"), "output as"),
-        (("weights", "x", "y", "rows", "cols"), "unknown argument 'y'"), (("weights", "x", "out"), "takes 5 arguments"),
+        (("weights", "x", "out", "y", "cols"), "unknown argument 'y'"), (("weights", "x", "out"), "takes 5 arguments"),
         (("weights", "x", "null", "n=1", "m=32"), "there would be nothing to compare"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=match):
@@ -185,7 +186,19 @@ def test_the_command_line(text: str, tmp_path: Path, tiny: Path) -> None:
     result = runner.invoke(app, ["entries", str(shipped)])
     assert result.exit_code == 0
     assert "dequantise_q6_k_f32(.u64" in result.output
-    base = [str(shipped), "--entry", "dequantise_q6_k_f32", "--grid", "elements/1024", "--block", "256", "--tensor", names[0], "--rows", "8"]
+    base = [
+        str(shipped),
+        "--entry",
+        "dequantise_q6_k_f32",
+        "--grid",
+        "elements/1024",
+        "--block",
+        "256",
+        "--tensor",
+        names[0],
+        "--rows",
+        "8",
+    ]
     args = ["--arg", "weights", "--arg", "out", "--arg", "quads=elements//4"]
     for command in ("run", "check", "profile"):
         result = runner.invoke(app, [command, *base, *args])
