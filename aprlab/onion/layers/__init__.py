@@ -1,0 +1,17 @@
+"""The layers of the onion, in the order in which they are peeled: cheapest first."""
+
+from __future__ import annotations
+
+from aprlab.onion.layers.base import Case, Deviation, Draft, Layer, Match
+from aprlab.onion.layers.config import Config
+from aprlab.onion.layers.container import Container
+from aprlab.onion.layers.dtype import Dtype
+from aprlab.onion.layers.layout import Layout
+from aprlab.onion.layers.naming import Naming
+from aprlab.onion.layers.tokenizer import TokenizerLayer
+from aprlab.onion.layers.weights import Weights
+
+# Naming comes before the container's spans, which need to know whose bytes they are looking for.
+FILE_LAYERS: tuple[Layer, ...] = (Naming(), Container(), Dtype(), Layout(), Weights(), Config(), TokenizerLayer())
+
+__all__ = ["FILE_LAYERS", "Case", "Deviation", "Draft", "Layer", "Match"]

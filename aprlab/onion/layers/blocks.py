@@ -1,0 +1,225 @@
+"""Where two runs of blocks differ: bytes, ranges, blocks, fields. What the layers of bytes have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from aprlab import types
+from aprlab.errors import AprlabError
+from aprlab.onion.layers.base import Case, Match
+from aprlab.quants import REGISTRY, dequantise, quantise
+from aprlab.quants.base import bits, up
+from aprlab.types import TensorType
+
+_WHOLE = 1 << 14  # values up to which a transform is held against every byte; beyond, after the first, against stripes
+
+
+def differing(match: Match, due: np.ndarray) -> dict[str, Any]:
+    """Bytes, ranges, blocks and fields in which a piece differs from `due` (raw bytes of the same type)."""
+    assert match.kind is not None
+    raw = match.piece.raw
+    if len(raw) != len(due):
+        return {"bytes": len(raw), "due_bytes": len(due)}
+    at = np.flatnonzero(raw != due)
+    if not len(at):
+        return {"differing_bytes": 0}
+    width, head = match.kind.block_bytes, match.kind.tensor_bytes
+    blocks = np.unique((at[at >= head] - head) // width)
+    jumps = np.flatnonzero(np.diff(at) > 64)
+    starts, stops = at[np.r_[0, jumps + 1]], at[np.r_[jumps, len(at) - 1]]
+    found: dict[str, Any] = {
+        "differing_bytes": len(at), "of_bytes": len(raw), "differing_blocks": len(blocks),
+        "of_blocks": (len(raw) - head) // width,
+        "fields": sorted(fields_at((at[at >= head] - head) % width, match.kind)),
+        "first_offset": int(at[0]), "last_offset": int(at[-1]),
+    }  # fmt: skip
+    if len(starts) <= 8:
+        found["ranges"] = [[int(a), int(b) + 1] for a, b in zip(starts, stops, strict=True)]
+        if match.piece.offset >= 0:
+            found["file_offset"] = match.piece.offset + int(at[0])
+    if len(blocks) <= 8:
+        found["blocks"] = blocks.tolist()
+        per_row = match.shape[-1] // match.kind.block_elements
+        found["rows"] = sorted({int(b) // per_row for b in blocks})
+    return found
+
+
+def fields_at(places: np.ndarray, kind: TensorType) -> set[str]:
+    """Names of the fields of a block that byte numbers fall into."""
+    layout = REGISTRY[kind].layout
+    found = set()
+    hit = np.bincount(np.unique(places), minlength=kind.block_bytes).astype(bool)
+    for name in layout.names or ():
+        dtype, offset = layout.fields[name][:2]  # type: ignore[index]
+        if hit[offset : offset + dtype.itemsize].any():
+            found.add(name)
+    return found
+
+
+def due_bytes(case: Case, match: Match) -> np.ndarray | None:
+    """The bytes the piece should have in the type it is held in; None where nobody can encode that."""
+    assert match.of is not None
+    if match.kind is None:
+        return None
+    try:
+        return case.healthy(match.of, match.kind).raw
+    except AprlabError:
+        return None
+
+
+Transform = Callable[[np.ndarray], np.ndarray]  # values (rows, cols) -> values, as many
+
+
+def value_transforms(case: Case, match: Match) -> dict[str, Transform]:
+    """What has been done to data needlessly: each as a function of the values, float32 (rows, cols), to (rows, cols)."""
+    rows, cols = match.shape if len(match.shape) == 2 else (1, match.shape[0])
+
+    def as_rows(x: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(x).reshape(rows, cols)
+
+    found: dict[str, Transform] = {}
+    if len(match.shape) == 2:
+        found["data transposed, dims left as they were"] = lambda x: as_rows(x.T)
+        found["data taken for column-major and transposed back"] = lambda x: as_rows(x.reshape(cols, rows).T)
+        found["columns of every row reversed"] = lambda x: as_rows(x[:, ::-1])
+    return found
+
+
+def row_orders(case: Case, match: Match) -> dict[str, np.ndarray]:
+    """Orders into which rows have been brought needlessly: name -> source row of each row."""
+    rows = match.shape[0]
+    found = {"rows in reverse order": np.arange(rows)[::-1]}
+    heads = {"attn_q": "head_count", "attn_k": "head_count_kv"}
+    part = (match.true or "").split(".")[-2] if "." in (match.true or "") else ""
+    config = case.due_config or case.seen.config
+    if part in heads and isinstance(n := config.get(heads[part]), int) and n > 0 and rows % (2 * n) == 0:
+        size = rows // n
+        llama = np.arange(rows).reshape(n, 2, size // 2).swapaxes(1, 2).reshape(-1)
+        found["rows of each head permuted as for Llama (halves to pairs)"] = llama
+        found["rows of each head permuted back from Llama's order, though never in it"] = np.argsort(llama)
+    return found
+
+
+def explained_by_order(case: Case, match: Match, due: np.ndarray) -> str | None:
+    """The order of rows that gives exactly these bytes; a rotation is told by its distance."""
+    if len(match.piece.raw) != len(due) or match.kind is None or match.kind.tensor_bytes:
+        return None
+    rows = match.shape[0] if len(match.shape) == 2 else len(due) // match.kind.block_bytes
+    a, b = match.piece.raw.reshape(rows, -1), due.reshape(rows, -1)
+    for name, order in row_orders(case, match).items() if len(match.shape) == 2 else ():
+        if np.array_equal(a[0], b[order[0]]) and np.array_equal(a, b[order]):
+            return name
+    where = np.flatnonzero((b == a[0]).all(axis=1)).tolist() if rows <= 1 << 18 else []
+    for shift in where:
+        if shift and np.array_equal(a, np.roll(b, -int(shift), axis=0)):
+            return f"{'rows' if len(match.shape) == 2 else 'values'} rotated by {int(shift)}"
+    if rows <= 1 << 18 and not np.array_equal(a, b):
+        kind = np.dtype((np.void, a.shape[1]))
+        mine, theirs = (np.ascontiguousarray(x).view(kind).reshape(-1) for x in (a, b))
+        if np.array_equal(np.sort(mine), np.sort(theirs)):
+            return f"{int((mine != theirs).sum())} of {rows} {'rows' if len(match.shape) == 2 else 'values'} in another order"
+    return None
+
+
+def explained_by_values(case: Case, match: Match) -> str | None:
+    """The transform of the reference's values that, encoded again, gives exactly these bytes."""
+    if match.of is None or match.kind is None or match.kind.tensor_bytes:
+        return None
+    cols = match.shape[-1]
+    # What explained one tensor is tried first on the next; what failed on three of a type is not tried on a fourth.
+    worked: dict[str, int] = case.notes.setdefault("worked", {})
+    failed: dict[TensorType, int] = case.notes.setdefault("failed", {})
+    if failed.get(match.kind, 0) >= 3 and not worked:
+        return None
+    transforms = value_transforms(case, match)
+    x = match.of.dequantise().reshape(-1, cols)
+    for name in sorted(transforms, key=lambda name: -worked.get(name, 0)):
+        y = transforms[name](x)
+        stripes = _stripes(len(y), max(1, (1 << 15) // cols), 0 if not worked.get(name) else y.size)
+        try:
+            for start, stop in [(0, 2), *stripes]:
+                part = quantise(np.ascontiguousarray(y[start:stop]), match.kind)
+                got = match.piece.raw.reshape(len(y), -1)[start:stop]
+                if not np.array_equal(part.reshape(len(part), -1), got):
+                    break
+            else:
+                worked[name] = worked.get(name, 0) + 1
+                return name
+        except AprlabError:
+            continue
+    failed[match.kind] = failed.get(match.kind, 0) + 1
+    return None
+
+
+def _stripes(rows: int, step: int, size: int) -> list[tuple[int, int]]:
+    """Stripes of rows: all of them, or four thin ones spread over a large tensor."""
+    if size <= _WHOLE:
+        return [(n, n + step) for n in range(0, rows, step)]
+    return [(int(n), int(n) + 2) for n in np.unique(np.linspace(0, max(rows - 2, 0), 4).astype(int))]
+
+
+def explained_by_fields(match: Match, due: np.ndarray) -> str | None:
+    """The edit of block fields that gives exactly these bytes."""
+    if match.kind is None or len(match.piece.raw) != len(due):
+        return None
+    layout = REGISTRY[match.kind].layout
+    names = layout.names or ()
+    head = match.kind.tensor_bytes
+    for name, edit in _FIELD_EDITS.items():
+        raw = np.array(due[head:], np.uint8)
+        b = raw.view(layout)
+        if edit(b, names, match.kind) and np.array_equal(raw, match.piece.raw[head:]):
+            return name
+    return None
+
+
+def _exchange(b: np.ndarray, names: tuple[str, ...], kind: TensorType) -> bool:
+    if "dmin" not in names:
+        return False
+    b["d"], b["dmin"] = b["dmin"].copy(), b["d"].copy()
+    return True
+
+
+def _no_min(b: np.ndarray, names: tuple[str, ...], kind: TensorType) -> bool:
+    field = next((name for name in ("dmin", "m") if name in names), None)
+    if field is not None:
+        b[field] = 0
+    return field is not None
+
+
+def _nibbles(b: np.ndarray, names: tuple[str, ...], kind: TensorType) -> bool:
+    field = next((name for name in ("qs", "ql") if name in names and b[name].dtype == np.uint8), None)
+    if field is None or kind in (types.Q2_K, types.Q3_K):
+        return False
+    b[field] = bits(b[field], 4, 4) | up(b[field], 4)
+    return True
+
+
+def _flush(b: np.ndarray, names: tuple[str, ...], kind: TensorType) -> bool:
+    halfs = [name for name in ("d", "dmin", "m") if name in names and b[name].dtype == np.float16]
+    for name in halfs:
+        small = (np.abs(b[name].astype(np.float32)) < 2.0**-14) & (b[name] != 0)
+        b[name] = np.where(small, np.float16(0), b[name])
+    return bool(halfs)
+
+
+_FIELD_EDITS: dict[str, Callable[[np.ndarray, tuple[str, ...], TensorType], bool]] = {
+    "d and dmin exchanged in every block": _exchange,
+    "the minimum of every block is zero": _no_min,
+    "the two nibbles of every byte exchanged": _nibbles,
+    "subnormal scales flushed to zero": _flush,
+}
+
+
+def decoded_equal(match: Match) -> bool:
+    """Whether the piece's values are the reference's, bit for bit, whatever the type."""
+    if match.of is None or match.kind is None:
+        return False
+    try:
+        mine = dequantise(match.piece.raw, match.kind, match.of.shape)
+        return bool(np.array_equal(mine, match.of.dequantise()))
+    except AprlabError:
+        return False

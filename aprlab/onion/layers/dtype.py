@@ -1,0 +1,185 @@
+"""Types: the label in the index, and what the bytes are."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from aprlab import types
+from aprlab.errors import AprlabError
+from aprlab.formats import apr
+from aprlab.onion.layers.base import Case, Deviation, Layer, Match, correlation, sample
+from aprlab.onion.layers.naming import LIKELY, kinds_for, reference_sample
+from aprlab.quants import can_encode, dequantise
+from aprlab.types import TensorType
+
+_ALIKE = 0.8
+_WORSE = 1.5  # a re-encoding may lose that much more than ggml's own encoder would
+
+
+class Dtype(Layer):
+    """The size law first; where several types fit, what the values look like under each."""
+
+    name: ClassVar[str] = "dtype"
+
+    def suspect(self, case: Case) -> list[Deviation]:
+        found: list[Deviation] = []
+        for match in case.matches:
+            settle(match)
+            d = self._label(match)
+            if d is not None:
+                found.append(d)
+        case.target = target_of(case)
+        if case.ref is not None:
+            found += self._encodings(case)
+        return found
+
+    def _label(self, match: Match) -> Deviation | None:
+        p = match.piece
+        true = match.true or p.name
+        label = [t for t in apr.candidates(p.code) if t.fits(match.shape, p.size)]
+        called = "/".join(t.name for t in apr.candidates(p.code)) or "nothing"
+        evidence: dict[str, Any] = {
+            "label": p.code, "label_means": called, "bytes": p.size,
+            "fits": [t.name for t in LIKELY if t.fits(match.shape, p.size)],
+        }  # fmt: skip
+        if match.correlation is not None:
+            evidence["correlation"] = round(match.correlation, 6)
+        if match.kind is None:
+            how = f"label {p.code} breaks the size law, and the bytes do not tell between {_or(match.open_kinds)}"
+            due = None
+            ambiguous = bool(match.open_kinds)
+            if not match.open_kinds:
+                how = f"label {p.code} with a size that fits no known type"
+            return Deviation("dtype", "type", true, p.code, due, how, match, evidence, 0.5, ambiguous=ambiguous)
+        if len(label) == 1 and label[0] is match.kind:
+            if p.code == match.kind.code:
+                return None
+            how = f"{match.kind.name} under byte {p.code}, which two types have had; the size law tells them apart"
+            return Deviation("dtype", "type", true, p.code, match.kind, how, match, evidence, harmless=True)
+        how = f"{match.kind.name} blocks under byte {p.code} ({called})"
+        sure = 1.0 if len(match.open_kinds) < 2 else 0.8
+        return Deviation("dtype", "type", true, p.code, match.kind, how, match, evidence, sure)
+
+    def _encodings(self, case: Case) -> list[Deviation]:
+        """Tensors that are held in another type than the reference's: measured, not condemned."""
+        found = []
+        for match in case.matches:
+            if match.of is None or match.kind is None or match.kind is match.of.type:
+                continue
+            evidence = loss(case, match)
+            if evidence is None:
+                continue
+            good = evidence["worse_than_ggml"] <= _WORSE and match.kind is not match.of.type
+            if not good:
+                continue  # the layers of bytes have to say what happened to it
+            how = f"re-encoded from {match.of.type.name} to {match.kind.name}"
+            if evidence["rel_l2"] == 0:
+                how = f"decoded from {match.of.type.name} and kept as {match.kind.name}, value for value"
+            name, kind = match.true or "", match.kind.name
+            found.append(Deviation("dtype", "encoding", name, kind, match.of, how, match, evidence, harmless=True))
+        return found
+
+
+def _or(kinds: tuple[TensorType, ...]) -> str:
+    return " and ".join(kind.name for kind in kinds)
+
+
+def settle(match: Match) -> None:
+    """Find out which type the bytes are: the reference's where they are its bytes, else by values, else by size alone."""
+    p = match.piece
+    if match.of is not None:
+        if match.equal or match.place is not None:
+            match.kind = match.of.type
+            return
+        options = kinds_for(p, match.of)
+        due = reference_sample(match.of)
+        scores: dict[TensorType, float] = {}
+        for kind in options:
+            values = sample(p.raw, kind, match.of.shape)
+            scores[kind] = 0.0 if values is None or due is None else correlation(values, due)
+        best = max(scores, key=lambda kind: scores[kind], default=None)
+        if best is not None and scores[best] > _ALIKE:
+            match.kind, match.correlation = best, scores[best]
+            return
+        # The values are nobody's: then the label if it is legal, or the reference's type, is the nearest guess.
+        label = [t for t in apr.candidates(p.code) if t.fits(match.of.shape, p.size)]
+        likely = [*label, *(t for t in options if t is match.of.type)] or (options if len(options) == 1 else [])
+        match.kind = likely[0] if likely else None
+        match.correlation = None if match.kind is None else scores[match.kind]
+        match.open_kinds = tuple(options)
+        return
+    label = p.fitting()
+    if len(label) == 1:
+        match.kind = label[0]
+        return
+    options = [t for t in LIKELY if t.fits(p.shape, p.size)]
+    if len(options) <= 1:
+        match.kind = options[0] if options else None
+        return
+    match.kind, match.open_kinds = by_looks(p.raw, p.shape, options), tuple(options)
+
+
+def by_looks(raw: np.ndarray, shape: tuple[int, ...], options: list[TensorType]) -> TensorType | None:
+    """The one type under which the values look like weights; None where none or several do.
+
+    Weights are finite, centred and of like size from row to row. Blocks read as another type of the same density take
+    numbers for scales: f16 patterns that are NaN, or scales many powers of ten apart.
+    """
+    spread = {}
+    for kind in options:
+        values = sample(raw, kind, shape)
+        if values is None or not np.isfinite(values).all():
+            continue
+        rows = values.reshape(-1, min(32, values.shape[-1])).astype(np.float64)
+        size = np.sqrt((rows**2).mean(axis=1))
+        if not (size > 0).any():
+            continue
+        logs = np.log10(np.maximum(size, size.max() * 1e-9))
+        spread[kind] = float(logs.std() + abs(np.log10(max(size.mean(), 1e-12)) + 1.5) * 0.1)
+    ranked = sorted(spread, key=lambda kind: spread[kind])
+    if not ranked or (len(ranked) > 1 and spread[ranked[1]] < 2 * spread[ranked[0]]):
+        return None
+    return ranked[0]
+
+
+def target_of(case: Case) -> TensorType | None:
+    """The type that the 2-D weights were re-encoded to, where they were: the one that most of them have now."""
+    if case.ref is None:
+        return None
+    votes: dict[TensorType, int] = {}
+    for match in case.matches:
+        if match.of is not None and match.kind is not None and len(match.of.shape) > 1 and match.kind is not match.of.type:
+            votes[match.kind] = votes.get(match.kind, 0) + 1
+    if not votes:
+        return None
+    return max(votes, key=lambda kind: votes[kind])
+
+
+def loss(case: Case, match: Match) -> dict[str, Any] | None:
+    """What holding a tensor in another type costs: relative l2 error of sampled rows, against ggml's own encoder."""
+    assert match.of is not None
+    assert match.kind is not None
+    due, got = reference_sample(match.of), sample(match.piece.raw, match.kind, match.of.shape)
+    if due is None or got is None:
+        return None
+    norm = float(np.linalg.norm(due.astype(np.float64))) or 1.0
+    error = float(np.linalg.norm(due.astype(np.float64) - got.astype(np.float64))) / norm
+    own = 0.0
+    if can_encode(match.kind) and match.kind.tensor_bytes == 0:
+        try:
+            from aprlab.quants import quantise
+
+            again = dequantise(quantise(due, match.kind), match.kind, due.shape)
+            own = float(np.linalg.norm(due.astype(np.float64) - again.astype(np.float64))) / norm
+        except AprlabError:
+            own = 0.0
+    elif match.kind is types.APR_Q8:
+        whole = case.healthy(match.of, match.kind)
+        again_ = sample(whole.raw, match.kind, match.of.shape)
+        own = 0.0 if again_ is None else float(np.linalg.norm(due.astype(np.float64) - again_.astype(np.float64))) / norm
+    ratio = 0.0 if error == 0 else error / own if own else float("inf")
+    if own == 0 and error < 1e-6:
+        ratio = 0.0  # the last bit of a float type
+    return {"rel_l2": error, "ggml_rel_l2": own, "worse_than_ggml": ratio}

@@ -1,0 +1,738 @@
+"""Two engines (or sessions) on one model: operation by operation on the same input, so that inherited and introduced
+error are told apart; prompt against decoding, position 0 against later ones.
+
+An engine is a black box here. Its primitives are called with the reference's inputs and their results compared; which
+class it is, or which fault somebody wrapped around it, is not looked at.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aprlab import engines as all_engines
+from aprlab.engines.base import Array, Cache, Engine
+from aprlab.errors import AprlabError, UsageError
+from aprlab.model import Model, ModelConfig, Tensor
+from aprlab.onion.faults import FAULTS, Fault, session_with
+from aprlab.onion.golden import MAX_TOKENS, Golden, Outcome, best_engine
+from aprlab.onion.repair import Mend, search
+from aprlab.onion.verdict import Finding, Verdict, Word
+from aprlab.qwen2.forward import forward
+from aprlab.qwen2.generate import Session
+from aprlab.qwen2.tokenizer import Qwen2Tokenizer
+from aprlab.trace import Recorder
+
+_CLOSE = 2e-4  # relative l2 that float32 sums in another order may differ by, one operation
+_DECODED = 3  # passes of one token after the prompt
+_TEXTS = (
+    "What is 2+2?", "Add 12 and 345:\n\n  x = 7\r\n", "<|im_start|>user\nhello<|im_end|>\n", "naïve Übung, 你好", "don't   stop",
+)  # fmt: skip
+
+
+# ── where two runs part ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def compare_runs(a: Session, b: Session, ids: Sequence[int]) -> dict[str, Any] | None:
+    """The first trace point at which b leaves a, each running by itself; None where they agree to the end.
+
+    Bit for bit between engines of one name; else within what another order of float32 sums can make.
+    """
+    from aprlab.qwen2.forward import points
+
+    exact = a.engine.name == b.engine.name
+    recorder = Recorder(a.engine, points(a.config))
+    forward(a.engine, a.config, ids, a.engine.new_cache(a.config, len(ids)), recorder)
+    due = recorder.points(len(ids))
+    found: list[dict[str, Any]] = []
+    compared = 0
+
+    def watch(point: str, x: Array) -> Array:
+        nonlocal compared
+        if not found and point in due:
+            compared += 1
+            got, want = b.engine.to_numpy(x), due[point].values
+            if (difference := _difference(want, got, exact)) is not None:
+                found.append({"point": point, **difference, "points_equal_before": compared - 1})
+        return x
+
+    forward(b.engine, b.config, ids, b.engine.new_cache(b.config, len(ids)), watch)
+    return found[0] if found else None
+
+
+def _difference(want: np.ndarray, got: np.ndarray, exact: bool) -> dict[str, Any] | None:
+    """Figures of a difference, or None where there is none; other shapes of the same numbers are no difference yet."""
+    if want.size != got.size:
+        return {"shape": list(got.shape), "due_shape": list(want.shape)}
+    a, b = want.reshape(len(want), -1), got.reshape(len(want), -1)
+    if np.array_equal(a, b, equal_nan=True):
+        return None
+    with np.errstate(all="ignore"):
+        x, y = a.astype(np.float64), b.astype(np.float64)
+        norm = np.linalg.norm(x, axis=-1)
+        each = np.linalg.norm(x - y, axis=-1) / np.where(norm > 0, norm, 1)
+        each = np.where(np.isfinite(each), each, np.inf)
+        total = float(np.linalg.norm(x - y) / (np.linalg.norm(x) or 1.0))
+    if not exact and np.isfinite(total) and total < _CLOSE:
+        return None
+    wrong = np.flatnonzero(each > (0 if exact else _CLOSE))
+    flat = {"rel_l2": total if np.isfinite(total) else float("inf"), "first_position": int(wrong[0]) if len(wrong) else 0}
+    return {**flat, "position_0_equal": bool(each[0] <= (0 if exact else _CLOSE)), "positions_wrong": len(wrong), "of": len(each)}
+
+
+# ── the shadow ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+Group = tuple[str, str, str]  # operation, template of the weight, pass: "prefill" or "decode"
+
+
+@dataclass(eq=False)
+class Call:
+    """One operation of the reference's run: what went in, what came out of both sides."""
+
+    op: str
+    group: Group
+    args: tuple[Any, ...]
+    out: np.ndarray
+    other: np.ndarray | None = None
+    difference: dict[str, Any] | None = None
+
+
+class _PairCache(Cache):
+    """The reference's cache with the other side's beside it; what the other says of positions is noted."""
+
+    def __init__(self, mine: Cache, other: Cache, note: Callable[[Any, Any], None]) -> None:
+        super().__init__(mine.k, mine.v, mine.capacity, mine.length)
+        self.other, self.note = other, note
+
+    def positions(self, count: int) -> np.ndarray:
+        due = super().positions(count)
+        try:
+            got: Any = self.other.positions(count)
+        except AprlabError as error:
+            got = error
+        self.note(due, got)
+        return due
+
+    def advance(self, count: int) -> None:
+        super().advance(count)
+        self.other.advance(count)
+
+
+class Shadow(Engine):
+    """Runs the reference and, at each operation, the other engine on the very same input. What goes on is the reference's.
+
+    `calls` keeps all operations in order.
+    """
+
+    name = "shadow"
+    contract = "f32"
+
+    def __init__(self, a: Engine, b: Engine, exact: bool) -> None:
+        super().__init__(a.model, a.threads)
+        self.a, self.b, self.exact = a, b, exact
+        self.calls: list[Call] = []
+        self.stage = "prefill"
+
+    def _both(self, op: str, what: str, args: tuple[Any, ...], out: Array, other: Callable[[], Any]) -> Array:
+        due = np.array(self.a.to_numpy(out))
+        call = Call(op, (op, _template(what), self.stage), args, due)
+        try:
+            with np.errstate(all="ignore"):
+                got = np.array(self.b.to_numpy(other()))
+            difference = _difference(due, got, self.exact)
+            if difference is not None:
+                call.other, call.difference = got, {**difference, "at": what}
+        except (AprlabError, ValueError, IndexError, TypeError) as error:
+            call.difference = {"refuses": f"{type(error).__name__}: {error}", "at": what}
+        self.calls.append(call)
+        return out
+
+    def _give(self, x: Array) -> Array:
+        return self.b.from_numpy(self.a.to_numpy(x)) if self.a.name != self.b.name else x
+
+    def from_numpy(self, x: np.ndarray) -> Array:
+        return self.a.from_numpy(x)
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        return self.a.to_numpy(x)
+
+    def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
+        def note(due: Any, got: Any) -> None:
+            wrong = None if np.array_equal(due, got) else {"at": "positions", "due": _ends(due), "seen": _ends(got)}
+            other = got if isinstance(got, np.ndarray) else np.zeros(0)
+            self.calls.append(Call("positions", ("positions", "", self.stage), (len(due),), due, other if wrong else None, wrong))
+
+        return _PairCache(self.a.new_cache(config, capacity), self.b.new_cache(config, capacity), note)
+
+    def embed(self, tokens: np.ndarray, weight: str) -> Array:
+        out = self.a.embed(tokens, weight)
+        return self._both("embed", weight, (tokens, weight), out, lambda: self.b.embed(tokens, weight))
+
+    def norm(self, x: Array, weight: str, eps: float) -> Array:
+        out = self.a.norm(x, weight, eps)
+        return self._both("norm", weight, (x, weight, eps), out, lambda: self.b.norm(self._give(x), weight, eps))
+
+    def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
+        out = self.a.matmul(x, weight, bias)
+        return self._both("matmul", weight, (x, weight, bias), out, lambda: self.b.matmul(self._give(x), weight, bias))
+
+    def rope(self, x: Array, positions: np.ndarray, theta: float, style: str) -> Array:
+        out = self.a.rope(x, positions, theta, style)
+        what = f"{x.shape[1]} heads"
+        return self._both(
+            "rope", what, (x, positions, theta, style), out, lambda: self.b.rope(self._give(x), positions, theta, style)
+        )
+
+    def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
+        out = self.a.attend(q, k, v, cache, layer, positions)
+        assert isinstance(cache, _PairCache)
+        # The other side's own cache may stand elsewhere by now; it is asked at the positions that it believes in.
+        own = cache.other
+        at = positions if own.length == cache.length else np.arange(own.length, own.length + len(positions), dtype=np.int64)
+        args = (q, k, v, layer, positions)
+        return self._both(
+            "attend",
+            f"layer {layer}",
+            args,
+            out,
+            lambda: self.b.attend(self._give(q), self._give(k), self._give(v), own, layer, at),
+        )
+
+    def swiglu(self, gate: Array, up: Array) -> Array:
+        out = self.a.swiglu(gate, up)
+        return self._both("swiglu", "", (gate, up), out, lambda: self.b.swiglu(self._give(gate), self._give(up)))
+
+    def add(self, a: Array, b: Array) -> Array:
+        out = self.a.add(a, b)
+        return self._both("add", "", (a, b), out, lambda: self.b.add(self._give(a), self._give(b)))
+
+    def memory(self) -> dict[str, int]:
+        return {**self.a.memory(), **{f"other {k}": v for k, v in self.b.memory().items()}}
+
+
+def _template(name: str) -> str:
+    return re.sub(r"(?<=blk\.)\d+(?=\.)|(?<=layer )\d+", "N", name)
+
+
+def _ends(positions: Any) -> Any:
+    return [int(positions[0]), int(positions[-1])] if isinstance(positions, np.ndarray) and len(positions) else str(positions)
+
+
+def shadow(a: Session, b: Engine, ids: Sequence[int], prompt: int, *, exact: bool) -> Shadow:
+    """Run `ids` with the reference's config, the first `prompt` at once, the others one by one, and b in its shadow."""
+    both = Shadow(a.engine, b, exact)
+    cache = both.new_cache(a.config, len(ids))
+    forward(both, a.config, ids[:prompt], cache)
+    both.stage = "decode"
+    for token in ids[prompt : prompt + _DECODED]:
+        forward(both, a.config, [token], cache)
+    return both
+
+
+# ── hypotheses ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Guess:
+    """Faults of the catalogue around a healthy engine of the same kind: do its operations give what was seen?"""
+
+    def __init__(self, a: Session, kind: str, faults: Sequence[Fault]) -> None:
+        self.faults = faults
+        self.engine = session_with(a.model, [f.id for f in faults], kind, a.engine.threads).engine
+        self.config = a.config
+
+    def touched(self, seen: Shadow) -> tuple[set[Group], set[Group]]:
+        """Groups in which these faults leave the healthy result, and groups in which they give what was seen."""
+        wrong = {c.group for c in seen.calls if c.difference is not None}
+        touched: set[Group] = set()
+        missed: set[Group] = set()
+        length = sum(c.args[0] for c in seen.calls if c.op == "positions")
+        cache = self.engine.new_cache(self.config, length)
+        pending = 0
+        for call in seen.calls:
+            if call.op == "positions":
+                cache.advance(pending)
+                pending = call.args[0]
+            try:
+                with np.errstate(all="ignore"):
+                    out = self._again(call, cache)
+            except (AprlabError, ValueError, IndexError, TypeError):
+                out = None
+            same = out is not None and out.shape == call.out.shape and np.array_equal(out, call.out, equal_nan=True)
+            if not same:
+                touched.add(call.group)
+                if call.other is None and call.difference is None:
+                    return touched, set()  # it changes what is as it should be
+            want = call.other if call.difference is not None else call.out
+            if out is None:
+                if call.difference is None or "refuses" not in call.difference:
+                    missed.add(call.group)
+            elif want is None or not (out.shape == want.shape and np.array_equal(out, want, equal_nan=True)):
+                missed.add(call.group)
+                if wrong <= missed:
+                    return touched, set()
+        return touched, touched - missed
+
+    def _again(self, call: Call, cache: Cache) -> np.ndarray:
+        e = self.engine
+        if call.op == "positions":
+            return cache.positions(call.args[0])
+        if call.op == "attend":
+            q, k, v, layer, due = call.args
+            own = cache.length
+            at = np.arange(own, own + len(due), dtype=np.int64)
+            return np.asarray(e.to_numpy(e.attend(q, k, v, cache, layer, at)))
+        return np.asarray(e.to_numpy(getattr(e, call.op)(*call.args)))
+
+
+@dataclass(eq=False)
+class _Part:
+    """Something that differs between two sides, and how to put it right on the broken one."""
+
+    finding: Finding
+    groups: set[Group] = field(default_factory=set)
+    config: dict[str, Any] = field(default_factory=dict)
+    tokenizer: bool = False
+    data: tuple[str, ...] = ()
+
+
+class Mixed(Engine):
+    """The broken engine with some operations taken from the sound one: the repair of a run."""
+
+    def __init__(self, broken: Engine, sound: Engine, groups: set[Group]) -> None:
+        super().__init__(broken.model, broken.threads)
+        self.broken, self.sound, self.groups = broken, sound, groups
+        self.name = broken.name  # type: ignore[misc]
+        self.contract = broken.contract
+        self._sound_cache = any(op in ("positions", "attend") for op, _, _ in groups)
+
+    def _pick(self, op: str, what: str, count: int) -> Engine:
+        stage = "prefill" if count > 1 else "decode"
+        return self.sound if (op, _template(what), stage) in self.groups else self.broken
+
+    def from_numpy(self, x: np.ndarray) -> Array:
+        return self.broken.from_numpy(x)
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        return self.broken.to_numpy(x)
+
+    def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
+        return (self.sound if self._sound_cache else self.broken).new_cache(config, capacity)
+
+    def embed(self, tokens: np.ndarray, weight: str) -> Array:
+        return self._pick("embed", weight, len(tokens)).embed(tokens, weight)
+
+    def norm(self, x: Array, weight: str, eps: float) -> Array:
+        return self._pick("norm", weight, len(x)).norm(x, weight, eps)
+
+    def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
+        return self._pick("matmul", weight, len(x)).matmul(x, weight, bias)
+
+    def rope(self, x: Array, positions: np.ndarray, theta: float, style: str) -> Array:
+        return self._pick("rope", f"{x.shape[1]} heads", len(x)).rope(x, positions, theta, style)
+
+    def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
+        return self._pick("attend", f"layer {layer}", len(q)).attend(q, k, v, cache, layer, positions)
+
+    def swiglu(self, gate: Array, up: Array) -> Array:
+        return self._pick("swiglu", "", len(gate)).swiglu(gate, up)
+
+    def add(self, a: Array, b: Array) -> Array:
+        return self._pick("add", "", len(a)).add(a, b)
+
+    def memory(self) -> dict[str, int]:
+        return self.broken.memory()
+
+    def warm(self) -> None:
+        self.broken.warm()
+
+
+def _engine_parts(a: Session, b: Session, seen: Shadow) -> list[_Part]:
+    """Findings about operations: faults of the catalogue that give what was seen, exactly; then what is left."""
+    wrong = [c for c in seen.calls if c.difference is not None]
+    groups = {c.group for c in wrong}
+    parts: list[_Part] = []
+    if not groups:
+        return parts
+    kind = b.engine.name
+    candidates = [f for f in FAULTS.values() if f.engine is not None or f.registry is not None]
+    holders: list[tuple[Fault, set[Group]]] = []
+    partial: list[Fault] = []
+    for fault in candidates if kind == a.engine.name or kind in all_engines.NAMES else []:
+        try:
+            touched, held = _Guess(a, kind, [fault]).touched(seen)
+        except UsageError:
+            continue  # needs another model
+        if touched and touched == held:
+            holders.append((fault, touched))
+        elif touched and touched <= groups:
+            partial.append(fault)
+    left, chosen = set(groups), []
+    while holders and left:
+        fault, marks = max(holders, key=lambda pair: (len(pair[1] & left), -len(pair[1])))
+        if not marks & left:
+            break
+        chosen.append((fault, marks, [f.id for f, m in holders if f is not fault and m == marks]))
+        left -= marks
+        holders = [(f, m) for f, m in holders if f is not fault]
+    if left:
+        pair = _pair(
+            a, kind, seen, groups, [f for f, _, _ in chosen], [*(f for f, _ in holders), *partial, *(f for f, _, _ in chosen)]
+        )
+        if pair is not None:
+            chosen = [(f, _Guess(a, kind, [f]).touched(seen)[0], []) for f in pair]
+            left = set()
+    for fault, marks, same in chosen:
+        evidence = _figures([c for c in wrong if c.group in marks])
+        if same:
+            evidence["computes_the_same_as"] = same
+        tensors = _weights([c for c in wrong if c.group in marks])
+        parts.append(_Part(Finding(fault.layer, fault.id, tensors, fault.title, evidence), marks))
+    if left:
+        rest = [c for c in wrong if c.group in left]
+        evidence = _figures(rest)
+        layer, how = _guess_layer(a, b, rest)
+        parts.append(_Part(Finding(layer, None, _weights(rest), how, evidence, 0.8), left))
+    return parts
+
+
+def _pair(
+    a: Session, kind: str, seen: Shadow, groups: set[Group], chosen: Sequence[Fault], pool: Sequence[Fault]
+) -> tuple[Fault, Fault] | None:
+    """Two faults on top of each other that give exactly what was seen; those that explain a part come first."""
+    unique = list(dict.fromkeys(pool))
+    ranked = sorted(((f, g) for f in unique for g in unique if f is not g), key=lambda p: -sum(x in chosen for x in p))
+    deadline = time.perf_counter() + 20
+    for f, g in ranked:
+        if time.perf_counter() > deadline:
+            return None
+        try:
+            touched, held = _Guess(a, kind, [f, g]).touched(seen)
+        except UsageError:
+            continue
+        if touched == held and held >= groups:
+            return f, g
+    return None
+
+
+def _figures(calls: list[Call]) -> dict[str, Any]:
+    """Where operations differ on the same input: how many, the first, prompt or decoding, position 0 or later."""
+    first = calls[0]
+    found: dict[str, Any] = {
+        "operations": sorted({c.op for c in calls}),
+        "calls": len(calls),
+        "introduced_at": {"operation": first.op, **(first.difference or {})},
+        "in_prefill": any(c.group[2] == "prefill" for c in calls),
+        "in_decode": any(c.group[2] == "decode" for c in calls),
+    }
+    zero = [
+        c.difference["position_0_equal"] for c in calls if c.difference and "position_0_equal" in c.difference and len(c.out) > 1
+    ]
+    if zero:
+        found["position_0_equal"] = all(zero)
+    return found
+
+
+def _weights(calls: list[Call]) -> list[str]:
+    return list(dict.fromkeys(c.args[1] for c in calls if c.op in ("embed", "norm", "matmul")))
+
+
+def _guess_layer(a: Session, b: Session, calls: list[Call]) -> tuple[str, str]:
+    """Layer and words for operations that no known fault explains."""
+    ops = {c.op for c in calls}
+    kinds = {a.model.tensors[c.args[1]].type.name for c in calls if c.op in ("embed", "matmul") and c.args[1] in a.model.tensors}
+    constant = [c for c in calls if c.op == "matmul" and c.other is not None and len(c.out) > 1 and _constant(c)]
+    if constant and len(constant) == sum(c.op == "matmul" and len(c.out) > 1 for c in calls) and ops == {"matmul"}:
+        return "weights", "products differ by one constant vector at every position: a bias"
+    if ops <= {"embed", "matmul"}:
+        return "decode", f"products with weights of type {', '.join(sorted(kinds))} differ on the same input"
+    return "forward", f"{', '.join(sorted(ops))} differ{'s' if len(ops) == 1 else ''} on the same input"
+
+
+def _constant(call: Call) -> bool:
+    assert call.other is not None
+    delta = call.other.astype(np.float64) - call.out
+    scale = np.abs(delta).max() or 1.0
+    return bool(np.abs(delta - delta[0]).max() < 1e-4 * scale)
+
+
+# ── numbers and words ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _config_parts(a: Session, b: Session) -> list[_Part]:
+    """Fields of the config that differ, put together by the faults that set them so."""
+    differ = {
+        f.name: getattr(b.config, f.name) for f in fields(ModelConfig) if getattr(a.config, f.name) != getattr(b.config, f.name)
+    }
+    return _records(a.config, differ, "config", lambda fault: fault.config)
+
+
+def _data_parts(a: Session, b: Session) -> list[_Part]:
+    """Fields of the tokenizer data that differ."""
+    left, right = a.model.tokenizer, b.model.tokenizer
+    differ = {f.name: getattr(right, f.name) for f in fields(type(left)) if getattr(left, f.name) != getattr(right, f.name)}
+    return _records(left, differ, "tokenizer", lambda fault: fault.tokenizer)
+
+
+def _records(due: Any, differ: dict[str, Any], layer: str, seam: Callable[[Fault], Any]) -> list[_Part]:
+    parts: list[_Part] = []
+    left = dict(differ)
+    for fault in FAULTS.values():
+        change = seam(fault)
+        if change is None or not left:
+            continue
+        try:
+            after = change(due)
+        except (AprlabError, ValueError):
+            continue
+        changed = {f.name: getattr(after, f.name) for f in fields(type(due)) if getattr(after, f.name) != getattr(due, f.name)}
+        if changed and all(name in left and left[name] == value for name, value in changed.items()):
+            found = {name: _brief(value) for name, value in changed.items()}
+            evidence = {"seen": found, "due": {name: _brief(getattr(due, name)) for name in changed}}
+            parts.append(_Part(Finding(fault.layer, fault.id, [], fault.title, evidence), data=tuple(changed)))
+            for name in changed:
+                left.pop(name)
+    for name, value in left.items():
+        evidence = {"seen": _brief(value), "due": _brief(getattr(due, name))}
+        parts.append(_Part(Finding(layer, None, [], f"{name} differs", evidence), data=(name,)))
+    for part in parts:
+        if layer == "config":
+            part.config = {name: getattr(due, name) for name in part.data}
+    return parts
+
+
+def _brief(value: Any) -> Any:
+    return (
+        f"{len(value)} entries"
+        if isinstance(value, list)
+        else (value if len(str(value)) < 80 else f"{len(str(value))} characters")
+    )
+
+
+def _behaviour(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
+    """What a tokenizer does: ids of some texts, bytes of every token, ids that end an answer."""
+    step = max(1, tokenizer.vocab_size // 5000)
+    return {
+        "encoding": [tokenizer.encode(text) for text in _TEXTS],
+        "text of tokens": [tokenizer.token_bytes(n) for n in range(0, tokenizer.vocab_size, step)],
+        "ends of answers": sorted(tokenizer.eog),
+    }
+
+
+def _speech_parts(b: Session) -> list[_Part]:
+    """What the tokenizer does otherwise than its own data demand: encoding, printing, stopping."""
+    sound = Qwen2Tokenizer(b.model.tokenizer)
+    due, seen = _behaviour(sound), _behaviour(b.tokenizer)
+    wrong = {name for name in due if due[name] != seen[name]}
+    if not wrong:
+        return []
+    known = [f for f in FAULTS.values() if f.prompt is not None]
+    guesses: list[tuple[list[Fault], dict[str, Any]]] = []
+    for some in [[f] for f in known] + [[f, g] for f in known for g in known if f is not g]:
+        tokenizer = sound
+        for fault in some:
+            assert fault.prompt is not None
+            tokenizer = fault.prompt(tokenizer)
+        guesses.append((some, _behaviour(tokenizer)))
+        if guesses[-1][1] == seen:
+            break
+    exact = [some for some, did in guesses if did == seen]
+    if exact:
+        out = []
+        for fault in exact[0]:
+            assert fault.prompt is not None
+            did = _behaviour(fault.prompt(sound))
+            evidence = {"differs_in": sorted(name for name in due if did[name] != due[name])}
+            out.append(_Part(Finding(fault.layer, fault.id, [], fault.title, evidence), tokenizer=True))
+        return out
+    return [_Part(Finding("tokenizer", None, [], f"{', '.join(sorted(wrong))} differ from what its data demand"), tokenizer=True)]
+
+
+@contextmanager
+def _counting(counts: dict[str, int]) -> Iterator[None]:
+    """Count how often each tensor is decoded: an engine that keeps its weights does it once."""
+    plain = Tensor.dequantise
+
+    def counted(self: Tensor, rows: slice | np.ndarray | None = None) -> np.ndarray:
+        counts[self.name] = counts.get(self.name, 0) + 1
+        return plain(self, rows)
+
+    Tensor.dequantise = counted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Tensor.dequantise = plain  # type: ignore[method-assign]
+
+
+def decodings(session: Session, config: ModelConfig, token: int) -> dict[str, int]:
+    """How often a second pass over one token decodes each weight that a first pass has decoded already."""
+    counts: dict[str, int] = {}
+    forward(session.engine, config, [token], session.engine.new_cache(config, 2))
+    with _counting(counts):
+        forward(session.engine, config, [token], session.engine.new_cache(config, 2))
+    return counts
+
+
+def _cost_parts(a: Session, b: Session, token: int) -> list[_Part]:
+    """Work done in vain: values right, weights decoded anew at every product."""
+    try:
+        mine, theirs = decodings(a, a.config, token), decodings(b, a.config, token)
+    except (AprlabError, ValueError, IndexError, TypeError):
+        return []
+    more = sorted(name for name, count in theirs.items() if count > mine.get(name, 0))
+    if not more:
+        return []
+    id = None
+    for fault in FAULTS.values():
+        if fault.engine is not None and fault.silent and fault.fits(a.model):
+            try:
+                guess = session_with(a.model, [fault.id], b.engine.name, a.engine.threads)
+                if decodings(guess, a.config, token) == theirs:
+                    id = fault
+                    break
+            except AprlabError:
+                continue
+    evidence = {"decoded_again": len(more), "due": sum(mine.values())}
+    layer, how = (id.layer, id.title) if id is not None else ("forward", "weights are decoded anew at every product")
+    return [_Part(Finding(layer, id.id if id is not None else None, more, how, evidence, harmless=True))]
+
+
+# ── both together ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def side(model: Model, spec: str | Session, threads: int | None = None) -> Session:
+    """A session by name: an engine, or an engine with faults, ``reference+rope-norm``."""
+    if isinstance(spec, Session):
+        return spec
+    name, *faults = spec.split("+")
+    return session_with(model, faults, name, threads) if faults else Session(model, engine=name, threads=threads)
+
+
+def peel_engines(
+    model: str | Path | Model | None, specs: Sequence[str] | Sequence[Session], *, fast: bool, threads: int | None, prompt: str
+) -> Verdict:
+    """`peel` for two engines on one model; the first is believed."""
+    from aprlab.onion.peel import reference_of
+
+    if len(specs) != 2 or (model is None and not all(isinstance(s, Session) for s in specs)):
+        raise UsageError("two engines and one model are needed")
+    if model is None:
+        a, b = specs
+        assert isinstance(a, Session)
+        assert isinstance(b, Session)
+    else:
+        believed = model if isinstance(model, Model) else reference_of(model).model
+        a = side(believed, specs[0], threads)
+        try:
+            b = side(believed, specs[1], threads)
+        except UsageError:
+            raise
+        except AprlabError as error:
+            finding = Finding("config", None, [], f"does not run: {error.message}", {"tensor": error.tensor})
+            return Verdict("broken", [finding], title=str(specs[1]))
+    return peel_sessions(a, b, fast=fast, prompt=prompt)
+
+
+def peel_sessions(a: Session, b: Session, *, fast: bool = False, prompt: str) -> Verdict:
+    """What b does otherwise than a, on the same model."""
+    from aprlab.onion.peel import Clock, tested
+
+    clock = Clock()
+    with clock("instruments"):
+        instruments, broken = tested()
+    title = f"{b.engine.name} against {a.engine.name} on {a.model.path.name}"
+    if broken:
+        return Verdict("not-comparable", broken, instruments=instruments, seconds=clock, title=title)
+    if a.engine.contract != b.engine.contract:
+        how = f"unlike activation contracts: {a.engine.contract!r} against {b.engine.contract!r}; compare like with like"
+        finding = Finding("instrument", None, [], how)
+        return Verdict("not-comparable", [finding], instruments=instruments, seconds=clock, title=title)
+    with clock("config"):
+        parts = _config_parts(a, b)
+    with clock("tokenizer"):
+        words = [*_data_parts(a, b), *_speech_parts(b)]
+    with clock("golden"):
+        golden = golden_for(a, prompt)
+    exact = a.engine.name == b.engine.name
+    if not (fast and parts):
+        with clock("forward"):
+            seen = shadow(a, b.engine, golden.ids, len(golden.prompt_ids), exact=exact)
+        with clock("hypotheses"):
+            parts += _engine_parts(a, b, seen)
+            parts += _cost_parts(a, b, golden.ids[0])
+    parts += words
+    findings = [part.finding for part in parts]
+    bad = [part for part in parts if not part.finding.harmless]
+    word: Word = "broken" if bad else "equivalent" if findings or not exact else "same"
+    verdict = Verdict(word, findings, instruments=instruments, seconds=clock, title=title)
+    if fast:
+        return verdict
+    with clock("run"):
+        try:
+            verdict.first_divergence = compare_runs(a, b, golden.ids)
+        except (AprlabError, ValueError, IndexError, TypeError) as error:
+            verdict.first_divergence = {"point": "none", "refuses": str(error)}
+    with clock("repair"):
+        _mend(a, b, golden, verdict, bad, exact)
+    return verdict
+
+
+def _mend(a: Session, b: Session, golden: Golden, verdict: Verdict, bad: list[_Part], exact: bool) -> None:
+    mends = {id(part.finding): part for part in bad}
+    listed = [Mend(part.finding, []) for part in bad]
+
+    def measure(some: Sequence[Mend]) -> Outcome:
+        chosen = [mends[id(m.finding)] for m in some]
+        groups = {g for part in chosen for g in part.groups}
+        engine: Engine = Mixed(b.engine, a.engine, groups) if groups else b.engine
+        config = replace(b.config, **{k: v for part in chosen for k, v in part.config.items()})
+        data, sound = b.model.tokenizer, a.model.tokenizer
+        names = [name for part in chosen if not part.config for name in part.data]
+        data = replace(data, **{name: getattr(sound, name) for name in names})
+        tokenizer = b.tokenizer
+        speech = [p for p in bad if p.tokenizer]
+        if names or any(p.tokenizer for p in chosen):
+            tokenizer = Qwen2Tokenizer(data)
+            for part in speech:
+                if part not in chosen and part.finding.fault is not None:
+                    prompt = FAULTS[part.finding.fault].prompt
+                    tokenizer = prompt(tokenizer) if prompt is not None else tokenizer
+        try:
+            return golden.measure(_session(engine, config, tokenizer, data))
+        except AprlabError as error:
+            return golden.measure(error)
+
+    if bad:
+        verdict.repair = search(listed, measure, cost=not exact).mended
+
+
+def _session(engine: Engine, config: ModelConfig, tokenizer: Qwen2Tokenizer, data: Any) -> Session:
+    """A session over parts that are already at hand; its template comes from `data`."""
+    import copy
+
+    session = Session(engine, config=config, tokenizer=tokenizer)
+    session.model = copy.copy(session.model)
+    session.model.__dict__["tokenizer"] = data
+    return session
+
+
+_RUNS: list[tuple[Session, str, Golden]] = []
+
+
+def golden_for(a: Session, prompt: str) -> Golden:
+    """The believed side's answer, prompt at once and then token by token; the last is remembered."""
+    for session, asked, golden in _RUNS:
+        if session is a and asked == prompt:
+            return golden
+    golden = Golden(a, engine=a.engine.name, threads=a.engine.threads, prompt=prompt, max_tokens=MAX_TOKENS, serial=True)
+    _RUNS[:] = [(a, prompt, golden)]
+    return golden
+
+
+__all__ = ["Shadow", "best_engine", "compare_runs", "peel_engines", "peel_sessions", "shadow", "side"]

@@ -1,0 +1,192 @@
+"""What `peel` answers: findings, where two runs part, the smallest repair, and the proof of it.
+
+The JSON form is documented in `docs/peel.md`; its keys are a promise.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Word = Literal["same", "equivalent", "broken", "ambiguous", "not-comparable"]
+EXIT = {"same": 0, "equivalent": 0, "broken": 3, "ambiguous": 4, "not-comparable": 4}
+LAYERS = ("container", "naming", "dtype", "layout", "decode", "weights", "config", "tokenizer", "forward", "instrument")
+
+
+@dataclass
+class Finding:
+    """One thing that is wrong (or, where `harmless`, merely other).
+
+    Attributes:
+        layer: one of `LAYERS`.
+        fault: id in the catalogue, or None where the mechanism is none of the known ones.
+        tensors: GGUF names; empty where no tensor is concerned.
+        mechanism: one sentence: what was done to what.
+        evidence: figures and facts, plain JSON values.
+        confidence: 1.0 where bytes were reproduced exactly, less where statistics had to decide.
+        harmless: a difference that changes nothing that a run could notice.
+        ambiguous: more than one explanation is left, and the bytes cannot decide.
+    """
+
+    layer: str
+    fault: str | None
+    tensors: list[str]
+    mechanism: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+    confidence: float = 1.0
+    harmless: bool = False
+    ambiguous: bool = False
+
+    def __post_init__(self) -> None:
+        if self.layer not in LAYERS:
+            raise ValueError(f"unknown layer {self.layer!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of the schema; `harmless` and `ambiguous` speak through the verdict."""
+        names = ("layer", "fault", "tensors", "mechanism", "evidence", "confidence")
+        found: dict[str, Any] = plain({name: getattr(self, name) for name in names})
+        return found
+
+    def __str__(self) -> str:
+        where = f" [{some(self.tensors)}]" if self.tensors else ""
+        return f"{self.layer}: {self.fault or 'no known fault'}: {self.mechanism}{where}"
+
+
+@dataclass
+class Mended:
+    """The smallest set of repairs that restores the golden rule.
+
+    Attributes:
+        set: what was mended, as `layer/fault or mechanism`, in the order of the findings.
+        minimal: leaving out any one of them breaks the golden rule (tried, not assumed).
+        proof: what was run before and after.
+    """
+
+    set: list[str]
+    minimal: bool
+    proof: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"set": self.set, "minimal": self.minimal, "proof": plain(self.proof)}
+
+
+@dataclass
+class Verdict:
+    """The answer of `peel`.
+
+    Attributes:
+        verdict: ``same`` (nothing differs that matters), ``equivalent`` (other bytes, the same model within what its
+            types can hold), ``broken``, ``ambiguous`` (the bytes cannot decide between explanations),
+            ``not-comparable`` (no statement is possible, and `findings` say why).
+        findings: in the order of the layers, cheapest first.
+        first_divergence: first trace point at which the two runs differ, or None.
+        repair: the smallest set of repairs, or None where nothing is broken or nothing helps.
+        instruments: each instrument -> whether it told a known pair apart.
+        seconds: by stage.
+    """
+
+    verdict: Word
+    findings: list[Finding]
+    first_divergence: dict[str, Any] | None = None
+    repair: Mended | None = None
+    instruments: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    title: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """0 same or equivalent, 3 broken, 4 not comparable or ambiguous."""
+        return EXIT[self.verdict]
+
+    @property
+    def faults(self) -> list[str]:
+        """Ids of the catalogue that were found, each once."""
+        return list(dict.fromkeys(f.fault for f in self.findings if f.fault is not None))
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented schema."""
+        return {
+            "verdict": self.verdict,
+            "findings": [finding.to_json() for finding in self.findings],
+            "first_divergence": plain(self.first_divergence),
+            "repair": None if self.repair is None else self.repair.to_json(),
+            "instruments": plain(self.instruments),
+            "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.title}: {self.verdict}" if self.title else self.verdict]
+        for finding in self.findings:
+            lines.append(f"  {finding}")
+            lines += [f"    {key}: {short(value)}" for key, value in finding.evidence.items()]
+        if self.first_divergence is not None:
+            lines.append("  first divergence: " + ", ".join(f"{k} {short(v)}" for k, v in self.first_divergence.items()))
+        if self.repair is not None:
+            size = "smallest repair" if self.repair.minimal else "repair"
+            lines.append(f"  {size}: {', '.join(self.repair.set) or 'none needed'}")
+            lines += [f"    {key}: {short(value)}" for key, value in self.repair.proof.items()]
+        void = [name for name, ok in self.instruments.items() if ok is not True]
+        if void:
+            lines.append(f"  instruments that failed their own test, whose findings are void: {', '.join(void)}")
+        lines.append(f"  {sum(self.seconds.values()):.2f} s")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{c}</th>" for c in ("layer", "fault", "tensors", "mechanism", "evidence", "confidence"))
+        rows = []
+        for f in self.findings:
+            evidence = "; ".join(f"{key}: {short(value)}" for key, value in f.evidence.items())
+            cells = [f.layer, f.fault or "–", some(f.tensors), f.mechanism, evidence, f"{f.confidence:.2f}"]
+            rows.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
+        after = ""
+        if self.first_divergence is not None:
+            after += f"<p>First divergence: {html.escape(short(plain(self.first_divergence)))}</p>"
+        if self.repair is not None:
+            proof = "; ".join(f"{key}: {short(value)}" for key, value in self.repair.proof.items())
+            after += f"<p>Smallest repair: {html.escape(', '.join(self.repair.set))}<br>{html.escape(proof)}</p>"
+        caption = html.escape(f"{self.title}: {self.verdict}".lstrip(": "))
+        return (
+            f"<table><caption><b>{caption}</b></caption><thead><tr>{head}</tr></thead>"
+            f"<tbody>{''.join(rows)}</tbody></table>{after}"
+        )
+
+
+def plain(value: Any) -> Any:
+    """Plain JSON values: NumPy's as Python's, tuples as lists, what is not finite as a word."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def some(names: Iterable[str], most: int = 4) -> str:
+    """The names, or the first few and how many more."""
+    listed = list(names)
+    return ", ".join(listed) if len(listed) <= most else f"{', '.join(listed[:most])} and {len(listed) - most} more"
+
+
+def short(value: Any) -> str:
+    """A value on one line, cut where it is long."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        text = ", ".join(f"{key} {short(item)}" for key, item in value.items())
+    elif isinstance(value, list | tuple):
+        text = ", ".join(short(item) for item in value)
+    else:
+        text = str(value)
+    return text if len(text) <= 200 else f"{text[:197]}…"
