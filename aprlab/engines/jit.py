@@ -6,8 +6,9 @@ Nothing is decoded ahead: memory is the file's pages, the cache, and a tile a th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -52,6 +53,7 @@ class JitEngine(Engine):
         self.isa = isas.choose(simd)
         self.tasks = kernels.check_threads(threads)
         self._weights: dict[str, tuple[kernels.Kind, np.ndarray, int]] = {}
+        self._entries: dict[tuple[kernels.Kind, bool], Callable[..., Any]] = {}  # compiled code, types resolved
         self._decoded: dict[str, np.ndarray] = {}  # whole matrices of types without a kernel
         self._vectors: dict[str, np.ndarray] = {}
         self._turns: dict[tuple[float, int], tuple[np.ndarray, np.ndarray]] = {}
@@ -137,23 +139,30 @@ class JitEngine(Engine):
 
     def matmul(self, x: np.ndarray, weight: str, bias: str | None = None) -> np.ndarray:
         tensor = self.matrix(weight, x.shape[-1])
-        x, y = _plain(x), np.empty((x.shape[0], tensor.rows), np.float32)
-        plus = _NONE if bias is None else self._vector(bias, tensor.rows)
+        x, y = _plain(x), np.empty((x.shape[0], tensor.shape[0]), np.float32)
+        plus = _NONE if bias is None else self._vector(bias, tensor.shape[0])
         if len(x) > FUSED:
             self._tiled(tensor, x, y)
             return y if bias is None else np.add(y, plus, out=y)
         kind, raw, row_bytes = self._matrix(tensor)
-        serial, parallel = kernels.matmul_f32_serial, kernels.matmul_f32_parallel
-        if self.contract == "q8":
-            if kind.type.quantised:
-                serial, parallel = kernels.matmul_q8_serial, kernels.matmul_q8_parallel
-            else:
-                x = _rounded_to(kind, x)
-        if self.tasks > 1 and tensor.size >= _PARALLEL_VALUES:
-            parallel(self.isa, kind, raw, row_bytes, x, plus, y, self.tasks)
+        args: tuple[Any, ...] = (self.isa, kind, raw, row_bytes, x, plus, y)
+        parallel = self.tasks > 1 and tensor.shape[0] * tensor.shape[1] >= _PARALLEL_VALUES
+        if parallel:
+            args += (self.tasks,)
+        if self.contract == "q8" and not kind.type.quantised:
+            args = (*args[:4], _rounded_to(kind, x), *args[5:])
+        entry = self._entries.get((kind, parallel))
+        if entry is None:
+            self._entries[kind, parallel] = kernels.entry(self._kernel(kind, parallel), *args)
         else:
-            serial(self.isa, kind, raw, row_bytes, x, plus, y)
+            entry(*args)
         return y
+
+    def _kernel(self, kind: kernels.Kind, parallel: bool) -> Any:
+        """The fused kernel of this engine's contract for a block type; plain floats have one for both contracts."""
+        if self.contract == "q8" and kind.type.quantised:
+            return kernels.matmul_q8_parallel if parallel else kernels.matmul_q8_serial
+        return kernels.matmul_f32_parallel if parallel else kernels.matmul_f32_serial
 
     def _tiled(self, tensor: Tensor, x: np.ndarray, y: np.ndarray) -> None:
         """Rows are decoded tile by tile and multiplied by BLAS, each thread on tiles of its own.
@@ -161,12 +170,13 @@ class JitEngine(Engine):
         Neither numba's threads nor BLAS's own take part: the two spin against each other when used in turn.
         """
         kind, raw, row_bytes = self._matrix(tensor)
-        cols, step = tensor.cols, max(16, _TILE_VALUES // tensor.cols // 16 * 16)
+        (rows, cols) = tensor.shape
+        step = max(16, _TILE_VALUES // cols // 16 * 16)
         if self.contract == "q8":
             x = _rounded_to(kind, x)
 
         def multiply(first: int) -> None:
-            last = min(first + step, tensor.rows)
+            last = min(first + step, rows)
             try:
                 buffer = self._tiles.pop()  # atomic
             except IndexError:
@@ -178,7 +188,7 @@ class JitEngine(Engine):
             np.matmul(x, tile.reshape(last - first, cols).T, out=y[:, first:last])
             self._tiles.append(buffer)
 
-        starts = range(0, tensor.rows, step)
+        starts = range(0, rows, step)
         with self._blas.limit(limits=1, user_api="blas"):
             if self.tasks == 1:
                 for first in starts:

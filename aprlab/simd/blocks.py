@@ -79,6 +79,8 @@ def _constant(doc: str, number: Callable[[TensorType], int]) -> Any:
     return intrinsic(constant)
 
 
+K_TYPES = {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
+
 elements = _constant("Values in one block.", lambda t: t.block_elements)
 size = _constant("Bytes of one block.", lambda t: t.block_bytes)
 has_plus = _constant("1 where the type has minima or offsets to add.", lambda t: int(t.name in OFFSET))
@@ -241,13 +243,14 @@ def _q3_k_steps(kind, w, at, j):
     return _q3_k_scale(w, at, 2 * j), _q3_k_scale(w, at, 2 * j + 1), 0, 0
 
 
-def _q4_k_steps(kind, w, at, j):  # eight scales and eight minima of 6 bits in 12 bytes
+def _q4_k_steps(kind, w, at, j):  # eight scales and eight minima of six bits in twelve bytes, four bytes at a time
+    a, b = load_u32(w, at + 4), load_u32(w, at + 8)
     if j < 4:
-        scale, minimum = nb_int(w[at + 4 + j]) & 63, nb_int(w[at + 8 + j]) & 63
+        scale, minimum = (a >> (8 * j)) & 63, (b >> (8 * j)) & 63
     else:
-        both = nb_int(w[at + 8 + j])
-        scale = (both & 15) | ((nb_int(w[at + j]) >> 6) << 4)
-        minimum = (both >> 4) | ((nb_int(w[at + 4 + j]) >> 6) << 4)
+        c, shift = load_u32(w, at + 12), 8 * (j - 4)
+        scale = ((c >> shift) & 15) | ((a >> (shift + 2)) & 48)
+        minimum = ((c >> (shift + 4)) & 15) | ((b >> (shift + 2)) & 48)
     return scale, scale, minimum, minimum
 
 

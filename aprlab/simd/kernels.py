@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 # libgomp's waiting threads spin for milliseconds by default and starve whatever runs in between; it reads this when
 # numba first loads it, which is later than this line
@@ -38,6 +40,7 @@ __all__ = [
     "decode_parallel",
     "decode_serial",
     "embed_rows",
+    "entry",
     "frozen",
     "matmul_f32_parallel",
     "matmul_f32_serial",
@@ -61,6 +64,17 @@ def check_threads(threads: int | None) -> int:
     if threads > limit:
         raise UsageError(f"{threads} threads: numba was started with {limit} (environment NUMBA_NUM_THREADS)")
     return threads
+
+
+def entry(kernel: Any, *args: Any) -> Callable[..., Any]:
+    """Run ``kernel(*args)`` and return its compiled code for arguments of these types.
+
+    Calling that skips numba's look at the types of the arguments, 10 µs a call on a slow machine; it checks none of
+    them, so they must be of the same types: dtype, dimensions, contiguity and all.
+    """
+    kernel(*args)
+    found: Callable[..., Any] = kernel.overloads[tuple(numba.typeof(a) for a in args)].entry_point
+    return found
 
 
 def frozen(raw: np.ndarray) -> np.ndarray:

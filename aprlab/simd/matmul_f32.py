@@ -11,11 +11,12 @@ from __future__ import annotations
 from numba import float32, njit, prange
 from numba.extending import overload
 
-from aprlab.simd.blocks import FLOATS, OFFSET, elements, factors, integers, size
+from aprlab.simd.blocks import FLOATS, K_TYPES, OFFSET, factors, integers, size
 from aprlab.simd.decode import FLAT, INLINE, LOADERS, OPTIONS
 from aprlab.simd.isa import AVX512
 from aprlab.simd.vectors import (
     add,
+    f32x16,
     fma,
     fold,
     hsum,
@@ -60,67 +61,102 @@ def _row_dot(isa, kind, w, at, x, o, count):
 
     wide = isa.value == AVX512.name
     if kind.value in OFFSET:
-        return _with_plus_wide if wide else _with_plus
-    return _symmetric_wide if wide else _symmetric
+        group, empty = (_with_plus_wide, _two_wide) if wide else (_with_plus, _four)
+    else:
+        group, empty = (_symmetric_wide, _two_wide) if wide else (_symmetric, _two)
+
+    def small(isa, kind, w, at, x, o, count):
+        sums = empty()
+        for block in range(count // 32):
+            sums = group(kind, w, at + block * size(kind), 0, x, o + 32 * block, sums)
+        return total(sums)
+
+    def large(isa, kind, w, at, x, o, count):
+        sums = empty()
+        for block in range(count // 256):
+            start, i = at + block * size(kind), o + 256 * block
+            for j in range(0, 8, 4):  # four by hand, so that shifts and positions of scales are constants
+                sums = group(kind, w, start, j, x, i + 32 * j, sums)
+                sums = group(kind, w, start, j + 1, x, i + 32 * j + 32, sums)
+                sums = group(kind, w, start, j + 2, x, i + 32 * j + 64, sums)
+                sums = group(kind, w, start, j + 3, x, i + 32 * j + 96, sums)
+        return total(sums)
+
+    return large if kind.value in K_TYPES else small
 
 
-def _with_plus(isa, kind, w, at, x, o, count):
-    a = b = c = d = splat_f32(0)
-    for block in range(count // elements(kind)):
-        start = at + block * size(kind)
-        for j in range(elements(kind) // 32):
-            q = integers(kind, w, start, j)
-            low, high, plus_low, plus_high = factors(kind, w, start, j)
-            s, t, m, n = splat_f32(low), splat_f32(high), splat_f32(plus_low), splat_f32(plus_high)
-            i = o + block * elements(kind) + 32 * j
-            a = fma(fma(s, widen0(q), m), load_f32x8(x, i), a)
-            b = fma(fma(s, widen1(q), m), load_f32x8(x, i + 8), b)
-            c = fma(fma(t, widen2(q), n), load_f32x8(x, i + 16), c)
-            d = fma(fma(t, widen3(q), n), load_f32x8(x, i + 24), d)
-    return hsum(add(add(a, b), add(c, d)))
+# A group is 32 values; it adds its products to a few running sums, which stay in registers.
 
 
-def _with_plus_wide(isa, kind, w, at, x, o, count):
-    a = b = splat_f32x16(0)
-    for block in range(count // elements(kind)):
-        start = at + block * size(kind)
-        for j in range(elements(kind) // 32):
-            q = integers(kind, w, start, j)
-            low, high, plus_low, plus_high = factors(kind, w, start, j)
-            i = o + block * elements(kind) + 32 * j
-            first = fma(splat_f32x16(low), widen_low(q), splat_f32x16(plus_low))
-            second = fma(splat_f32x16(high), widen_high(q), splat_f32x16(plus_high))
-            a = fma(first, load_f32x16(x, i), a)
-            b = fma(second, load_f32x16(x, i + 16), b)
-    return hsum(add(fold(a), fold(b)))
+@njit(**FLAT)
+def _two():
+    return splat_f32(0), splat_f32(0)
 
 
-def _symmetric(isa, kind, w, at, x, o, count):
-    a = b = splat_f32(0)
-    for block in range(count // elements(kind)):
-        start = at + block * size(kind)
-        for j in range(elements(kind) // 32):
-            q = integers(kind, w, start, j)
-            low, high, _, _ = factors(kind, w, start, j)
-            i = o + block * elements(kind) + 32 * j
-            first = fma(widen1(q), load_f32x8(x, i + 8), mul(widen0(q), load_f32x8(x, i)))
-            second = fma(widen3(q), load_f32x8(x, i + 24), mul(widen2(q), load_f32x8(x, i + 16)))
-            a = fma(splat_f32(low), first, a)
-            b = fma(splat_f32(high), second, b)
-    return hsum(add(a, b))
+@njit(**FLAT)
+def _four():
+    return splat_f32(0), splat_f32(0), splat_f32(0), splat_f32(0)
 
 
-def _symmetric_wide(isa, kind, w, at, x, o, count):
-    a = b = splat_f32x16(0)
-    for block in range(count // elements(kind)):
-        start = at + block * size(kind)
-        for j in range(elements(kind) // 32):
-            q = integers(kind, w, start, j)
-            low, high, _, _ = factors(kind, w, start, j)
-            i = o + block * elements(kind) + 32 * j
-            a = fma(splat_f32x16(low), mul(widen_low(q), load_f32x16(x, i)), a)
-            b = fma(splat_f32x16(high), mul(widen_high(q), load_f32x16(x, i + 16)), b)
-    return hsum(add(fold(a), fold(b)))
+@njit(**FLAT)
+def _two_wide():
+    return splat_f32x16(0), splat_f32x16(0)
+
+
+def total(sums):
+    """The sum of all lanes of `sums`. Only for kernels."""
+    raise NotImplementedError
+
+
+@overload(total, jit_options=INLINE)
+def _total(sums):
+    if sums[0] == f32x16:
+        return lambda sums: hsum(add(fold(sums[0]), fold(sums[1])))
+    if len(sums) == 2:
+        return lambda sums: hsum(add(sums[0], sums[1]))
+    return lambda sums: hsum(add(add(sums[0], sums[1]), add(sums[2], sums[3])))
+
+
+@njit(**FLAT)
+def _with_plus(kind, w, start, j, x, i, sums):
+    a, b, c, d = sums
+    q = integers(kind, w, start, j)
+    low, high, plus_low, plus_high = factors(kind, w, start, j)
+    s, t, m, n = splat_f32(low), splat_f32(high), splat_f32(plus_low), splat_f32(plus_high)
+    a = fma(fma(s, widen0(q), m), load_f32x8(x, i), a)
+    b = fma(fma(s, widen1(q), m), load_f32x8(x, i + 8), b)
+    c = fma(fma(t, widen2(q), n), load_f32x8(x, i + 16), c)
+    d = fma(fma(t, widen3(q), n), load_f32x8(x, i + 24), d)
+    return a, b, c, d
+
+
+@njit(**FLAT)
+def _with_plus_wide(kind, w, start, j, x, i, sums):
+    a, b = sums
+    q = integers(kind, w, start, j)
+    low, high, plus_low, plus_high = factors(kind, w, start, j)
+    first = fma(splat_f32x16(low), widen_low(q), splat_f32x16(plus_low))
+    second = fma(splat_f32x16(high), widen_high(q), splat_f32x16(plus_high))
+    return fma(first, load_f32x16(x, i), a), fma(second, load_f32x16(x, i + 16), b)
+
+
+@njit(**FLAT)
+def _symmetric(kind, w, start, j, x, i, sums):
+    a, b = sums
+    q = integers(kind, w, start, j)
+    low, high, _, _ = factors(kind, w, start, j)
+    first = fma(widen1(q), load_f32x8(x, i + 8), mul(widen0(q), load_f32x8(x, i)))
+    second = fma(widen3(q), load_f32x8(x, i + 24), mul(widen2(q), load_f32x8(x, i + 16)))
+    return fma(splat_f32(low), first, a), fma(splat_f32(high), second, b)
+
+
+@njit(**FLAT)
+def _symmetric_wide(kind, w, start, j, x, i, sums):
+    a, b = sums
+    q = integers(kind, w, start, j)
+    low, high, _, _ = factors(kind, w, start, j)
+    first, second = mul(widen_low(q), load_f32x16(x, i)), mul(widen_high(q), load_f32x16(x, i + 16))
+    return fma(splat_f32x16(low), first, a), fma(splat_f32x16(high), second, b)
 
 
 @njit(**FLAT)

@@ -24,6 +24,7 @@ from aprlab.simd.vectors import (
     dot4,
     dot4_scaled,
     fma,
+    fma_scalar,
     half_round,
     hmax,
     hsum,
@@ -51,7 +52,6 @@ from aprlab.simd.vectors import (
 )
 
 SIMPLE = ("Q4_0", "Q5_0", "Q8_0", "Q4_1", "Q5_1")
-K_TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 
 
 # -- activations --------------------------------------------------------------------------------------------------------
@@ -137,10 +137,10 @@ def _row_dot_q8(isa, kind, w, at, q, d, s, count):
                 scale, plus = heads(kind, w, start, 0)
                 total = fma(splat_f32(scale * d[block]), to_f32(dots), total)
                 if has_plus(kind):
-                    offsets += plus * s[block]
+                    offsets = fma_scalar(plus, s[block], offsets)
                 else:
-                    offsets -= scale * (zero * s[block])
-            return hsum(total) + offsets
+                    offsets = fma_scalar(scale, s[block], offsets)
+            return hsum(total) + (offsets if has_plus(kind) else -zero * offsets)
 
         return simple
 
@@ -156,10 +156,13 @@ def _row_dot_q8(isa, kind, w, at, q, d, s, count):
                 scales = (a & 0x3F3F3F3F) | (((c & 0x0F0F0F0F) | ((a >> 2) & 0x30303030)) << 32)
                 lows = (b & 0x3F3F3F3F) | ((((c >> 4) & 0x0F0F0F0F) | ((b >> 2) & 0x30303030)) << 32)
                 dots = splat_i32(0)
-                for j in range(8):
+                for j in range(0, 8, 2):  # two by hand, so that they share their bytes
                     v = unsigned(kind, w, start, j)
                     factor = scale_all(isa, (scales >> (8 * j)) & 255)
                     dots = dot4_scaled(isa, dots, v, load_i8x32(q, 256 * block + 32 * j), factor)
+                    v = unsigned(kind, w, start, j + 1)
+                    factor = scale_all(isa, (scales >> (8 * j + 8)) & 255)
+                    dots = dot4_scaled(isa, dots, v, load_i8x32(q, 256 * block + 32 * j + 32), factor)
                 total = fma(splat_f32(scale * d[block]), to_f32(dots), total)
                 sums = load_f32x8(s, 8 * block)
                 minima = fma(splat_f32(minimum * d[block]), mul(spread_u8(lows), sums), minima)

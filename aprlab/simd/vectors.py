@@ -359,6 +359,16 @@ def fma(typingctx: Any, x: Any, y: Any, z: Any) -> Any:
 
 
 @intrinsic
+def fma_scalar(typingctx: Any, x: Any, y: Any, z: Any) -> Any:
+    """`fma` of three float32."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return _call(b, "llvm.fmuladd.f32", F32, list(args))
+
+    return types.float32(types.float32, types.float32, types.float32), emit
+
+
+@intrinsic
 def select_less(typingctx: Any, x: Any, y: Any, a: Any, b: Any) -> Any:
     """Lane by lane: a where x < y, else b (so b where either is NaN); f32x8."""
 
