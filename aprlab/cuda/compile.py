@@ -98,23 +98,26 @@ def one_entry(text: str, entry: str) -> str:
     return text[:head] + text[start:end] + (text[files:] if files >= 0 else "")
 
 
-def compile_source(text: str, arch: int = SHIPPED, *, machine_code: bool = False) -> Compiled:
+def compile_source(
+    text: str, arch: int = SHIPPED, *, machine_code: bool = False, options: tuple[str, ...] = ()
+) -> Compiled:
     """Compile a self-contained CUDA text.
 
     Args:
         text: CUDA C++.
         arch: compute capability times ten.
         machine_code: also assemble it, which fills `cubin` and `resources`; else both are empty.
+        options: NVRTC's, beside `OPTIONS`.
 
     Raises:
         CompileError: NVRTC refused the text.
         UnsupportedError: there is no NVRTC on this machine.
     """
-    raw, _ = _run(text, f"compute_{arch}", "PTX")
+    raw, _ = _run(text, f"compute_{arch}", "PTX", *options)
     found = _FILE.sub(r'\1"\2"', raw.rstrip(b"\0").decode())
     if not machine_code:
         return Compiled(found, b"", {})
-    cubin, log = _run(text, f"sm_{arch}", "CUBIN", "--ptxas-options=-v")
+    cubin, log = _run(text, f"sm_{arch}", "CUBIN", "--ptxas-options=-v", *options)
     return Compiled(found, cubin, parse_log(log))
 
 

@@ -329,11 +329,11 @@ def engine(model: Model, name: str, contract: str = "f32") -> Any:
 _ENTRY = re.compile(r"^\.visible \.entry (\w+)\(.*?^}\n", re.MULTILINE | re.DOTALL)
 
 
-def compiled(name: str) -> dict[str, dict[str, str]]:
+def compiled(name: str, modules: tuple[str, ...] = nvrtc.MODULES) -> dict[str, dict[str, str]]:
     """Freshly compiled: by module, the PTX of each kernel whose instructions the fault changes."""
     edited = files(name)
     changed: dict[str, dict[str, str]] = {}
-    for module in nvrtc.MODULES:
+    for module in modules:
         healthy = _entries(nvrtc.shipped_ptx(module))
         if all(edited[file] == text for file, text in nvrtc.texts().items() if _uses(module, file)):
             continue
