@@ -1,4 +1,4 @@
-"""The shared driver over both backends: a pass on the PTX machine against the reference, and what a GPU's backend says without one."""
+"""The shared driver over both backends: a pass on the PTX machine, and the GPU's backend without a GPU."""
 
 from __future__ import annotations
 

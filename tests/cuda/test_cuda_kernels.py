@@ -138,7 +138,7 @@ def test_launches_refuse_what_no_kernel_does() -> None:
         launches.matvec(types.Q2_K, "f32", 0, 0, 0, 0, 1, 8, 256)
     with pytest.raises(UnsupportedError, match=r"'q4'.*f32, q8"):
         launches.matvec(types.Q4_K, "q4", 0, 0, 0, 0, 1, 8, 256)
-    with pytest.raises(UnsupportedError, match="80.*32, 64, 96, 128, 256"):
+    with pytest.raises(UnsupportedError, match=r"80.*32, 64, 96, 128, 256"):
         launches.attend(0, 0, 0, 0, 0, 1, 2, 1, 80)
     with pytest.raises(UnsupportedError, match="'yarn'"):
         launches.rope("yarn", 0, 0, 0, 1, 2, 64)
