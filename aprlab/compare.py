@@ -279,6 +279,26 @@ def layer_rows(trace: Trace, step: str = "out") -> list[dict[str, Any]]:
     return rows
 
 
+def layer_errors(a: Trace, b: Trace) -> tuple[list[str], np.ndarray]:
+    """Relative l2 error of b against a, by layer and step: names of the steps, and float64 ``(layers, steps)``.
+
+    0 means equal bit for bit; a NaN or Inf in b gives inf. Both traces must hold the same points.
+    """
+    steps = list(dict.fromkeys(name.split(".")[2] for name in a if name.startswith("layers.")))
+    if not steps:
+        raise UsageError("the trace holds no points of layers")
+    names = [[f"layers.{n}.{step}" for step in steps] for n in range(a.config.block_count)]
+    errors = [[difference(a[name].values, b[name].values).rel_l2 for name in row] for row in names]
+    return steps, np.nan_to_num(np.array(errors), nan=np.inf, posinf=np.inf)
+
+
+def position_errors(a: Trace, b: Trace, step: str = "out") -> np.ndarray:
+    """Relative l2 error of ``layers.N.<step>`` at each position alone: float64 ``(layers, positions)``."""
+    names = [f"layers.{n}.{step}" for n in range(a.config.block_count)]
+    errors = [[difference(x, y).rel_l2 for x, y in zip(a[name].values, b[name].values, strict=True)] for name in names]
+    return np.nan_to_num(np.array(errors), nan=np.inf, posinf=np.inf)
+
+
 def _refuse_unlike(a: Point, b: Point) -> None:
     facts = {
         "positions": (a.positions.tolist(), b.positions.tolist()),

@@ -126,6 +126,171 @@ def logits_plot(
     return ax
 
 
+def dtype_flow(
+    ways: Mapping[str, Sequence[str]], right: Mapping[str, bool], stages: Sequence[str], ax: Axes | None = None
+) -> Axes:
+    """What becomes of each type on its way through several tables: a column per table, a line per type.
+
+    Args:
+        ways: name of a type -> what it is called at each of `stages`; equal words in one column are one box.
+        right: name of a type -> whether it arrives as itself; the others are drawn dashed in another colour.
+        stages: headings of the columns.
+    """
+    _some(ways)
+    if ways.keys() != right.keys() or any(len(way) != len(stages) for way in ways.values()):
+        raise UsageError(f"a verdict and {len(stages)} words are wanted for each type")
+    ax = _axes(ax, 9, 0.42 * len(ways) + 0.8)
+    boxes = [list(dict.fromkeys(way[n] for way in ways.values())) for n in range(len(stages))]
+
+    def place(column: int, word: str) -> float:  # boxes of a column are spread over the height, in order of arrival
+        return (boxes[column].index(word) + 0.5) / len(boxes[column])
+
+    with style():
+        for name, way in ways.items():
+            heights = [place(n, word) for n, word in enumerate(way)]
+            look: dict[str, Any] = {"color": "C0", "linestyle": "-"} if right[name] else {"color": "C1", "linestyle": "--"}
+            ax.plot(range(len(stages)), heights, label=name, zorder=1, **look)
+        for n, words in enumerate(boxes):
+            for word in words:
+                frame = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": "0.4", "linewidth": 0.8}
+                ax.text(n, place(n, word), word, ha="center", va="center", fontsize=9, bbox=frame)
+        ax.set_xticks(range(len(stages)), stages)
+        ax.xaxis.tick_top()
+        ax.tick_params(length=0)
+        ax.set_yticks([])
+        ax.set(xlim=(-0.35, len(stages) - 0.65), ylim=(1, 0))
+        ax.spines[:].set_visible(False)
+        ax.grid(visible=False)
+    return ax
+
+
+def magnitude_histogram(sides: Mapping[str, np.ndarray], ax: Axes | None = None) -> Axes:
+    """Share of a tensor's values by decimal order of magnitude, a line per side; zeros, NaN and Inf stand in the legend.
+
+    Args:
+        sides: label -> values, any shape. The share is of all values, so a side with many zeros has a lower line.
+    """
+    ax = _axes(ax)
+    _some(sides)
+    flat = {label: np.asarray(values, np.float64).ravel() for label, values in sides.items()}
+    logs = {label: np.log10(np.abs(x[np.isfinite(x) & (x != 0)])) for label, x in flat.items()}
+    if not any(x.size for x in logs.values()):
+        raise UsageError("nothing to draw: no value is finite and not zero")
+    low = np.floor(min(x.min() for x in logs.values() if x.size))
+    high = np.ceil(max(x.max() for x in logs.values() if x.size)) + 1e-9
+    bins = np.linspace(low, high, max(24, 2 * round(high - low)) + 1)
+    with style():
+        for n, (label, x) in enumerate(flat.items()):
+            share = np.histogram(logs[label], bins)[0] / x.size
+            zero, bad = float(np.mean(x == 0)), float(np.mean(~np.isfinite(x)))
+            text = f"{label} ({zero:.1%} zero, {bad:.2%} NaN or Inf)"
+            ax.stairs(share, bins, label=text, color=f"C{n}", linewidth=1.6, fill=False)
+        ax.set_yscale("log")
+        ax.set_xlabel("order of magnitude: log10 |value|")
+        ax.set_ylabel("share of the values")
+        ax.legend()
+    return ax
+
+
+def quantile_plot(a: np.ndarray, b: np.ndarray, labels: tuple[str, str], ax: Axes | None = None, *, points: int = 201) -> Axes:
+    """Quantiles of the finite values of both sides against each other; on the diagonal both are spread alike.
+
+    Both axes are linear near zero and logarithmic beyond the median magnitude of `a`.
+    """
+    x, y = (side[np.isfinite(side)].astype(np.float64) for side in (np.asarray(a), np.asarray(b)))
+    if not x.size or not y.size:
+        raise UsageError("nothing to draw: a side holds no finite value")
+    ax = _axes(ax, 4.5, 4.5)
+    at = np.linspace(0, 1, points)
+    p, q = np.quantile(x, at), np.quantile(y, at)
+    with style():
+        ends = [min(p[0], q[0]), max(p[-1], q[-1])]
+        ax.plot(ends, ends, color="C7", linewidth=0.8, zorder=1)
+        ax.plot(p, q, color="C1", marker="o", linewidth=0.8)
+        near = float(np.median(np.abs(x))) or 1.0
+        ax.set_xscale("symlog", linthresh=near)
+        ax.set_yscale("symlog", linthresh=near)
+        ax.set_xlabel(f"quantiles, {labels[0]}")
+        ax.set_ylabel(f"quantiles, {labels[1]}")
+    return ax
+
+
+EQUAL, BROKEN = "0.93", "#D55E00"  # a heat map's cells without any error, and those with NaN or Inf
+
+
+def error_map(
+    values: np.ndarray,
+    rows: Sequence[Any],
+    columns: Sequence[Any],
+    ax: Axes | None = None,
+    *,
+    xlabel: str,
+    ylabel: str = "layer",
+    label: str = "relative error (l2)",
+    limits: tuple[float, float] = (1e-7, 1.0),
+) -> Axes:
+    """Errors as a heat map with a logarithmic scale: layer × step of the layer, layer × position.
+
+    Args:
+        values: ``(rows, columns)``, not negative. 0 (equal bit for bit) is drawn grey, NaN and Inf orange.
+        rows, columns: what stands on the axes; numbers are thinned out, words are all written.
+        limits: ends of the colour scale, so that two maps can share one; what lies beyond takes the end's colour.
+    """
+    values = np.asarray(values, np.float64)
+    if values.shape != (len(rows), len(columns)) or not values.size or (values < 0).any():
+        raise UsageError(f"errors of shape {values.shape} for {len(rows)} rows and {len(columns)} columns; none may be negative")
+    ax = _axes(ax)
+    colours = mpl.colormaps["cividis"].copy()
+    with style():
+        finite = np.isfinite(values)
+        inside = np.ma.masked_array(np.clip(values, *limits), mask=(values == 0) | ~finite)
+        ax.set_facecolor(EQUAL)
+        image = ax.imshow(inside, cmap=colours, norm=mpl.colors.LogNorm(*limits), aspect="auto", interpolation="nearest")
+        for row, column in zip(*np.nonzero(~finite), strict=True):
+            ax.add_patch(mpl.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=BROKEN, linewidth=0))
+        for axis, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
+            if all(isinstance(name, str) for name in names):
+                axis.set_ticks(range(len(names)), names)
+            else:
+                step = -(-len(names) // 16)
+                axis.set_ticks(range(0, len(names), step), [str(name) for name in names[::step]])
+        if any(isinstance(name, str) for name in columns):
+            ax.tick_params(axis="x", rotation=60)
+        ax.set_xlabel(xlabel)
+        ax.set_ylabel(ylabel)
+        ax.grid(visible=False)
+        ax.figure.colorbar(image, ax=ax, label=label)
+    return ax
+
+
+def state_map(
+    cells: Sequence[Sequence[str]], rows: Sequence[str], columns: Sequence[str], states: Sequence[str], ax: Axes | None = None
+) -> Axes:
+    """A table of few states in colours: which of `states` holds for each row and column; the word stands in the cell.
+
+    Raises:
+        UsageError: nothing to draw, a row of another length, or a cell that is none of `states`.
+    """
+    if not cells or len(cells) != len(rows) or any(len(line) != len(columns) for line in cells):
+        raise UsageError(f"nothing to draw: {len(rows)} rows of {len(columns)} cells are wanted")
+    unknown = {cell for line in cells for cell in line} - set(states)
+    if unknown:
+        raise UsageError(f"unknown state {sorted(unknown)[0]!r}; known: {', '.join(states)}")
+    ax = _axes(ax, 9, 0.32 * len(rows) + 1)
+    with style():
+        palette = mpl.colors.ListedColormap([f"C{n}" for n in range(len(states))])
+        index = np.array([[states.index(cell) for cell in line] for line in cells])
+        ax.imshow(index, cmap=palette, vmin=-0.5, vmax=len(states) - 0.5, aspect="auto", alpha=0.35, interpolation="nearest")
+        for row, line in enumerate(cells):
+            for column, cell in enumerate(line):
+                ax.text(column, row, cell, ha="center", va="center", fontsize=8)
+        ax.set_xticks(range(len(columns)), columns)
+        ax.set_yticks(range(len(rows)), rows)
+        ax.tick_params(length=0)
+        ax.grid(visible=False)
+    return ax
+
+
 def _stroke(n: int) -> dict[str, Any]:
     """The nth line over the same points: thinner than the last, and dashed."""
     return {"linewidth": max(4.0 - 2.2 * n, 1.0), "linestyle": "-" if n == 0 else "--", "marker": "" if n == 0 else "o"}

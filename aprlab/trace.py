@@ -296,6 +296,42 @@ def trace(
     )
 
 
+def replay(session: Session, given: Trace, *, chunk: int | None = None) -> Trace:
+    """Every step of the pass as `session` computes it **on the inputs of `given`**, not on its own.
+
+    The stream of `given` is put back after each step, so that no error is handed on: where the replay differs from
+    `given`, that very step introduced the difference. (A trace of the session by itself shows what it inherited, too.)
+
+    Args:
+        session: runs the steps: its engine, its config.
+        given: a whole trace, all points at all positions.
+        chunk: tokens a pass, as for `trace`.
+
+    Raises:
+        UsageError: `given` lacks a point or positions, or a value of `session` has another shape.
+    """
+    engine, config, count = session.engine, session.config, len(given.tokens)
+    wanted = list(all_points(config))
+    for name in wanted:
+        if len(given[name].positions) != count:
+            raise UsageError(f"{name} of the given trace holds {len(given[name].positions)} positions of {count}")
+    recorder = Recorder(engine, wanted)
+    cache, start = engine.new_cache(config, count), 0
+
+    def put_back(point: str, x: Array) -> Array:
+        due = given[point].values[start : start + x.shape[0]]
+        if x.shape != due.shape:
+            raise UsageError(f"{point} has shape {x.shape} here and {due.shape} in the given trace")
+        recorder(point, x)
+        return engine.from_numpy(due)
+
+    step = chunk if chunk is not None else max(1, count)
+    for start in range(0, count, step):
+        forward(engine, config, given.tokens[start : start + step], cache, put_back)
+    source = {"path": str(session.model.path), "format": session.model.format}
+    return Trace(recorder.points(count), given.tokens, engine.name, engine.contract, config, source)
+
+
 def matching(patterns: str | Iterable[str], names: Sequence[str]) -> list[str]:
     """Those of `names`, in their order, that match a pattern; raises UsageError for a pattern that matches nothing."""
     several = patterns.split(",") if isinstance(patterns, str) else list(patterns)

@@ -74,3 +74,59 @@ def test_the_style_is_one_file_and_leaves_no_trace() -> None:
         assert plt.rcParams["axes.spines.top"] is False
     assert plt.rcParams["axes.spines.top"] == before
     assert figures.STYLE.is_file()
+
+
+def test_dtype_flow_has_a_line_a_type_and_a_box_a_word() -> None:
+    ways = {"Q4_K": ("8", "Q4", "F32"), "Q5_K": ("8", "Q4", "F32"), "F16": ("1", "F16", "F16")}
+    right = {"Q4_K": False, "Q5_K": False, "F16": True}
+    ax = figures.dtype_flow(ways, right, ("byte", "label", "read as"))
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    assert list(lines) == list(ways)
+    assert sorted(text.get_text() for text in ax.texts) == sorted(["8", "1", "Q4", "F16", "F32", "F16"])
+    np.testing.assert_array_equal(lines["Q4_K"].get_ydata(), lines["Q5_K"].get_ydata())
+    assert not np.array_equal(lines["Q4_K"].get_ydata(), lines["F16"].get_ydata())
+    assert (lines["F16"].get_linestyle(), lines["Q4_K"].get_linestyle()) == ("-", "--")
+    with pytest.raises(UsageError, match="3 words"):
+        figures.dtype_flow(ways | {"F32": ("0",)}, right | {"F32": True}, ("byte", "label", "read as"))
+
+
+def test_magnitude_histogram_counts_what_has_no_magnitude() -> None:
+    tame = np.array([0.1, -0.2, 0.3, 0.0], np.float32)
+    wild = np.array([np.nan, np.inf, 1e30, 1e-30], np.float32)
+    ax = figures.magnitude_histogram({"blocks": tame, "as F32": wild})
+    shares = [patch.get_data().values.sum() for patch in ax.patches]
+    assert shares == pytest.approx([0.75, 0.5])
+    legend = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert legend == ["blocks (25.0% zero, 0.00% NaN or Inf)", "as F32 (0.0% zero, 50.00% NaN or Inf)"]
+    with pytest.raises(UsageError, match="no value is finite"):
+        figures.magnitude_histogram({"zeros": np.zeros(3)})
+
+
+def test_quantile_plot_puts_equal_spreads_on_the_diagonal() -> None:
+    x = np.random.default_rng(5).normal(size=(7, 11)).astype(np.float32)
+    same, other = (figures.quantile_plot(x, y, ("GGUF", "APR"), points=21).get_lines()[1] for y in (x.T, 1e6 * x))
+    np.testing.assert_array_equal(same.get_xdata(), same.get_ydata())
+    np.testing.assert_allclose(other.get_ydata(), 1e6 * np.asarray(other.get_xdata()), rtol=1e-6)
+
+
+def test_error_map_tells_equal_from_small_and_broken() -> None:
+    values = np.array([[0.0, 1e-3, np.inf], [0.0, 10.0, 1e-12]])
+    ax = figures.error_map(values, range(2), ["q", "k", "v"], xlabel="step", limits=(1e-6, 1.0))
+    drawn = ax.images[0].get_array()
+    np.testing.assert_array_equal(np.ma.getmaskarray(drawn), [[True, False, True], [True, False, False]])
+    assert drawn[0, 1] == 1e-3
+    assert (drawn[1, 1], drawn[1, 2]) == (1.0, 1e-6)
+    assert [patch.get_xy() for patch in ax.patches] == [(1.5, -0.5)]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["q", "k", "v"]
+    for bad in (values[:1], -values):
+        with pytest.raises(UsageError, match="2 rows and 3 columns"):
+            figures.error_map(bad, range(2), ["q", "k", "v"], xlabel="step")
+
+
+def test_state_map_writes_every_word_and_knows_its_states() -> None:
+    cells = [["found", "lost"], ["lost", "lost"]]
+    ax = figures.state_map(cells, ["q", "k"], ["bare", "short"], ["found", "lost"])
+    np.testing.assert_array_equal(ax.images[0].get_array(), [[0, 1], [1, 1]])
+    assert [text.get_text() for text in ax.texts] == ["found", "lost", "lost", "lost"]
+    with pytest.raises(UsageError, match="unknown state 'lost'"):
+        figures.state_map(cells, ["q", "k"], ["bare", "short"], ["found"])

@@ -12,12 +12,14 @@ import pytest
 from builders import CONFIG, random_model
 from oracle import logits_and_tolerance
 
+from aprlab.compare import compare_traces, layer_errors, position_errors
 from aprlab.engines.reference import ReferenceEngine
 from aprlab.errors import FormatError, UsageError
 from aprlab.model import Model
+from aprlab.onion.faults import session_with
 from aprlab.qwen2.forward import points
 from aprlab.qwen2.generate import Session
-from aprlab.trace import Point, Summary, Trace, matching, trace
+from aprlab.trace import Point, Summary, Trace, matching, replay, trace
 
 TOKENS = [5, 200, 17, 3, 299]
 
@@ -253,3 +255,45 @@ def test_a_missing_bias_is_named() -> None:
     del model.tensors["blk.0.attn_q.bias"]
     with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.bias"):
         trace(ReferenceEngine(model), TOKENS)
+
+
+# -- replay ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["lost-k-biases", "rope-norm", "gqa-modulo"])
+def test_a_replay_differs_where_the_fault_is_and_nowhere_else(model: Model, full: Trace, fault: str) -> None:
+    """Each step on the healthy run's inputs: what a fault hands on is gone, what it does itself stays."""
+    broken = session_with(model, [fault])
+    replayed = replay(broken, full)
+    guilty = {"lost-k-biases": {"k"}, "rope-norm": {"q_rope", "k_rope"}, "gqa-modulo": {"attn"}}[fault]
+    differing = {row["point"] for row in compare_traces(full, replayed).differing()}
+    assert differing == {f"layers.{n}.{step}" for n in range(CONFIG.block_count) for step in guilty}
+    by_itself = compare_traces(full, trace(broken, TOKENS)).differing()
+    assert len(by_itself) > len(differing), "by itself it hands its error on"
+
+
+def test_a_healthy_replay_changes_nothing(model: Model, full: Trace) -> None:
+    assert compare_traces(full, replay(Session(model), full)).equal
+    alone = trace(model, TOKENS, chunk=1)
+    assert compare_traces(alone, replay(Session(model), alone, chunk=1)).equal
+
+
+def test_a_replay_needs_a_whole_trace(model: Model, full: Trace) -> None:
+    with pytest.raises(UsageError, match="holds no point 'embed'"):
+        replay(Session(model), full.select("layers.*"))
+    with pytest.raises(UsageError, match="embed of the given trace holds 1 positions of 5"):
+        replay(Session(model), trace(model, TOKENS, positions="last"))
+
+
+def test_errors_by_layer_step_and_position(model: Model, full: Trace) -> None:
+    broken = trace(session_with(model, ["rope-norm"]), TOKENS)
+    steps, errors = layer_errors(full, broken)
+    assert errors.shape == (CONFIG.block_count, len(steps)) == (CONFIG.block_count, 15)
+    first = dict(zip(steps, errors[0], strict=True))
+    assert [step for step in steps[:6] if first[step]] == ["q_rope", "k_rope"]
+    row = {row["point"]: row["rel_l2"] for row in compare_traces(full, broken).rows}
+    assert first["q_rope"] == row["layers.0.q_rope"]
+    by_position = position_errors(full, broken)
+    assert by_position.shape == (CONFIG.block_count, len(TOKENS))
+    assert not by_position[:, 0].any(), "position 0 is not turned at all"
+    assert by_position[:, 1:].all()
