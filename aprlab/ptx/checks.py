@@ -51,6 +51,18 @@ class Finding:
         return f"{where}: {self.kind}: block {self.block} thread {self.thread} {self.message}{more}; {self.instruction!r}"
 
 
+@dataclass
+class _Read:
+    """One load instruction: first byte of each lane's access, its size, who, when."""
+
+    first: Any
+    size: int
+    threads: Any
+    epoch: Any
+    warp_epoch: Any
+    strong: bool
+
+
 class _Shadow:
     """Who touched each byte of a buffer last. Threads are numbered through the grid; −1 is nobody."""
 
@@ -64,6 +76,29 @@ class _Shadow:
         self.last_reader = np.full(nbytes, -1, np.int64)
         self.read_epoch = np.zeros(nbytes, np.int32)
         self.read_warp_epoch = np.zeros(nbytes, np.int32)
+        self.weak_read = np.zeros(nbytes, bool)
+
+    def note_read(self, threads: int, read: _Read) -> None:
+        """Remember a load by blocks of `threads` threads."""
+        flat = (read.first[:, None] + np.arange(read.size)).reshape(-1)
+        ident, epoch, warp_epoch = (np.repeat(v, read.size) for v in (read.threads, read.epoch, read.warp_epoch))
+        first, last = self.first_reader[flat], self.last_reader[flat]
+        mine = ident // threads
+        # Earlier readers that a barrier orders before everything from here on need not be remembered.
+        same_block = (first // threads == mine) & (last // threads == mine)
+        warp = (ident % threads) // 32
+        one_warp = ((first % threads) // 32 == warp) & ((last % threads) // 32 == warp)
+        older = (self.read_epoch[flat] < epoch) | (one_warp & (self.read_warp_epoch[flat] < warp_epoch))
+        fresh = flat[(first < 0) | (same_block & older)]
+        self.first_reader[fresh] = np.iinfo(np.int64).max
+        self.last_reader[fresh] = -1
+        self.weak_read[fresh] = False
+        np.minimum.at(self.first_reader, flat, ident)
+        np.maximum.at(self.last_reader, flat, ident)
+        self.read_epoch[flat] = epoch
+        self.read_warp_epoch[flat] = warp_epoch
+        if not read.strong:
+            self.weak_read[flat] = True
 
 
 class Checks:
@@ -76,7 +111,8 @@ class Checks:
         self.findings: list[Finding] = []
         self._known: dict[tuple[str, int, str], Finding] = {}
         self._shadows: dict[int, _Shadow] = {}
-        self._private: dict[tuple[int, str], _Shadow] = {}
+        self._reads: dict[int, list[_Read]] = {}
+        self._chunk: tuple[State, _Shadow] | None = None
         self._inside: dict[str, Any] = {}
         for space, table, nbytes in (
             ("shared", launch.program.shared, launch.program.shared_bytes),
@@ -128,25 +164,36 @@ class Checks:
 
     def _shadow(self, state: State, buffer: Buffer) -> _Shadow:
         if buffer is state.shared:  # one a chunk: blocks of different chunks do not share
-            key = (id(state), "shared")
-            if key not in self._private:
-                self._private.clear()
-                self._private[key] = _Shadow(len(buffer.bytes))
-            return self._private[key]
-        if id(buffer) not in self._shadows:
-            self._shadows[id(buffer)] = _Shadow(len(buffer.bytes))
-        return self._shadows[id(buffer)]
+            if self._chunk is None or self._chunk[0] is not state:
+                self._chunk = (state, _Shadow(len(buffer.bytes)))
+            return self._chunk[1]
+        found = self._shadows.get(id(buffer))
+        if found is None:
+            found = self._shadows[id(buffer)] = _Shadow(len(buffer.bytes))
+            for read in self._reads.pop(id(buffer), []):
+                found.note_read(state.shape[1], read)
+        return found
 
     def _races(self, state: State, access: Access, buffer: Buffer, lanes: Any, cells: Any, rows: Any) -> None:
-        shadow = self._shadow(state, buffer)
         threads = state.shape[1]
         size = cells.shape[1]
         block = lanes // threads
         thread = lanes % threads
         warp_key = block * ((threads + 31) // 32) + thread // 32
-        ident = np.repeat(state.block_numbers[block] * threads + thread, size)
-        epoch = np.repeat(state.block_epoch[block], size)
-        warp_epoch = np.repeat(state.warp_epoch[warp_key], size)
+        read = _Read(
+            cells[:, 0],
+            size,
+            state.block_numbers[block] * threads + thread,
+            state.block_epoch[block],
+            state.warp_epoch[warp_key],
+            access.strong,
+        )
+        if access.kind == "load" and buffer is not state.shared and id(buffer) not in self._shadows:
+            # Most buffers are never written: their reads wait in a list until one is.
+            self._reads.setdefault(id(buffer), []).append(read)
+            return
+        shadow = self._shadow(state, buffer)
+        ident, epoch, warp_epoch = (np.repeat(v, size) for v in (read.threads, read.epoch, read.warp_epoch))
         flat = cells.reshape(-1)
         strong = access.strong
         writes = access.kind != "load"
@@ -173,9 +220,11 @@ class Checks:
                 state, access, buffer, lanes, cells, clash, writer, f"{verb} what", "wrote, with no barrier between"
             )
         seen = clash
-        if writes and not strong:
+        if writes:
             for reader in (shadow.first_reader[flat], shadow.last_reader[flat]):
                 clash = unordered(reader, shadow.read_epoch[flat], shadow.read_warp_epoch[flat])
+                if strong:
+                    clash &= shadow.weak_read[flat]
                 if rows is not None and buffer is state.shared:
                     clash &= buffer.bytes[flat] != rows.reshape(-1)
                 if clash.any():
@@ -190,22 +239,8 @@ class Checks:
             shadow.write_epoch[flat] = epoch
             shadow.write_warp_epoch[flat] = warp_epoch
             shadow.write_strong[flat] = strong
-        if not writes:
-            old_first, old_last = shadow.first_reader[flat], shadow.last_reader[flat]
-            mine = ident // threads
-            # Earlier readers that a barrier orders before everything from here on need not be remembered.
-            same_block = (old_first // threads == mine) & (old_last // threads == mine)
-            one_warp = ((old_first % threads) // 32 == (ident % threads) // 32) & (
-                (old_last % threads) // 32 == (ident % threads) // 32
-            )
-            older = (shadow.read_epoch[flat] < epoch) | (one_warp & (shadow.read_warp_epoch[flat] < warp_epoch))
-            fresh = flat[(old_first < 0) | (same_block & older)]
-            shadow.first_reader[fresh] = np.iinfo(np.int64).max
-            shadow.last_reader[fresh] = -1
-            np.minimum.at(shadow.first_reader, flat, ident)
-            np.maximum.at(shadow.last_reader, flat, ident)
-            shadow.read_epoch[flat] = epoch
-            shadow.read_warp_epoch[flat] = warp_epoch
+        else:
+            shadow.note_read(threads, read)
 
     def _same_instruction(
         self, state: State, access: Access, buffer: Buffer, lanes: Any, cells: Any, rows: Any, ident: Any, seen: Any

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from aprlab.ptx.parser import (
     Imm,
     Instruction,
     Label,
+    Location,
     Module,
     Not,
     Operand,
@@ -82,6 +84,12 @@ class Program:
     shared_bytes: int = 0
     local: dict[str, tuple[int, int]] = field(default_factory=dict)
     local_bytes: int = 0
+
+    @cached_property
+    def listing(self) -> tuple[list[str], list[Location | None], list[int]]:
+        """Text, source location and PTX line of every instruction."""
+        items = [op.instruction for op in self.ops]
+        return [str(item) for item in items], [item.loc for item in items], [item.line for item in items]
 
 
 # ---- flattening ----------------------------------------
