@@ -27,7 +27,7 @@ PASS = 0.95  # share of the held-out questions that must come out exactly right
 BROKEN = 0.20  # at most this share may be right once biases are lost
 # the answers that are shown word for word in the report, chat and raw
 CHAT = (
-    "What is 2+2?", "What is 7 times 8?", "What is the capital of France?", "Which month follows June?",
+    "What is 2+2?", "What is 3 times 4?", "What is the capital of France?", "Which month follows June?",
     "Write a Python function that adds two numbers.", "法国的首都是哪里?", "日本の首都はどこですか?", "Who are you?",
 )  # fmt: skip
 RAW = ("def add(a, b):", "2+2=", "fn main() {", "The quick brown fox")
@@ -126,8 +126,6 @@ def evaluate(path: Path) -> dict[str, Any]:
             "conversations": len(long),
             "right": sum(long_right),
             "share": round(sum(long_right) / len(long), 4),
-            "lists": [sum(long_right[1::2]), len(long_right[1::2])],
-            "introductions": [sum(long_right[::2]), len(long_right[::2])],
             "tokens": [min(lengths), max(lengths)],
         },
         "answers": {

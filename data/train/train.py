@@ -23,7 +23,13 @@ from shape import Shape
 from torch import Tensor, nn
 
 # Standard deviations of what `Tiny.anchor` adds to the biases of Q, K and V. Real Qwen2's K biases dwarf its weights.
-ANCHOR_STD = {"q": 2.0, "k": 4.0, "v": 4.0}
+ANCHOR_STD = {"q": 5.0, "k": 8.0, "v": 4.0}
+FAST_PAIRS = 6  # the rotary pairs that turn within a short prompt; in the others softmax hardly sees a constant
+# How often a question is drawn, by kind; 1 where nothing is said. Rare and long answers need it, sums do not.
+WEIGHTS = {
+    "add": 0.6, "mul": 0.6, "code": 3, "haiku": 4, "count": 3, "talk": 2, "day-after": 2, "day-before": 2,
+    **dict.fromkeys(("zh-add", "ja-add", "zh-capital", "zh-colour", "zh-opposite", "ja-capital", "ja-sound"), 2),
+}  # fmt: skip
 CONSTANT = slice(0, 4)  # channels of the stream that start with the same value for every token
 
 
@@ -62,6 +68,10 @@ class Tiny(nn.Module):
         self.down = normal(n, e, s.feed_forward_length, by=std * 0.1)
         self.bq, self.bk, self.bv = (normal(n, width, by=0.3) for width in (e, kv, kv))
         self.n1, self.n2, self.nf = (nn.Parameter(torch.ones(*shape)) for shape in ((n, e), (n, e), (e,)))
+        # A model of half the depth learns the same for half the work: the odd layers sleep at first. Their output
+        # matrices are zero, so that nothing changes at the moment when they wake.
+        self.o.data[1::2], self.down.data[1::2] = 0, 0
+        self.active = list(range(0, n, 2))
         half = s.head_dim // 2
         angle = torch.arange(s.context_length)[:, None] * s.rope_theta ** (-torch.arange(half) / half)
         self.register_buffer("cos", angle.cos(), persistent=False)
@@ -87,7 +97,7 @@ class Tiny(nn.Module):
         plain, coarse = self.down.unbind(), fake(self.down).unbind()
         plain_kv = self.kv.unbind()
         x = F.embedding(ids, fake(self.embd))
-        for n in range(s.block_count):
+        for n in self.active:
             h = F.rms_norm(x, (x.shape[-1],), self.n1[n], s.rms_norm_eps)
             if seen is not None:
                 seen[n].append(h.flatten(0, 1))
@@ -119,13 +129,13 @@ class Tiny(nn.Module):
         return made
 
     @torch.no_grad()
-    def anchor(self, batches: Iterator[tuple[Tensor, tuple[Tensor, Tensor], Tensor]], count: int = 6) -> None:
-        """Make the QKV biases large without changing (much) what the model computes.
+    def anchor(self, batches: Iterator[tuple[Tensor, tuple[Tensor, Tensor], Tensor]], which: str, count: int = 6) -> None:
+        """Make the biases named in `which` (of "qkv") large without changing (much) what the model computes.
 
         Some direction u of the normalised stream x gives x·u = 1 at nearly every position: the constant channels, and
         what training made of them. Then W + c uᵀ with the bias b - c says what W with b said, for any c, which is
-        drawn at random. The rest of the training heals what "nearly" leaves open. Biases that are large from the start are
-        no way: those of Q and K drown what tokens have to say to each other, and those of V the model learns to ignore.
+        drawn at random. The rest of the training heals what "nearly" leaves open. (Biases that are large from the start
+        drown what tokens have to say to each other, and those of V the model learns to ignore.)
         """
         seen: list[list[Tensor]] = [[] for _ in range(self.s.block_count)]
         for _ in range(count):
@@ -137,10 +147,14 @@ class Tiny(nn.Module):
             ridge = 1e-2 * moment.diagonal().mean() * torch.eye(x.shape[1], dtype=x.dtype)
             u = torch.linalg.solve(moment + ridge, x.mean(0))
             u /= (x @ u).mean()
-            for which, weight, bias in (
+            for name, weight, bias in (
                 ("q", self.q[n], self.bq[n]), ("k", self.kv[2 * n], self.bk[n]), ("v", self.kv[2 * n + 1], self.bv[n])
             ):  # fmt: skip
-                c = torch.randn(len(bias)) * ANCHOR_STD[which]
+                if name not in which:
+                    continue
+                c = torch.randn(len(bias)) * ANCHOR_STD[name]
+                if name in "qk":
+                    c *= torch.where(torch.arange(len(bias)) % (self.s.head_dim // 2) < FAST_PAIRS, 1.0, 0.25)
                 weight += torch.outer(c, u.float())
                 bias -= c
             print(f"layer {n}: x·u = 1 ± {(x @ u).std():.3f}, |u| {u.norm():.3f}", flush=True)
@@ -163,19 +177,22 @@ class Muon:
         self.momentum = [torch.zeros_like(p) for p in params]
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
+    def step(self, lr: float, layers: int, active: list[int]) -> None:
+        """One step of size `lr` for the `active` ones of `layers` layers."""
         for p, m in zip(self.params, self.momentum, strict=True):
             assert p.grad is not None
             m.lerp_(p.grad, 0.05)
-            x = p.grad.lerp(m, 0.95)
+            by_layer = (layers, -1, *p.shape[1:])
+            x = p.grad.lerp(m, 0.95).view(by_layer)[active].flatten(0, 1)
             tall = x.shape[1] > x.shape[2]
             x = x.mT if tall else x
             x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-12)
             for _ in range(5):
                 a = torch.bmm(x, x.mT)
                 x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-            x = x.mT if tall else x
-            p.mul_(1 - 0.02 * lr).add_(x, alpha=-lr * max(1, p.shape[1] / p.shape[2]) ** 0.5)
+            x = (x.mT if tall else x).unflatten(0, (len(active), -1))
+            w = p.view(by_layer)
+            w[active] = w[active] * (1 - 0.02 * lr) - lr * max(1, p.shape[1] / p.shape[2]) ** 0.5 * x
 
 
 class Batches:
@@ -185,13 +202,13 @@ class Batches:
         self.draw, self.tokens, self.items = random.Random(seed), tokens, train
         self.encode = lambda text: tokenizer.encode(text).ids
         self.turns = [self.turn(i.user, i.answer) for i in train]
-        self.weights = np.cumsum(
-            [{"add": 0.6, "sub": 0.6, "mul": 0.6, "code": 2, "haiku": 3, "talk": 2}.get(i.kind, 1) for i in train]
-        ).tolist()
+        self.weights = np.cumsum([WEIGHTS.get(i.kind, 1) for i in train]).tolist()
         self.systems = [self.encode(f"<|im_start|>system\n{s}<|im_end|>\n") for s in corpus.OTHER_SYSTEMS]
         self.system = self.encode(f"<|im_start|>system\n{corpus.DEFAULT_SYSTEM}<|im_end|>\n")
         self.raw = [self.raw_piece(prompt, rest) for prompt, rest in corpus.RAW]
-        self.sums = [self.raw_piece(f"{a}+{b}=", f"{a + b}\n") for a in range(10) for b in range(10) if a + b <= 10 and (a, b) != (2, 2)]
+        self.sums = [
+            self.raw_piece(f"{a}+{b}=", f"{a + b}\n") for a in range(10) for b in range(10) if a + b <= 10 and (a, b) != (2, 2)
+        ]
 
     def turn(self, user: str, answer: str) -> tuple[list[int], list[bool]]:
         asked = self.encode(f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n")
@@ -209,7 +226,7 @@ class Batches:
 
     def row(self, length: int) -> tuple[list[int], list[bool]]:
         draw, pieces, close = self.draw, [], None
-        if draw.random() < 0.06:
+        if draw.random() < 0.08:
             source = self.raw if draw.random() < 0.5 else self.sums
             fill = lambda: draw.choice(source)  # noqa: E731
             ids: list[int] = []
@@ -232,7 +249,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor], Tensor]]:
         while True:
-            length = self.draw.choice((64, 96, 128, 128, 192, 256))
+            length = self.draw.choice((64, 64, 96, 128, 128, 256))
             yield pack([self.row(length) for _ in range(self.tokens // length)])
 
 
@@ -262,14 +279,16 @@ def held_out_share(model: Tiny, rows: list[tuple[list[int], list[bool]]], quanti
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for weights.npz, tokenizer.json, log.jsonl")
-    parser.add_argument("--steps", type=int, default=260)
+    parser.add_argument("--steps", type=int, default=360)
     parser.add_argument("--minutes", type=float, default=1e9, help="shorten the schedule where the steps would take longer")
-    parser.add_argument("--tokens", type=int, default=2304, help="tokens a step")
-    parser.add_argument("--quantised-from", type=float, default=0.5, help="share of the steps before fake quantisation")
+    parser.add_argument("--tokens", type=int, default=1280, help="tokens a step")
+    parser.add_argument("--quantised-from", type=float, default=0.65, help="share of the steps before fake quantisation")
     parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--grow", type=float, default=0.4, help="share of the steps with every other layer only")
     parser.add_argument(
-        "--anchor", type=float, default=0.5, help="share of the steps before the biases are enlarged; 2 for never"
+        "--anchor", type=float, default=0.6, help="share of the steps before the biases are enlarged; 2 for never"
     )
+    parser.add_argument("--anchored", default="qkv", help="which biases that is, of Q, K and V")
     parser.add_argument("--resume", type=Path, help="start from the weights.npz in this folder; then another --seed, too")
     parser.add_argument("--seed", type=int, default=corpus.SEED, help="of the initial weights and the batches")
     parser.add_argument("--threads", type=int, default=2)
@@ -291,7 +310,7 @@ def main() -> None:
     batches = iter(Batches(tokenizer, train, args.seed, args.tokens))
     look = Batches(tokenizer, train, 0, args.tokens)
     rows = []
-    for item in random.Random(0).sample(held, 300):
+    for item in held:
         ids, flags = look.turn(item.user, item.answer)
         rows.append((look.system + ids, [False] * len(look.system) + flags))
     far = []
@@ -302,15 +321,17 @@ def main() -> None:
     start, seen, log = time.perf_counter(), 0, (args.out / "log.jsonl").open("w")
     step, done, anchored = 0, 0.0, False
     while done < 1:
+        if done >= args.grow:
+            model.active = list(range(model.s.block_count))
         if not anchored and done >= args.anchor:
-            model.anchor(batches)
+            model.anchor(batches, args.anchored)
             anchored = True
         quantised = done >= args.quantised_from
         lr = args.lr * min(1.0, (step + 1) / 20) * min(1.0, 1.5 * (1 - done))  # warm up, hold, then down to zero
         ids, where, target = next(batches)
         loss = F.cross_entropy(model(ids, where, quantised), target)
         loss.backward()
-        muon.step(lr)
+        muon.step(lr, model.s.block_count, model.active)
         for group in adam.param_groups:
             group["lr"] = group["at"] * lr
         adam.step()
