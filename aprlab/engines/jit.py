@@ -54,6 +54,7 @@ class JitEngine(Engine):
         self.tasks = kernels.check_threads(threads)
         self._weights: dict[str, tuple[kernels.Kind, np.ndarray, int]] = {}
         self._entries: dict[tuple[kernels.Kind, bool], Callable[..., Any]] = {}  # compiled code, types resolved
+        self._decoders: dict[kernels.Kind, Callable[..., Any]] = {}
         self._decoded: dict[str, np.ndarray] = {}  # whole matrices of types without a kernel
         self._vectors: dict[str, np.ndarray] = {}
         self._turns: dict[tuple[float, int], tuple[np.ndarray, np.ndarray]] = {}
@@ -175,6 +176,12 @@ class JitEngine(Engine):
         if self.contract == "q8":
             x = _rounded_to(kind, x)
 
+        decode = self._decoders.get(kind)
+        if decode is None:
+            block = raw[: kind.type.block_bytes], kind.type.block_elements
+            decode = kernels.entry(kernels.decode_serial, kind, *block, np.empty(block[1], np.float32))
+            self._decoders[kind] = decode
+
         def multiply(first: int) -> None:
             last = min(first + step, rows)
             try:
@@ -184,7 +191,7 @@ class JitEngine(Engine):
             if buffer.size < step * cols:
                 buffer = np.empty(step * cols, np.float32)
             tile = buffer[: (last - first) * cols]
-            kernels.decode_serial(kind, raw[first * row_bytes : last * row_bytes], tile.size, tile)
+            decode(kind, raw[first * row_bytes : last * row_bytes], tile.size, tile)
             np.matmul(x, tile.reshape(last - first, cols).T, out=y[:, first:last])
             self._tiles.append(buffer)
 
