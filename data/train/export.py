@@ -21,7 +21,7 @@ from aprlab import names, quants, types
 def write(weights: dict[str, np.ndarray], tokenizer: Tokenizer, path: Path) -> None:
     """`weights`: GGUF name -> float32, NumPy order. Keys, their order and the tensors' order are llama.cpp's."""
     s = Shape()
-    out = gguf.GGUFWriter(path, "qwen2")  # type: ignore[no-untyped-call]
+    out = gguf.GGUFWriter(path, "qwen2")
     out.add_type("model")
     out.add_name("aprlab-tiny")
     out.add_basename("aprlab-tiny")
