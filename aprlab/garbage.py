@@ -35,8 +35,10 @@ _GLUE = frozenset(
 )
 _DOUBLED = frozenset("that had ha is no very so bye the night knock blah".split())  # which prose may say twice
 _CODE = re.compile(
-    r"\b(def|return|import|print|function|const|let|var|fn|class|struct|impl|pub|for|while|if|else|elif|async|await|public|static"
-    r"|void|int|select|from|where|None|True|False|null|self|console\.log|println!?)\b|=>|->|::|\{\}|\(\)|==|\+=|:=|</\w+>|;\s*$"
+    r"\b(def|return|import|print|function|const|let|var|fn|class|struct|impl|pub|for|while|if|else|elif|async|await|public"
+    r"|static|void|int|select|from|where|None|True|False|null|self|console\.log|println!?)\b|=>|->|::|\{\}|\(\)"
+    r"| (?:==|\+=|:=) |</\w+>|;\s*$"
+    r"|\\[dwsb]\b|\\[dwsb]\{"
     r"|^\s*(#|//|\$ )",
     re.MULTILINE,
 )
@@ -66,7 +68,7 @@ def _rule(name: str) -> Callable[[Callable[[str], str]], Callable[[str], str]]:
 
 @_rule("nothing said")
 def _empty(text: str) -> str:
-    return "" if any(c.isalnum() or unicodedata.category(c) in ("So", "Sm") for c in text) else repr(text[:20])
+    return "" if any(c.isalnum() or unicodedata.category(c) == "So" for c in text) else repr(text[:20])
 
 
 @_rule("no characters")
@@ -91,7 +93,7 @@ def _byte_of() -> dict[str, int]:
 @_rule("bytes in the vocabulary's spelling")
 def _spelling(text: str) -> str:
     """``Ġ`` for a space, ``Ð¸`` for и: runs beyond ASCII that are UTF-8 once each letter is turned back into its byte."""
-    if len(found := re.findall(r"[ĠĊ](?=[\x21-\x7eĠĊ])", text)) >= 2:
+    if len(found := re.findall(r"(?<=[\x21-\x7eĠĊ])[ĠĊ]|[ĠĊ](?=[\x21-\x7eĠĊ])", text)) >= 2:
         return f"{len(found)} of Ġ and Ċ"
     table = _byte_of()
     for run in re.findall(r"[\u0080-\u0143]{2,}", text):
@@ -108,6 +110,8 @@ def _spelling(text: str) -> str:
 def _for_ever(text: str) -> str:
     """A unit of up to 24 characters that follows itself again and again and fills most of the text."""
     body = re.sub(r"\s+", " ", text).strip()
+    if stutter := re.search(r"(?<!\S)(\w+)(?: \1(?!\w)){3,}", body):
+        return repr(stutter.group()[:40])
     for period in range(1, min(24, len(body) // 3) + 1):
         run = best = 0
         end = 0
@@ -197,7 +201,7 @@ def _is_code(text: str) -> bool:
 
 @_rule("brackets that close what nobody opened")
 def _brackets(text: str) -> str:
-    plain = re.sub(r"(?m)^\s*\(?\w{1,3}\)|[:;]-?\)|\"[^\"\n]*\"|'[^'\n]*'|\d+\)", "", text)  # 1) and :) and quoted ones
+    plain = re.sub(r"(?m)^\s*\(?[A-Za-z0-9]{1,3}\)|[:;]-?\)|\"[^\"\n]*\"|'[^'\n]*'|\d+\)", "", text)  # 1) and :) and quoted ones
     depth: dict[str, int] = {}
     for c in plain:
         if c in "([{":
@@ -214,7 +218,9 @@ def _brackets(text: str) -> str:
 def _signs(text: str) -> str:
     """Mostly punctuation and single digits, in a text of some length that is no calculation and no code."""
     body = "".join(text.split())
-    if len(body) < 12 or _is_code(text):
+    if not any(c.isalpha() for c in text) and len(re.findall(r"(?:^|(?<=\s))[.<>](?=\s|$)", text)) >= 2:
+        return "signs and digits that stand alone"
+    if len(body) < 12 or _is_code(text) or _listed(text):
         return ""
     signs = sum(not c.isalnum() and unicodedata.category(c)[0] in "PS" for c in body)
     if signs / len(body) > 0.45 and not re.fullmatch(r"[\s|:+\-\w.*#_=]+", text):
@@ -245,6 +251,8 @@ def _grammar(text: str) -> str:
     charge("words without a vowel", sum(_no_vowel(w) for w in latin), 0.5)
     beside = re.findall(r"\b([^\W\d_]+) (?=([^\W\d_]+)\b)", text)
     charge("words twice", sum(a.lower() == b.lower() and a.lower() not in _DOUBLED for a, b in beside), 0.8)
+    charge("beginnings in the middle", len(re.findall(r"^[.,;:)\]}]\w", text)), 0.7)
+    charge("gaps", len(re.findall(r"\w {2,3}\w", text)), 0.4)
     charge("stray signs", len(re.findall(r"[,;:][,;:.!?]|,\}|\s[.,;:]\s|\w[.]{2}\w|\.\.\s?\w", text)), 0.6)
     charge("letters and digits glued", len(re.findall(r"[a-z]{3}\d+[a-z]|[a-z]{4}\d\b", text)), 0.6)
     charge("letters alone", len(re.findall(r"(?<![\w'’\-+*/=.])[b-hj-z](?![\w'’\-+*/=.)])(?! [=+*/<>-])", text)), 0.35)
