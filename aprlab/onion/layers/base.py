@@ -240,7 +240,7 @@ class Draft:
             p = match.piece
             fitting = p.fitting()
             kind = fitting[0] if len(fitting) == 1 else None
-            self.slots[n] = _Slot(p.stated if p.naming == naming else None, kind, p.shape, p.raw, p.offset, p.name)
+            self.slots[n] = _Slot(names.to_gguf(p.name, naming), kind, p.shape, p.raw, p.offset, p.name)
         self.order = {id(match): n for n, match in enumerate(case.matches)}
         self.config = dict(case.seen.config)
         self.tokenizer = dict(case.seen.tokenizer)
