@@ -440,6 +440,78 @@ def faults(
     show_faults(id, as_json=as_json)
 
 
+@app.command(epilog="Example: aprlab peel model.gguf broken.apr --json")
+def peel(
+    files: Annotated[list[Path], typer.Argument(metavar="[REF] CAND", help="The file that is believed, the one suspected.")],
+    engine: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[+FAULT…]", help="Twice: hold two engines against each other instead.")
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Stop at the first layer that finds something; run nothing.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Also keep the verdict here, as JSON and HTML.")] = None,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What both sides are asked.")] = QUESTION,
+    backend: Annotated[str | None, typer.Option(help="Engine that runs both files; chosen by size without it.")] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Say which layer of a file (or engine) is broken, where and how, and prove it by repair. Exit 3: broken, 4: open."""
+    from aprlab.onion.peel_cli import show_peel
+
+    return show_peel(
+        files, engine or [], fast=fast, backend=backend, threads=threads, prompt=prompt, out=out, as_json=as_json
+    )
+
+
+@app.command(epilog="Example: aprlab repair broken.apr -o fixed.apr --reference model.gguf")
+def repair(
+    file: ModelFile,
+    output: Output,
+    reference: Annotated[Path | None, typer.Option(metavar="REF", help="A sound file of the same model.")] = None,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the mended file is asked.")] = QUESTION,
+    backend: Annotated[str | None, typer.Option(help="Engine that runs the files; chosen by size without it.")] = None,
+    threads: Threads = None,
+    force: Force = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Mend a broken file: names, labels, dims and config from the file itself, bytes from a reference."""
+    from aprlab.onion.peel_cli import show_repair
+
+    return show_repair(
+        file, output, reference, force=force, backend=backend, threads=threads, prompt=prompt, as_json=as_json
+    )
+
+
+# -- verbs that are command lines of their own -----------------------------------------------------------------------
+
+_FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def _forward(context: typer.Context, module: str) -> None:
+    """Hand the rest of the command line to the `app` of `module`, which is imported only now."""
+    from importlib import import_module
+
+    import_module(module).app(args=context.args, prog_name=context.command_path, standalone_mode=False)
+
+
+@app.command(context_settings=_FORWARD, epilog="Example: aprlab ptx check kernel.ptx --entry NAME --help")
+def ptx(context: typer.Context) -> None:
+    """Run, step, profile and check anyone's PTX without a GPU (see: aprlab ptx --help)."""
+    _forward(context, "aprlab.ptx.cli")
+
+
+@app.command(context_settings=_FORWARD, epilog="Example: aprlab gpu verify")
+def gpu(context: typer.Context) -> None:
+    """Verify the CUDA kernels on this machine's GPU, compile them, list them (see: aprlab gpu --help)."""
+    _forward(context, "aprlab.cuda.cli")
+
+
+@app.command(context_settings=_FORWARD, epilog="Example: aprlab forensics model.gguf --saw '3,}, helf helf.How helf'")
+def forensics(context: typer.Context) -> None:
+    """Which fault makes a model say the garbage that somebody saw? (see: aprlab forensics --help)"""
+    _forward(context, "aprlab.onion.forensics_cli")
+
+
 # -- the lab ---------------------------------------------------------------------------------------------------------
 
 
@@ -491,3 +563,6 @@ def doctor(as_json: Json = False, debug: Debug = False) -> int:
     if as_json:
         _print_json([asdict(check) for check in seen])
     return int(any(check.status == "fail" for check in seen))
+
+
+import aprlab.gates_cli  # noqa: E402, F401  (adds its verbs to `app`; it needs the options above)
