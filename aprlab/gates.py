@@ -415,7 +415,8 @@ def _logits(case: Case) -> tuple[bool, str]:
 def _serial(case: Case) -> tuple[bool, str]:
     tokens = case.session.chat_tokens(QUESTION)[:6]
     together, single = (trace(case.session, tokens, "logits", chunk=chunk)["logits"].values for chunk in (None, 1))
-    far = np.linalg.norm(together - single, axis=1) / np.linalg.norm(together, axis=1)
+    size = np.linalg.norm(together, axis=1)
+    far = np.linalg.norm(together - single, axis=1) / np.where(size > 0, size, 1)
     at = int(np.argmax(far))
     return bool(np.max(far) <= SERIAL_TOLERANCE), f"off by {far[at]:.2g} of their norm at position {at}"
 
