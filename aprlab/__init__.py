@@ -34,6 +34,8 @@ _PUBLIC = {
     "Trace": "aprlab.trace:Trace",
     "compare": "aprlab.compare",
     "Comparison": "aprlab.compare:Comparison",
+    "peel": "aprlab.onion.peel:peel",
+    "repair": "aprlab.onion.repair:repair",
     "run_notebook": "aprlab.lab:run_notebook",
     "embedded_model": "aprlab.paths:embedded_model",
     "AprlabError": "aprlab.errors:AprlabError",
@@ -60,6 +62,8 @@ __all__ = [
     "export",
     "generate",
     "open_model",
+    "peel",
+    "repair",
     "run_notebook",
     "trace",
 ]
@@ -104,6 +108,8 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from aprlab.errors import AprlabError, FormatError, NumericError, UnsupportedError, UsageError
     from aprlab.lab import run_notebook
     from aprlab.model import Model, ModelConfig, Tensor
+    from aprlab.onion.peel import peel
+    from aprlab.onion.repair import repair
     from aprlab.paths import embedded_model
     from aprlab.qwen2.generate import generate
     from aprlab.trace import Trace, trace

@@ -483,8 +483,34 @@ def explain(case: Case, budget: float = 6.0) -> Explanation:
             if results[-1].complete:
                 break
         found = next((r for r in results if r.complete), max(results, key=lambda r: len(r.faults)))
+    if case.ref is None and case.seen.format == "apr":
+        found = _alone(case)
     found.faults += [FAULTS[id] for id in sealed]
     found.covers |= sealed
+    return found
+
+
+def _alone(case: Case) -> Explanation:
+    """Without a reference: faults whose rule for names or labels gives every name or label of the file."""
+    found = Explanation(complete=True)
+    healthy = healthy_seams(case.seen.dialect)
+    known = [m for m in case.matches if m.true is not None]
+    rules: dict[str, Callable[[Seams], bool]] = {
+        "name": lambda s: all(s.name(m.true) == m.piece.name for m in known if m.true is not None),
+        "type": lambda s: all(m.kind is not None and s.code(m.kind) == m.piece.code for m in known),
+    }
+    for what, holds in rules.items():
+        work = [d for d in case.deviations if d.what == what]
+        if not work:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fits = [f for f in FAULTS.values() if f.seams is not None and holds(f.seams(healthy))]
+        if fits:
+            found.faults.append(fits[0])
+            found.covers[fits[0].id] = work
+            if fits[1:]:
+                found.same[fits[0].id] = [f.id for f in fits[1:]]
     return found
 
 

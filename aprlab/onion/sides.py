@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -22,13 +22,16 @@ from aprlab.engines.base import Array, Cache, Engine
 from aprlab.errors import AprlabError, UsageError
 from aprlab.model import Model, ModelConfig, Tensor
 from aprlab.onion.faults import FAULTS, Fault, session_with
+from aprlab.onion.faults.apply import misread
 from aprlab.onion.golden import MAX_TOKENS, Golden, Outcome, best_engine
 from aprlab.onion.repair import Mend, search
 from aprlab.onion.verdict import Finding, Verdict, Word
+from aprlab.quants import REGISTRY, Quant
 from aprlab.qwen2.forward import forward
 from aprlab.qwen2.generate import Session
 from aprlab.qwen2.tokenizer import Qwen2Tokenizer
-from aprlab.trace import Recorder
+from aprlab.trace import Point, Recorder
+from aprlab.types import TensorType
 
 _CLOSE = 2e-4  # relative l2 that float32 sums in another order may differ by, one operation
 _DECODED = 3  # passes of one token after the prompt
@@ -40,31 +43,43 @@ _TEXTS = (
 # ── where two runs part ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def compare_runs(a: Session, b: Session, ids: Sequence[int]) -> dict[str, Any] | None:
+def compare_runs(a: Session, b: Session, ids: Sequence[int], prompt: int | None = None) -> dict[str, Any] | None:
     """The first trace point at which b leaves a, each running by itself; None where they agree to the end.
+
+    The first `prompt` ids go in at once, the others one by one (None: all at once).
 
     Bit for bit between engines of one name; else within what another order of float32 sums can make.
     """
     from aprlab.qwen2.forward import points
 
     exact = a.engine.name == b.engine.name
-    recorder = Recorder(a.engine, points(a.config))
-    forward(a.engine, a.config, ids, a.engine.new_cache(a.config, len(ids)), recorder)
-    due = recorder.points(len(ids))
     found: list[dict[str, Any]] = []
     compared = 0
+    mine, theirs = a.engine.new_cache(a.config, len(ids)), b.engine.new_cache(b.config, len(ids))
+    head = len(ids) if prompt is None else prompt
+    passes = [list(ids[:head]), *([token] for token in ids[head : head + _DECODED])]
+    done = 0
+    for some in passes:
+        recorder = Recorder(a.engine, points(a.config))
+        forward(a.engine, a.config, some, mine, recorder)
+        due = recorder.points(done + len(some))
 
-    def watch(point: str, x: Array) -> Array:
-        nonlocal compared
-        if not found and point in due:
-            compared += 1
-            got, want = b.engine.to_numpy(x), due[point].values
-            if (difference := _difference(want, got, exact)) is not None:
-                found.append({"point": point, **difference, "points_equal_before": compared - 1})
-        return x
+        def watch(point: str, x: Array, due: dict[str, Point] = due, done: int = done) -> Array:
+            nonlocal compared
+            if not found and point in due:
+                compared += 1
+                difference = _difference(due[point].values, b.engine.to_numpy(x), exact)
+                if difference is not None:
+                    difference["first_position"] = difference.get("first_position", 0) + done
+                    stage = "decode" if done else "prefill"
+                    found.append({"point": point, **difference, "pass": stage, "points_equal_before": compared - 1})
+            return x
 
-    forward(b.engine, b.config, ids, b.engine.new_cache(b.config, len(ids)), watch)
-    return found[0] if found else None
+        forward(b.engine, b.config, some, theirs, watch)
+        if found:
+            return found[0]
+        done += len(some)
+    return None
 
 
 def _difference(want: np.ndarray, got: np.ndarray, exact: bool) -> dict[str, Any] | None:
@@ -239,56 +254,124 @@ def shadow(a: Session, b: Engine, ids: Sequence[int], prompt: int, *, exact: boo
 # ── hypotheses ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Guess:
-    """Faults of the catalogue around a healthy engine of the same kind: do its operations give what was seen?"""
+class _Guesses:
+    """Faults of the catalogue around a healthy engine of the same kind: do its operations give what was seen?
 
-    def __init__(self, a: Session, kind: str, faults: Sequence[Fault]) -> None:
-        self.faults = faults
-        self.engine = session_with(a.model, [f.id for f in faults], kind, a.engine.threads).engine
-        self.config = a.config
+    Args:
+        a: the believed side.
+        kind: engine to try them on, the suspected side's.
+        seen: what was seen.
+    """
 
-    def touched(self, seen: Shadow) -> tuple[set[Group], set[Group]]:
-        """Groups in which these faults leave the healthy result, and groups in which they give what was seen."""
-        wrong = {c.group for c in seen.calls if c.difference is not None}
-        touched: set[Group] = set()
-        missed: set[Group] = set()
-        length = sum(c.args[0] for c in seen.calls if c.op == "positions")
-        cache = self.engine.new_cache(self.config, length)
-        pending = 0
+    def __init__(self, a: Session, kind: str, seen: Shadow) -> None:
+        self.model, self.config, self.kind, self.seen = a.model, a.config, kind, seen
+        self.threads = a.engine.threads
+        self.healthy = a.engine if a.engine.name == kind else all_engines.create(kind, a.model, self.threads)
+        self.wrong = {c.group for c in seen.calls if c.difference is not None}
+        self._engines: dict[tuple[str, ...], Engine | None] = {}
+        # One operation of each sort, deep enough in the model that faults of some layers show: asked before all others.
+        self.probes: dict[Group, list[Call]] = {}
         for call in seen.calls:
+            if call.op not in ("attend", "positions"):
+                self.probes.setdefault(call.group, []).append(call)
+        for group, calls in self.probes.items():
+            wrong = [c for c in calls if c.difference is not None][:2]
+            chosen = {id(c): c for c in (*wrong, calls[0], calls[len(calls) // 2], calls[-1])}
+            self.probes[group] = list(chosen.values())
+
+    def engine(self, faults: Sequence[Fault]) -> Engine | None:
+        """The healthy engine with these faults, None where they need another model."""
+        key = tuple(f.id for f in faults)
+        if key not in self._engines:
+            self._engines[key] = self._made(faults)
+        return self._engines[key]
+
+    def _made(self, faults: Sequence[Fault]) -> Engine | None:
+        registry: Mapping[TensorType, Quant] = REGISTRY
+        kinds = {t.type for t in self.model.tensors.values()}
+        for fault in faults:
+            if not fault.fits(self.model):
+                return None
+            registry = fault.registry(registry) if fault.registry is not None else registry
+        runner = self.healthy
+        if registry is not REGISTRY:
+            if not any(registry.get(kind) is not REGISTRY.get(kind) for kind in kinds):
+                return None
+            runner = all_engines.create(
+                self.kind, misread(self.model, registry, as_floats=self.kind != "reference"), self.threads
+            )
+        for fault in faults:
+            runner = fault.engine(runner) if fault.engine is not None else runner
+        return runner
+
+    def touched(self, faults: Sequence[Fault]) -> tuple[set[Group], set[Group]]:
+        """Groups in which these faults leave the healthy result, and those of them in which they give what was seen."""
+        engine = self.engine(faults)
+        if engine is None:
+            return set(), set()
+        quick, missed = set(), set()
+        for group, calls in self.probes.items():
+            for call in calls:
+                out = self._again(engine, call, None)
+                if not _equal(out, call.out, call):
+                    quick.add(group)
+                    if group not in self.wrong:
+                        return quick, set()  # it changes what is as it should be
+                if group in quick and not _equal(out, _seen_of(call), call):
+                    missed.add(group)
+        if missed and missed >= quick & self.wrong and len(faults) > 1:
+            return quick, set()
+        stateful = any(op in ("attend", "positions") for op, _, _ in self.wrong)
+        if quick and quick <= missed and not stateful:
+            return quick, set()
+        if not quick and not stateful:
+            return set(), set()
+        return self._all(engine, skip=missed)
+
+    def _all(self, engine: Engine, skip: set[Group]) -> tuple[set[Group], set[Group]]:
+        touched, missed = set(skip), set(skip)
+        cache = engine.new_cache(self.config, sum(c.args[0] for c in self.seen.calls if c.op == "positions"))
+        pending = 0
+        for call in self.seen.calls:
             if call.op == "positions":
                 cache.advance(pending)
                 pending = call.args[0]
-            try:
-                with np.errstate(all="ignore"):
-                    out = self._again(call, cache)
-            except (AprlabError, ValueError, IndexError, TypeError):
-                out = None
-            same = out is not None and out.shape == call.out.shape and np.array_equal(out, call.out, equal_nan=True)
-            if not same:
+            if call.group in skip:
+                continue
+            out = self._again(engine, call, cache)
+            if not _equal(out, call.out, call):
                 touched.add(call.group)
-                if call.other is None and call.difference is None:
-                    return touched, set()  # it changes what is as it should be
-            want = call.other if call.difference is not None else call.out
-            if out is None:
-                if call.difference is None or "refuses" not in call.difference:
-                    missed.add(call.group)
-            elif want is None or not (out.shape == want.shape and np.array_equal(out, want, equal_nan=True)):
-                missed.add(call.group)
-                if wrong <= missed:
+                if call.group not in self.wrong:
                     return touched, set()
+            if not _equal(out, _seen_of(call), call):
+                missed.add(call.group)
         return touched, touched - missed
 
-    def _again(self, call: Call, cache: Cache) -> np.ndarray:
-        e = self.engine
-        if call.op == "positions":
-            return cache.positions(call.args[0])
-        if call.op == "attend":
-            q, k, v, layer, due = call.args
-            own = cache.length
-            at = np.arange(own, own + len(due), dtype=np.int64)
-            return np.asarray(e.to_numpy(e.attend(q, k, v, cache, layer, at)))
-        return np.asarray(e.to_numpy(getattr(e, call.op)(*call.args)))
+    def _again(self, engine: Engine, call: Call, cache: Cache | None) -> np.ndarray | None:
+        try:
+            with np.errstate(all="ignore"):
+                if call.op == "positions":
+                    assert cache is not None
+                    return cache.positions(call.args[0])
+                if call.op == "attend":
+                    assert cache is not None
+                    q, k, v, layer, due = call.args
+                    at = np.arange(cache.length, cache.length + len(due), dtype=np.int64)
+                    return np.asarray(engine.to_numpy(engine.attend(q, k, v, cache, layer, at)))
+                return np.asarray(engine.to_numpy(getattr(engine, call.op)(*call.args)))
+        except (AprlabError, ValueError, IndexError, TypeError):
+            return None
+
+
+def _seen_of(call: Call) -> np.ndarray | None:
+    """What the suspected side gave; None where it refused."""
+    return call.out if call.difference is None else call.other
+
+
+def _equal(out: np.ndarray | None, want: np.ndarray | None, call: Call) -> bool:
+    if out is None or want is None:
+        return out is want
+    return out.shape == want.shape and np.array_equal(out, want, equal_nan=True)
 
 
 @dataclass(eq=False)
@@ -360,15 +443,13 @@ def _engine_parts(a: Session, b: Session, seen: Shadow) -> list[_Part]:
     parts: list[_Part] = []
     if not groups:
         return parts
-    kind = b.engine.name
-    candidates = [f for f in FAULTS.values() if f.engine is not None or f.registry is not None]
+    guesses = _Guesses(a, b.engine.name, seen)
     holders: list[tuple[Fault, set[Group]]] = []
     partial: list[Fault] = []
-    for fault in candidates if kind == a.engine.name or kind in all_engines.NAMES else []:
-        try:
-            touched, held = _Guess(a, kind, [fault]).touched(seen)
-        except UsageError:
-            continue  # needs another model
+    for fault in FAULTS.values():
+        if fault.engine is None and fault.registry is None:
+            continue
+        touched, held = guesses.touched([fault])
         if touched and touched == held:
             holders.append((fault, touched))
         elif touched and touched <= groups:
@@ -382,11 +463,10 @@ def _engine_parts(a: Session, b: Session, seen: Shadow) -> list[_Part]:
         left -= marks
         holders = [(f, m) for f, m in holders if f is not fault]
     if left:
-        pair = _pair(
-            a, kind, seen, groups, [f for f, _, _ in chosen], [*(f for f, _ in holders), *partial, *(f for f, _, _ in chosen)]
-        )
+        own = [f for f, _, _ in chosen]
+        pair = _pair(guesses, groups, own, [*own, *(f for f, _ in holders), *partial])
         if pair is not None:
-            chosen = [(f, _Guess(a, kind, [f]).touched(seen)[0], []) for f in pair]
+            chosen = [(f, guesses.touched([f])[0] or groups, []) for f in pair]
             left = set()
     for fault, marks, same in chosen:
         evidence = _figures([c for c in wrong if c.group in marks])
@@ -402,20 +482,16 @@ def _engine_parts(a: Session, b: Session, seen: Shadow) -> list[_Part]:
     return parts
 
 
-def _pair(
-    a: Session, kind: str, seen: Shadow, groups: set[Group], chosen: Sequence[Fault], pool: Sequence[Fault]
-) -> tuple[Fault, Fault] | None:
+def _pair(guesses: _Guesses, groups: set[Group], chosen: Sequence[Fault], pool: Sequence[Fault]) -> tuple[Fault, Fault] | None:
     """Two faults on top of each other that give exactly what was seen; those that explain a part come first."""
-    unique = list(dict.fromkeys(pool))
-    ranked = sorted(((f, g) for f in unique for g in unique if f is not g), key=lambda p: -sum(x in chosen for x in p))
+    unique = list({f.id: f for f in pool}.values())
+    own = {f.id for f in chosen}
+    ranked = sorted(((f, g) for f in unique for g in unique if f is not g), key=lambda p: -sum(x.id in own for x in p))
     deadline = time.perf_counter() + 20
     for f, g in ranked:
         if time.perf_counter() > deadline:
             return None
-        try:
-            touched, held = _Guess(a, kind, [f, g]).touched(seen)
-        except UsageError:
-            continue
+        touched, held = guesses.touched([f, g])
         if touched == held and held >= groups:
             return f, g
     return None
@@ -570,19 +646,19 @@ def _counting(counts: dict[str, int]) -> Iterator[None]:
         Tensor.dequantise = plain  # type: ignore[method-assign]
 
 
-def decodings(session: Session, config: ModelConfig, token: int) -> dict[str, int]:
+def decodings(engine: Engine, config: ModelConfig, token: int) -> dict[str, int]:
     """How often a second pass over one token decodes each weight that a first pass has decoded already."""
     counts: dict[str, int] = {}
-    forward(session.engine, config, [token], session.engine.new_cache(config, 2))
+    forward(engine, config, [token], engine.new_cache(config, 2))
     with _counting(counts):
-        forward(session.engine, config, [token], session.engine.new_cache(config, 2))
+        forward(engine, config, [token], engine.new_cache(config, 2))
     return counts
 
 
 def _cost_parts(a: Session, b: Session, token: int) -> list[_Part]:
     """Work done in vain: values right, weights decoded anew at every product."""
     try:
-        mine, theirs = decodings(a, a.config, token), decodings(b, a.config, token)
+        mine, theirs = decodings(a.engine, a.config, token), decodings(b.engine, a.config, token)
     except (AprlabError, ValueError, IndexError, TypeError):
         return []
     more = sorted(name for name, count in theirs.items() if count > mine.get(name, 0))
@@ -590,13 +666,12 @@ def _cost_parts(a: Session, b: Session, token: int) -> list[_Part]:
         return []
     id = None
     for fault in FAULTS.values():
-        if fault.engine is not None and fault.silent and fault.fits(a.model):
+        if fault.engine is not None and fault.silent and fault.fits(a.model) and a.engine.name == b.engine.name:
             try:
-                guess = session_with(a.model, [fault.id], b.engine.name, a.engine.threads)
-                if decodings(guess, a.config, token) == theirs:
+                if decodings(fault.engine(a.engine), a.config, token) == theirs:
                     id = fault
                     break
-            except AprlabError:
+            except (AprlabError, ValueError, IndexError, TypeError):
                 continue
     evidence = {"decoded_again": len(more), "due": sum(mine.values())}
     layer, how = (id.layer, id.title) if id is not None else ("forward", "weights are decoded anew at every product")
@@ -675,7 +750,7 @@ def peel_sessions(a: Session, b: Session, *, fast: bool = False, prompt: str) ->
         return verdict
     with clock("run"):
         try:
-            verdict.first_divergence = compare_runs(a, b, golden.ids)
+            verdict.first_divergence = compare_runs(a, b, golden.ids, len(golden.prompt_ids))
         except (AprlabError, ValueError, IndexError, TypeError) as error:
             verdict.first_divergence = {"point": "none", "refuses": str(error)}
     with clock("repair"):

@@ -1,0 +1,63 @@
+"""What the verbs `peel` and `repair` print; the verbs themselves stand in `aprlab.cli`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from aprlab.cli import _print_json
+from aprlab.errors import UsageError
+from aprlab.formats.common import check_output
+
+
+def show_peel(
+    files: list[Path], engines: list[str], *, fast: bool, backend: str | None, threads: int | None, prompt: str, out: Path | None,
+    as_json: bool,
+) -> int:  # fmt: skip
+    """`aprlab peel`: the verdict in words or JSON, and its exit status."""
+    from aprlab.onion.peel import peel
+
+    options: dict[str, Any] = {"fast": fast, "threads": threads, "prompt": prompt}
+    if engines:
+        if len(engines) != 2 or len(files) != 1:
+            raise UsageError("two engines are held against each other on one model: --engine A --engine B MODEL")
+        verdict = peel(files[0], engines=engines, **options)
+    else:
+        if len(files) not in (1, 2):
+            raise UsageError("one file or two: [REF] CAND")
+        verdict = peel(files[0] if len(files) == 2 else None, files[-1], engine=backend, **options)
+    found = verdict.to_json()
+    if out is not None:
+        if not out.is_dir():
+            raise UsageError("is not a directory", path=out)
+        stem = "-".join(file.stem for file in files) or "engines"
+        check_output(out / f"{stem}.json", files, force=True)
+        (out / f"{stem}.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        page = f"<!doctype html><meta charset=utf-8><title>{stem}</title>{verdict._repr_html_()}\n"
+        (out / f"{stem}.html").write_text(page)
+    if as_json:
+        _print_json(found)
+    else:
+        print(verdict)
+    return verdict.exit_code
+
+
+def show_repair(
+    candidate: Path, output: Path, reference: Path | None, *, force: bool, backend: str | None, threads: int | None, prompt: str,
+    as_json: bool,
+) -> int:  # fmt: skip
+    """`aprlab repair`: what was mended, and the verdict on the file that was written."""
+    from aprlab.onion.repair import repair
+
+    verdict = repair(candidate, output, reference, force=force, engine=backend, threads=threads, prompt=prompt)
+    after = "same"
+    if verdict.repair is not None:
+        after = verdict.repair.proof["written"]["verdict"]
+    if as_json:
+        _print_json(verdict.to_json())
+    else:
+        print(verdict)
+        print(f"{output}: {after}", file=sys.stderr)
+    return 0 if after in ("same", "equivalent") else 3
