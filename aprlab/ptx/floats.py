@@ -185,14 +185,14 @@ def add64(a: Value, b: Value, mode: str = "rn") -> Value:
 def mul64(a: Value, b: Value, mode: str = "rn") -> Value:
     if mode == "rn":
         return a * b
-    return _by_fractions(lambda x, y: x * y, mode, a, b, nearest=a * b)
+    return by_fractions(lambda x, y: x * y, mode, a, b, nearest=a * b)
 
 
 def fma64(a: Value, b: Value, c: Value, mode: str = "rn") -> Value:
     """Exact by the algorithm of Boldo & Melquiond; elements near the ends of the exponent range go through fractions."""
     plain = a * b + c
     if mode != "rn":
-        return _by_fractions(lambda x, y, z: x * y + z, mode, a, b, c, nearest=plain)
+        return by_fractions(lambda x, y, z: x * y + z, mode, a, b, c, nearest=plain)
     high, low = two_product(a, b)
     th, tl = two_sum(c, low)
     vh, vl = two_sum(high, th)
@@ -204,11 +204,11 @@ def fma64(a: Value, b: Value, c: Value, mode: str = "rn") -> Value:
     finite = np.isfinite(a) & np.isfinite(b) & np.isfinite(c)
     if np.all(safe | ~finite):
         return np.where(safe, out, plain)[()]
-    exact = _by_fractions(lambda x, y, z: x * y + z, mode, a, b, c, nearest=plain)
+    exact = by_fractions(lambda x, y, z: x * y + z, mode, a, b, c, nearest=plain)
     return np.where(safe, out, exact)[()]
 
 
-def _by_fractions(law: Callable[..., Fraction], mode: str, *terms: Value, nearest: Value) -> Value:
+def by_fractions(law: Callable[..., Fraction], mode: str, *terms: Value, nearest: Value) -> Value:
     """Element by element with exact rationals: slow and beyond doubt. `nearest` supplies zeros, infinities and NaNs."""
     arrays = np.broadcast_arrays(*terms, nearest)
     out = np.array(arrays[-1], dtype=np.float64)
@@ -216,7 +216,10 @@ def _by_fractions(law: Callable[..., Fraction], mode: str, *terms: Value, neares
         numbers = [float(array[place]) for array in arrays[:-1]]
         if not all(np.isfinite(numbers)):
             continue
-        exact = law(*map(Fraction, numbers))
+        try:
+            exact = law(*map(Fraction, numbers))
+        except ZeroDivisionError:
+            continue
         if exact == 0:
             if mode == "rm" and len(numbers) == 3 and not (out[place] == 0 and not np.signbit(out[place])):
                 out[place] = -0.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -192,7 +193,7 @@ def _add(m: Modifiers) -> Alu:
     if m.flag("cc"):
         unsigned = "u" + kind[1:]
         if minus:
-            return Alu((kind,), (unsigned, unsigned), lambda a, b: (a - b, a < b), carry_out=True)
+            return Alu((kind,), (unsigned, unsigned), lambda a, b: (a - b, a >= b), carry_out=True)
         return Alu((kind,), (unsigned, unsigned), lambda a, b: (a + b, a + b < a), carry_out=True)
     if m.flag("sat"):
         if kind != "s32":
@@ -216,8 +217,7 @@ def _addc(m: Modifiers) -> Alu:
     def law(a: Value, b: Value, carry: Value) -> tuple[Value, Value] | Value:
         c = carry.astype(a.dtype)
         if minus:
-            result, borrow = a - b - c, (a < b) | ((a == b) & carry)
-            return (result, borrow) if out else result
+            b = ~b  # the flag is the adder's carry, not a borrow: a - b is a + ~b + 1
         total = a + b
         result = total + c
         return (result, (total < a) | (result < total)) if out else result
@@ -357,8 +357,9 @@ def _div(m: Modifiers) -> Alu:
             (kind,), (kind, kind), _float_law(lambda a, b: floats.div32(a, b, mode), ftz, False), approximate=how == "full"
         )
     if kind == "f64":
-        m.choice("rn")
-        return Alu((kind,), (kind, kind), np.divide)
+        mode = m.choice(*floats.MODES)
+        law = np.divide if mode == "rn" else _in_doubles(lambda a, b: a / b, np.divide, mode)
+        return Alu((kind,), (kind, kind), law)
     return Alu((kind,), (kind, kind), _quotient)
 
 
@@ -396,6 +397,11 @@ def _through_double(law: Callable[[Value], Value]) -> Callable[[Value], Value]:
     return lambda a: floats.canonical(law(a.astype(np.float64)).astype(np.float32))
 
 
+def _in_doubles(law: Callable[..., Fraction], plain: Callable[..., Value], mode: str) -> Callable[..., Value]:
+    """A float64 law in a directed rounding mode, by exact fractions."""
+    return lambda *v: floats.by_fractions(law, mode, *v, nearest=plain(*v))
+
+
 @_op("rcp", "sqrt", "rsqrt")
 def _root(m: Modifiers) -> Alu:
     base, kind = m.instruction.parts[0], m.kind("f32", "f64")
@@ -411,9 +417,11 @@ def _root(m: Modifiers) -> Alu:
             return Alu((kind,), (kind,), _upper_word(exact[base]) if ftz else exact[base], approximate=True)
         return Alu((kind,), (kind,), _float_law(_through_double(exact[base]), ftz, False), approximate=True)
     if kind == "f64":
-        if how != "rn":
-            raise m.unsupported(f"{base}.{how}.f64")
-        return Alu((kind,), (kind,), exact[base])
+        if how == "rn":
+            return Alu((kind,), (kind,), exact[base])
+        if base == "sqrt":
+            raise m.unsupported("directed rounding")
+        return Alu((kind,), (kind,), _in_doubles(lambda a: 1 / a, exact[base], how))
     if base == "rcp":
         return Alu((kind,), (kind,), _float_law(lambda a: floats.div32(np.float32(1), a, how), ftz, False))
     return Alu((kind,), (kind,), _float_law(lambda a: floats.sqrt32(a, how), ftz, False))

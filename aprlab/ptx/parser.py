@@ -204,8 +204,9 @@ class Module:
     text: str = ""
 
     @property
-    def entries(self) -> list[str]:
-        return [name for name, function in self.functions.items() if function.entry and function.defined]
+    def entries(self) -> dict[str, Function]:
+        """The kernels, by name, in the order of the file."""
+        return {name: function for name, function in self.functions.items() if function.entry and function.defined}
 
     @property
     def lines(self) -> list[str]:
@@ -227,7 +228,7 @@ _TOKEN = re.compile(
       |(?P<string>"[^"\n]*")
       |(?P<float>0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|\d+\.\d*(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+)
       |(?P<int>0[xX][0-9a-fA-F]+U?|0[bB][01]+U?|\d+U?)
-      |(?P<name>[%.A-Za-z_$](?:[\w$.%]|::)*)
+      |(?P<name>\.\w+(?:::\w+)?|[%A-Za-z_$](?:[\w$.%]|::)*)
       |(?P<punct>[-+*/<>=!@|,;:()\[\]{}~&^?])""",
     re.VERBOSE | re.DOTALL,
 )
@@ -535,6 +536,8 @@ class _Parser:
             if self.token.text == ".reg":
                 self.next()
                 kind = self.name().lstrip(".")
+                if kind not in TYPE_BYTES:
+                    raise UnsupportedError(f"PTX line {self.token.line}: parameter register of type .{kind}")
                 name = self.name()
                 out.append(Variable("reg", name, kind, 0, TYPE_BYTES[kind]))
             else:

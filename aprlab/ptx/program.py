@@ -387,6 +387,10 @@ class _Builder:
                 raise self.unsupported(f"{name!r} is neither a declared register nor a special one that is known")
             case Reg(name):
                 return self.get_symbol(name, 0, dtype)
+            case Address(str(name), offset) if name in self.program.registers:  # `reg + 1`, as some write by hand
+                base = self.get_register(self.register(name), dtype)
+                step = dtype.type(offset & ((1 << 8 * dtype.itemsize) - 1))
+                return lambda st: base(st) + step
             case Address(str(name), offset):
                 return self.get_symbol(name, offset, dtype)
             case _:
@@ -454,13 +458,13 @@ class _Builder:
         if (width == 0) != (dtype == np.bool_) or (width and width < dtype.itemsize):
             raise self.fail(f"{operand} is .{self.program.types[number]}, the result is .{kind}")
         size = width or 1
-        wide = np.dtype(f"{'i' if kind[0] == 's' else 'u'}{width}") if width > dtype.itemsize else None
-        if wide is not None and kind in ("f16", "bf16", "f32"):
-            wide = np.dtype(f"u{width}")
+        # A wider register takes the bits, extended by the type's sign.
+        narrow = np.dtype(f"{'i' if kind[0] == 's' else 'u'}{dtype.itemsize}") if width > dtype.itemsize else None
+        wide = np.dtype(f"{'i' if kind[0] == 's' else 'u'}{width}") if width else dtype
 
         def write(st: State, value: Value) -> None:
-            if wide is not None:
-                value = (value if value.dtype is dtype else floats.bits(value, dtype)).astype(wide)
+            if narrow is not None:
+                value = (value if value.dtype is narrow else floats.bits(value, narrow)).astype(wide)
             if value.dtype.itemsize != size:
                 raise AssertionError(f"{operand}: a result of {value.dtype} for a register of {size} bytes")
             if st.sel is None:
@@ -632,6 +636,15 @@ class _Builder:
             raise self.unsupported(f"an access of {vector * TYPE_BYTES[written]} bytes a lane")
         return Access(self.pc, space, kind, DTYPES[written], vector, strong), written
 
+    def placed(self, access: Access, operand: Operand) -> Access:
+        """A generic access by a variable's name is one to that variable's space."""
+        if access.space == "generic" and isinstance(operand, Address) and operand.base is not None:
+            tables = {"shared": self.program.shared, "local": self.program.local, "param": self.program.params}
+            for space, table in tables.items():
+                if operand.base in table:
+                    return replace(access, space=space)
+        return access
+
     def address(self, operand: Operand) -> tuple[int | None, Getter, int]:
         """(register number or None, reader of the base, constant offset) of an address operand."""
         if not isinstance(operand, Address):
@@ -649,6 +662,7 @@ class _Builder:
     def op_ld(self, m: Modifiers) -> Run:
         target, source = self.item.operands
         access, kind = self.access(m, "load")
+        access = self.placed(access, source)
         targets = target.items if isinstance(target, Vector) else (target,)
         if len(targets) != access.lanes:
             raise self.fail(f"{self.item.opcode} with {len(targets)} destinations")
@@ -680,6 +694,7 @@ class _Builder:
     def op_st(self, m: Modifiers) -> Run:
         target, source = self.item.operands
         access, kind = self.access(m, "store")
+        access = self.placed(access, target)
         if access.space in ("param", "const"):
             raise self.unsupported(f"a store to .{access.space}")
         sources = source.items if isinstance(source, Vector) else (source,)
@@ -699,6 +714,7 @@ class _Builder:
         access = Access(self.pc, space, "atomic", DTYPES[kind], 1, True)
         operands = list(self.item.operands)
         put = self.put(operands.pop(0), kind) if returns else None
+        access = self.placed(access, operands[0])
         number, base, offset = self.address(operands[0])
         gets = [self.get(o, kind) for o in operands[1:]]
         law = _atomic_law(operation, kind)

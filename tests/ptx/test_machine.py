@@ -204,6 +204,11 @@ def test_narrow_loads_extend() -> None:
         out = np.zeros(32, np.int32)
         launch(body, data, out)
         assert out.tolist() == data.view(dtype).astype(np.int32).tolist()
+    # A float in a wider register is its bits.
+    wide = "ld.global.f32 %x5, [%x3]; st.global.f32 [%x4], %x5; ret;"
+    out = np.zeros(32, np.float32)
+    launch(wide, np.linspace(-1, 1, 32, dtype=np.float32), out)
+    assert out.tolist() == np.linspace(-1, 1, 32, dtype=np.float32).tolist()
 
 
 def test_addresses_on_odd_offsets_still_load() -> None:
