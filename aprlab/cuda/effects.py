@@ -19,6 +19,7 @@ from aprlab.cuda import mutations, verify
 from aprlab.cuda.driver import Backend
 from aprlab.cuda.mutations import MUTATIONS
 from aprlab.engines.ptx import PtxBackend
+from aprlab.errors import NumericError
 from aprlab.model import Model, Tensor
 
 
@@ -68,8 +69,8 @@ def effects(model: Model, prompt: str, names: Sequence[str] = (), max_tokens: in
     def answer(of: Model) -> tuple[list[int], str]:
         try:
             said = generate(of, prompt, engine="reference", max_tokens=max_tokens)
-        except Exception as error:  # a broken model may end in NaN, which is an answer too
-            return [], f"({type(error).__name__}: {error})"
+        except NumericError as error:  # a broken model may end in NaN, which is an answer too
+            return [], f"({error.message})"
         return list(said.tokens), said.text
 
     right, text = answer(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -179,6 +180,9 @@ def test_thread_instructions_of_q4_k() -> None:
     assert 2.0 < exact.thread_instructions <= 2.6
     assert rounded.thread_instructions <= 1.3
     assert exact.warp_instructions >= exact.thread_instructions  # idle lanes only add
+    for cost in (exact, rounded):  # what the documentation says is what is counted
+        cells = f"| Q4_K | {cost.contract} | 0.5625 | {cost.thread_instructions:.2f} | {cost.warp_instructions:.2f} |"
+        assert cells in (Path(__file__).parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
 
 
 def test_the_roofline() -> None:

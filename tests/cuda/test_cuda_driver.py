@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -49,6 +50,20 @@ def test_a_whole_pass_agrees_with_the_reference_and_commits_no_offence(model: Mo
     assert engine.backend.findings == []
     assert engine.argmax(engine.from_numpy(got)).shape == (4,)
     np.testing.assert_array_equal(engine.ids(engine.argmax(engine.from_numpy(got))), reference.argmax(-1))
+
+
+def test_the_embedded_model_says_the_same_on_the_ptx_machine(tiny: Path) -> None:
+    """Its own types and sizes; the kernels as they ship. Five tokens of a prompt, then one of the answer."""
+    with Model.open(tiny) as model:
+        said = {}
+        for name in ("reference", "ptx"):
+            engine = engines.create(name, model)
+            cache = engine.new_cache(model.config, 6)
+            prompt = engine.to_numpy(forward(engine, model.config, [220, 17, 10, 17, 30], cache))
+            answer = engine.to_numpy(forward(engine, model.config, prompt[-1:].argmax(-1), cache))
+            said[name] = np.concatenate([prompt, answer])
+    np.testing.assert_array_equal(said["ptx"].argmax(-1), said["reference"].argmax(-1))
+    assert np.abs(said["ptx"] - said["reference"]).max() < 1e-4 * np.abs(said["reference"]).max()
 
 
 def test_contract_q8_is_off_by_what_it_declares(model: Model, reference: np.ndarray) -> None:
