@@ -491,7 +491,9 @@ def _forward(context: typer.Context, module: str) -> None:
     """Hand the rest of the command line to the `app` of `module`, which is imported only now."""
     from importlib import import_module
 
-    import_module(module).app(args=context.args, prog_name=context.command_path, standalone_mode=False)
+    status = import_module(module).app(args=context.args, prog_name=context.command_path, standalone_mode=False)
+    if isinstance(status, int) and status:
+        raise typer.Exit(status)
 
 
 @app.command(context_settings=_FORWARD, epilog="Example: aprlab ptx check kernel.ptx --entry NAME --help")

@@ -7,7 +7,7 @@ next pc instead, or -1 when the group of lanes ended, split or waits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -639,7 +639,8 @@ class _Builder:
     def placed(self, access: Access, operand: Operand) -> Access:
         """A generic access by a variable's name is one to that variable's space."""
         if access.space == "generic" and isinstance(operand, Address) and operand.base is not None:
-            tables = {"shared": self.program.shared, "local": self.program.local, "param": self.program.params}
+            program = self.program
+            tables: dict[str, Collection[str]] = {"shared": program.shared, "local": program.local, "param": program.params}
             for space, table in tables.items():
                 if operand.base in table:
                     return replace(access, space=space)

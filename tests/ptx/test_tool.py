@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aprlab import quants
+from aprlab.cli import run_cli
 from aprlab.cuda import compile as cuda
 from aprlab.errors import FormatError, UsageError
 from aprlab.model import Origin, Tensor
@@ -209,6 +210,8 @@ def test_the_command_line(text: str, tmp_path: Path, tiny: Path) -> None:
     result = runner.invoke(app, ["run", *base, *wrong])
     assert result.exit_code == 1
     assert "WRONG: 4 of" in result.output
+    assert run_cli(["ptx", "run", *base, *wrong]) == 1  # also through the front door
+    assert run_cli(["ptx", "run", *base, *args]) == 0
     result = runner.invoke(app, ["step", *base, *args, "--count", "5", "--by", "instruction"])
     assert result.exit_code == 0
     assert "32 lanes" in result.output
