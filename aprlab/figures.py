@@ -54,7 +54,7 @@ def trace_plot(sides: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None
         for n, (label, rows) in enumerate(sides.items()):
             layers = [row["layer"] for row in rows]
             mean, std = (np.array([row[key] for row in rows], dtype=float) for key in ("mean", "std"))
-            (line,) = ax.plot(layers, mean, label=label, color=f"C{n}", **_stroke(n))
+            (line,) = ax.plot(layers, mean, label=label, color=_colour(n), **_stroke(n))
             if spread:
                 ax.fill_between(layers, mean - std, mean + std, color=line.get_color(), alpha=0.15, linewidth=0)
         _layer_axis(ax)
@@ -69,9 +69,9 @@ def norm_plot(sides: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None 
     _some(sides)
     with style():
         for n, (label, rows) in enumerate(sides.items()):
-            ax.plot([row["layer"] for row in rows], [row["l2"] for row in rows], label=label, color=f"C{n}", **_stroke(n))
+            ax.plot([row["layer"] for row in rows], [row["l2"] for row in rows], label=label, color=_colour(n), **_stroke(n))
         if diverged is not None:
-            ax.axvline(diverged, color="C7", linewidth=1, linestyle=":", label=f"first difference: layer {diverged}")
+            ax.axvline(diverged, color=_colour(7), linewidth=1, linestyle=":", label=f"first difference: layer {diverged}")
         ax.set_yscale("log")
         _layer_axis(ax)
         ax.set_ylabel("activation: l2 norm")
@@ -96,7 +96,7 @@ def inventory_bars(sides: Mapping[str, Mapping[str, int]], ax: Axes | None = Non
         for n, (label, side) in enumerate(sides.items()):
             values = [side.get(kind, 0) / scale for kind in kinds]
             places = np.arange(len(kinds)) + (n - (len(sides) - 1) / 2) * width
-            bars = ax.bar(places, values, width, label=label, color=f"C{n}")
+            bars = ax.bar(places, values, width, label=label, color=_colour(n))
             ax.bar_label(bars, fmt="%.3g" if unit == "MiB" else "%d", fontsize=8)
         ax.set_xticks(range(len(kinds)), kinds)
         ax.set_ylabel(unit)
@@ -114,8 +114,8 @@ def logits_plot(
     ax = _axes(ax, 4.5, 4.5)
     with style():
         ends = [min(a.min(), b.min()), max(a.max(), b.max())]
-        ax.plot(ends, ends, color="C7", linewidth=0.8, zorder=1)
-        ax.scatter(a, b, s=10, color="C0", alpha=0.6, linewidths=0, rasterized=True)
+        ax.plot(ends, ends, color=_colour(7), linewidth=0.8, zorder=1)
+        ax.scatter(a, b, s=10, color=_colour(0), alpha=0.6, linewidths=0, rasterized=True)
         for token, text in (top or {}).items():
             ax.annotate(
                 repr(text), (float(a[token]), float(b[token])), textcoords="offset points", xytext=(-4, 4), ha="right", fontsize=8
@@ -142,18 +142,21 @@ def dtype_flow(
     ax = _axes(ax, 9, 0.42 * len(ways) + 0.8)
     boxes = [list(dict.fromkeys(way[n] for way in ways.values())) for n in range(len(stages))]
 
-    def place(column: int, word: str) -> float:  # boxes of a column are spread over the height, in order of arrival
-        return (boxes[column].index(word) + 0.5) / len(boxes[column])
+    def height(column: int, word: str, name: str = "") -> float:
+        """Boxes are spread over the column in order of arrival; lines through one box run side by side."""
+        middle = (boxes[column].index(word) + 0.5) / len(boxes[column])
+        through = [other for other, way in ways.items() if way[column] == word]
+        return middle + (0.012 * (through.index(name) - (len(through) - 1) / 2) if name else 0)
 
     with style():
         for name, way in ways.items():
-            heights = [place(n, word) for n, word in enumerate(way)]
-            look: dict[str, Any] = {"color": "C0", "linestyle": "-"} if right[name] else {"color": "C1", "linestyle": "--"}
-            ax.plot(range(len(stages)), heights, label=name, zorder=1, **look)
+            heights = [height(n, word, name) for n, word in enumerate(way)]
+            colour, stroke = (_colour(0), "-") if right[name] else (_colour(1), "--")
+            ax.plot(range(len(stages)), heights, label=name, zorder=1, color=colour, linestyle=stroke)
         for n, words in enumerate(boxes):
             for word in words:
                 frame = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": "0.4", "linewidth": 0.8}
-                ax.text(n, place(n, word), word, ha="center", va="center", fontsize=9, bbox=frame)
+                ax.text(n, height(n, word), word, ha="center", va="center", fontsize=9, bbox=frame)
         ax.set_xticks(range(len(stages)), stages)
         ax.xaxis.tick_top()
         ax.tick_params(length=0)
@@ -172,7 +175,8 @@ def magnitude_histogram(sides: Mapping[str, np.ndarray], ax: Axes | None = None)
     """
     ax = _axes(ax)
     _some(sides)
-    flat = {label: np.asarray(values, np.float64).ravel() for label, values in sides.items()}
+    with np.errstate(invalid="ignore"):  # bytes that are no floats may be signalling NaNs
+        flat = {label: np.asarray(values, np.float64).ravel() for label, values in sides.items()}
     logs = {label: np.log10(np.abs(x[np.isfinite(x) & (x != 0)])) for label, x in flat.items()}
     if not any(x.size for x in logs.values()):
         raise UsageError("nothing to draw: no value is finite and not zero")
@@ -184,11 +188,12 @@ def magnitude_histogram(sides: Mapping[str, np.ndarray], ax: Axes | None = None)
             share = np.histogram(logs[label], bins)[0] / x.size
             zero, bad = float(np.mean(x == 0)), float(np.mean(~np.isfinite(x)))
             text = f"{label} ({zero:.1%} zero, {bad:.2%} NaN or Inf)"
-            ax.stairs(share, bins, label=text, color=f"C{n}", linewidth=1.6, fill=False)
+            ax.stairs(share, bins, label=text, color=_colour(n), linewidth=1.6, fill=False)
         ax.set_yscale("log")
+        ax.set_ylim(top=10)  # room for the legend above the lines
         ax.set_xlabel("order of magnitude: log10 |value|")
         ax.set_ylabel("share of the values")
-        ax.legend()
+        ax.legend(loc="upper left")
     return ax
 
 
@@ -204,12 +209,15 @@ def quantile_plot(a: np.ndarray, b: np.ndarray, labels: tuple[str, str], ax: Axe
     at = np.linspace(0, 1, points)
     p, q = np.quantile(x, at), np.quantile(y, at)
     with style():
-        ends = [min(p[0], q[0]), max(p[-1], q[-1])]
-        ax.plot(ends, ends, color="C7", linewidth=0.8, zorder=1)
-        ax.plot(p, q, color="C1", marker="o", linewidth=0.8)
+        ax.plot(p, p, color=_colour(7), linewidth=0.8, zorder=1)
+        ax.plot(p, q, color=_colour(1), marker="o", linewidth=0.8)
         near = float(np.median(np.abs(x))) or 1.0
         ax.set_xscale("symlog", linthresh=near)
         ax.set_yscale("symlog", linthresh=near)
+        for axis, values in ((ax.xaxis, p), (ax.yaxis, q)):
+            largest = float(np.abs(values).max()) or near
+            ticks = 10.0 ** np.unique(np.linspace(np.ceil(np.log10(near)), np.floor(np.log10(largest)), 3).round()[1:])
+            axis.set_ticks([*-ticks[::-1], 0, *ticks])
         ax.set_xlabel(f"quantiles, {labels[0]}")
         ax.set_ylabel(f"quantiles, {labels[1]}")
     return ax
@@ -263,6 +271,9 @@ def error_map(
     return ax
 
 
+_STATES = (0, 5, 1, 2, 3, 4, 6, 7)  # colours of states: two that are calm, one that is not, others
+
+
 def state_map(
     cells: Sequence[Sequence[str]], rows: Sequence[str], columns: Sequence[str], states: Sequence[str], ax: Axes | None = None
 ) -> Axes:
@@ -278,7 +289,7 @@ def state_map(
         raise UsageError(f"unknown state {sorted(unknown)[0]!r}; known: {', '.join(states)}")
     ax = _axes(ax, 9, 0.32 * len(rows) + 1)
     with style():
-        palette = mpl.colors.ListedColormap([f"C{n}" for n in range(len(states))])
+        palette = mpl.colors.ListedColormap([_colour(n) for n in _STATES[: len(states)]])
         index = np.array([[states.index(cell) for cell in line] for line in cells])
         ax.imshow(index, cmap=palette, vmin=-0.5, vmax=len(states) - 0.5, aspect="auto", alpha=0.35, interpolation="nearest")
         for row, line in enumerate(cells):
@@ -289,6 +300,39 @@ def state_map(
         ax.tick_params(length=0)
         ax.grid(visible=False)
     return ax
+
+
+def kill_plot(cells: Mapping[str, Sequence[str]], gates: Sequence[str], ax: Axes | None = None) -> Axes:
+    """Which gate kills which fault: a row per fault, a column per gate.
+
+    Args:
+        cells: fault -> one word a gate: ``kill`` (filled), ``refused`` (half-tone: could not look), ``void``
+            (half-tone), ``pass`` (empty). Anything else raises UsageError.
+        gates: names of the columns.
+    """
+    shades = {"pass": 0.0, "void": 0.25, "refused": 0.25, "kill": 1.0}
+    _some({"faults": list(cells)})
+    for fault, words in cells.items():
+        if len(words) != len(gates) or not set(words) <= shades.keys():
+            raise UsageError(f"{fault}: {len(words)} words for {len(gates)} gates, known are {', '.join(shades)}")
+    ax = _axes(ax, 0.35 * len(gates) + 3, 0.16 * len(cells) + 1.5)
+    values = np.array([[shades[word] for word in words] for words in cells.values()])
+    with style():
+        ax.imshow(values, cmap="Reds", vmin=0, vmax=1.3, aspect="auto", interpolation="nearest")
+        heads = [f"{gate} ({int((column == 1).sum())})" for gate, column in zip(gates, values.T, strict=True)]
+        ax.set_xticks(range(len(gates)), heads)
+        ax.tick_params(axis="x", rotation=90, labeltop=True, labelbottom=False, length=0)
+        ax.set_yticks(range(len(cells)), list(cells), fontsize=6)
+        ax.tick_params(axis="y", length=0)
+        ax.grid(visible=False)
+        for at in np.arange(0.5, len(gates) - 1):
+            ax.axvline(at, color="white", linewidth=1)
+    return ax
+
+
+def _colour(n: int) -> str:
+    """The nth colour of the style now: a figure drawn later, outside `style()`, would resolve ``Cn`` by another one."""
+    return mpl.colors.to_hex(f"C{n}")
 
 
 def _stroke(n: int) -> dict[str, Any]:
