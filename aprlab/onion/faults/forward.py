@@ -408,7 +408,7 @@ FAULTS = (
             "The first prompt after the start is right, so a fresh run never shows it.",
         ),
         "Attention wrong at every position from 0 on, positions start above 0; q, k, v before RoPE equal in layer 0.",
-        silent=True, engine=KvStale,
+        engine=KvStale,
     ),
     Fault(
         "kv-empty", "The cache empty while decoding", "forward", "E",
