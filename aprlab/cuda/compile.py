@@ -113,12 +113,9 @@ def compile_source(
         CompileError: NVRTC refused the text.
         UnsupportedError: there is no NVRTC on this machine.
     """
-    raw, _ = _run(text, f"compute_{arch}", "PTX", *options)
-    found = _FILE.sub(r'\1"\2"', raw.rstrip(b"\0").decode())
-    if not machine_code:
-        return Compiled(found, b"", {})
-    cubin, log = _run(text, f"sm_{arch}", "CUBIN", "--ptxas-options=-v", *options)
-    return Compiled(found, cubin, parse_log(log))
+    target, extra = (f"sm_{arch}", ("--ptxas-options=-v",)) if machine_code else (f"compute_{arch}", ())
+    found, cubin, log = _run(text, target, *extra, *options)
+    return Compiled(found, cubin, parse_log(log) if machine_code else {})
 
 
 def ptx(module: str, files: Mapping[str, str] | None = None, arch: int = SHIPPED) -> str:
@@ -206,8 +203,8 @@ def architectures() -> tuple[int, ...]:
     return tuple(arch for arch in ARCHITECTURES if arch in set(numbers))
 
 
-def _run(text: str, target: str, what: str, *options: str) -> tuple[bytes, str]:
-    """(`what`: ``PTX`` or ``CUBIN``, the log)"""
+def _run(text: str, target: str, *options: str) -> tuple[str, bytes, str]:
+    """(PTX text, machine code, log); there is machine code for ``sm_…`` only, the text is that of ``compute_…`` either way."""
     lib, program = nvrtc(), ctypes.c_void_p()
     flags = [f"--gpu-architecture={target}", *OPTIONS, *options]
     lib.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"aprlab.cu", 0, None, None)
@@ -216,7 +213,8 @@ def _run(text: str, target: str, what: str, *options: str) -> tuple[bytes, str]:
         log = _take(lib, program, "ProgramLog").rstrip(b"\0").decode()
         if status:
             raise CompileError(f"NVRTC for {target}:\n{log}")
-        return _take(lib, program, what), log
+        found = _FILE.sub(r'\1"\2"', _take(lib, program, "PTX").rstrip(b"\0").decode())
+        return found, _take(lib, program, "CUBIN") if target.startswith("sm_") else b"", log
     finally:
         lib.nvrtcDestroyProgram(ctypes.byref(program))
 

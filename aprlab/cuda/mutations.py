@@ -112,7 +112,7 @@ _ALL = [
         ),
     ),
     Mutation(
-        "q4k-nibble-swap",
+        "q4k-nibbles-exchanged",
         "Q4_K low and high nibbles of a byte exchanged (Q5_K too: it shares the code)",
         _K,
         "salad of many languages",
@@ -142,7 +142,7 @@ _ALL = [
         ),
     ),
     Mutation(
-        "q4k-16-groups",
+        "q4k-16-bytes",
         "Q4_K sub-blocks of 32 values read from 16 bytes of their own instead of 32 bytes shared by two",
         ("Q4_K",),
         "layer means drift",
@@ -177,7 +177,7 @@ _ALL = [
         ),
     ),
     Mutation(
-        "q4k-d-dmin-swap",
+        "q4k-d-dmin",
         "Q4_K d and dmin exchanged (Q5_K too)",
         _K,
         "one token for ever, whatever the prompt",
@@ -198,7 +198,7 @@ _ALL = [
         ),
     ),
     Mutation(
-        "q5-high-bits",
+        "q5-high-halves",
         "Q5_0 and Q5_1 fifth bits taken from the other half of the block",
         ("Q5_0", "Q5_1"),
         "about half of the values off by 16 steps",
@@ -228,7 +228,7 @@ _ALL = [
         overrun=36 / 34,
     ),
     Mutation(
-        "f16-subnormals-flushed",
+        "scales-flushed",
         "float16 scales below 2^-14 taken for zero",
         ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "F16"),
         "blocks of small weights, or their mins, vanish",

@@ -15,6 +15,7 @@ from aprlab.cuda import mutations, verify
 from aprlab.cuda.mutations import MUTATIONS, Edit
 from aprlab.engines.ptx import PtxBackend
 from aprlab.errors import AprlabError, UsageError
+from aprlab.onion.faults import FAULTS
 from aprlab.qwen2.forward import forward
 from aprlab.types import TensorType, by_name
 
@@ -43,7 +44,7 @@ def multiplied(name: str, kind: TensorType, contract: str, raw: np.ndarray, x: n
 def weights(kind: TensorType, name: str) -> np.ndarray:
     """Encoded (ROWS, COLS); for the flushed scales, rows small enough to have subnormal ones."""
     raw = verify.random_weights(kind, ROWS, COLS)
-    if name != "f16-subnormals-flushed":
+    if name != "scales-flushed":
         return raw
     power = -9 if kind is types.Q8_0 else -13  # of Q8_0's blocks some then have such a scale and some not
     small = quants.dequantise(raw, kind, (ROWS, COLS)) * np.float32(2.0**power)
@@ -102,7 +103,7 @@ def test_the_archive_is_what_the_edited_source_compiles_to(name: str) -> None:
 
 # Faults of many types have few code paths: scales read as a pair or one by one; rows staged or not, whole blocks or parts.
 ALIKE = [(m.name, by_name(k)) for m in MUTATIONS.values() for k in m.types if len(m.types) <= 2]
-ALIKE += [("f16-subnormals-flushed", k) for k in (types.Q4_K, types.Q5_1, types.Q6_K)]
+ALIKE += [("scales-flushed", k) for k in (types.Q4_K, types.Q5_1, types.Q6_K)]
 ALIKE += [("last-block-lost", k) for k in (types.Q4_K, types.Q5_0, types.Q6_K)]
 
 
@@ -156,14 +157,14 @@ def test_min_lost_adds_the_min_back() -> None:
 
 
 def test_swapped_nibbles_exchange_the_quants_of_two_sub_blocks() -> None:
-    raw, _, wrong = blocks_of("q4k-nibble-swap", types.Q4_K)
+    raw, _, wrong = blocks_of("q4k-nibbles-exchanged", types.Q4_K)
     swapped = raw.copy()
     swapped[:, 16:] = raw[:, 16:] >> 4 | raw[:, 16:] << 4
     np.testing.assert_array_equal(wrong.reshape(-1), quants.dequantise(swapped.reshape(-1), types.Q4_K, (wrong.size,)))
 
 
 def test_swapped_d_and_dmin() -> None:
-    raw, _, wrong = blocks_of("q4k-d-dmin-swap", types.Q4_K)
+    raw, _, wrong = blocks_of("q4k-d-dmin", types.Q4_K)
     swapped = raw.copy()
     swapped[:, [0, 1, 2, 3]] = raw[:, [2, 3, 0, 1]]
     np.testing.assert_array_equal(wrong.reshape(-1), quants.dequantise(swapped.reshape(-1), types.Q4_K, (wrong.size,)))
@@ -187,7 +188,7 @@ def test_one_scale_leaves_the_low_nibbles_right() -> None:
 
 
 def test_sixteen_byte_groups_read_each_sub_block_from_bytes_of_its_own() -> None:
-    raw, right, wrong = blocks_of("q4k-16-groups", types.Q4_K)
+    raw, right, wrong = blocks_of("q4k-16-bytes", types.Q4_K)
     own = raw[:, 16:].reshape(-1, 8, 16)
     read = np.concatenate([own & 15, own >> 4], -1)  # (blocks, sub-block, value)
     repacked = raw.copy()
@@ -206,7 +207,7 @@ def test_neighbouring_nibbles_of_q4_k() -> None:
 
 @pytest.mark.parametrize("kind", [types.Q5_0, types.Q5_1], ids=str)
 def test_fifth_bits_of_the_other_half_are_off_by_sixteen_steps_or_right(kind: TensorType) -> None:
-    raw, right, wrong = blocks_of("q5-high-bits", kind)
+    raw, right, wrong = blocks_of("q5-high-halves", kind)
     d = raw[:, :2].copy().view(np.float16).astype(np.float32)[:, 0]
     assert set(np.unique(np.abs(steps(wrong - right, d)))) == {0, 16}
     assert 0.2 < (wrong != right).mean() < 0.8
@@ -219,7 +220,7 @@ def test_blocks_of_36_bytes_drift_from_the_second_on() -> None:
 
 
 def test_flushed_scales_zero_the_blocks_that_have_them() -> None:
-    raw, right, wrong = blocks_of("f16-subnormals-flushed", types.Q8_0)
+    raw, right, wrong = blocks_of("scales-flushed", types.Q8_0)
     subnormal = (raw[:, 1] & 0x7C) == 0
     assert 0 < subnormal.sum() < len(raw)
     assert not wrong[subnormal].any()
@@ -244,6 +245,25 @@ def test_a_fault_enters_an_engine_and_moves_its_logits() -> None:
 
     healthy = logits(engines.create("ptx", model))
     faulty = logits(mutations.engine(model, "q4k-min-lost"))
-    spared = logits(mutations.engine(model, "q5-high-bits"))  # no tensor of that type
+    spared = logits(mutations.engine(model, "q5-high-halves"))  # no tensor of that type
     assert np.abs(faulty - healthy).max() > 0.1 * np.abs(healthy).max()
     np.testing.assert_array_equal(spared, healthy)
+
+
+SHARED = [name for name in MUTATIONS if name in FAULTS]
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_kernel_fault_and_the_catalogues_fault_of_the_same_name_decode_alike(name: str) -> None:
+    """One name, one bug: in NumPy, where the catalogue puts it, and in the kernels."""
+    kind = types.Q4_K
+    raw = weights(kind, name)
+    change = FAULTS[name].registry
+    assert change is not None
+    wrong = change(dict(quants.REGISTRY))[kind].decode(raw.reshape(-1, kind.block_bytes))
+    got = decoded(name, kind, raw, ROWS * COLS).reshape(wrong.shape)
+    np.testing.assert_allclose(got, wrong, rtol=0, atol=4 * verify.UNIT * np.abs(wrong).max())
+
+
+def test_the_catalogue_has_most_of_the_kernel_faults() -> None:
+    assert len(SHARED) >= 7
