@@ -174,6 +174,26 @@ CLEAN = {
         lambda: {"x": floats(4, 64), "out": blank(2, 64), "n": 256},
         lambda a: np.tile((np.roll(a["x"], -1, 1) - np.roll(a["x"], -40, 1)).sum(axis=0), (2, 1)),
     ),
+    "ragged": Kernel(  # blocks part ways, and pass the same barriers at different times
+        """extern "C" __global__ void k(const float* x, float* out) {
+  __shared__ float tile[64];
+  int t = threadIdx.x;
+  float s = 0;
+#pragma unroll 1
+  for (int i = 0; i <= blockIdx.x; ++i) {
+    tile[t] = x[i * 64 + t];
+    __syncthreads();
+    s += tile[(t + 9) & 63];
+    __syncthreads();
+  }
+  out[blockIdx.x * 64 + t] = s;
+}
+""",
+        (5,),
+        (64,),
+        lambda: {"x": floats(5, 64), "out": blank(5, 64)},
+        lambda a: np.roll(a["x"], -9, 1).cumsum(axis=0),
+    ),
     "exchange": Kernel(
         """extern "C" __global__ void k(const float* x, float* out) {
   __shared__ float cell[64];
@@ -298,6 +318,16 @@ BUGS = {
     "histogram without atomics": Bug("count", "atomicAdd(&bins[x[i] & 15], 1u);", "bins[x[i] & 15] += 1u;", RACE, "bins[x[i]"),
     "totals without atomics": Bug(
         "count", "atomicAdd(&out[threadIdx.x], bins[threadIdx.x]);", "out[threadIdx.x] += bins[threadIdx.x];", RACE, "out["
+    ),
+    "counting before all bins are clear": Bug(
+        "count", "  __syncthreads();\n  unsigned i", "  unsigned i", RACE, "atomicAdd(&bins"
+    ),
+    "reading bins while others count": Bug(
+        "count",
+        "  __syncthreads();\n  if (threadIdx.x < 16)\n    atomicAdd(&out",
+        "  if (threadIdx.x < 16)\n    atomicAdd(&out",
+        RACE,
+        "bins[threadIdx.x]",
     ),
     "bins never cleared": Bug("count", "if (threadIdx.x < 16) bins[threadIdx.x] = 0;", "", UNSET, "atomicAdd"),
     "local index beyond the array": Bug("local", "own[pick[threadIdx.x]]", "own[pick[threadIdx.x] + 1]", BOUNDS, "own["),

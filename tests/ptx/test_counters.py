@@ -80,6 +80,13 @@ def test_bank_wavefronts(stride: int, nbytes: int, wavefronts: int) -> None:
     assert (load.requests, load.wavefronts) == (1, wavefronts)
 
 
+def test_wide_accesses_go_by_half_and_quarter_warps() -> None:
+    """Both halves of the warp read the same 128 bytes: one wavefront each, by the rule that `counters` states."""
+    for lanes, kind, wavefronts in ((16, "v2.u32 {%t5, %t6}", 2), (8, "v4.u32 {%t5, %t6, %t7, %t8}", 4)):
+        body = f".shared .align 16 .b8 s[128]; and.b32 %t4, %t0, {lanes - 1}; mul.lo.u32 %t4, %t4, {128 // lanes}; mov.u32 %t9, s; add.u32 %t4, %t4, %t9; ld.shared.{kind}, [%t4]; ret;"
+        assert traffic(launch(body, np.zeros(1, np.uint32)), "ld.shared").wavefronts == wavefronts
+
+
 def test_the_transpose_with_and_without_padding() -> None:
     padded = CLEAN["transpose"]
     for width, per_request in ((33, 1), (32, 32)):
