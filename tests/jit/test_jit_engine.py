@@ -13,6 +13,7 @@ import pytest
 from builders import CONFIG, random_model, tensor
 
 from aprlab import engines, types
+from aprlab.convert import convert
 from aprlab.engines.base import Engine
 from aprlab.engines.jit import FUSED, JitEngine
 from aprlab.errors import UsageError
@@ -44,6 +45,21 @@ def test_results_do_not_depend_on_threads(model: Model, contract: str) -> None:
         np.testing.assert_array_equal(logits(one, TOKENS, steps), logits(two, TOKENS, steps))
     np.testing.assert_array_equal(logits(one, TOKENS, 5), logits(one, TOKENS, 10))  # fused kernels: no batch effect
     assert len(TOKENS) > FUSED
+
+
+@pytest.mark.parametrize("contract", ["f32", "q8"])
+def test_both_files_of_a_model_give_the_same_bits(tiny: Path, tmp_path: Path, contract: str) -> None:
+    convert(tiny, tmp_path / "tiny.apr")
+    found = []
+    for path in (tiny, tmp_path / "tiny.apr"):
+        with Model.open(path) as model:
+            engine = JitEngine(model, 2, contract=contract)
+            cache = engine.new_cache(model.config, 16)
+            parts = [forward(engine, model.config, tokens, cache) for tokens in ([1, 2, 3, 4, 5, 6, 7], [8], [9, 10])]
+            found.append(np.concatenate(parts))
+            engine.close()
+    assert np.isfinite(found[0]).all()
+    np.testing.assert_array_equal(*found)
 
 
 def test_contracts_differ_as_they_should(model: Model) -> None:
