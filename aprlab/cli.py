@@ -487,11 +487,11 @@ def repair(
 _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
-def _forward(context: typer.Context, module: str) -> None:
+def _forward(context: typer.Context, module: str, app: str = "app") -> None:
     """Hand the rest of the command line to the `app` of `module`, which is imported only now."""
     from importlib import import_module
 
-    status = import_module(module).app(args=context.args, prog_name=context.command_path, standalone_mode=False)
+    status = getattr(import_module(module), app)(args=context.args, prog_name=context.command_path, standalone_mode=False)
     if isinstance(status, int) and status:
         raise typer.Exit(status)
 
@@ -512,6 +512,12 @@ def gpu(context: typer.Context) -> None:
 def forensics(context: typer.Context) -> None:
     """Which fault makes a model say the garbage that somebody saw? (see: aprlab forensics --help)"""
     _forward(context, "aprlab.onion.forensics_cli")
+
+
+@app.command(context_settings=_FORWARD, epilog="Example: aprlab voices model.gguf")
+def voices(context: typer.Context) -> None:
+    """What a model says under every fault, and how specific that is (see: aprlab voices --help)."""
+    _forward(context, "aprlab.onion.forensics_cli", "voices_app")
 
 
 # -- the lab ---------------------------------------------------------------------------------------------------------

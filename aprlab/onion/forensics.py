@@ -13,7 +13,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +142,28 @@ class Forensics:
 class Ear:
     """Judges outputs against one text. `surprise` is the healthy model's, in bits, by token id: float64 ``(vocab,)``."""
 
-    def __init__(self, saw: Sequence[int], surprise: np.ndarray, tokenizer: Qwen2Tokenizer) -> None:
-        if not saw:
-            raise UsageError("the text that was seen is empty")
-        self.saw, self.surprise, self.tokenizer = list(saw), surprise, tokenizer
+    def __init__(self, saw: str | Sequence[int], surprise: np.ndarray, tokenizer: Qwen2Tokenizer) -> None:
+        self.text = saw if isinstance(saw, str) else None
+        ids = tokenizer.encode(saw, parse_special=False) if isinstance(saw, str) else list(saw)
+        # A model that ended at once said one thing, and it is a voice like others: the end.
+        self.end = [] if ids else [min(tokenizer.eog)]
+        self.saw, self.surprise, self.tokenizer = ids or self.end, surprise, tokenizer
 
-    def judge(self, tokens: Sequence[int]) -> Match:
-        """How well `tokens` explain the text."""
-        said = list(tokens)
+    def judge(self, answer: Suspect) -> Match:
+        """How well an answer explains the text.
+
+        A pasted text is tokenised as text, which need not give the ids that a model chose one by one; so the answer's
+        text goes the same way, and the better of both counts.
+        """
+        best = self._judge(list(answer.tokens) or self.end)
+        if self.text is None or not self.text:
+            return best
+        if answer.text.startswith(self.text):
+            return replace(best, score=1.0, prefix=1.0)
+        again = self._judge(self.tokenizer.encode(answer.text, parse_special=False))
+        return max(best, again, key=lambda match: match.score)
+
+    def _judge(self, said: list[int]) -> Match:
         shared = Counter(self.saw) & Counter(said)
         total = sum(self.surprise[t] for t in self.saw)
         found = float(sum(self.surprise[t] * n for t, n in shared.items()) / total)
@@ -214,7 +228,7 @@ def forensics(
 
     Args:
         model: a healthy model, opened or as a path.
-        saw: the garbage, as text or as token ids.
+        saw: the garbage, as text or as token ids; empty where the model said nothing at all.
         prompt, raw, system: what was asked, as for `generate`.
         depth: 1 tries single faults, 2 also pairs, and so on: each round adds a fault to the `width` best sets so far.
         width: see `depth`.
@@ -223,17 +237,17 @@ def forensics(
         progress: called after each set.
 
     Raises:
-        UsageError: the text is empty, a fault is unknown, the prompt cannot be used.
+        UsageError: a fault is unknown, the prompt cannot be used.
     """
     started = time.perf_counter()
     opened = model if isinstance(model, Model) else Model.open(model)
     healthy = Session(opened, engine=engine, threads=threads)
     tokens = healthy.tokenizer.encode(saw, parse_special=False) if isinstance(saw, str) else list(saw)
     options: dict[str, Any] = {"raw": raw, "system": system}
-    length = len(tokens) + 4
+    length = len(tokens) * 5 // 4 + 4  # a model may spell in more tokens what the tokenizer says in fewer
     first, surprise = surprise_of(healthy, prompt, length, **options)
-    ear = Ear(tokens, surprise, healthy.tokenizer)
-    first = Suspect((), first.text, first.tokens, ear.judge(first.tokens))
+    ear = Ear(saw, surprise, healthy.tokenizer)
+    first = replace(first, match=ear.judge(first))
     single = list(run_faults()) if faults is None else list(faults)
     for id in single:
         if id not in FAULTS:
@@ -272,8 +286,8 @@ def _try(
     try:
         session = session_with(model, faults, engine, threads)
         answer = session.generate(prompt, max_tokens=length, **options)
-        match = ear.judge(answer.tokens)
-        return Suspect(faults, answer.text, tuple(answer.tokens), match, seconds=time.perf_counter() - started)
+        said = Suspect(faults, answer.text, tuple(answer.tokens), None)
+        return replace(said, match=ear.judge(said), seconds=time.perf_counter() - started)
     except AprlabError as error:
         return Suspect(faults, "", (), None, error.message, time.perf_counter() - started)
     finally:
@@ -286,3 +300,104 @@ def _try(
 def _ranked(suspects: Iterable[Suspect]) -> list[Suspect]:
     """Best first; equal scores: fewer faults first; then what could not run."""
     return sorted(suspects, key=lambda s: (s.match is None, -(s.match.score if s.match else 0), len(s.faults)))
+
+
+# ── voices ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Voices:
+    """What a model says to several prompts under each fault, and how well a voice is known again.
+
+    Attributes:
+        prompts: what was asked.
+        healthy: the healthy answers, in the order of the prompts.
+        said: fault id -> answers (None where it could not run).
+        why_not: fault id -> why it could not run.
+        top1, top3: shares of (fault, prompt, other prompt) where the true fault comes first, or among the first three,
+            when only the other prompt's answers of all faults are known.
+        counted: how many such triples there were; faults that a text cannot show are not among them.
+    """
+
+    prompts: list[str]
+    healthy: list[str]
+    said: dict[str, list[str]]
+    why_not: dict[str, str]
+    top1: float
+    top3: float
+    counted: int
+
+    @property
+    def silent(self) -> list[str]:
+        """Faults under which every answer is the healthy one: a text gate is blind to them."""
+        return [id for id, texts in self.said.items() if texts == self.healthy]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        names = ("prompts", "healthy", "said", "why_not", "silent", "top1", "top3", "counted")
+        return {name: getattr(self, name) for name in names}
+
+
+def voices(
+    model: Model | str | Path,
+    prompts: Sequence[str] = ("What is 2+2?", "What is 3+4?", "What is the capital of France?"),
+    *,
+    max_tokens: int = 12,
+    faults: Iterable[str] | None = None,
+    engine: str = "reference",
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Voices:
+    """Run every fault on every prompt and measure how specific the voices are.
+
+    Args:
+        model: a healthy model.
+        prompts: at least two.
+        max_tokens: length of each answer.
+        faults: ids; all that a run can have without it.
+        engine, threads: which engine runs.
+        progress: called with each fault's id.
+    """
+    if len(prompts) < 2:
+        raise UsageError("at least two prompts are needed: a voice is known again by another answer")
+    opened = model if isinstance(model, Model) else Model.open(model)
+    session = Session(opened, engine=engine, threads=threads)
+    healthy, surprises = [], []
+    for prompt in prompts:
+        suspect, surprise = surprise_of(session, prompt, max_tokens)
+        healthy.append(suspect)
+        surprises.append(surprise)
+    answers: dict[str, list[Suspect]] = {}
+    why_not: dict[str, str] = {}
+    for id in run_faults() if faults is None else faults:
+        if progress is not None:
+            progress(id)
+        try:
+            broken = session_with(opened, [id], engine, threads)
+            done = [broken.generate(prompt, max_tokens=max_tokens) for prompt in prompts]
+            answers[id] = [Suspect((id,), g.text, tuple(g.tokens), None) for g in done]
+            broken.engine.close()
+        except AprlabError as error:
+            why_not[id] = error.message
+        gc.collect()
+    said = {id: [a.text for a in given] for id, given in answers.items()}
+    texts = [h.text for h in healthy]
+    ranks = [
+        rank
+        for id, given in answers.items()
+        for n, answer in enumerate(given)
+        for other in range(len(prompts))
+        if other != n and answer.text != texts[n] and said[id] != texts
+        for rank in [_rank(Ear(answer.text, surprises[n], session.tokenizer), id, answers, other)]
+    ]
+    count = max(len(ranks), 1)
+    top1, top3 = (sum(rank < limit for rank in ranks) / count for limit in (1, 3))
+    return Voices(list(prompts), texts, said, why_not, top1, top3, len(ranks))
+
+
+def _rank(ear: Ear, id: str, answers: dict[str, list[Suspect]], prompt: int) -> int:
+    """How many faults explain the text better than `id`, by their answers to `prompt`; ties count half, rounded down."""
+    scores = {other: ear.judge(given[prompt]).score for other, given in answers.items()}
+    better = sum(score > scores[id] for score in scores.values())
+    equal = sum(score == scores[id] for other, score in scores.items() if other != id)
+    return better + equal // 2

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
+voices_app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example: aprlab forensics model.gguf --saw '3,}, helf helf.How helf' --pairs")
@@ -59,3 +60,34 @@ def forensics(
     if failed:
         print(f"{failed} of {len(found.suspects)} sets could not run (refused or not a number)", file=sys.stderr)
     print(found.conclusion)
+
+
+@voices_app.command(epilog="Example: aprlab voices model.gguf --json > voices.json")
+def voices(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A healthy GGUF or APR file.", show_default=False)],
+    prompts: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Ask this; give it twice or more.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Length of each answer.")] = 12,
+    backend: Annotated[str, typer.Option("--backend", "-b", metavar="ENGINE", help="Engine: reference, jit, …")] = "jit",
+    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="CPU threads.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.", show_default=False)] = False,
+) -> None:
+    """What the model says under every fault, and how well each fault is known again by another answer."""
+    from tqdm import tqdm
+
+    from aprlab.onion.faults import run_faults
+    from aprlab.onion.forensics import voices as listen
+
+    options = {} if not prompts else {"prompts": prompts}
+    with tqdm(total=len(run_faults()), disable=None, leave=False, desc="faults") as bar:
+        heard = listen(
+            file, max_tokens=max_tokens, engine=backend, threads=threads, progress=lambda id: bar.update(), **options
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps(heard.to_json(), ensure_ascii=False, indent=1))
+        return
+    for id, texts in {"(healthy)": heard.healthy, **heard.said}.items():
+        print(f"{id:24}", "  |  ".join(map(repr, texts)))
+    for id, reason in heard.why_not.items():
+        print(f"{id:24} could not run: {reason}", file=sys.stderr)
+    print(f"silent on these prompts: {', '.join(heard.silent) or 'none'}")
+    print(f"known again by another answer: {heard.top1:.0%} first, {heard.top3:.0%} among the first three, of {heard.counted}")

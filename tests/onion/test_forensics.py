@@ -1,0 +1,131 @@
+"""Forensics: a fault's own words lead back to it, others' words do not, and silence is a word, too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aprlab.cli import run_cli
+from aprlab.errors import UsageError
+from aprlab.model import Model
+from aprlab.onion.faults import session_with
+from aprlab.onion.forensics import FITS, Ear, Forensics, Match, Suspect, Voices, forensics, rhythm, voices
+from aprlab.qwen2.generate import Session
+
+LOUD = ["lost-k-biases", "q4k-nibble-pairs", "rope-norm", "byte-level-text"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> Model:
+    return Model.open(tiny)
+
+
+@pytest.fixture(scope="module")
+def heard(model: Model) -> Voices:
+    return voices(model, ["What is 2+2?", "What is 3+4?"], faults=[*LOUD, "cache-key-mismatch", "lost-v-biases"])
+
+
+@pytest.mark.parametrize("guilty", LOUD)
+def test_its_own_words_lead_back_to_a_fault(guilty: str, model: Model, heard: Voices) -> None:
+    text = heard.said[guilty][0]
+    assert text != heard.healthy[0]
+    found = forensics(model, text, faults=LOUD)
+    assert found.best is not None
+    best = found.suspects[0]
+    assert best.match is not None
+    rivals = [s for s in found.suspects if s.faults == (guilty,)]
+    assert rivals[0].match is not None
+    assert rivals[0].match.score == best.match.score > 0.5  # first, or level with a fault that says the very same
+
+
+def test_a_pair_is_found_by_growing_sets(model: Model) -> None:
+    pair = ("q4k-nibble-pairs", "byte-level-text")
+    said = session_with(model, pair).generate("What is 2+2?", max_tokens=10).text
+    alone = [session_with(model, [id]).generate("What is 2+2?", max_tokens=10).text for id in pair]
+    assert said not in alone
+    found = forensics(model, said, faults=[*pair, "rope-norm"], depth=2, width=1)
+    assert found.suspects[0].faults == pair
+    assert found.suspects[0].match is not None
+    assert found.suspects[0].match.score == 1
+    assert "same tokens" in found.suspects[0].match.why
+
+
+def test_nothing_fits_a_text_nobody_said(model: Model) -> None:
+    found = forensics(model, "Wednesday bird elephant Wednesday bird elephant", faults=LOUD)
+    assert found.best is None
+    assert found.conclusion == "nothing fits"
+
+
+def test_healthy_words_are_called_healthy(model: Model, heard: Voices) -> None:
+    assert forensics(model, heard.healthy[0], faults=["rope-norm"]).conclusion == "that is what the healthy model says"
+
+
+def test_saying_nothing_is_a_voice(model: Model) -> None:
+    """The embedded model without its V biases ends at once."""
+    assert session_with(model, ["lost-v-biases"]).generate("What is 2+2?", max_tokens=4).tokens == []
+    found = forensics(model, "", faults=["lost-v-biases", "q4k-min-lost"])
+    assert found.suspects[0].faults == ("lost-v-biases",)
+    assert found.suspects[0].match is not None
+    assert found.suspects[0].match.score == 1
+    assert found.suspects[1].match is not None
+    assert found.suspects[1].match.score < FITS
+
+
+def test_what_cannot_run_says_why_and_comes_last(model: Model) -> None:
+    found = forensics(model, "4.", faults=["template-lost", "q5k-layout", "rope-norm"])
+    assert found.suspects[0].faults == ("rope-norm",)
+    assert {s.faults[0]: bool(s.error) for s in found.suspects[1:]} == {"template-lost": True, "q5k-layout": True}
+
+
+def test_rare_tokens_weigh_more_than_common_ones(model: Model) -> None:
+    tokenizer = Session(model).tokenizer
+    surprise = np.full(model.config.vocab_size, 2.0)
+    surprise[[7, 8]] = 18.0
+    ear = Ear([5, 7, 5, 8], surprise, tokenizer)
+
+    def judge(*tokens: int) -> Match:
+        return ear.judge(Suspect((), tokenizer.decode(tokens), tokens, None))
+
+    rare, common = judge(7, 8, 1, 1), judge(5, 5, 1, 1)
+    assert rare.tokens == pytest.approx(36 / 40)
+    assert common.tokens == pytest.approx(4 / 40)
+    assert rare.score > 3 * common.score
+    assert judge(5, 7, 5, 8).score == 1
+    assert judge(8, 5, 7, 5).score < 1  # the same tokens in another order
+    assert len(rare.shared) == 2
+    assert not common.shared
+
+
+def test_rhythm_tells_repetitions_apart() -> None:
+    assert rhythm([4, 4, 4, 4])[0] == 1
+    assert rhythm([4, 5, 4, 5])[:2] == [0, 1]
+    assert rhythm([1, 2, 3, 4])[-1] == 1
+
+
+def test_voices_are_counted_and_silence_is_named(heard: Voices) -> None:
+    assert heard.silent == ["cache-key-mismatch"]
+    assert 0 < heard.counted <= 2 * 5
+    assert 0 <= heard.top1 <= heard.top3 <= 1
+    json.dumps(heard.to_json())
+    with pytest.raises(UsageError, match="two prompts"):
+        voices("unused", ["one"])
+
+
+def test_the_verb(tiny: Path, capsys: pytest.CaptureFixture[str], heard: Voices) -> None:
+    saw = heard.said["q4k-nibble-pairs"][0]
+    args = ["forensics", str(tiny), "--saw", saw, "--only", "rope-norm,q4k-nibble-pairs", "-b", "reference"]
+    assert run_cli([*args, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["suspects"][0]["faults"] == ["q4k-nibble-pairs"]
+    assert run_cli(args) == 0
+    assert "q4k-nibble-pairs fits best" in capsys.readouterr().out
+    assert run_cli([*args[:4], "--only", "no-such"]) == 2
+    assert "unknown fault 'no-such'" in capsys.readouterr().err
+
+
+def test_it_shows_in_a_notebook(model: Model) -> None:
+    found: Forensics = forensics(model, "4.", faults=["rope-norm"])
+    assert "<table>" in found._repr_html_()
