@@ -119,9 +119,13 @@ def _for_ever(text: str) -> str:
             run = run + 1 if a == b else 0
             if run > best:
                 best, end = run, n + period + 1
+        if best < period:
+            continue
         unit = body[end - period : end]
         times = best / period + 1
         needed = {1: 9, 2: 6, 3: 5}.get(period, 4)
+        if _script(unit[0]) == "CJK":  # each is a word
+            needed = min(needed, 6)
         if unit.strip().isdigit():
             needed = 16 if period == 1 else 8
         elif not any(c.isalnum() for c in unit):
@@ -279,6 +283,7 @@ def _listed(text: str) -> bool:
 # ── the labelled set ──────────────────────────────────────────────────────────────────────────────────────────────
 
 PARTS = ("tuning", "held-out")
+LONG = 16  # characters: of less, a text alone says little
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,13 +329,14 @@ def markdown(items: Iterable[Labelled] | None = None) -> str:
     known = list(items) if items is not None else labelled()
     rows: list[str] = []
     judges: dict[str, Any] = {"is_garbage": lambda text: is_garbage(text)[0], "upstream's words": words_for_garbage}
-    for part in PARTS:
-        chosen = [i for i in known if i.part == part]
+    for part, least in [(part, least) for part in PARTS for least in (0, LONG)]:
+        chosen = [i for i in known if i.part == part and len(i.text) >= least]
         for name, judge in judges.items():
             c = confusion(chosen, judge)
             bad, good = c["caught"] + c["missed"], c["accepted"] + c["accused"]
             shares = f"{c['caught'] / max(bad, 1):.1%} | {c['accused'] / max(good, 1):.1%}"
-            cells = (part, name, bad, c["caught"], c["missed"], good, c["accepted"], c["accused"], shares)
+            title = f"{part}, {least} characters and more" if least else part
+            cells = (title, name, bad, c["caught"], c["missed"], good, c["accepted"], c["accused"], shares)
             rows.append(f"| {' | '.join(map(str, cells))} |")
     sources: dict[str, list[Labelled]] = {}
     for item in known:
@@ -361,7 +367,11 @@ Qwen2.5-Coder-0.5B say with faults of the catalogue switched on; healthy answers
 purpose (numbers, words such as "information", Chinese, Japanese and other languages, code, haiku, lists). A label says
 whether a reader would call the text an answer in form; a wrong answer in good order is no garbage.
 
-The rules were written with the *tuning* part in view; the *held-out* part was labelled but not looked at for them.
+The labels are one reader's. The rules were fitted to errors in the *tuning* part only. The *held-out* part is a third of
+the texts, chosen by hash, and all outputs of the embedded model as it is now, which was trained after the rules were
+written; no rule was changed for an error there. What is missed is mostly a few letters that could be a word
+("Bluenight", "A model leam."): a model of few words leaves those in good order even when it is broken, and no text alone
+tells. So no verdict rests on this detector: it is one gate of many, and the gates on logits see those.
 
 | part | judge | garbage | caught | missed | answers | accepted | accused | caught share | accused share |
 |---|---|---|---|---|---|---|---|---|---|

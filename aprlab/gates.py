@@ -34,7 +34,7 @@ from aprlab.trace import trace
 from aprlab.types import TensorType
 
 PROMPTS = (QUESTION, "Write a haiku about snow.")
-MAX_TOKENS = 16
+MAX_TOKENS = 12
 # Texts whose ids and whose way back a tokenizer has to get right; spaces, numbers, capitals, line ends, other scripts.
 PROBES = (
     "What is 2+2?", "in 2026, 12345 days", "I'LL say: it's DON'T", "def f(x):\n    return x[1:-1]  # ok\n\n\n", "  two  spaces ",
@@ -76,15 +76,24 @@ class GateResult:
 class Reference:
     """The side that is believed: a model, its session, its answers; everything is computed once, when first asked for."""
 
-    def __init__(self, model: Model, session: Session | None, engine: str, prompts: Sequence[str], max_tokens: int) -> None:
-        self.model, self.engine, self.prompts, self.max_tokens = model, engine, tuple(prompts), max_tokens
+    def __init__(
+        self,
+        model: Model,
+        session: Session | None,
+        engine: str,
+        prompts: Sequence[str],
+        max_tokens: int,
+        threads: int | None = None,
+    ) -> None:
+        self.model, self.engine, self.threads = model, engine, threads
+        self.prompts, self.max_tokens = tuple(prompts), max_tokens
         self._session = session
         self._seen: dict[str, tuple[Statistics, int]] = {}
         self._hashes: dict[str, tuple[int, int]] = {}
 
     @cached_property
     def session(self) -> Session:
-        return self._session if self._session is not None else Session(self.model, engine=self.engine)
+        return self._session if self._session is not None else Session(self.model, engine=self.engine, threads=self.threads)
 
     @cached_property
     def answers(self) -> list[Generation]:
@@ -155,7 +164,9 @@ class Case:
 
     @cached_property
     def session(self) -> Session:
-        return self.given if self.given is not None else Session(self.file.model, engine=self.ref.engine)
+        if self.given is not None:
+            return self.given
+        return Session(self.file.model, engine=self.ref.engine, threads=self.ref.threads)
 
     @cached_property
     def answers(self) -> list[Generation]:
@@ -590,7 +601,7 @@ class _Bench:
 
     def __init__(self, source: Model, path: Path, engine: str, prompts: Sequence[str], max_tokens: int) -> None:
         self.source = source
-        self.ref = Reference(source, None, engine, prompts, max_tokens)
+        self.ref = Reference(source, None, engine, prompts, max_tokens, threads=1)  # small matrices: more threads only wait
         convert_with(source, path, [])
         self.healthy = CandidateFile(path)
         self.selftest = instruments.selftest()
@@ -614,7 +625,7 @@ class _Bench:
                 convert_with(self.source, path, [fault], force=True)
                 case = Case(self.ref, CandidateFile(path))
             else:
-                case = Case(self.ref, self.healthy, session_with(self.source, [fault], engine=self.ref.engine))
+                case = Case(self.ref, self.healthy, session_with(self.source, [fault], engine=self.ref.engine, threads=1))
         except FormatError as error:
             case = Case(self.ref, _Refused(self.healthy.path, error))  # the session itself refuses to start
         except UsageError as error:
@@ -649,7 +660,7 @@ def _upstream(case: Case, form: str) -> dict[str, bool]:
     """Upstream's ten checks on the same candidate, read by upstream's own reader where it is a file."""
     try:
         written = [p.name for p in case.file.seen.pieces]
-        session = upstream.session(case.file.path) if form == "file" else case.session
+        session = upstream.session(case.file.path, threads=1) if form == "file" else case.session
         tokens = session.tokenizer.encode("Hello")
         logits = trace(session, tokens[:1], "logits", positions="last")["logits"].values[-1]
         return upstream.ten_checks(written, tokens, logits)
@@ -735,6 +746,8 @@ how many of upstream's ten checks pass, with its own reader; – where not even 
 |---|---|---|{lines}|---|
 {table}
 
+![The same as a figure](kill-matrix.svg)
+
 Faults that need what the embedded model has not (other types, rows that no 256-block divides) are tried on a sibling
 made from it (`aprlab.gates.sibling`). This page is generated: `python -m aprlab.gates docs/kill-matrix.md`.
 """
@@ -744,6 +757,11 @@ def short(gate: str) -> str:
     """A gate's name at the head of a column."""
     plain = gate.removeprefix("F-").replace("ROSETTA-", "").replace("APR-", "")
     return plain.replace("GOLDEN-RULE-00", "GR-") if "GOLDEN" in plain else plain.removesuffix("-001")
+
+
+def figure_cells(matrix: KillMatrix) -> dict[str, list[str]]:
+    """What `aprlab.figures.kill_plot` draws: fault (and form) -> the word of each gate, in order."""
+    return {f"{row.fault} ({row.form})": [row.cells[id] for id in GATES] for row in matrix.rows}
 
 
 def markdown(matrix: KillMatrix) -> str:
@@ -762,13 +780,19 @@ def markdown(matrix: KillMatrix) -> str:
 
 
 __all__ = [
-    "GATES", "PROMPTS", "Gate", "GateResult", "KillMatrix", "Row", "kill_matrix", "markdown", "run", "sibling",
+    "GATES", "PROMPTS", "Gate", "GateResult", "KillMatrix", "Row", "figure_cells", "kill_matrix", "markdown", "run", "sibling",
 ]  # fmt: skip
 
 if __name__ == "__main__":
     import sys
 
-    from aprlab import paths
+    import matplotlib as mpl
 
+    from aprlab import figures, paths
+
+    page = Path(sys.argv[1])
     found = kill_matrix(paths.embedded_model(), progress=lambda id: print(id, file=sys.stderr))
-    Path(sys.argv[1]).write_text(markdown(found), encoding="utf-8")
+    page.write_text(markdown(found), encoding="utf-8")
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "aprlab"}):
+        axes = figures.kill_plot(figure_cells(found), [short(id) for id in GATES])
+        axes.figure.savefig(page.with_suffix(".svg"), metadata={"Date": None, "Creator": None}, bbox_inches="tight")

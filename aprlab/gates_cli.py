@@ -30,7 +30,7 @@ def gates(
     ref: Reference,
     cand: Candidate,
     prompt: Prompts = None,
-    max_tokens: Tokens = 16,
+    max_tokens: Tokens = 12,
     backend: Backend = "reference",
     fault: Annotated[
         str | None, typer.Option("--fault", metavar="ID", help="Replace an instrument by a lying one.", show_default=False)
