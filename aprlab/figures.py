@@ -146,7 +146,7 @@ def dtype_flow(
         """Boxes are spread over the column in order of arrival; lines through one box run side by side."""
         middle = (boxes[column].index(word) + 0.5) / len(boxes[column])
         through = [other for other, way in ways.items() if way[column] == word]
-        return middle + (0.012 * (through.index(name) - (len(through) - 1) / 2) if name else 0)
+        return middle + (min(0.012, 0.07 / len(through)) * (through.index(name) - (len(through) - 1) / 2) if name else 0)
 
     with style():
         for name, way in ways.items():
