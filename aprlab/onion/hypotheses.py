@@ -143,7 +143,7 @@ class Hypotheses:
             raw = shaken[id(match)].due.raw if id(match) in shaken else p.raw
             if id(match) not in cut:
                 out.content["bytes", who] = _held(raw)
-                if match.equal or id(match) in shaken:
+                if match.equal or match.by == "span":
                     out.untouched.add(who)
         out.plain |= {("config", name): _hashable(self.case.seen.config[name]) for name in CONFIG_FIELDS}
         out.plain |= {("tokenizer", name): _hashable(self.case.seen.tokenizer[name]) for name in TOKENIZER_FIELDS}
@@ -328,8 +328,7 @@ class Hypotheses:
             self._cover(found, candidates)
             if not found.complete and most > 1:
                 self._pairs(found, candidates)
-        for fault in found.faults:
-            found.covers[fault.id] = self._work(fault, found.faults)
+        self._share(found)
         found.verified, found.tried = self.verified, self.tried
         return found
 
@@ -416,17 +415,27 @@ class Hypotheses:
         kinds = self._kinds[id(pair[0])] | self._kinds[id(pair[1])]
         return {what for what, _ in self.open} <= kinds
 
-    def _work(self, fault: Fault, faults: list[Fault]) -> list[Deviation]:
+    def _share(self, found: Explanation) -> None:
+        """Each deviation to the fault whose work it is: to the one that alone gives what is seen, else to any that touches it."""
+        spent: set[int] = set()
+        for strict in (True, False):
+            for fault in sorted(found.faults, key=lambda f: len(found.covers.get(f.id, []))):
+                work = [d for d in self._work(fault, found.faults, strict=strict) if id(d) not in spent]
+                found.covers[fault.id] = [*found.covers.get(fault.id, []), *work]
+                spent |= {id(d) for d in work}
+
+    def _work(self, fault: Fault, faults: list[Fault], *, strict: bool) -> list[Deviation]:
         """The deviations that are a fault's work: what it alone changes, or what is missing when it is left out."""
         alone = self.outcome([fault])
         others = self.outcome([f for f in faults if f is not fault])
         full = self.outcome(faults)
         keys: set[Key] = set()
-        for before, after in ((self.base, alone), (others, full)):
+        for before, after in ((self.base, alone),) if strict else ((self.base, alone), (others, full)):
             if before is None or after is None:
                 continue
             all_ = before.plain.keys() | after.plain.keys()
-            keys |= {k for k in all_ if before.plain.get(k) != after.plain.get(k)}
+            changed = {k for k in all_ if before.plain.get(k) != after.plain.get(k)}
+            keys |= {k for k in changed if not strict or after.plain.get(k) == self.seen.plain.get(k)}
             keys |= {("bytes", w) for _, w in after.content if w in before.untouched and w not in after.untouched}
         return [d for d in self.case.deviations if _keys_of(d) & keys]
 

@@ -39,10 +39,9 @@ class Mend:
 def drafted(case: Case, mends: Sequence[Mend]) -> Model | AprlabError:
     """The file with these mends as a model, or what a strict reader says to it."""
     draft = Draft(case)
-    for mend in mends:
-        for deviation in mend.deviations:
-            if deviation.due is not None or deviation.what in ("seal", "extra"):
-                draft.mend(deviation)
+    work = [d for mend in mends for d in mend.deviations if d.due is not None or d.what in ("seal", "extra")]
+    for deviation in sorted(work, key=lambda d: d.what != "span"):  # where bytes stand, before what they should be
+        draft.mend(deviation)
     try:
         model = draft.model()
         _ = model.config, model.tokenizer

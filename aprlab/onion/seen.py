@@ -39,6 +39,7 @@ class Piece:
         raw: ``uint8``, a view on the mapped file.
         stated: the GGUF name that `name` stands for, None where no naming knows it.
         naming: the naming that knows it.
+        place: where in the image `raw` was taken from instead, once an offset proved wrong.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Piece:
     raw: np.ndarray = field(repr=False)
     stated: str | None
     naming: str
+    place: int | None = None
 
     @cached_property
     def hash(self) -> tuple[int, int]:

@@ -90,7 +90,7 @@ def settle(match: Match) -> None:
     """Find out which type the bytes are: the reference's where they are its bytes, else by values, else by size alone."""
     p = match.piece
     if match.of is not None:
-        if match.equal or match.place is not None:
+        if match.equal or match.by == "span":
             match.kind = match.of.type
             return
         options = kinds_for(p, match.of)
@@ -111,10 +111,13 @@ def settle(match: Match) -> None:
         match.open_kinds = tuple(options)
         return
     label = p.fitting()
-    if len(label) == 1:
-        match.kind = label[0]
-        return
     options = [t for t in LIKELY if t.fits(p.shape, p.size)]
+    if len(label) == 1:
+        # A label may be legal and wrong: Q4_K, Q4_0 and AprQ4 have one density. It stands unless another looks better by far.
+        better = by_looks(p.raw, p.shape, options) if len(options) > 1 else None
+        match.kind = better if better is not None else label[0]
+        match.open_kinds = tuple(options) if match.kind is not label[0] else ()
+        return
     if len(options) <= 1:
         match.kind = options[0] if options else None
         return

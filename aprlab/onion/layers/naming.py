@@ -120,6 +120,12 @@ def match_up(case: Case) -> list[Match]:
                 if place is not None:
                     claim(n, p.stated, "span")
                     found[n].place, shift = place, place - p.start
+        if shift and case.seen.box is not None and 2 * sum(m.by == "span" for m in found.values()) > len(pieces) - len(claimed):
+            # Most stand `shift` bytes beside: then so do those whose bytes were changed besides.
+            for n in [n for n in open_ if n not in found]:
+                moved, image = pieces[n].start + shift, case.seen.box.image
+                if 0 <= moved <= len(image) - pieces[n].size:
+                    pieces[n].raw, pieces[n].place = image[moved : moved + pieces[n].size], moved
     open_ = [n for n in open_ if n not in found]
     looks = {n: _Looks(pieces[n], ref.tensors) for n in open_}
     for n in list(open_):
@@ -133,10 +139,16 @@ def match_up(case: Case) -> list[Match]:
             claim(n, best, "values", value=scores[best])
     for n in [n for n in open_ if n not in found]:
         name = pieces[n].stated
+        if name in ref.tensors and name not in claimed and (other := _by_size(pieces[n], ref.tensors, claimed)) is not None:
+            claim(n, other, "shape")
+    for n in [n for n in open_ if n not in found]:
+        name = pieces[n].stated
         if name is not None and name in ref.tensors and name not in claimed:
             claim(n, name, "name")
         else:
             found[n] = Match(pieces[n], None, None, "nothing")
+    for n, match in found.items():
+        match.place = pieces[n].place if match.place is None else match.place
     return [found[n] for n in range(len(pieces))]
 
 
@@ -156,6 +168,18 @@ def beside(box: apr.Container, piece: Piece, tensor: Tensor, first: int, reach: 
         if place >= 0 and place + len(wanted) <= len(image) and np.array_equal(image[place : place + len(wanted)], wanted):
             return place
     return None
+
+
+def _by_size(piece: Piece, tensors: dict[str, Tensor], claimed: set[str]) -> str | None:
+    """The one open tensor of the same layer and sort that has this size, where the one it is called by has another."""
+    size, name = int(np.prod(piece.shape)), piece.stated or ""
+    if tensors[name].size == size:
+        return None
+    layer, sort = name.rpartition(".")[0].rpartition(".")[0], name.rpartition(".")[2]
+    alike = [
+        n for n, t in tensors.items() if n not in claimed and n.startswith(f"{layer}.") and n.endswith(sort) and t.size == size
+    ]
+    return alike[0] if len(alike) == 1 else None
 
 
 def _same_bytes(piece: Piece, tensor: Tensor) -> bool:

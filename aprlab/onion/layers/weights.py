@@ -21,7 +21,7 @@ class Weights(Layer):
     def suspect(self, case: Case) -> list[Deviation]:
         if case.ref is None:
             return alone(case)
-        settled = {id(d.match) for d in case.deviations if d.what in ("encoding", "span")}
+        settled = {id(d.match) for d in case.deviations if d.what == "encoding" or (d.match and d.match.by == "span")}
         found = []
         for match in sorted(case.matches, key=lambda m: m.piece.size):  # what explains a small one is tried on the large
             if match.of is None or match.equal or match.kind is None or id(match) in settled:
