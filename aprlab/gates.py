@@ -787,6 +787,7 @@ if __name__ == "__main__":
     import sys
 
     import matplotlib as mpl
+    from matplotlib.figure import Figure
 
     from aprlab import figures, paths
 
@@ -795,4 +796,5 @@ if __name__ == "__main__":
     page.write_text(markdown(found), encoding="utf-8")
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "aprlab"}):
         axes = figures.kill_plot(figure_cells(found), [short(id) for id in GATES])
+        assert isinstance(axes.figure, Figure)
         axes.figure.savefig(page.with_suffix(".svg"), metadata={"Date": None, "Creator": None}, bbox_inches="tight")
