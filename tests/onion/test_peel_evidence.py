@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import peel_evidence as evidence
 import pytest
-
-from tests.onion import peel_evidence as evidence
 
 
 def _judge(rows: list[evidence.Row], least: float) -> None:

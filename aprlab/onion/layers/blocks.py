@@ -115,7 +115,7 @@ def explained_by_order(case: Case, match: Match, due: np.ndarray) -> str | None:
     where = np.flatnonzero((b == a[0]).all(axis=1)).tolist() if rows <= 1 << 18 else []
     for shift in where:
         if shift and np.array_equal(a, np.roll(b, -int(shift), axis=0)):
-            return f"{'rows' if len(match.shape) == 2 else 'values'} rotated by {int(shift)}"
+            return f"{'rows' if len(match.shape) == 2 else 'values'} rotated by {min(-shift % rows, -shift, key=abs)}"
     if rows <= 1 << 18 and not np.array_equal(a, b):
         kind = np.dtype((np.void, a.shape[1]))
         mine, theirs = (np.ascontiguousarray(x).view(kind).reshape(-1) for x in (a, b))
