@@ -523,35 +523,48 @@ def voices(context: typer.Context) -> None:
 # -- the lab ---------------------------------------------------------------------------------------------------------
 
 
-@app.command(epilog="Example: aprlab investigate --model model.gguf --out reports")
+@app.command(epilog="Example: aprlab investigate --only 00_golden_rule,02_dtype --model model.gguf --out reports")
 def investigate(
+    only: Annotated[
+        str | None, typer.Option(metavar="NAME[,NAME…]", help="Run these notebooks; all without it.", show_default=False)
+    ] = None,
     model: Annotated[Path | None, typer.Option(metavar="FILE", help="A GGUF file; the embedded model without it.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the reports go.")] = Path("reports"),
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What both files are asked.")] = QUESTION,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help=f"What is asked; {QUESTION!r} without it.")] = None,
     expected: Annotated[
         str | None, typer.Option(help=f"The right answer; {ANSWER!r} for the embedded model, any answer for another.")
     ] = None,
-    backend: Backend = "reference",
+    backend: Annotated[str | None, typer.Option("--backend", "-b", metavar="ENGINE", help="Engine: reference, jit, …")] = None,
+    fault: Annotated[
+        str | None, typer.Option(metavar="ID", help="For the notebooks that ask for one.", show_default=False)
+    ] = None,
     debug: Debug = False,
-) -> None:
-    """Run the Golden Rule notebook: convert, ask both files, compare every layer, convert back."""
-    from aprlab import engines
-    from aprlab.lab import run_notebook
+) -> int:
+    """Run the notebooks as a report: convert, compare every layer, look at each known bug; leaves an index page."""
+    from aprlab import engines, lab
     from aprlab.model import Model
 
-    if backend not in engines.NAMES:
+    if backend is not None and backend not in engines.NAMES:
         raise UsageError(f"unknown engine {backend!r}; known: {', '.join(engines.NAMES)}")
     if model is not None:
         Model.open(model).close()  # a bad file is refused here, in one line, and not in a notebook's cell
-    if expected is None:
-        expected = ANSWER if model is None and prompt == QUESTION else ""
-    source = "" if model is None else str(model.resolve())
-    parameters = {"model": source, "backend": backend, "prompt": prompt, "expected": expected}
-    result = run_notebook("00_golden_rule", parameters, out, progress=sys.stderr.isatty())
-    for claim, holds in result.findings["checks"].items():
-        print(f"{'yes' if holds else 'NO':<4}{claim}")
-    for left in (result.notebook, result.page, result.report):
-        print(left)
+    source = None if model is None else str(model.resolve())
+    asked = {"model": source, "prompt": prompt, "expected": expected, "backend": backend, "fault": fault}
+    parameters = {name: value for name, value in asked.items() if value is not None}
+    optional = {"expected": ANSWER if model is None and prompt in (None, QUESTION) else ""}
+
+    def show(step: lab.Step) -> None:
+        for claim, holds in step.checks.items():
+            print(f"{'yes' if holds else 'NO':<4}{claim}")
+        for kind in ("ipynb", "html", *(["json"] if step.checks else [])):
+            print(out / f"{step.name}.{kind}")
+        if step.failure:
+            _say(f"{out / step.name}.ipynb: {step.failure}", 1)
+
+    names = [] if only is None else _ids(only)
+    steps = lab.walk(names, parameters, out, optional=optional, progress=sys.stderr.isatty(), on_step=show)
+    print(out / "index.html")
+    return int(any(not step.holds for step in steps))
 
 
 @app.command(epilog="Example: aprlab doctor --json")

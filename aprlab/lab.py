@@ -6,10 +6,11 @@ error before anything runs, and so is a value of another type than the default's
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,114 @@ def run_notebook(
     except FileNotFoundError:
         raise NotebookError(f"ran to its end but wrote no {report.name}", path=executed) from None
     return Run(executed, page, report, findings)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One notebook of a walk: how it ended. `failure` is empty where it ran to its end; `checks` is what it claims."""
+
+    name: str
+    title: str
+    checks: dict[str, bool]
+    failure: str
+
+    @property
+    def holds(self) -> bool:
+        """It ran to its end and all its checks hold."""
+        return not self.failure and all(self.checks.values())
+
+    @property
+    def verdict(self) -> str:
+        """In a few words."""
+        held = f"{sum(self.checks.values())} of {len(self.checks)} checks hold"
+        return f"failed: {self.failure}" if self.failure else held
+
+
+def notebook_names() -> list[str]:
+    """The walk: all notebooks of the project, in order."""
+    return sorted(path.stem for path in paths.notebooks_dir().glob("*.ipynb"))
+
+
+def walk(
+    names: Sequence[str] = (),
+    parameters: Mapping[str, Any] | None = None,
+    out: str | Path = "reports",
+    *,
+    optional: Mapping[str, Any] | None = None,
+    progress: bool = False,
+    on_step: Callable[[Step], None] | None = None,
+) -> list[Step]:
+    """Run several notebooks, one after another, and leave ``index.html`` with their verdicts beside their results.
+
+    A notebook that fails does not stop the others. The page is written anew after each of them.
+
+    Args:
+        names: which; none means all, in order.
+        parameters: each goes to the notebooks that declare it.
+        out: the folder for everything.
+        optional: likewise, but it is no error when no notebook declares one.
+        progress: a bar per notebook.
+        on_step: called when a notebook has ended.
+
+    Raises:
+        UsageError: an unknown notebook, a parameter that none of them declares, a value of another type; nothing was run.
+    """
+    import papermill
+
+    chosen = list(dict.fromkeys(names)) or notebook_names()
+    declared = {name: papermill.inspect_notebook(str(find_notebook(name))) for name in chosen}
+    given, asked = {**(optional or {}), **(parameters or {})}, dict(parameters or {})
+    for key in asked:
+        if not any(key in known for known in declared.values()):
+            known = sorted({name for cells in declared.values() for name in cells})
+            raise UsageError(f"no notebook of {', '.join(chosen)} has a parameter {key!r}; they have: {', '.join(known)}")
+    mine = {name: check_parameters(name, {k: v for k, v in given.items() if k in declared[name]}) for name in chosen}
+    steps: list[Step] = []
+    for name in chosen:
+        steps.append(_step(name, mine[name], Path(out), progress))
+        (Path(out) / "index.html").write_text(index_page(steps, given), encoding="utf-8")
+        if on_step is not None:
+            on_step(steps[-1])
+    return steps
+
+
+def _step(name: str, parameters: Mapping[str, Any], out: Path, progress: bool) -> Step:
+    failure = ""
+    try:
+        run_notebook(name, parameters, out, progress=progress)
+    except NotebookError as error:
+        failure = error.message
+    report, source = out / f"{name}.json", json.loads(find_notebook(name).read_text(encoding="utf-8"))
+    checks = json.loads(report.read_text()).get("checks", {}) if report.is_file() else {}
+    title = "".join(source["cells"][0]["source"]).splitlines()[0].removeprefix("# ")
+    return Step(name, title, checks, failure)
+
+
+_INDEX = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>aprlab: the walk</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
+body{font:16px/1.5 system-ui,sans-serif;max-width:48em;margin:2em auto;padding:0 1em;color:#222}
+section{border-left:.3em solid #0072b2;padding:.1em 1em;margin:1.2em 0;break-inside:avoid}
+section.no{border-color:#d55e00}h2{font-size:1.1em;margin:.2em 0}ul{margin:.3em 0;padding-left:1.2em}
+b{color:#d55e00}code{overflow-wrap:anywhere}@media print{body{margin:0}a{color:inherit}}
+</style></head><body>"""
+
+
+def index_page(steps: Sequence[Step], parameters: Mapping[str, Any]) -> str:
+    """One HTML page about the notebooks that have run: verdict, checks, links beside it. It fetches nothing."""
+    held = sum(step.holds for step in steps)
+    shown = ", ".join(f"{key} {value!r}" for key, value in parameters.items() if value != "") or "defaults"
+    parts = [_INDEX, f"<h1>{held} of {len(steps)} notebooks hold</h1><p>Run with <code>{html.escape(shown)}</code>.</p>"]
+    for step in steps:
+        claims = "".join(
+            f"<li>{'' if holds else '<b>does not hold:</b> '}{html.escape(claim)}</li>" for claim, holds in step.checks.items()
+        )
+        files = [f"{step.name}.html", f"{step.name}.ipynb", *([f"{step.name}.json"] if step.checks else [])]
+        links = " · ".join(f'<a href="{html.escape(file)}">{html.escape(file)}</a>' for file in files)
+        parts.append(
+            f'<section class="{"yes" if step.holds else "no"}"><h2>{html.escape(step.title)}</h2>'
+            f"<p>{html.escape(step.verdict)}<br>{links}</p><ul>{claims}</ul></section>"
+        )
+    return "\n".join([*parts, "</body></html>\n"])
 
 
 def _execute(source: Path, executed: Path, parameters: dict[str, Any], progress: bool) -> str:

@@ -108,3 +108,59 @@ def test_findings_are_plain_json(tmp_path: Path, value: object) -> None:
 
 def test_without_a_folder_no_findings_are_written() -> None:
     assert lab.write_findings("sample", {"x": 1}, "") is None
+
+
+# -- the walk ----------------------------------------------------------------------------------------------------------
+
+
+def write_as(folder: Path, name: str, *cells: str, parameters: str = PARAMETERS) -> None:
+    write(folder, *cells, parameters=parameters).rename(folder / f"{name}.ipynb")
+    notebook = nbformat.read(folder / f"{name}.ipynb", 4)
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"# All about <{name}>\n\nand more"))
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+
+
+FINDINGS = "from aprlab import lab\nlab.write_findings('{name}', {{'checks': {{'count < 5': count < 5}}}}, out)"
+
+
+def test_a_walk_goes_on_after_a_failure_and_indexes_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, rest in (("a", ["assert count < 5, 'too many'"]), ("b", [])):
+        write_as(tmp_path, name, FINDINGS.format(name=name), *rest)
+    write_as(tmp_path, "c", "1 / 0", parameters='out: str = ""\nfault: str = ""')
+    monkeypatch.setattr(lab.paths, "notebooks_dir", lambda: tmp_path)
+    seen: list[str] = []
+    steps = lab.walk((), {"count": 9}, tmp_path / "out", optional={"nobody": 1}, on_step=lambda step: seen.append(step.name))
+    assert seen == [step.name for step in steps] == ["a", "b", "c"]
+    assert [step.verdict for step in steps[:2]] == ["failed: cell 4 failed: AssertionError: too many", "0 of 1 checks hold"]
+    assert "ZeroDivisionError" in steps[2].failure
+    assert not any(step.holds for step in steps)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "0 of 3 notebooks hold" in page
+    assert page.count("does not hold:</b> count &lt; 5") == 2
+    assert "All about &lt;a&gt;" in page
+    for link in ("a.html", "b.json", "c.ipynb"):
+        assert f'href="{link}"' in page
+        assert (tmp_path / "out" / link).is_file()
+    for fetched in ("<script", "<link", "@import", "http"):
+        assert fetched not in page
+
+
+def test_a_walk_with_a_parameter_that_nobody_has_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_as(tmp_path, "a", "1 / 0")
+    monkeypatch.setattr(lab.paths, "notebooks_dir", lambda: tmp_path)
+    for names, parameters, message in (
+        (["a"], {"cuont": 3}, "has a parameter 'cuont'; they have: count, loud, model, out, scale"),
+        (["a"], {"count": "3"}, "wants int"),
+        (["a", "z"], {}, "no notebook 'z'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            lab.walk(names, parameters, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_walk_that_holds_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_as(tmp_path, "b", FINDINGS.format(name="b"))
+    monkeypatch.setattr(lab.paths, "notebooks_dir", lambda: tmp_path)
+    (step,) = lab.walk(["b"], {}, tmp_path / "out")
+    assert (step.holds, step.verdict, step.title) == (True, "1 of 1 checks hold", "All about <b>")
+    assert "1 of 1 notebooks hold" in (tmp_path / "out" / "index.html").read_text()
