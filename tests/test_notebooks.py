@@ -51,7 +51,8 @@ def texts(cell: nbformat.NotebookNode) -> list[str]:
 
 
 def test_there_are_notebooks() -> None:
-    assert "00_golden_rule" in [path.stem for path in NOTEBOOKS]
+    names = ["00_golden_rule", "01_naming", "02_dtype", "04_forward_pass", "06_ticket_revisited"]
+    assert set(names) <= {path.stem for path in NOTEBOOKS}
 
 
 def test_valid_small_and_run_from_top_to_bottom(path: Path, notebook: nbformat.NotebookNode) -> None:
@@ -76,7 +77,7 @@ def test_outputs_say_nothing_about_the_machine(notebook: nbformat.NotebookNode) 
 def test_every_figure_is_there(notebook: nbformat.NotebookNode) -> None:
     for cell in code_cells(notebook):
         drawn = "image/png" in {kind for output in cell.outputs for kind in output.get("data", {})}
-        assert drawn == ("figures." in cell.source and "import" not in cell.source), cell.source
+        assert drawn == bool(re.search(r"(?<![\w.])figures\.\w+\(", cell.source)), cell.source
 
 
 def test_cells_are_short_and_tags_are_known(notebook: nbformat.NotebookNode) -> None:
