@@ -90,14 +90,14 @@ class Hypotheses:
         case: with matches and deviations of all file layers.
         target: the type that a healthy converter was asked to re-encode to, None for none.
         settled: identities of deviations that the container explains; their bytes are not asked about again.
-        budget: seconds for bytes; what could not be verified in time lowers no claim but is told.
+        budget: seconds of CPU for bytes; what could not be verified in time lowers no claim but is told.
     """
 
     def __init__(self, case: Case, target: TensorType | None, settled: set[int], budget: float = 8.0) -> None:
         assert case.ref is not None
         self.settled = settled
         self.case, self.ref, self.target = case, case.ref, target
-        self.deadline = time.perf_counter() + budget
+        self.deadline = time.process_time() + budget
         self.dialect = case.seen.dialect
         self.tried = self.verified = 0
         self._made: dict[str, Tensor] = {}
@@ -259,7 +259,7 @@ class Hypotheses:
         keys = sorted(out.content.keys() & self.seen.content.keys(), key=lambda k: out.plain["size", k[1]])
         late = 0
         for key in keys:
-            if time.perf_counter() > self.deadline and late > 8:
+            if time.process_time() > self.deadline and late > 8:
                 break
             if key[1] not in out.untouched or key[1] not in self.seen.untouched:
                 late += 1
@@ -300,7 +300,7 @@ class Hypotheses:
         for key in out.content:
             if key[1] in out.untouched or key[1] not in self.ref.tensors:
                 continue
-            if key in self.seen.content and time.perf_counter() < self.deadline:
+            if key in self.seen.content and time.process_time() < self.deadline:
                 touched.add(key)
                 if self.agree(out, key):
                     held.add(key)
@@ -401,7 +401,7 @@ class Hypotheses:
         known = {f.id for f in found.faults}
         pairs = sorted(itertools.permutations(candidates, 2), key=lambda p: -sum(f.id in known for f in p))
         for pair in pairs:
-            if time.perf_counter() > self.deadline:
+            if time.process_time() > self.deadline:
                 return
             if len(pair) == 2 and not self._new(pair):
                 continue

@@ -487,9 +487,9 @@ def _pair(guesses: _Guesses, groups: set[Group], chosen: Sequence[Fault], pool: 
     unique = list({f.id: f for f in pool}.values())
     own = {f.id for f in chosen}
     ranked = sorted(((f, g) for f in unique for g in unique if f is not g), key=lambda p: -sum(x.id in own for x in p))
-    deadline = time.perf_counter() + 20
+    deadline = time.process_time() + 20
     for f, g in ranked:
-        if time.perf_counter() > deadline:
+        if time.process_time() > deadline:
             return None
         touched, held = guesses.touched([f, g])
         if touched == held and held >= groups:

@@ -175,6 +175,18 @@ def test_fast_runs_nothing(tmp_path: Path) -> None:
     assert "run" not in verdict.seconds
 
 
+def test_two_faults_that_mask_each_other(tmp_path: Path) -> None:
+    convert_with(REF, tmp_path / "b.apr", ["swapped-gate-up", "lost-v-biases"])
+    verdict = peel(REF, tmp_path / "b.apr")
+    assert verdict.repair is not None
+    assert set(verdict.repair.set) == {"naming/swapped-gate-up", "weights/lost-v-biases"}
+    assert verdict.repair.minimal
+    proof = verdict.repair.proof
+    assert proof["one_at_a_time"].keys() == set(verdict.repair.set)
+    for name in proof.get("masking", []):  # which of two masks the other is the trained weights' business
+        assert proof["one_at_a_time"][name]["distance"] > proof["before"]["distance"]
+
+
 # ── repair ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
