@@ -183,7 +183,8 @@ def test_two_faults_that_mask_each_other(tmp_path: Path) -> None:
     assert verdict.repair.minimal
     proof = verdict.repair.proof
     assert proof["one_at_a_time"].keys() == set(verdict.repair.set)
-    for name in proof.get("masking", []):  # which of two masks the other is the trained weights' business
+    assert proof["masking"], "with these weights, mending one of the two alone makes it worse"
+    for name in proof["masking"]:
         assert proof["one_at_a_time"][name]["distance"] > proof["before"]["distance"]
 
 

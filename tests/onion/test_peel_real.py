@@ -10,7 +10,7 @@ from aprlab.onion.faults import convert_with
 from aprlab.onion.peel import peel
 
 TELLING = [
-    "GH-190", "GH-186", "unknown-to-f32", "GH-370", "swapped-gate-up", "lost-qkv-biases", "q5-high-bits", "rope-theta",
+    "GH-190", "GH-186", "unknown-to-f32", "dims-swapped", "swapped-gate-up", "lost-qkv-biases", "q5-high-bits", "rope-theta",
 ]  # fmt: skip
 
 
