@@ -10,7 +10,12 @@ import typer
 
 from aprlab.errors import NumericError, UnsupportedError
 
-app = typer.Typer(no_args_is_help=True, help="CUDA kernels: verify them on this machine's GPU, compile them, list them.")
+app = typer.Typer(
+    help="CUDA kernels: verify them on this machine's GPU, compile them, list them.",
+    epilog="Example: aprlab gpu verify",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 
 @app.command()

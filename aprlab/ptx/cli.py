@@ -11,7 +11,13 @@ if TYPE_CHECKING:
     from aprlab.ptx.checks import Finding
     from aprlab.ptx.tool import Comparison, Job, Outcome
 
-app = typer.Typer(name="ptx", help="Run anyone's PTX on the CPU and compare it with the right answer.", no_args_is_help=True)
+app = typer.Typer(
+    name="ptx",
+    help="Run anyone's PTX on the CPU and compare it with the right answer.",
+    epilog="Example: aprlab ptx entries kernels.ptx",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 File = Annotated[Path, typer.Argument(metavar="FILE.ptx", help="PTX text, from any compiler.", show_default=False)]
 Entry = Annotated[str, typer.Option("--entry", help="Kernel name (`aprlab ptx entries` lists them).", show_default=False)]
