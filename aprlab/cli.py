@@ -523,11 +523,10 @@ def voices(context: typer.Context) -> None:
 # -- the lab ---------------------------------------------------------------------------------------------------------
 
 
-@app.command(epilog="Example: aprlab investigate --only 00_golden_rule,02_dtype --model model.gguf --out reports")
+@app.command(epilog="Example: aprlab investigate --model model.gguf --only 00_golden_rule,02_dtype --out reports")
 def investigate(
-    only: Annotated[
-        str | None, typer.Option(metavar="NAME[,NAME…]", help="Run these notebooks; all without it.", show_default=False)
-    ] = None,
+    only: Annotated[str, typer.Option(metavar="NAME[,NAME…]", help="Run these notebooks.")] = "00_golden_rule",
+    walk: Annotated[bool, typer.Option("--all", help="Run every notebook instead, in order.", show_default=False)] = False,
     model: Annotated[Path | None, typer.Option(metavar="FILE", help="A GGUF file; the embedded model without it.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the reports go.")] = Path("reports"),
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help=f"What is asked; {QUESTION!r} without it.")] = None,
@@ -540,7 +539,7 @@ def investigate(
     ] = None,
     debug: Debug = False,
 ) -> int:
-    """Run the notebooks as a report: convert, compare every layer, look at each known bug; leaves an index page."""
+    """Hold a model against the Golden Rule (--all: walk through every layer of the onion); leaves reports and an index."""
     from aprlab import engines, lab
     from aprlab.model import Model
 
@@ -561,7 +560,7 @@ def investigate(
         if step.failure:
             _say(f"{out / step.name}.ipynb: {step.failure}", 1)
 
-    names = [] if only is None else _ids(only)
+    names = [] if walk else _ids(only)
     steps = lab.walk(names, parameters, out, optional=optional, progress=sys.stderr.isatty(), on_step=show)
     print(out / "index.html")
     return int(any(not step.holds for step in steps))

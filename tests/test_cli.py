@@ -330,7 +330,7 @@ def test_doctor_finds_this_installation_sound(cli) -> None:
 
 def test_investigate_prints_its_checks_and_leaves_three_files(cli, tmp_path: Path) -> None:
     out_folder = tmp_path / "reports"
-    status, out, err = cli("investigate", "--only", "00_golden_rule", "--out", out_folder)
+    status, out, err = cli("investigate", "--out", out_folder)
     assert status == 0, err
     lines = out.splitlines()
     left = [*(f"00_golden_rule.{kind}" for kind in ("ipynb", "html", "json")), "index.html"]
@@ -343,7 +343,7 @@ def test_investigate_prints_its_checks_and_leaves_three_files(cli, tmp_path: Pat
 
 
 def test_investigate_fails_where_the_rule_does(cli, tmp_path: Path) -> None:
-    status, _, err = cli("investigate", "--only", "00_golden_rule", "--out", tmp_path, "--expected", "5")
+    status, _, err = cli("investigate", "--out", tmp_path, "--expected", "5")
     assert status == 1
     assert err.count("\n") == 1
     assert "the answer is '5'" in err
@@ -360,7 +360,7 @@ def test_investigate_refuses_an_unknown_engine_before_it_starts(cli, tmp_path: P
 @pytest.mark.real
 def test_the_golden_rule_on_the_real_model(cli, real_05b: Path, tmp_path: Path) -> None:
     status, out, err = cli(
-        "investigate", "--only", "00_golden_rule", "--model", real_05b, "--expected", "2 + 2 equals 4.", "--out", tmp_path
+        "investigate", "--model", real_05b, "--expected", "2 + 2 equals 4.", "--out", tmp_path
     )
     assert status == 0, err
     assert "NO" not in out
