@@ -239,7 +239,7 @@ def broken(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Callable
 GIVEN = [id for id, fault in file_faults().items() if fault.given.get("quantize", "q5k") not in ("q5k", "q3k")]  # slow ones
 
 
-@pytest.mark.parametrize("id", GIVEN)
+@pytest.mark.parametrize("id", sorted(GIVEN))
 @pytest.mark.filterwarnings("ignore:unknown dtype")
 def test_with_what_is_given_a_fault_shows_on_any_model(id: str, model: Model, tmp_path: Path) -> None:
     """`convert --quantize …` as the catalogue says is enough; a fault that changes nothing would be refused."""
@@ -253,12 +253,12 @@ def test_every_file_fault_is_expected() -> None:
     assert set(EXPECTED) | ELSEWHERE == set(file_faults())
 
 
-@pytest.mark.parametrize("id", EXPECTED)
+@pytest.mark.parametrize("id", sorted(EXPECTED))
 def test_a_file_fault_changes_this_and_nothing_else(id: str, healthy: Healthy, broken: Callable[[str], Path]) -> None:
     assert differences(healthy(FAULTS[id]), box(broken(id))) == EXPECTED[id]
 
 
-@pytest.mark.parametrize("id", CODES)
+@pytest.mark.parametrize("id", sorted(CODES))
 def test_dtype_bytes_are_those_of_the_record(id: str, healthy: Healthy, broken: Callable[[str], Path]) -> None:
     right, wrong = by_gguf(healthy(FAULTS[id])), by_gguf(box(broken(id)))
     assert {(right[n][0].code, wrong[n][0].code) for n in right} == set(CODES[id].items())
@@ -656,7 +656,7 @@ def test_every_run_fault_is_expected() -> None:
     assert set(FIRST) | WORDS | {"mha-dims", "floor-blocks", "padded-activations"} == set(run_faults())
 
 
-@pytest.mark.parametrize("id", FIRST)
+@pytest.mark.parametrize("id", sorted(FIRST))
 def test_a_run_fault_goes_wrong_here_and_not_before(id: str, base: Callable[[str], Base]) -> None:
     found = base(id)
     session = session_with(found.model, [id])
@@ -845,7 +845,7 @@ def tokens_of(id: str, model: Model, broken: Callable[[str], Path]) -> list[int]
     return session.generate(QUESTION, max_tokens=8).tokens
 
 
-@pytest.mark.parametrize("id", LOUD)
+@pytest.mark.parametrize("id", sorted(LOUD))
 def test_loud_faults_change_the_answer(
     id: str, model: Model, broken: Callable[[str], Path], right_tokens: list[int]
 ) -> None:
@@ -853,7 +853,7 @@ def test_loud_faults_change_the_answer(
     assert tokens_of(id, model, broken) != right_tokens
 
 
-@pytest.mark.parametrize("id", QUIET)
+@pytest.mark.parametrize("id", sorted(QUIET))
 def test_silent_faults_leave_the_answer(
     id: str, model: Model, broken: Callable[[str], Path], right_tokens: list[int]
 ) -> None:
