@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,9 @@ def test_an_interrupted_conversion_leaves_nothing(tiny: Path, tmp_path: Path, nu
     )
     out = tmp_path / "out.apr"
     args = [sys.executable, "-c", code, "convert", str(tiny), "-o", str(out)]
-    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: CI may run like this.
+    heed = partial(signal.signal, number, signal.SIG_DFL)
+    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     assert process.stdout.readline() == "writing\n"
     assert len(list(tmp_path.iterdir())) == 1, "the temporary file should be there by now"
     process.send_signal(number)
