@@ -180,7 +180,7 @@ def compare_logits(a: np.ndarray, b: np.ndarray, title: str = "logits, a against
         raise UsageError(f"unlike logits: {a.shape} against {b.shape}")
     rows = []
     for position, (x, y) in enumerate(zip(np.atleast_2d(a), np.atleast_2d(b), strict=True)):
-        log_p, log_q = _log_softmax(x), _log_softmax(y)
+        log_p, log_q = log_softmax(x), log_softmax(y)
         top = np.sort(x.astype(np.float64))[-2:]
         row = {"position": position, **asdict(difference(x, y)), "kl": float(np.sum(np.exp(log_p) * (log_p - log_q)))}
         rows.append(row | {"a top": int(np.argmax(x)), "b top": int(np.argmax(y)), "margin": float(top[1] - top[0])})
@@ -188,11 +188,11 @@ def compare_logits(a: np.ndarray, b: np.ndarray, title: str = "logits, a against
     return _comparison(title, columns, rows, "positions")
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    """(vocab,) -> float64 (vocab,) log-probabilities."""
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Logits (…, vocab) to log-probabilities, float64 (…, vocab)."""
     x = logits.astype(np.float64)
-    x -= x.max()
-    return np.asarray(x - np.log(np.exp(x).sum()))
+    x -= x.max(axis=-1, keepdims=True)
+    return np.asarray(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)))
 
 
 def compare_models(a: Model, b: Model) -> Comparison:

@@ -20,9 +20,9 @@ import xxhash
 from gguf.constants import LlamaFileType
 
 from aprlab import __version__, names, types
-from aprlab.errors import AprlabError, FormatError, UnsupportedError, UsageError
+from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.formats import apr, gguf
-from aprlab.formats.common import atomic, check_output, padding
+from aprlab.formats.common import atomic, check_output, padding, write_all
 from aprlab.model import Model, ModelConfig, Tensor, TokenizerData
 from aprlab.types import TensorType
 
@@ -253,7 +253,7 @@ def chunks_of(tensor: Tensor) -> Callable[[], Iterator[Any]]:
     """
     if isinstance(tensor, Recoded):
         return lambda: _encode_rows(tensor)
-    if tensor.origin.offset < 0 or tensor.raw.base is None or not isinstance(_root(tensor.raw), np.memmap):
+    if not _stands_in_file(tensor):
         raw = np.ascontiguousarray(tensor.raw)
         return lambda: (raw[start : start + CHUNK].data for start in range(0, len(raw), CHUNK))
     return lambda: _checked(tensor)
@@ -270,10 +270,12 @@ def _checked(tensor: Tensor) -> Iterator[memoryview]:
         at += len(chunk)
 
 
-def _root(array: np.ndarray) -> Any:
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
+def _stands_in_file(tensor: Tensor) -> bool:
+    """Whether the bytes are those of the file at the tensor's origin, and not changed, decompressed or made in memory."""
+    root: Any = tensor.raw
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    return tensor.origin.offset >= 0 and tensor.raw.base is not None and isinstance(root, np.memmap)
 
 
 class _Ring(threading.local):
@@ -440,7 +442,9 @@ def gguf_hash(header: bytes, tensors: Iterable[Tensor]) -> str:
     total = xxhash.xxh3_128(header)
     for tensor in tensors:
         part = xxhash.xxh3_64()
-        for chunk in chunks_of(tensor)():
+        # Scales are looked at when the bytes are written; here they would be a second time.
+        plain = _stands_in_file(tensor)
+        for chunk in read_chunks(tensor.origin.path, tensor.origin.offset, tensor.nbytes) if plain else chunks_of(tensor)():
             part.update(chunk)
         total.update(part.digest())
     return total.hexdigest()
@@ -484,11 +488,9 @@ def export(
             part = xxhash.xxh3_64()
             for chunk in chunks_of(tensor)():
                 part.update(chunk)
-                view = memoryview(chunk).cast("B")
-                while view:
-                    view = view[file.write(view) :]
+                size = write_all(file, chunk)
                 if progress is not None:
-                    progress(memoryview(chunk).nbytes)
+                    progress(size)
             proof.update(part.digest())
             position += tensor.nbytes
         end = position + (len(gaps[position]) if position in gaps else padding(position, alignment))
@@ -617,4 +619,4 @@ def _with_file_type(fields: list[gguf.Field], tensors: list[Tensor]) -> list[ggu
     return [replace(f, value=int(label)) if f.key == "general.file_type" else f for f in fields]
 
 
-__all__ = ["AprlabError", "ConversionReport", "Seams", "TensorLine", "convert", "export", "healthy_seams"]
+__all__ = ["ConversionReport", "Seams", "TensorLine", "convert", "export", "healthy_seams"]

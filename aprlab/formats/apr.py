@@ -22,7 +22,7 @@ import numpy as np
 
 from aprlab import names, types
 from aprlab.errors import AprlabError, FormatError, UnsupportedError
-from aprlab.formats.common import Cursor, Span, atomic, check_spans, map_file, padding
+from aprlab.formats.common import Cursor, Span, atomic, check_spans, map_file, padding, write_all
 from aprlab.formats.gguf import check_config
 from aprlab.model import Model, ModelConfig, Origin, Tensor, TokenizerData, require_qwen2
 from aprlab.types import TensorType
@@ -658,8 +658,7 @@ class _Crc:
         view = memoryview(data).cast("B")
         self.size += len(view)
         self._queue.put(view)
-        while view:
-            view = view[self.file.write(view) :]
+        write_all(self.file, view)
 
     def settle(self) -> int:
         """Wait for the second thread and end it; the CRC-32 of everything written."""
@@ -719,9 +718,7 @@ def write(
             size = _write_body(_Crc(plain), header, front, plans, dialect, progress)
             image = np.memmap(plain, np.uint8, "r", shape=(size,))
             file.write(header)
-            packed = _compress(image[HEADER_SIZE:], compress)
-            while packed:
-                packed = packed[file.write(packed) :]
+            write_all(file, _compress(image[HEADER_SIZE:], compress))
         return file.tell()
 
 

@@ -130,6 +130,15 @@ def atomic(output: Path) -> Iterator[IO[bytes]]:
     _sync_folder(target.parent)
 
 
+def write_all(file: IO[bytes], data: Any) -> int:
+    """Write a buffer to an unbuffered file, which may take it in parts; the number of bytes."""
+    view = memoryview(data).cast("B")
+    size = len(view)
+    while view:
+        view = view[file.write(view) :]
+    return size
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from aprlab.compare import log_softmax
 from aprlab.errors import AprlabError
 from aprlab.model import Model
 from aprlab.qwen2.forward import forward
@@ -147,13 +148,8 @@ def _relative(a: np.ndarray, b: np.ndarray) -> float:
 
 def _kl(a: np.ndarray, b: np.ndarray) -> float:
     """Mean over steps of KL(a || b), nats, in float64."""
-    p, q = (_log_softmax(x.astype(np.float64)) for x in (a, b))
+    p, q = log_softmax(a), log_softmax(b)
     return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
-
-
-def _log_softmax(x: np.ndarray) -> np.ndarray:
-    x = x - x.max(axis=-1, keepdims=True)
-    return np.asarray(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)))
 
 
 def best_engine(model: Model) -> str:
