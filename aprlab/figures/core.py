@@ -1,0 +1,55 @@
+"""What all figures share: the style, the axes to draw on, colours that last, strokes that do not hide each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
+
+from aprlab.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+STYLE = Path(__file__).with_name("aprlab.mplstyle")
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The house style, for a `with` block."""
+    with mpl.style.context(STYLE):
+        yield
+        interactive = mpl.is_interactive()
+    mpl.interactive(interactive)  # switched on by a backend at its first figure; undone, all later figures would stay unseen
+
+
+def axes_or_new(ax: Axes | None, width: float = 9, height: float = 4) -> Axes:
+    if ax is not None:
+        return ax
+    with style():
+        return plt.subplots(figsize=(width, height))[1]
+
+
+def nth_colour(n: int) -> str:
+    """The nth colour of the style now: a figure drawn later, outside `style()`, would resolve ``Cn`` by another one."""
+    return mpl.colors.to_hex(f"C{n}")
+
+
+def nth_stroke(n: int) -> dict[str, Any]:
+    """The nth line over the same points: thinner than the last, and dashed."""
+    return {"linewidth": max(4.0 - 2.2 * n, 1.0), "linestyle": "-" if n == 0 else "--", "marker": "" if n == 0 else "o"}
+
+
+def layer_axis(ax: Axes) -> None:
+    ax.set_xlabel("layer")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def need_data(sides: Mapping[str, Any]) -> None:
+    if not sides or not all(len(side) for side in sides.values()):
+        raise UsageError("nothing to draw: a figure needs at least one side, and each side some data")

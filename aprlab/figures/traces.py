@@ -1,0 +1,125 @@
+"""Figures of runs: activations per layer, logits, errors by layer, step and position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+
+from aprlab.errors import UsageError
+from aprlab.figures.core import axes_or_new, layer_axis, need_data, nth_colour, nth_stroke, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def trace_plot(sides: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None = None, *, spread: bool = True) -> Axes:
+    """Mean ± standard deviation of one trace point per layer, a line per side.
+
+    Args:
+        sides: label -> rows in layer order, each with ``layer`` (int), ``mean`` and ``std``. Equal sides lie on top of
+            each other, so every next one is drawn thinner and dashed: both stay visible.
+        spread: shade ± one standard deviation.
+    """
+    ax = axes_or_new(ax)
+    need_data(sides)
+    with style():
+        for n, (label, rows) in enumerate(sides.items()):
+            layers = [row["layer"] for row in rows]
+            mean, std = (np.array([row[key] for row in rows], dtype=float) for key in ("mean", "std"))
+            (line,) = ax.plot(layers, mean, label=label, color=nth_colour(n), **nth_stroke(n))
+            if spread:
+                ax.fill_between(layers, mean - std, mean + std, color=line.get_color(), alpha=0.15, linewidth=0)
+        layer_axis(ax)
+        ax.set_ylabel("activation: mean ± std")
+        ax.legend()
+    return ax
+
+
+def norm_plot(sides: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None = None, *, diverged: int | None = None) -> Axes:
+    """l2 norm of one trace point per layer (log scale), a line per side; `diverged` marks a layer."""
+    ax = axes_or_new(ax)
+    need_data(sides)
+    with style():
+        for n, (label, rows) in enumerate(sides.items()):
+            ax.plot(
+                [row["layer"] for row in rows], [row["l2"] for row in rows], label=label, color=nth_colour(n), **nth_stroke(n)
+            )
+        if diverged is not None:
+            ax.axvline(diverged, color=nth_colour(7), linewidth=1, linestyle=":", label=f"first difference: layer {diverged}")
+        ax.set_yscale("log")
+        layer_axis(ax)
+        ax.set_ylabel("activation: l2 norm")
+        ax.legend()
+    return ax
+
+
+def logits_plot(
+    a: np.ndarray, b: np.ndarray, labels: tuple[str, str], ax: Axes | None = None, *, top: Mapping[int, str] | None = None
+) -> Axes:
+    """Scatter of two logit vectors (vocab,), the diagonal behind; `top` names some tokens: id -> text."""
+    if a.ndim != 1 or a.shape != b.shape or not a.size:
+        raise UsageError(f"two logit vectors of one length are wanted, got {a.shape} and {b.shape}")
+    ax = axes_or_new(ax, 4.5, 4.5)
+    with style():
+        ends = [min(a.min(), b.min()), max(a.max(), b.max())]
+        ax.plot(ends, ends, color=nth_colour(7), linewidth=0.8, zorder=1)
+        ax.scatter(a, b, s=10, color=nth_colour(0), alpha=0.6, linewidths=0, rasterized=True)
+        for token, text in (top or {}).items():
+            ax.annotate(
+                repr(text), (float(a[token]), float(b[token])), textcoords="offset points", xytext=(-4, 4), ha="right", fontsize=8
+            )
+        ax.set_xlabel(f"logit, {labels[0]}")
+        ax.set_ylabel(f"logit, {labels[1]}")
+        ax.set_aspect("equal")
+    return ax
+
+
+EQUAL, BROKEN = "0.93", "#D55E00"  # a heat map's cells without any error, and those with NaN or Inf
+
+
+def error_map(
+    values: np.ndarray,
+    rows: Sequence[Any],
+    columns: Sequence[Any],
+    ax: Axes | None = None,
+    *,
+    xlabel: str,
+    ylabel: str = "layer",
+    label: str = "relative error (l2)",
+    limits: tuple[float, float] = (1e-7, 1.0),
+) -> Axes:
+    """Errors as a heat map with a logarithmic scale: layer × step of the layer, layer × position.
+
+    Args:
+        values: ``(rows, columns)``, not negative. 0 (equal bit for bit) is drawn grey, NaN and Inf orange.
+        rows, columns: what stands on the axes; numbers are thinned out, words are all written.
+        limits: ends of the colour scale, so that two maps can share one; what lies beyond takes the end's colour.
+    """
+    values = np.asarray(values, np.float64)
+    if values.shape != (len(rows), len(columns)) or not values.size or (values < 0).any():
+        raise UsageError(f"errors of shape {values.shape} for {len(rows)} rows and {len(columns)} columns; none may be negative")
+    ax = axes_or_new(ax)
+    colours = mpl.colormaps["cividis"].copy()
+    with style():
+        finite = np.isfinite(values)
+        inside = np.ma.masked_array(np.clip(values, *limits), mask=(values == 0) | ~finite)
+        ax.set_facecolor(EQUAL)
+        image = ax.imshow(inside, cmap=colours, norm=mpl.colors.LogNorm(*limits), aspect="auto", interpolation="nearest")
+        for row, column in zip(*np.nonzero(~finite), strict=True):
+            ax.add_patch(mpl.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=BROKEN, linewidth=0))
+        for axis, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
+            if all(isinstance(name, str) for name in names):
+                axis.set_ticks(range(len(names)), names)
+            else:
+                step = -(-len(names) // 16)
+                axis.set_ticks(range(0, len(names), step), [str(name) for name in names[::step]])
+        if any(isinstance(name, str) for name in columns):
+            ax.tick_params(axis="x", rotation=60)
+        ax.set_xlabel(xlabel)
+        ax.set_ylabel(ylabel)
+        ax.grid(visible=False)
+        ax.figure.colorbar(image, ax=ax, label=label)
+    return ax
