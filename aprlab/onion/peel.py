@@ -7,7 +7,7 @@ from the cheap end, then the runs, then the smallest repair.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,20 @@ from aprlab.onion.seen import Reference, look
 from aprlab.onion.verdict import LAYERS, Finding, Mended, Verdict, Word
 from aprlab.qwen2.generate import Session
 
+Progress = Callable[[str, Sequence[Deviation] | None], None]
+"""Told each stage as it begins, with None, and each layer of the files as it ends, with what it found."""
+
 
 class Clock(dict[str, float]):
-    """Seconds by stage."""
+    """Seconds by stage; `progress` is told when a stage begins."""
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        super().__init__()
+        self.progress: Progress = progress if progress is not None else lambda stage, found: None
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        self.progress(stage, None)
         started = time.perf_counter()
         try:
             yield
@@ -47,6 +55,7 @@ def peel(
     threads: int | None = None,
     prompt: str = QUESTION,
     max_tokens: int = MAX_TOKENS,
+    progress: Progress | None = None,
 ) -> Verdict:
     """Find out what is wrong with a file, or with an engine.
 
@@ -59,6 +68,7 @@ def peel(
         engine: runs both files under the golden rule; None takes the compiled one for real models where it is there.
         threads: for the engines.
         prompt, max_tokens: of the golden rule.
+        progress: see `Progress`; an error that it raises ends the work.
 
     Raises:
         UsageError: there is no such file, or neither two files nor two engines are given.
@@ -67,8 +77,11 @@ def peel(
     if engines is not None:
         from aprlab.onion.sides import peel_engines
 
-        return peel_engines(ref if ref is not None else cand, engines, fast=fast, threads=threads, prompt=prompt)
-    return examine(ref, cand, fast=fast, engine=engine, threads=threads, prompt=prompt, max_tokens=max_tokens)[0]
+        return peel_engines(
+            ref if ref is not None else cand, engines, fast=fast, threads=threads, prompt=prompt, progress=progress
+        )
+    options: dict[str, Any] = {"engine": engine, "threads": threads, "prompt": prompt, "max_tokens": max_tokens}
+    return examine(ref, cand, fast=fast, progress=progress, **options)[0]
 
 
 def examine(
@@ -80,6 +93,7 @@ def examine(
     threads: int | None = None,
     prompt: str = QUESTION,
     max_tokens: int = MAX_TOKENS,
+    progress: Progress | None = None,
 ) -> tuple[Verdict, Case | None, list[Mend]]:
     """`peel` for files, with the case and the mends that `repair` needs."""
     from aprlab.errors import UsageError
@@ -87,7 +101,7 @@ def examine(
     if cand is None:
         raise UsageError("two files are needed, or one and two engines")
     cand = Path(cand)
-    clock = Clock()
+    clock = Clock(progress)
     with clock("instruments"):
         instruments, broken = tested()
     title = cand.name if ref is None else f"{Path(getattr(ref, 'path', ref)).name} against {cand.name}"  # type: ignore[arg-type]
@@ -102,7 +116,9 @@ def examine(
     case = Case(seen, reference)
     for layer in FILE_LAYERS:
         with clock(layer.name):
-            case.deviations += layer.suspect(case)
+            found = list(layer.suspect(case))
+        case.deviations += found
+        clock.progress(layer.name, found)
         if fast and any(not d.harmless for d in case.deviations):
             break
     with clock("hypotheses"):

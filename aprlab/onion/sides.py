@@ -690,8 +690,9 @@ def side(model: Model, spec: str | Session, threads: int | None = None) -> Sessi
 
 
 def peel_engines(
-    model: str | Path | Model | None, specs: Sequence[str] | Sequence[Session], *, fast: bool, threads: int | None, prompt: str
-) -> Verdict:
+    model: str | Path | Model | None, specs: Sequence[str] | Sequence[Session], *, fast: bool, threads: int | None, prompt: str,
+    progress: Callable[[str, Any], None] | None = None,
+) -> Verdict:  # fmt: skip
     """`peel` for two engines on one model; the first is believed."""
     from aprlab.onion.peel import reference_of
 
@@ -711,23 +712,32 @@ def peel_engines(
         except AprlabError as error:
             finding = Finding("config", None, [], f"does not run: {error.message}", {"tensor": error.tensor})
             return Verdict("broken", [finding], title=str(specs[1]))
-    return peel_sessions(a, b, fast=fast, prompt=prompt)
+    return peel_sessions(a, b, fast=fast, prompt=prompt, progress=progress)
 
 
-def peel_sessions(a: Session, b: Session, *, fast: bool = False, prompt: str) -> Verdict:
+def peel_sessions(
+    a: Session, b: Session, *, fast: bool = False, prompt: str, progress: Callable[[str, Any], None] | None = None
+) -> Verdict:
     """What b does otherwise than a, on the same model."""
+    return examine_sessions(a, b, fast=fast, prompt=prompt, progress=progress)[0]
+
+
+def examine_sessions(
+    a: Session, b: Session, *, fast: bool = False, prompt: str, progress: Callable[[str, Any], None] | None = None
+) -> tuple[Verdict, list[Mend], Callable[[Sequence[Mend]], Session]]:
+    """`peel_sessions`, with the mends, and what gives b with some of them."""
     from aprlab.onion.peel import Clock, tested
 
-    clock = Clock()
+    clock = Clock(progress)
     with clock("instruments"):
         instruments, broken = tested()
     title = f"{b.engine.name} against {a.engine.name} on {a.model.path.name}"
     if broken:
-        return Verdict("not-comparable", broken, instruments=instruments, seconds=clock, title=title)
+        return Verdict("not-comparable", broken, instruments=instruments, seconds=clock, title=title), [], lambda some: b
     if a.engine.contract != b.engine.contract:
         how = f"unlike activation contracts: {a.engine.contract!r} against {b.engine.contract!r}; compare like with like"
         finding = Finding("instrument", None, [], how)
-        return Verdict("not-comparable", [finding], instruments=instruments, seconds=clock, title=title)
+        return Verdict("not-comparable", [finding], instruments=instruments, seconds=clock, title=title), [], lambda some: b
     with clock("config"):
         parts = _config_parts(a, b)
     with clock("tokenizer"):
@@ -746,24 +756,33 @@ def peel_sessions(a: Session, b: Session, *, fast: bool = False, prompt: str) ->
     bad = [part for part in parts if not part.finding.harmless]
     word: Word = "broken" if bad else "equivalent" if findings or not exact else "same"
     verdict = Verdict(word, findings, instruments=instruments, seconds=clock, title=title)
+    mends, mended = _mends(a, b, bad)
     if fast:
-        return verdict
+        return verdict, mends, mended
     with clock("run"):
         try:
             verdict.first_divergence = compare_runs(a, b, golden.ids, len(golden.prompt_ids))
         except (AprlabError, ValueError, IndexError, TypeError) as error:
             verdict.first_divergence = {"point": "none", "refuses": str(error)}
     with clock("repair"):
-        _mend(a, b, golden, verdict, bad, exact)
-    return verdict
+        if mends:
+            verdict.repair = search(mends, lambda some: _measured(golden, mended, some), cost=not exact).mended
+    return verdict, mends, mended
 
 
-def _mend(a: Session, b: Session, golden: Golden, verdict: Verdict, bad: list[_Part], exact: bool) -> None:
-    mends = {id(part.finding): part for part in bad}
-    listed = [Mend(part.finding, []) for part in bad]
+def _measured(golden: Golden, mended: Callable[[Sequence[Mend]], Session], some: Sequence[Mend]) -> Outcome:
+    try:
+        return golden.measure(mended(some))
+    except AprlabError as error:
+        return golden.measure(error)
 
-    def measure(some: Sequence[Mend]) -> Outcome:
-        chosen = [mends[id(m.finding)] for m in some]
+
+def _mends(a: Session, b: Session, bad: list[_Part]) -> tuple[list[Mend], Callable[[Sequence[Mend]], Session]]:
+    """A mend for each part that is bad, and what gives b with some of them."""
+    parts = {id(part.finding): part for part in bad}
+
+    def mended(some: Sequence[Mend]) -> Session:
+        chosen = [parts[id(m.finding)] for m in some]
         groups = {g for part in chosen for g in part.groups}
         engine: Engine = Mixed(b.engine, a.engine, groups) if groups else b.engine
         config = replace(b.config, **{k: v for part in chosen for k, v in part.config.items()})
@@ -778,13 +797,9 @@ def _mend(a: Session, b: Session, golden: Golden, verdict: Verdict, bad: list[_P
                 if part not in chosen and part.finding.fault is not None:
                     prompt = FAULTS[part.finding.fault].prompt
                     tokenizer = prompt(tokenizer) if prompt is not None else tokenizer
-        try:
-            return golden.measure(_session(engine, config, tokenizer, data))
-        except AprlabError as error:
-            return golden.measure(error)
+        return _session(engine, config, tokenizer, data)
 
-    if bad:
-        verdict.repair = search(listed, measure, cost=not exact).mended
+    return [Mend(part.finding, []) for part in bad], mended
 
 
 def _session(engine: Engine, config: ModelConfig, tokenizer: Qwen2Tokenizer, data: Any) -> Session:
