@@ -4,13 +4,22 @@ Each function takes an `ax` to draw on (its own figure without one) and returns 
 `style()` is the one look of all of them.
 """
 
+from aprlab.figures.blocks import block_microscope, block_values, value_scatter
 from aprlab.figures.core import STYLE, style
 from aprlab.figures.files import dtype_flow, inventory_bars, magnitude_histogram, quantile_plot
+from aprlab.figures.kernels import ptx_profile, roofline
 from aprlab.figures.matrices import kill_plot, state_map
+from aprlab.figures.measures import band_plot, check_strip, coverage_bars, distance_bars, ratio_plot, tensor_map
 from aprlab.figures.traces import error_map, logits_plot, norm_plot, trace_plot
 
 __all__ = [
     "STYLE",
+    "band_plot",
+    "block_microscope",
+    "block_values",
+    "check_strip",
+    "coverage_bars",
+    "distance_bars",
     "dtype_flow",
     "error_map",
     "inventory_bars",
@@ -18,8 +27,13 @@ __all__ = [
     "logits_plot",
     "magnitude_histogram",
     "norm_plot",
+    "ptx_profile",
     "quantile_plot",
+    "ratio_plot",
+    "roofline",
     "state_map",
     "style",
+    "tensor_map",
     "trace_plot",
+    "value_scatter",
 ]

@@ -1,0 +1,175 @@
+"""Figures of quantised blocks: their bits, the values made of them, wrong values against right ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import NullLocator
+
+from aprlab.errors import UsageError
+from aprlab.figures.core import axes_or_new, need_data, nth_colour, style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_FIELDS = (1, 4, 2, 0, 3, 5)  # colours of fields, in their order: small ones in those that stand out
+_PALE = 0.80  # how far towards white a bit that is 0 goes
+_ROOM = 0.75  # of a row of bits, for what stands below it
+
+
+def block_microscope(
+    block: np.ndarray,
+    layout: np.dtype[np.void],
+    ax: Axes | None = None,
+    *,
+    width: int = 16,
+    marks: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+) -> Axes:
+    """The bytes of one block as bits, coloured by field; each byte's hexadecimal number stands below it.
+
+    Args:
+        block: uint8 ``(bytes,)``. The bits of a byte are drawn as they are written, highest first; 1 is dark, 0 pale.
+        layout: the block as a structured dtype: field names, offsets and sizes.
+        width: bytes a row.
+        marks: label -> (byte, bit) pairs to be framed, bit 0 the lowest: the bits that make one number.
+
+    Raises:
+        UsageError: a block of another size than its layout, or a mark outside of it.
+    """
+    if block.dtype != np.uint8 or block.shape != (layout.itemsize,) or layout.fields is None:
+        raise UsageError(f"a block of {layout.itemsize} bytes with named fields is wanted, got {block.dtype} {block.shape}")
+    for label, places in (marks or {}).items():
+        if not all(0 <= byte < len(block) and 0 <= bit < 8 for byte, bit in places):
+            raise UsageError(f"{label}: a marked bit lies outside of the block")
+    rows = -(-len(block) // width)
+    ax = axes_or_new(ax, 9, 0.3 * rows + 1)
+    with style():
+        colours = [nth_colour(_FIELDS[n % len(_FIELDS)]) for n in range(len(layout.fields))]
+        painted = np.ones((rows * width, 8, 3))
+        names = sorted(layout.fields, key=lambda name: layout.fields[name][1])  # type: ignore[index]
+        for name, colour in zip(names, colours, strict=True):
+            kind, start = layout.fields[name][:2]
+            bits = np.unpackbits(block[start : start + kind.itemsize]).reshape(-1, 8, 1)
+            dark = np.array(mpl.colors.to_rgb(colour))
+            painted[start : start + kind.itemsize] = np.where(bits == 1, dark, 1 - (1 - dark) * (1 - _PALE))
+        for row, line in enumerate(painted.reshape(rows, width * 8, 3)):
+            top = row * (1 + _ROOM)
+            ax.imshow(line[None], extent=(0, width * 8, top + 1, top), aspect="auto", interpolation="nearest")
+        for byte, value in enumerate(block):
+            at = (byte % width * 8, byte // width * (1 + _ROOM))
+            ax.text(at[0] + 4, at[1] + 1.06, f"{value:02x}", ha="center", va="top", fontsize=7, family="monospace", color="0.35")
+        for edge in range(1, width * 8):
+            ax.axvline(edge, color="white", linewidth=2.4 if edge % 8 == 0 else 1.0 if edge % 8 == 4 else 0.4)
+        handles = [
+            Patch(color=colour, label=f"{name} ({_bytes(layout.fields[name][0].itemsize)})")
+            for name, colour in zip(names, colours, strict=True)
+        ]
+        handles += _framed(ax, marks or {}, width)
+        ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=len(handles), fontsize=9)
+        ax.set_yticks([row * (1 + _ROOM) + 0.5 for row in range(rows)], [f"{row * width}" for row in range(rows)])
+        ax.set_ylabel("byte")
+        ax.set_xticks([])
+        ax.tick_params(length=0)
+        ax.set(xlim=(-0.5, width * 8 + 0.5), ylim=(rows * (1 + _ROOM), -0.2))
+        ax.spines[:].set_visible(False)
+        ax.grid(visible=False)
+    return ax
+
+
+def _framed(ax: Axes, marks: Mapping[str, Sequence[tuple[int, int]]], width: int) -> list[Patch]:
+    """Frames round the marked bits; neighbours in a byte share one. Returns what the legend shows."""
+    shown: list[Patch] = []
+    for n, (label, places) in enumerate(marks.items()):
+        frame: dict[str, Any] = {
+            "fill": False,
+            "edgecolor": "black",
+            "linewidth": 1.6,
+            "linestyle": ("-", "--", ":", "-.")[n % 4],
+        }
+        runs: list[list[int]] = []  # byte, highest bit, lowest bit
+        for byte, bit in sorted(places, key=lambda place: (place[0], -place[1])):
+            if runs and runs[-1][0] == byte and runs[-1][2] == bit + 1:
+                runs[-1][2] = bit
+            else:
+                runs.append([byte, bit, bit])
+        for byte, high, low in runs:
+            corner = (byte % width * 8 + 7 - high, byte // width * (1 + _ROOM) - 0.08)
+            ax.add_patch(Rectangle(corner, high - low + 1, 1.16, zorder=3, **frame))
+        shown.append(Patch(label=label, **frame))
+    return shown
+
+
+def _bytes(count: int) -> str:
+    return "1 byte" if count == 1 else f"{count} bytes"
+
+
+def block_values(sides: Mapping[str, np.ndarray], ax: Axes | None = None, *, group: int = 32) -> Axes:
+    """The values of one block by their place in it, a line per side, with a thin line where a group of `group` begins.
+
+    Args:
+        sides: label -> values, ``(n,)``, all of one length; what is not finite leaves a gap.
+    """
+    need_data(sides)
+    if len({values.shape for values in sides.values()}) != 1 or next(iter(sides.values())).ndim != 1:
+        raise UsageError(f"values of one length are wanted, got {', '.join(str(v.shape) for v in sides.values())}")
+    ax = axes_or_new(ax, 9, 3)
+    count = len(next(iter(sides.values())))
+    with style():
+        for n, (label, values) in enumerate(sides.items()):
+            drawn = np.where(np.isfinite(values), values, np.nan)
+            ax.plot(range(count), drawn, label=label, color=nth_colour(n), linewidth=2.2 - 0.9 * min(n, 1), alpha=0.9)
+        for edge in range(group, count, group):
+            ax.axvline(edge - 0.5, color="0.6", linewidth=0.7, zorder=0)
+        ax.set_xticks(range(0, count + 1, group))
+        ax.set_xlim(-1, count)
+        ax.grid(visible=False, axis="x")
+        ax.set_xlabel(f"place in the block (a group has {group} values)")
+        ax.set_ylabel("value")
+        ax.legend(loc="upper right", ncols=len(sides), bbox_to_anchor=(1, 1.13))
+    return ax
+
+
+def value_scatter(
+    truth: np.ndarray,
+    seen: np.ndarray,
+    labels: tuple[str, str],
+    ax: Axes | None = None,
+    *,
+    note: str = "",
+    points: int = 3000,
+) -> Axes:
+    """Decoded values against the right ones: on the diagonal they are equal. What is not finite is left out.
+
+    Args:
+        truth, seen: values of one shape, at equal places.
+        labels: of the axes, for `truth` and `seen`.
+        note: small words above the axes.
+        points: about so many are drawn, evenly spread over the places.
+    """
+    if truth.shape != seen.shape or not truth.size:
+        raise UsageError(f"two arrays of one shape are wanted, got {truth.shape} and {seen.shape}")
+    ax = axes_or_new(ax, 3.4, 3.6)
+    with np.errstate(invalid="ignore"):  # wrongly decoded values may be signalling NaNs
+        x, y = (np.asarray(side, np.float64).reshape(-1) for side in (truth, seen))
+    finite = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    # an odd step shares no factor with the powers of two of which rows and blocks are made
+    chosen = finite[:: -(-finite.size // points) | 1] if finite.size > points else finite
+    with style():
+        ends = [float(x[finite].min()), float(x[finite].max())] if finite.size else [0.0, 0.0]
+        ax.plot(ends, ends, color=nth_colour(7), linewidth=0.8, zorder=3)
+        colour = nth_colour(0 if np.array_equal(x, y, equal_nan=True) else 1)
+        ax.scatter(x[chosen], y[chosen], s=4, color=colour, alpha=0.35, linewidths=0, rasterized=True)
+        span = max(abs(end) for end in ends)
+        if chosen.size and span > 0 and np.abs(y[chosen]).max() > 20 * span:
+            ax.set_yscale("symlog", linthresh=span)
+            ax.yaxis.set_minor_locator(NullLocator())
+        above: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "fontsize": 8, "color": "0.3"}
+        ax.annotate(note, (0.5, 1), xycoords="axes fraction", **above)
+        ax.set_xlabel(labels[0])
+        ax.set_ylabel(labels[1])
+        ax.set_box_aspect(1)
+    return ax
