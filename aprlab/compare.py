@@ -6,7 +6,6 @@ its own, never dropped. `equal` means equal bit for bit: a tolerance is the call
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -17,6 +16,7 @@ import numpy as np
 
 from aprlab.errors import AprlabError, UsageError
 from aprlab.model import Model
+from aprlab.richview import Cell, table
 
 if TYPE_CHECKING:
     from aprlab.trace import Point, Trace
@@ -70,15 +70,17 @@ class Comparison:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{html.escape(c)}</th>" for c in self.columns)
-        body = "".join(
-            f'<tr style="{"" if row["equal"] else "font-weight:bold"}">'
-            + "".join(f"<td>{html.escape(format_cell(row.get(c, MISSING)))}</td>" for c in self.columns)
-            + "</tr>"
-            for row in self.rows
-        )
-        caption = html.escape(str(self))
-        return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        rows = [[self._cell(c, row) for c in self.columns] for row in self.rows]
+        strong = [not row["equal"] for row in self.rows]
+        caption = Cell(str(self), "good" if self.equal else "bad")
+        return table(self.columns, rows, caption=caption, strong=strong, height="30em" if len(rows) > 30 else "")
+
+    @staticmethod
+    def _cell(column: str, row: dict[str, Any]) -> Any:
+        value = row.get(column, MISSING)
+        if column in ("equal", "finding"):
+            return Cell(format_cell(value), "good" if row["equal"] else "bad")
+        return value if type(value) is int else format_cell(value)
 
 
 def _plain(value: Any) -> Any:

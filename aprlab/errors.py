@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from os import PathLike
 from typing import Any
 
@@ -22,6 +23,19 @@ class AprlabError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.message, self.path, self.tensor, self.offset))
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in a cell: the line, and where in the cell it happened; the stack with APRLAB_DEBUG=1."""
+        import traceback
+
+        if os.environ.get("APRLAB_DEBUG"):
+            return traceback.format_exception(self)
+        lines = [f"{type(self).__name__}: {self}"]
+        frames = traceback.extract_tb(self.__traceback__)
+        cells = [frame for frame in frames if "ipykernel_" in frame.filename or "ipython-input-" in frame.filename]
+        if cells and cells[0].line:
+            lines.append(f"  at line {cells[0].lineno} of the cell: {cells[0].line}")
+        return lines
 
     def __str__(self) -> str:
         where = [str(self.path)] if self.path is not None else []

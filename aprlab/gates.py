@@ -30,6 +30,7 @@ from aprlab.onion.faults.base import Fault
 from aprlab.onion.seen import Piece, Seen, content_hash, look
 from aprlab.qwen2.generate import Generation, Session
 from aprlab.qwen2.tokenizer import Qwen2Tokenizer
+from aprlab.richview import Cell, table
 from aprlab.trace import trace
 from aprlab.types import TensorType
 
@@ -68,6 +69,18 @@ class GateResult:
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return {n: getattr(self, n) for n in ("id", "passed", "figure", "assertion", "refused")}
+
+
+class Gates(list[GateResult]):
+    """What all gates say; a table in a notebook."""
+
+    def _repr_html_(self) -> str:
+        tones = {True: "good", False: "bad", None: "open"}
+        words = {True: "passed", False: "failed", None: "void"}
+        rows = [[r.id, Cell("refused" if r.refused else words[r.passed], tones[r.passed]), r.figure, r.assertion] for r in self]
+        held = sum(r.passed is True for r in self)
+        caption = Cell(f"{held} of {len(self)} gates passed", "good" if held == len(self) else "bad")
+        return table(("gate", "", "figure", "what must hold"), rows, caption=caption)
 
 
 # ── evidence ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -454,7 +467,7 @@ def run(
     prompts: Sequence[str] = PROMPTS,
     max_tokens: int = MAX_TOKENS,
     replaced: Mapping[str, Callable[..., Any]] | None = None,
-) -> list[GateResult]:
+) -> Gates:
     """Hold a candidate file against its reference; every gate speaks, whatever the others say.
 
     Args:
@@ -464,6 +477,7 @@ def run(
         engine: for those new ones; both sides run on the same.
         prompts, max_tokens: what both are asked, greedily.
         replaced: instruments to be replaced (see `instruments.selftest`); gates that rest on one that fails are void.
+        ids: only these gates.
 
     Raises:
         UsageError, FormatError, UnsupportedError: the reference cannot be read.
@@ -475,10 +489,10 @@ def run(
     return results(Case(reference, CandidateFile(Path(cand)), session_cand, replaced or {}))
 
 
-def results(case: Case) -> list[GateResult]:
+def results(case: Case) -> Gates:
     """Every gate's word on a case."""
     void = instruments.void(case.selftest)
-    said = []
+    said = Gates()
     for gate in GATES.values():
         if broken := void & set(gate.rests_on):
             word = GateResult(gate.id, None, f"void: {', '.join(sorted(broken))} failed", gate.assertion)

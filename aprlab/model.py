@@ -109,6 +109,11 @@ class Tensor:
         fields = {"name": self.name, "type": self.type, "shape": self.shape, "raw": self.raw, "origin": self.origin}
         return Tensor(**{**fields, **changes})
 
+    def _repr_html_(self) -> str:
+        from aprlab.richview import tensor_page  # only a notebook asks
+
+        return tensor_page(self)
+
     def __repr__(self) -> str:
         return f"Tensor({self.name!r}, {self.type.name}, shape={self.shape}, {self.nbytes} bytes)"
 
@@ -163,9 +168,9 @@ class Model:
     `config` and `tokenizer` are made when first asked for, so that a file that lacks one of them can still be looked at.
     """
 
-    path: Path
-    format: str  # "gguf" or "apr"
-    dialect: str  # "gguf v3", "aprender", "aprender (no footer)", "realizar"
+    path: Path  # of the file, or of a Hugging Face directory
+    format: str  # "gguf", "apr" or "safetensors"
+    dialect: str  # "gguf v3", "aprender", "aprender (no footer)", "realizar", "hugging face", "hugging face in 3 shards"
     tensors: dict[str, Tensor]
     metadata: Mapping[str, Any]
     make_config: Callable[[], ModelConfig] = field(repr=False)
@@ -175,23 +180,25 @@ class Model:
 
     @classmethod
     def open(cls, path: str | Path) -> Model:
-        """Open a GGUF or APR file, told apart by magic.
+        """Open a GGUF, APR or SafeTensors file, told apart by magic, or a Hugging Face directory with SafeTensors.
 
         Raises:
-            UsageError: there is no such file, it is a directory or cannot be read.
+            UsageError: there is no such file, it cannot be read, or it is a directory without a model.
             FormatError: the file breaks a rule of its format (counts, spans, alignment, overlap, size law).
             UnsupportedError: a kind of file that is known by name and not handled (APR1, APRN, split, encrypted…).
         """
         path = Path(path)
         try:
             with open(path, "rb") as file:
-                magic = file.read(4)
+                magic = file.read(9)
         except IsADirectoryError:
-            raise UsageError("is a directory, not a model file", path=path) from None
+            from aprlab.formats import huggingface
+
+            return huggingface.open_model(path)
         except OSError as error:
             raise UsageError(f"cannot be read: {error.strerror}", path=path) from None
         # The formats build models, so they are imported when a file of theirs is met.
-        if magic == b"GGUF":
+        if magic[:4] == b"GGUF":
             from aprlab.formats import gguf
 
             return gguf.open_model(path)
@@ -199,8 +206,13 @@ class Model:
             from aprlab.formats import apr
 
             return apr.open_model(path)
+        if magic[8:] == b"{" or path.suffix == ".safetensors":  # no magic: a length of eight bytes, then JSON
+            from aprlab.formats import huggingface
+
+            return huggingface.open_model(path)
+        found = magic[:4].hex(" ") or "nothing"
         raise FormatError(
-            f"neither GGUF nor APR: the file starts with {magic.hex(' ') or 'nothing'}, expected '47 47 55 46' or '41 50 52 00'",
+            f"neither GGUF nor APR nor SafeTensors: the file starts with {found}, expected '47 47 55 46' or '41 50 52 00'",
             path=path,
             offset=0,
         )
@@ -260,6 +272,11 @@ class Model:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _repr_html_(self) -> str:
+        from aprlab.richview import model_page
+
+        return model_page(self)
 
     def __repr__(self) -> str:
         types = ", ".join(f"{count} {name}" for name, count in self.by_type().items())

@@ -7,7 +7,6 @@ the last on the other have been taken for a bug before.
 
 from __future__ import annotations
 
-import html
 import json
 import zipfile
 import zlib
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab import __version__, engines
+from aprlab import __version__, engines, richview
 from aprlab.engines.base import Array, Engine
 from aprlab.errors import FormatError, UsageError
 from aprlab.formats.common import atomic, check_output
@@ -197,20 +196,16 @@ class Trace:
 
     def _repr_html_(self) -> str:
         columns = ("point", "positions", "shape", "mean", "std", "min", "max", "l2", "NaN", "Inf")
-        rows = []
+        rows: list[list[Any]] = []
+        bad = []
         for point in self.points.values():
             s = point.summary()
             figures = [_figure(x) for x in (s.mean, s.std, s.min, s.max, s.l2)]
-            cells = [s.name, _span(point.positions), _shape(s.shape), *figures, str(s.nan), str(s.inf)]
-            style = ' style="font-weight:bold"' if s.nan or s.inf else ""
-            rows.append(f"<tr{style}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-        head = "".join(f"<th>{column}</th>" for column in columns)
-        name = html.escape(Path(self.source["path"]).name)
+            rows.append([s.name, _span(point.positions), _shape(s.shape), *figures, s.nan, s.inf])
+            bad.append(bool(s.nan or s.inf))
+        name = Path(self.source["path"]).name
         caption = f"{name}: {len(self)} points, {len(self.tokens)} tokens, engine {self.engine} ({self.contract})"
-        return (
-            f'<div style="max-height:30em;overflow:auto"><table><caption>{caption}</caption>'
-            f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        )
+        return richview.table(columns, rows, caption=caption, strong=bad, height="30em")
 
 
 class Recorder:

@@ -148,7 +148,7 @@ def test_summary_of_nothing_finite() -> None:
 def test_text_and_html_name_every_point(full: Trace) -> None:
     assert [line.split()[0] for line in str(full).splitlines()] == list(full)
     page = full._repr_html_()
-    assert all(f"<td>{name}</td>" in page for name in full)
+    assert all(f">{name}</td>" in page for name in full)
     assert "0…4" in page
     assert "5 tokens, reference (f32)" in repr(full)
 

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from aprlab.richview import Cell, table
+
 Word = Literal["same", "equivalent", "broken", "ambiguous", "not-comparable"]
 EXIT = {"same": 0, "equivalent": 0, "broken": 3, "ambiguous": 4, "not-comparable": 4}
 LAYERS = ("container", "naming", "dtype", "layout", "decode", "weights", "config", "tokenizer", "forward", "instrument")
@@ -139,23 +141,26 @@ class Verdict:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{c}</th>" for c in ("layer", "fault", "tensors", "mechanism", "evidence", "confidence"))
+        columns = ("layer", "fault", "tensors", "mechanism", "evidence", "confidence")
         rows = []
         for f in self.findings:
             evidence = "; ".join(f"{key}: {short(value)}" for key, value in f.evidence.items())
-            cells = [f.layer, f.fault or "–", some(f.tensors), f.mechanism, evidence, f"{f.confidence:.2f}"]
-            rows.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
-        after = ""
+            word = Cell(f.fault or "–", "mild" if f.harmless else "open" if f.ambiguous else "bad")
+            rows.append([f.layer, word, some(f.tensors), f.mechanism, evidence, f"{f.confidence:.2f}"])
+        caption = Cell(f"{self.title}: {self.verdict}".lstrip(": "), self.tone)
+        head = table(columns, rows, caption=caption) if rows else f"<div>{caption.html()}</div>"
+        after: dict[str, Any] = {}
         if self.first_divergence is not None:
-            after += f"<p>First divergence: {html.escape(short(plain(self.first_divergence)))}</p>"
+            after["first divergence"] = short(plain(self.first_divergence))
         if self.repair is not None:
-            proof = "; ".join(f"{key}: {short(value)}" for key, value in self.repair.proof.items())
-            after += f"<p>Smallest repair: {html.escape(', '.join(self.repair.set))}<br>{html.escape(proof)}</p>"
-        caption = html.escape(f"{self.title}: {self.verdict}".lstrip(": "))
-        return (
-            f"<table><caption><b>{caption}</b></caption><thead><tr>{head}</tr></thead>"
-            f"<tbody>{''.join(rows)}</tbody></table>{after}"
-        )
+            after["smallest repair" if self.repair.minimal else "repair"] = ", ".join(self.repair.set) or "none needed"
+            after |= {key: short(value) for key, value in self.repair.proof.items()}
+        return head + "".join(f"<div><b>{html.escape(key)}</b> {html.escape(value)}</div>" for key, value in after.items())
+
+    @property
+    def tone(self) -> str:
+        """How a page shows the word: ``good``, ``bad``, or ``open`` where no statement is possible."""
+        return {0: "good", 3: "bad"}.get(self.exit_code, "open")
 
 
 def plain(value: Any) -> Any:
