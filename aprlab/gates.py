@@ -467,6 +467,7 @@ def run(
     prompts: Sequence[str] = PROMPTS,
     max_tokens: int = MAX_TOKENS,
     replaced: Mapping[str, Callable[..., Any]] | None = None,
+    ids: Iterable[str] | None = None,
 ) -> Gates:
     """Hold a candidate file against its reference; every gate speaks, whatever the others say.
 
@@ -486,14 +487,14 @@ def run(
     if not Path(cand).is_file():
         raise UsageError("there is no such file", path=cand)
     reference = Reference(model, session_ref, engine, prompts, max_tokens)
-    return results(Case(reference, CandidateFile(Path(cand)), session_cand, replaced or {}))
+    return results(Case(reference, CandidateFile(Path(cand)), session_cand, replaced or {}), ids)
 
 
-def results(case: Case) -> Gates:
-    """Every gate's word on a case."""
+def results(case: Case, ids: Iterable[str] | None = None) -> Gates:
+    """Every gate's word on a case, or only that of some."""
     void = instruments.void(case.selftest)
     said = Gates()
-    for gate in GATES.values():
+    for gate in GATES.values() if ids is None else [GATES[id] for id in ids]:
         if broken := void & set(gate.rests_on):
             word = GateResult(gate.id, None, f"void: {', '.join(sorted(broken))} failed", gate.assertion)
         else:
