@@ -1,0 +1,1 @@
+"""Qualification: playbooks of scenarios, oracles that judge the answers, a runner whose children may crash, two scores."""
