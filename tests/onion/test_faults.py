@@ -612,6 +612,8 @@ FIRST: dict[str, tuple[str | None, str | None, str]] = {
     "kv-twice": (None, "layers.0.q_rope", LATER),
     "kv-stale": ("layers.0.q_rope", "layers.0.q_rope", EVERY),
     "kv-empty": (None, "layers.0.attn", LATER),
+    "kv-refed": (None, None, ""),
+    "last-token-twice": (None, None, ""),
     "prefill-decode": (None, "layers.0.q", EVERY),
     "q8-activations": ("layers.0.q", "layers.0.q", EVERY),
     "massive-channel": ("layers.0.q", "layers.0.q", EVERY),
@@ -983,6 +985,46 @@ def test_a_stale_cache_begins_after_an_older_prompt(model: Model) -> None:
     assert isinstance(session.engine, KvStale)
     cache = session.engine.new_cache(model.config, 8)
     assert cache.positions(2).tolist() == [5, 6]
+
+
+def test_a_sequence_fed_again_is_the_same_as_a_longer_prompt(model: Model) -> None:
+    """Step by step: prompt, then prompt and prompt with one token more, and so on, one behind the other."""
+    healthy, refed = session_with(model, []), session_with(model, ["kv-refed"])
+    ids = healthy.prompt_tokens(QUESTION)
+    said = refed.generate(ids, max_tokens=4, keep_logits=True)
+    assert said.logits is not None
+    seen: list[int] = []
+    for step, logits in enumerate(said.logits):
+        seen += [*ids, *said.tokens[:step]]
+        alone = healthy.generate(seen, max_tokens=1, keep_logits=True).logits
+        assert alone is not None
+        assert np.allclose(logits, alone[0], atol=1e-4 * np.abs(alone).max())
+    plain = healthy.generate(ids, max_tokens=4, keep_logits=True).logits
+    assert plain is not None
+    assert np.array_equal(said.logits[0], plain[0])
+    assert not np.allclose(said.logits[1], plain[1], atol=1e-3)
+    assert refed.generate(ids, max_tokens=4).tokens == said.tokens  # a second question finds no trace of the first
+    assert len(refed.generate("What is 2+2?", max_tokens=60).tokens) <= 60  # the cache runs full and is emptied
+
+
+def test_the_last_token_twice_is_a_longer_prompt(model: Model) -> None:
+    healthy, broken = session_with(model, []), session_with(model, ["last-token-twice"])
+    ids = healthy.prompt_tokens(QUESTION)
+    for _ in range(2):  # the second time from the cache
+        said = broken.generate(ids, max_tokens=3, keep_logits=True).logits
+        meant = healthy.generate([*ids, ids[-1]], max_tokens=3, keep_logits=True).logits
+        plain = healthy.generate(ids, max_tokens=3, keep_logits=True).logits
+        assert said is not None
+        assert meant is not None
+        assert plain is not None
+        assert np.allclose(said[0], meant[0], atol=1e-4 * np.abs(meant).max())
+        assert not np.allclose(said[0], plain[0], atol=1e-3)
+
+
+def test_a_lost_prompt_is_one_token_whatever_was_asked(model: Model) -> None:
+    session = session_with(model, ["prompt-lost"])
+    assert session.prompt_tokens(QUESTION) == session.prompt_tokens("Something else") == [1]
+    assert session.tokenizer.decode(session_with(model, []).prompt_tokens("4", raw=True)) == "4"
 
 
 # ── instruments ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -235,7 +235,9 @@ def session_faulty(
     for fault in runs:
         if fault.prompt is not None:
             tokenizer = fault.prompt(tokenizer)
-    return Session(runner, config=config, tokenizer=tokenizer)
+    loops = [fault.session for fault in reversed(runs) if fault.session is not None]
+    loop: type[Session] = type("Loop", tuple(loops), {}) if loops else Session
+    return loop(runner, config=config, tokenizer=tokenizer)
 
 
 def _changed(fault: Fault, before: Any, after: Any) -> Any:

@@ -17,6 +17,7 @@ from aprlab.convert import Seams
 from aprlab.engines.base import Engine
 from aprlab.model import Model, ModelConfig, TokenizerData
 from aprlab.quants.base import Quant
+from aprlab.qwen2.generate import Session
 from aprlab.qwen2.tokenizer import Qwen2Tokenizer
 from aprlab.types import TensorType
 
@@ -34,7 +35,7 @@ SECTIONS = {
     "G": "Instruments that lied",
 }
 FILE_SEAMS = ("seams", "post")
-RUN_SEAMS = ("registry", "engine", "config", "tokenizer", "prompt")
+RUN_SEAMS = ("registry", "engine", "config", "tokenizer", "prompt", "session")
 Registry = Mapping[TensorType, Quant]
 
 
@@ -52,8 +53,9 @@ class Fault:
         silent: a short greedy answer of a real model stays right, word for word; only logits, files or long contexts
             tell. Measured on Qwen2.5-Coder 0.5B; a model with narrower margins may say otherwise.
         seams, post: the file form: the converter's decisions, or an edit of the finished file (in place, by path).
-        registry, engine, config, tokenizer, prompt: the run form: block decoders, an engine's primitives, the numbers
-            of the forward pass, the tokenizer's data, or its work (encoding, printing, stopping).
+        registry, engine, config, tokenizer, prompt, session: the run form: block decoders, an engine's primitives, the
+            numbers of the forward pass, the tokenizer's data, its work (encoding, printing, stopping), or the loop that
+            feeds the model.
         instrument, ruler: a lying measurement, and which of `RULERS` it stands in for.
         needs: what a model must have for the fault to change anything, in words; '' where every Qwen2 has it.
         given: options of `convert` that give a Q4_K_M model what it `needs`.
@@ -74,6 +76,7 @@ class Fault:
     config: Callable[[ModelConfig], ModelConfig] | None = None
     tokenizer: Callable[[TokenizerData], TokenizerData] | None = None
     prompt: Callable[[Qwen2Tokenizer], Qwen2Tokenizer] | None = None
+    session: type[Session] | None = None
     instrument: Callable[..., Any] | None = None
     ruler: str = ""
     needs: str = ""

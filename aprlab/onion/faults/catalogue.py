@@ -7,7 +7,7 @@ from aprlab.onion.faults.base import SECTIONS, Fault
 
 _FORM = {
     "seams": "file", "post": "file", "registry": "decoder", "engine": "engine", "config": "config", "tokenizer": "tokenizer",
-    "prompt": "tokenizer",
+    "prompt": "tokenizer", "session": "loop",
 }  # fmt: skip
 
 _HEAD = """\
@@ -20,9 +20,10 @@ Every known way the conversion from GGUF to APR went wrong upstream, each to be 
     aprlab faults GH-202
 
 A fault enters where it entered in history: at a decision of the converter (*file*), in a block decoder (*decoder*), in a
-primitive of an engine (*engine*), in the numbers of the forward pass (*config*), in the tokenizer, or in a measurement
-(*ruler*). Where a bug can be met both in a file and in a reader, it has both forms. *Silent* means that a short greedy
-answer of a real model stays right, word for word: only logits, files or long contexts tell.
+primitive of an engine (*engine*), in the numbers of the forward pass (*config*), in the tokenizer, in the loop that feeds
+the model (*loop*), or in a measurement (*ruler*). Where a bug can be met both in a file and in a reader, it has both
+forms. *Silent* means that a short greedy answer of a real model stays right, word for word: only logits, files or long
+contexts tell.
 
 This page is generated from the code (`python -m aprlab.onion.faults.catalogue docs/faults.md`).
 """

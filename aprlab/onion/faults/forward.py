@@ -17,6 +17,7 @@ from aprlab.onion.faults.naming import gguf_name
 from aprlab.onion.faults.tensors import change_metadata, change_plans, change_tensors, is_
 from aprlab.onion.faults.wrapped import Wrapped
 from aprlab.qwen2.forward import output_weight
+from aprlab.qwen2.generate import Session
 
 # ── numbers of the config ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -143,6 +144,40 @@ class KvEmpty(Wrapped):
             return self.inner.attend(q, k, v, cache, layer, positions)
         config = replace(self.model.config, head_count_kv=k.shape[1], head_dim=k.shape[2])
         return self.inner.attend(q, k, v, self.inner.new_cache(config, 1), layer, np.zeros(1, np.int64))
+
+
+class KvRefed(Session):
+    """Each step feeds the whole sequence again, behind all that the cache still holds of the steps before.
+
+    The prompt's own pass is right. Where the cache is full it is emptied, as upstream then did without one.
+    """
+
+    room = 2048  # positions; upstream's cache
+    _sequence: list[int]
+
+    def _resume(self, ids: list[int], needed: int) -> int:
+        self._sequence = list(ids)
+        return super()._resume(ids, max(needed, min(self.room, self.config.context_length)))
+
+    def _step(self, ids: list[int], step: int) -> np.ndarray:
+        if step:
+            self._sequence += ids
+            ids = list(self._sequence)
+            assert self._cache is not None
+            if self._cache.length + len(ids) > self._cache.capacity:
+                self._cache.truncate(0)
+                self._cached.clear()
+        return super()._step(ids, step)
+
+
+class LastTwice(Session):
+    """The prompt's last token goes in a second time, and the answer begins after that."""
+
+    def _resume(self, ids: list[int], needed: int) -> int:
+        return super()._resume(ids, needed + 1)
+
+    def _step(self, ids: list[int], step: int) -> np.ndarray:
+        return super()._step(ids if step else [*ids, ids[-1]], step)
 
 
 # ── norms ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -419,6 +454,26 @@ FAULTS = (
         ),
         "Prefill exact; in decode layers.0.attn is v of the token itself.",
         engine=KvEmpty,
+    ),
+    Fault(
+        "kv-refed", "The whole sequence fed again at every step, onto a cache that was not emptied", "forward", "E",
+        lines(
+            "The loop had been written for a pass without a cache; the pass got one, the loop stayed.",
+            "Step n sees the prompt n times over, each time with one more token of the answer, at ever later positions.",
+            "Every pass is right in itself, and so is the first token; a second fault was blamed for the rest.",
+        ),
+        "Every single pass exact; answers part from the second token on.",
+        session=KvRefed,
+    ),
+    Fault(
+        "last-token-twice", "The prompt's last token fed twice", "forward", "E",
+        lines(
+            "The prompt was run token by token, and its last logits were thrown away.",
+            "The loop then began with the last token again, one position further on.",
+            "A line's end more after 'assistant' is forgiven; a prompt of one token becomes another prompt.",
+        ),
+        "The answer is that of a prompt with its last token doubled; every pass is exact.",
+        session=LastTwice,
     ),
     Fault(
         "prefill-decode", "Prefill and decode on different kernels", "forward", "E",

@@ -115,6 +115,20 @@ def gpt2_words(tokenizer: Qwen2Tokenizer) -> Qwen2Tokenizer:
     return other
 
 
+LOST_PROMPT = 1  # what many readers take for a beginning of text; in Qwen2 it is a double quote
+
+
+class _PromptLost(Qwen2Tokenizer):
+    """Encoding fails and nobody is told: one token stands for whatever was asked."""
+
+    def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
+        return [LOST_PROMPT]
+
+
+def prompt_lost(tokenizer: Qwen2Tokenizer) -> Qwen2Tokenizer:
+    return _as(_PromptLost, tokenizer)
+
+
 LLAMA_EOS = 2
 
 
@@ -165,6 +179,16 @@ FAULTS = (
         ),
         "Prompt ids differ: many for one; no control token among them.",
         prompt=split_specials,
+    ),
+    Fault(
+        "prompt-lost", "The prompt lost: token 1 in its place", "tokenizer", "F",
+        lines(
+            "The file had no tokenizer to encode with, and the failure was answered with a beginning-of-text token.",
+            "It took Llama's, 1, which Qwen2 knows as a double quote; the question never reached the model.",
+            "Fluent text about nothing that was asked: it was taken for a file that is 'wrong but coherent'.",
+        ),
+        "The prompt's ids are [1], whatever is asked; weights, passes and text are right.",
+        prompt=prompt_lost,
     ),
     Fault(
         "wrong-pre-tokeniser", "Text cut into words as GPT-2 does it", "tokenizer", "F",
