@@ -15,25 +15,36 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-_STATES = (0, 5, 1, 2, 3, 4, 6, 7)  # colours of states: two that are calm, one that is not, others
+_ALARM = 1
+_STATES = (0, 5, _ALARM, 2, 3, 4, 6, 7)  # colours of states: two that are calm, one that is not, others
 
 
 def state_map(
-    cells: Sequence[Sequence[str]], rows: Sequence[str], columns: Sequence[str], states: Sequence[str], ax: Axes | None = None
+    cells: Sequence[Sequence[str]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    states: Sequence[str],
+    ax: Axes | None = None,
+    *,
+    alarm: str | None = None,
 ) -> Axes:
     """A table of few states in colours: which of `states` holds for each row and column; the word stands in the cell.
+
+    `alarm` is the state that takes the colour of alarm; without it the third one does.
 
     Raises:
         UsageError: nothing to draw, a row of another length, or a cell that is none of `states`.
     """
     if not cells or len(cells) != len(rows) or any(len(line) != len(columns) for line in cells):
         raise UsageError(f"nothing to draw: {len(rows)} rows of {len(columns)} cells are wanted")
-    unknown = {cell for line in cells for cell in line} - set(states)
+    unknown = ({cell for line in cells for cell in line} | {alarm or states[0]}) - set(states)
     if unknown:
         raise UsageError(f"unknown state {sorted(unknown)[0]!r}; known: {', '.join(states)}")
     ax = axes_or_new(ax, 9, 0.32 * len(rows) + 1)
     with style():
-        palette = mpl.colors.ListedColormap([nth_colour(n) for n in _STATES[: len(states)]])
+        calm = iter(n for n in _STATES if alarm is None or n != _ALARM)
+        colours = [nth_colour(_ALARM if state == alarm else next(calm)) for state in states]
+        palette = mpl.colors.ListedColormap(colours)
         index = np.array([[states.index(cell) for cell in line] for line in cells])
         ax.imshow(index, cmap=palette, vmin=-0.5, vmax=len(states) - 0.5, aspect="auto", alpha=0.35, interpolation="nearest")
         for row, line in enumerate(cells):

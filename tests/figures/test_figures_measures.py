@@ -62,7 +62,8 @@ def test_distance_bars_mark_what_is_further_than_the_first() -> None:
 
 
 def test_tensor_map_puts_every_tensor_in_its_place() -> None:
-    cells = {"token_embd.weight": "fine", "blk.0.attn_q.weight": "fine"} | dict.fromkeys(("blk.1.attn_q.weight", "blk.1.attn_q.bias"), "lost")
+    cells = {"token_embd.weight": "fine", "blk.0.attn_q.weight": "fine"}
+    cells |= {"blk.1.attn_q.weight": "lost", "blk.1.attn_q.bias": "lost"}
     ax = measures.tensor_map(cells, ["fine", "lost"])
     seen = ax.images[0].get_array()
     assert [label.get_text() for label in ax.get_yticklabels()] == ["token_embd.weight", "attn_q.weight", "attn_q.bias"]
