@@ -585,4 +585,5 @@ def doctor(as_json: Json = False, debug: Debug = False) -> int:
     return int(any(check.status == "fail" for check in seen))
 
 
-import aprlab.gates_cli  # noqa: E402, F401  (adds its verbs to `app`; it needs the options above)
+import aprlab.gates_cli  # noqa: E402  (adds its verbs to `app`; it needs the options above)
+import aprlab.qualify.cli  # noqa: E402, F401  (likewise)

@@ -140,7 +140,7 @@ def _kind(what: str, *kinds: type, least: float | None = None, most: float = mat
     def check(value: Any) -> str:
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             return f"wants {wanted}, got {value!r}"
-        return "" if least is None or least <= value <= most else f"wants {wanted}, got {value!r}"
+        return "" if least is None or least <= float(str(value)) <= most else f"wants {wanted}, got {value!r}"
 
     return check
 

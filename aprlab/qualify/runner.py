@@ -178,7 +178,8 @@ def qualify(
         playbook: see `aprlab.qualify.playbook.load`.
         formats: which to test; the playbook's own without it. What the model is not is made from it, in a temporary folder.
         engine, threads: for every child.
-        journal: a file that keeps finished rows; a run with the same model, playbook and settings goes on from there.
+        journal: a file that keeps finished rows; a run with the same model, playbook and engine goes on from there, with
+            other formats too.
         memory: most bytes of address space of a child.
         on_row: called with each finished row, kept ones too.
         serve: what the children run; for tests.
@@ -271,8 +272,8 @@ class _Journal:
             part.replace(self.path)
 
     def add(self, key: str, row: Row) -> None:
-        """Keep a row, on disk before the next one begins."""
-        if self.path is None:
+        """Keep a row, on disk before the next one begins. What was not run may be run next time."""
+        if self.path is None or row.outcome == SKIP:
             return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"key": key, "row": row.to_json()}, ensure_ascii=False, allow_nan=False) + "\n")
@@ -300,7 +301,7 @@ class _Run:
         stat = model.stat()
         self.header = {
             "model": model.name, "bytes": stat.st_size, "modified": stat.st_mtime_ns, "playbook": playbook.digest,
-            "formats": list(formats), "engine": engine, "threads": threads, "memory": memory,
+            "engine": engine, "threads": threads, "memory": memory,
         }  # fmt: skip
 
     def close(self) -> None:

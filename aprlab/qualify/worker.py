@@ -140,7 +140,8 @@ class Bench:
         for prompt in prompts:
             due, got = (s.generate(prompt, max_tokens=max_tokens, keep_logits=True) for s in sessions)
             before, after = due.logits, got.logits
-            assert before is not None and after is not None  # they were asked for
+            assert before is not None
+            assert after is not None  # they were asked for
             n = min(len(before), len(after))
             far = float(np.linalg.norm(before[:n] - after[:n]) / np.linalg.norm(before[:n]))
             golden = (due.prompt_tokens, due.tokens, due.text, due.stop) == (got.prompt_tokens, got.tokens, got.text, got.stop)
