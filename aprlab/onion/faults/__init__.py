@@ -62,7 +62,7 @@ def convert_with(
 
 
 def session_with(
-    model: Model | str | Path,
+    model: Model | str | Path | Session,
     faults: Iterable[str | Fault],
     engine: str = "reference",
     threads: int | None = None,
@@ -74,10 +74,11 @@ def session_with(
     that refuses is raised here.
 
     Args:
-        model: an opened model or a path.
+        model: an opened model, a path, or a healthy session, whose engine, tokenizer and cache are then used as far as the
+            faults allow (so the two must not run at the same time).
         faults: ids, or faults; the later ones wrap the earlier ones.
-        engine, threads, options: the engine to make. Faulty decoders hand their values to engines other than
-            ``reference`` as F32 tensors.
+        engine, threads, options: the engine to make; where a session is given, it is one like that session's. Faulty
+            decoders hand their values to engines other than ``reference`` as F32 tensors.
 
     Raises:
         UsageError: an unknown id, one named twice, an instrument's, or one that changes nothing in this model.

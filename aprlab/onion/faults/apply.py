@@ -16,10 +16,12 @@ import numpy as np
 
 from aprlab import engines, types
 from aprlab.convert import ConversionReport, Seams, convert
+from aprlab.engines.base import Engine
 from aprlab.errors import UsageError
 from aprlab.formats.common import check_output
 from aprlab.model import Model, Tensor
 from aprlab.onion.faults.base import Fault, Registry
+from aprlab.onion.faults.wrapped import Borrowed
 from aprlab.quants import REGISTRY
 from aprlab.quants import dequantise as decode_tensor
 from aprlab.qwen2.generate import Session
@@ -194,7 +196,11 @@ def _variant(model: Model, **changes: Any) -> Model:
 
 
 def session_faulty(
-    model: Model | str | Path, faults: Sequence[Fault], engine: str = "reference", threads: int | None = None, **options: Any
+    model: Model | str | Path | Session,
+    faults: Sequence[Fault],
+    engine: str = "reference",
+    threads: int | None = None,
+    **options: Any,
 ) -> Session:
     """See `aprlab.onion.faults.session_with`."""
     for fault in faults:
@@ -202,7 +208,13 @@ def session_faulty(
             raise UsageError(f"fault {fault.id!r} is an instrument's: it changes what is measured, not what is computed")
     files = [fault for fault in faults if fault.run_seam is None]
     runs = [fault for fault in faults if fault.run_seam is not None]
-    model = model if isinstance(model, Model) else Model.open(model)
+    owner = model if isinstance(model, Session) else None
+    if owner is not None:
+        model, engine, threads = owner.model, owner.engine.name, owner.engine.threads
+        options |= {"contract": owner.engine.contract} if owner.engine.contract != "f32" else {}
+    elif isinstance(model, str | Path):
+        model = Model.open(model)
+    assert isinstance(model, Model)
     if files:
         with tempfile.TemporaryDirectory() as folder:  # the mapping outlives the name
             convert_faulty(model, Path(folder) / "broken.apr", files)
@@ -222,22 +234,27 @@ def session_faulty(
             registry = faulty
         if not fault.fits(model):
             _no_use(fault)
-    if engine == "reference":
-        model = misread(model, registry, as_floats=False)
+    tokenizer = owner.tokenizer if owner is not None and data is owner.model.tokenizer else Qwen2Tokenizer(data)
+    if owner is not None and registry is REGISTRY and not files:
+        runner: Engine = Borrowed(owner.engine, _variant(model, tokenizer=data))
     else:
-        model = _for_other_engines(model, [fault for fault in runs if fault.registry is not None])
-    model = _variant(model, tokenizer=data)
-    runner = engines.create(engine, model, threads, **options)
+        if engine == "reference":
+            model = misread(model, registry, as_floats=False)
+        else:
+            model = _for_other_engines(model, [fault for fault in runs if fault.registry is not None])
+        runner = engines.create(engine, _variant(model, tokenizer=data), threads, **options)
     for fault in runs:
         if fault.engine is not None:
             runner = fault.engine(runner)
-    tokenizer = Qwen2Tokenizer(data)
     for fault in runs:
         if fault.prompt is not None:
             tokenizer = fault.prompt(tokenizer)
     loops = [fault.session for fault in reversed(runs) if fault.session is not None]
     loop: type[Session] = type("Loop", tuple(loops), {}) if loops else Session
-    return loop(runner, config=config, tokenizer=tokenizer)
+    session = loop(runner, config=config, tokenizer=tokenizer)
+    if owner is not None and type(runner) is Borrowed and type(session) is Session and config == owner.config:
+        session._cache, session._cached = owner._cache, owner._cached  # the passes are healthy: so is what is cached
+    return session
 
 
 def _changed(fault: Fault, before: Any, after: Any) -> Any:

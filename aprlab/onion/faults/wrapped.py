@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from aprlab.engines.base import Array, Cache, Engine
-from aprlab.model import ModelConfig
+from aprlab.model import Model, ModelConfig
 
 
 class Wrapped(Engine):
@@ -55,3 +55,17 @@ class Wrapped(Engine):
 
     def close(self) -> None:
         self.inner.close()
+
+
+class Borrowed(Wrapped):
+    """Another session's engine, with a model of its own in view; warming and closing it is the owner's business."""
+
+    def __init__(self, inner: Engine, model: Model) -> None:
+        super().__init__(inner)
+        self.model = model
+
+    def warm(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
