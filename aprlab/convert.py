@@ -1,6 +1,7 @@
-"""GGUF → APR and back. Quantised blocks stay as they are unless somebody asks, by name, for another type.
+"""GGUF, APR and SafeTensors into each other. Blocks stay as they are unless somebody asks, by name, for another type.
 
-Everything streams: memory does not grow with the file, and the output appears whole or not at all.
+Everything streams: memory does not grow with the file, and the output appears whole or not at all. SafeTensors has no
+blocks, so that writing it decodes, and what that costs is measured on the way and stands in the report.
 """
 
 from __future__ import annotations
@@ -19,20 +20,18 @@ import numpy as np
 import xxhash
 from gguf.constants import LlamaFileType
 
-from aprlab import __version__, names, types
-from aprlab.errors import FormatError, UnsupportedError, UsageError
-from aprlab.formats import apr, gguf
-from aprlab.formats.common import atomic, check_output, padding, write_all
+from aprlab import __version__, mixes, names, types
+from aprlab.errors import FormatError, NumericError, UnsupportedError, UsageError
+from aprlab.formats import apr, gguf, huggingface, safetensors
+from aprlab.formats.common import atomic, atomic_folder, check_output, drop_pages, padding, write_all
+from aprlab.mixes import SUBSTITUTES
 from aprlab.model import Model, ModelConfig, Tensor, TokenizerData
 from aprlab.types import TensorType
 
 CHUNK = 1 << 20
 GAP_LIMIT = 1 << 16  # bytes of non-zero padding that a file may keep; more is not padding
 
-# llama.cpp's own substitutes for rows that do not hold whole 256-blocks.
-SUBSTITUTES = {
-    types.Q2_K: types.Q4_0, types.Q3_K: types.Q4_0, types.Q4_K: types.Q5_0, types.Q5_K: types.Q5_1, types.Q6_K: types.Q8_0,
-}  # fmt: skip
+FORMATS = ("gguf", "safetensors")  # what `export` writes
 
 Progress = Callable[[int], None]
 
@@ -49,12 +48,55 @@ class TensorLine:
     nbytes: int
 
 
+@dataclass(slots=True)
+class Cost:
+    """What a change of type did to values, over all tensors that went from one type to the other.
+
+    Attributes:
+        type_in, type_out: names of the types.
+        tensors: how many.
+        square: sum of the squared values before, float64.
+        error: sum of the squared differences.
+        worst: largest difference.
+    """
+
+    type_in: str
+    type_out: str
+    tensors: int = 0
+    square: float = 0.0
+    error: float = 0.0
+    worst: float = 0.0
+
+    @property
+    def relative(self) -> float:
+        """Root mean square of the differences in units of the values' own; 0 means that no value changed."""
+        return float(np.sqrt(self.error / self.square)) if self.square else float(np.sqrt(self.error))
+
+    def add(self, before: np.ndarray, after: np.ndarray) -> None:
+        """Count in some values, float32, before and after."""
+        apart = (after - before).reshape(-1).astype(np.float64)
+        values = before.reshape(-1).astype(np.float64)
+        self.square += float(values @ values)
+        self.error += float(apart @ apart)
+        self.worst = max(self.worst, float(np.abs(apart).max(initial=0.0)))
+
+    def __str__(self) -> str:
+        what = f"re-encoded {self.tensors} tensors from {self.type_in} to {self.type_out}"
+        cost = f"relative error {self.relative:.2g}, largest {self.worst:.2g}" if self.error else "no value changed"
+        return f"{what}: {cost}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"type_in": self.type_in, "type_out": self.type_out, "tensors": self.tensors,
+                "relative": self.relative, "worst": self.worst}  # fmt: skip
+
+
 @dataclass
 class ConversionReport:
     """What a conversion did: bytes, types on both sides, seconds, one line per tensor.
 
     `reversible` says whether the output holds all that is needed to give the source back byte for byte; for an export it
-    says whether that was done (None: the source is unknown).
+    says whether that was done (None: the source is unknown). `costs` has what each change of type did to the values.
     """
 
     source: Path
@@ -68,6 +110,7 @@ class ConversionReport:
     seconds: float
     reversible: bool | None = None
     notes: list[str] = field(default_factory=list)
+    costs: list[Cost] = field(default_factory=list)
 
     @property
     def tensors(self) -> int:
@@ -80,7 +123,7 @@ class ConversionReport:
             "source": str(self.source), "output": str(self.output), "dialect": self.dialect,
             "bytes_in": self.bytes_in, "bytes_out": self.bytes_out, "tensors": self.tensors,
             "types_in": self.types_in, "types_out": self.types_out, "seconds": self.seconds,
-            "reversible": self.reversible, "notes": self.notes,
+            "reversible": self.reversible, "notes": self.notes, "costs": [cost.to_json() for cost in self.costs],
         }  # fmt: skip
 
 
@@ -105,13 +148,15 @@ class Seams:
     plans: Callable[[list[apr.Plan]], list[apr.Plan]] = lambda plans: plans
 
 
-def healthy_seams(dialect: apr.Dialect, target: TensorType | None = None) -> Seams:
-    """The seams of a right conversion into `dialect`; `target` re-encodes every 2-D weight."""
+def healthy_seams(
+    dialect: apr.Dialect, target: TensorType | None = None, retype: Callable[[Tensor], Tensor] | None = None
+) -> Seams:
+    """The seams of a right conversion into `dialect`; `target` re-encodes every 2-D weight, `retype` each as it likes."""
     return Seams(
         name=lambda name: names.from_gguf(name, dialect.naming),
         code=lambda kind: kind.code,
         dims=lambda shape: shape if dialect.dims == "rows" else shape[::-1],
-        tensor=lambda tensor: tensor if target is None else re_encoded(tensor, target),
+        tensor=retype or (lambda tensor: tensor if target is None else re_encoded(tensor, target)),
     )
 
 
@@ -126,18 +171,19 @@ def convert(
     progress: Progress | None = None,
     seams: Callable[[Seams], Seams] | None = None,
 ) -> ConversionReport:
-    """Convert a model file to APR.
+    """Convert a model to APR, or to GGUF where the output is called so.
 
     Args:
-        source: a GGUF file (or an APR file, to change its dialect), or an opened model.
-        output: the APR file to write; it must not exist unless `force`.
+        source: a GGUF file, an APR file, a SafeTensors file or Hugging Face directory, or an opened model.
+        output: the file to write, GGUF if its name ends in ``.gguf``, else APR; it must not exist unless `force`.
         quantize: None keeps every block as it is; a type name (``q4_k``, ``q6k``, ``q8_0``, ``f16``, ``f32``…)
-            re-encodes every 2-D weight. Rows that a K type cannot hold get llama.cpp's substitute, and a note says so.
-        dialect: ``aprender`` or ``realizar``.
-        compress: None, ``lz4`` or ``zstd``.
+            re-encodes every 2-D weight, the name of a mix (``q4_k_m``…) each as llama.cpp would. Rows that a K type cannot
+            hold get llama.cpp's substitute, and a note says so. Vectors of a SafeTensors model become F32, as everywhere.
+        dialect: ``aprender`` or ``realizar``; APR only.
+        compress: None, ``lz4`` or ``zstd``; APR only.
         force: replace an existing output.
         progress: called with bytes written since the last call.
-        seams: turns the healthy seams into faulty ones (see `aprlab.onion`).
+        seams: turns the healthy seams into faulty ones (see `aprlab.onion`); APR only.
 
     Raises:
         UsageError, FormatError, UnsupportedError; no file is left behind.
@@ -147,16 +193,20 @@ def convert(
         raise UsageError(f"unknown dialect {dialect!r}; known: {', '.join(apr.DIALECTS)}")
     if compress not in (None, "lz4", "zstd"):
         raise UsageError(f"unknown compression {compress!r}; known: lz4, zstd")
-    target = None if quantize is None else encodable(quantize)
+    _known_target(quantize)
     output = Path(output)
     model = source if isinstance(source, Model) else Model.open(source)
     check_output(output, [model.path], force=force)
-    known = set(names.VARIANTS["raw"])
-    for name in model.tensors:
-        if names.template_of(name) not in known:
-            raise UnsupportedError("is no tensor of a Qwen2 model", path=model.path, tensor=name)
+    if output.suffix == ".safetensors":
+        raise UsageError("is a SafeTensors file; `export --format safetensors` writes a folder of them", path=output)
+    _only_qwen2(model)
     into = apr.DIALECTS[dialect]
-    healthy = healthy_seams(into, target)
+    retype = _retyping(model, quantize)
+    if output.suffix == ".gguf":
+        if dialect != "aprender" or compress is not None or seams is not None:
+            raise UsageError("dialect, compression and faults are for APR; the output is called .gguf", path=output)
+        return _to_gguf(model, output, [retype(t) for t in model.tensors.values()], quantize, progress, started)
+    healthy = healthy_seams(into, retype=retype)
     used = healthy if seams is None else seams(healthy)
 
     plans, lines, written = [], [], []
@@ -174,19 +224,59 @@ def convert(
         output, metadata, used.plans(plans), replace(into, flags=flags), compress=compress, progress=progress
     )
     same = all(a.type is b.type and a.shape == b.shape for a, b in zip(model.tensors.values(), written, strict=True))
+    costs = _costs(written)
     return ConversionReport(
         source=model.path,
         output=output,
         dialect=dialect,
-        bytes_in=model.path.stat().st_size,
+        bytes_in=_bytes_of(model),
         bytes_out=size,
         types_in=model.by_type(),
         types_out=_count(t.type.name for t in written),
         lines=lines,
         seconds=time.perf_counter() - started,
         reversible=same and "gguf" in metadata.get("source_metadata", {}) and seams is None,
-        notes=_notes(lines, target),
+        notes=_notes(lines, quantize, costs),
+        costs=costs,
     )
+
+
+def _bytes_of(model: Model) -> int:
+    """Bytes of the model's file; of its weight files where it is a directory."""
+    if not model.path.is_dir():
+        return model.path.stat().st_size
+    return sum(path.stat().st_size for path in {t.origin.path for t in model.tensors.values()})
+
+
+def _only_qwen2(model: Model) -> None:
+    known = set(names.VARIANTS["raw"])
+    for name in model.tensors:
+        if names.template_of(name) not in known:
+            raise UnsupportedError("is no tensor of a Qwen2 model", path=model.path, tensor=name)
+
+
+def _known_target(quantize: str | None) -> None:
+    if quantize is not None and quantize.lower() not in mixes.MIXES:
+        encodable(quantize)
+
+
+def _retyping(model: Model, quantize: str | None) -> Callable[[Tensor], Tensor]:
+    """What a right conversion does to each tensor: nothing, unless a type was asked for or SafeTensors has a half vector."""
+    mix: dict[str, TensorType] = {}
+    target: TensorType | None = None
+    if quantize is not None and quantize.lower() in mixes.MIXES:
+        mix = mixes.types_of({t.name: t.shape for t in model.tensors.values()}, quantize.lower(), model.config.block_count)
+    elif quantize is not None:
+        target = encodable(quantize)
+
+    def retype(tensor: Tensor) -> Tensor:
+        if len(tensor.shape) < 2:  # norms and biases are F32 wherever ggml reads them
+            halves = model.format == "safetensors" and tensor.type is not types.F32
+            return Recoded(tensor, types.F32) if halves else tensor
+        wanted = mix.get(tensor.name, target)
+        return tensor if wanted is None else re_encoded(tensor, wanted)
+
+    return retype
 
 
 def _count(items: Iterable[str]) -> dict[str, int]:
@@ -196,15 +286,29 @@ def _count(items: Iterable[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _notes(lines: list[TensorLine], target: TensorType | None) -> list[str]:
-    if target is None:
-        return []
-    changed = _count(f"{line.type_in} to {line.type_out}" for line in lines if line.type_in != line.type_out)
-    notes = [f"re-encoded {count} tensors from {what}" for what, count in changed.items()]
-    if any(line.type_out not in (target.name, line.type_in) for line in lines):
+def _notes(lines: list[TensorLine], quantize: str | None, costs: list[Cost]) -> list[str]:
+    notes = [str(cost) for cost in costs]
+    if quantize is None or quantize.lower() in mixes.MIXES:
+        return notes
+    target = encodable(quantize)
+    if any(line.type_out not in (target.name, line.type_in) for line in lines if len(line.shape) > 1):
         rows = f"rows that are no multiple of {target.block_elements}"
         notes.append(f"{rows} were written as {SUBSTITUTES[target].name}, as llama.cpp does")
     return notes or [f"every 2-D weight was {target.name} already"]
+
+
+def _costs(written: list[Tensor]) -> list[Cost]:
+    """What re-encoding cost, one line for each pair of types, most tensors first; asked once everything is written."""
+    found: dict[tuple[str, str], Cost] = {}
+    for tensor in written:
+        if isinstance(tensor, Recoded):
+            one: Cost = tensor.cost  # type: ignore[attr-defined]
+            total = found.setdefault((one.type_in, one.type_out), Cost(one.type_in, one.type_out))
+            total.tensors += 1
+            total.square += one.square
+            total.error += one.error
+            total.worst = max(total.worst, one.worst)
+    return sorted(found.values(), key=lambda cost: (-cost.tensors, cost.type_in, cost.type_out))
 
 
 # ── blocks ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -224,11 +328,12 @@ def encodable(name: str) -> TensorType:
 class Recoded(Tensor):
     """A tensor whose bytes are made, row block by row block, only when they are written."""
 
-    __slots__ = ("source",)
+    __slots__ = ("cost", "source")
 
     def __init__(self, source: Tensor, kind: TensorType) -> None:
         super().__init__(source.name, kind, source.shape, np.zeros(0, np.uint8), source.origin)
         object.__setattr__(self, "source", source)
+        object.__setattr__(self, "cost", Cost(source.type.name, kind.name, 1))
 
     @property
     def nbytes(self) -> int:
@@ -302,16 +407,22 @@ def _encode_rows(tensor: Recoded) -> Iterator[Any]:
     from aprlab import quants
 
     source: Tensor = tensor.source  # type: ignore[attr-defined]
-    if tensor.type.tensor_bytes:
-        yield quants.quantise(source.dequantise(), tensor.type).reshape(-1).data  # one scale for all: needs all
-        return
-    step = max(1, (1 << 20) // source.cols)
+    cost: Cost = tensor.cost  # type: ignore[attr-defined]
+    # AprQ8 has one scale for all values and needs all of them at once.
+    step = source.rows if tensor.type.tensor_bytes else max(1, (1 << 20) // source.cols)
     for start in range(0, source.rows, step):
-        values = source.dequantise(slice(start, start + step))
+        rows = slice(start, min(start + step, source.rows))
+        values = source.dequantise(rows)
         if not np.isfinite(values).all():
             raise FormatError(f"rows {start}..{start + len(values)} hold values that are not finite",
                               path=source.origin.path, tensor=source.name, offset=source.origin.offset)  # fmt: skip
-        yield np.ascontiguousarray(quants.quantise(values, tensor.type)).reshape(-1).data
+        try:
+            raw = quants.quantise(values, tensor.type).reshape(-1)
+        except NumericError as error:
+            raise NumericError(error.message, path=source.origin.path, tensor=source.name) from None
+        cost.add(values, values if tensor.type is types.F32 else quants.dequantise(raw, tensor.type, values.shape))
+        yield np.ascontiguousarray(raw).data
+        drop_pages(source.blocks()[rows])
 
 
 # ── metadata ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -381,6 +492,8 @@ _SHARED = {
 
 def _origin_record(model: Model) -> dict[str, Any]:
     """What an export needs to give the GGUF back byte for byte: keys, types, order, alignment, tensor order, gaps."""
+    if model.format == "safetensors":
+        return {}
     if model.format == "apr":
         source = model.metadata.get("source_metadata")
         return {"gguf": source["gguf"]} if isinstance(source, dict) and "gguf" in source else {}
@@ -454,26 +567,105 @@ def gguf_hash(header: bytes, tensors: Iterable[Tensor]) -> str:
 
 
 def export(
-    source: str | Path | Model, output: str | Path, *, force: bool = False, progress: Progress | None = None
+    source: str | Path | Model,
+    output: str | Path,
+    *,
+    format: str = "gguf",
+    dtype: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> ConversionReport:
-    """Write an APR file as GGUF.
+    """Write a model as GGUF, or as a Hugging Face directory with SafeTensors.
 
-    Where the APR file was converted from a GGUF file by this project and its tensors were not changed, the result is that
-    GGUF file, byte for byte (`reversible` is then True, proved by its hash). Other APR files get a header made from their config.
+    To GGUF: where the APR file was converted from a GGUF file by this project and its tensors were not changed, the result
+    is that GGUF file, byte for byte (`reversible` is then True, proved by its hash). Others get a header made from their
+    config. To SafeTensors: every tensor is decoded to `dtype`, names are Hugging Face's, and config, tokenizer and
+    generation settings stand beside it, so that transformers loads the directory.
+
+    Args:
+        source: an APR file or a SafeTensors model; for SafeTensors also a GGUF file; or an opened model.
+        output: the GGUF file, or the directory.
+        format: ``gguf`` or ``safetensors``.
+        dtype: ``f32`` (every value exactly; the default), ``f16`` or ``bf16``; SafeTensors only.
+        force: replace an existing output; a directory only if it holds nothing but what an export writes.
+        progress: called with bytes written since the last call.
 
     Raises:
-        UsageError, FormatError, UnsupportedError; no file is left behind.
+        UsageError, FormatError, UnsupportedError: no file is left behind.
+        NumericError: a value that F16 cannot hold.
     """
     started = time.perf_counter()
     output = Path(output)
+    if format not in FORMATS:
+        raise UsageError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+    if dtype is not None and format != "safetensors":
+        raise UsageError("dtype is for SafeTensors; `convert --quantize` re-encodes a GGUF or APR")
     model = source if isinstance(source, Model) else Model.open(source)
-    if model.format != "apr":
-        raise UsageError(f"is a {model.format.upper()} file; export takes APR", path=model.path)
+    if format == "safetensors":
+        return _to_safetensors(model, output, dtype or "f32", force, progress, started)
+    if model.format == "gguf":
+        raise UsageError("is a GGUF file; export takes APR", path=model.path)
     check_output(output, [model.path], force=force)
-    recorded = model.metadata.get("source_metadata")
+    retype = _retyping(model, None)
+    return _to_gguf(model, output, [retype(t) for t in model.tensors.values()], None, progress, started)
+
+
+def _to_safetensors(
+    model: Model, output: Path, dtype: str, force: bool, progress: Progress | None, started: float
+) -> ConversionReport:
+    from aprlab.qwen2.tokenizer import Qwen2Tokenizer
+
+    kind = safetensors.DTYPES.get(dtype.upper())
+    if kind is None:
+        raise UsageError(f"unknown dtype {dtype!r}; known: {', '.join(name.lower() for name in safetensors.DTYPES)}")
+    _only_qwen2(model)
+    for path in {model.path, *(t.origin.path for t in model.tensors.values())}:
+        if output.resolve() in (path.resolve(), path.resolve().parent) and output.exists():
+            raise UsageError("holds the input", path=output)
+    tok = model.tokenizer
+    eog = Qwen2Tokenizer(tok).eog
+    ends = sorted(eog, key=lambda id: (id != tok.eos_token_id, id))
+    torch = {types.F32: "float32", types.F16: "float16", types.BF16: "bfloat16"}[kind]
+    files = huggingface.companions(model.config, tok, torch, ends)
+    written = [t if t.type is kind else Recoded(t, kind) for t in model.tensors.values()]
+    plans = [safetensors.Plan(names.from_gguf(t.name), t.type, t.shape, chunks_of(t)) for t in written]
+    about = {"format": "pt", "name": _text(model, "general.name", "name"), "license": _text(model, "general.license", "license")}
+    about["writer"] = f"aprlab {__version__}"
+    with atomic_folder(output, force=force, ours=huggingface.WRITTEN.__contains__) as folder:
+        huggingface.write_companions(folder, files)
+        known = {key: text for key, text in about.items() if text is not None}
+        size = safetensors.write(folder / huggingface.SINGLE, plans, known, progress)
+    costs = _costs(written)
+    notes = [str(cost) for cost in costs]
+    if foreign := huggingface.foreign_tokens(tok):
+        notes.append(f"{len(foreign)} tokens, first {foreign[0]}, are of types that tokenizer.json has not; they became ordinary")
+    return ConversionReport(
+        source=model.path,
+        output=output,
+        dialect=f"hugging face, {kind.name}",
+        bytes_in=_bytes_of(model),
+        bytes_out=size,
+        types_in=model.by_type(),
+        types_out=_count(t.type.name for t in written),
+        lines=[
+            TensorLine(a.name, names.from_gguf(a.name), a.shape, a.type.name, b.type.name, b.nbytes)
+            for a, b in zip(model.tensors.values(), written, strict=True)
+        ],
+        seconds=time.perf_counter() - started,
+        notes=notes,
+        costs=costs,
+    )
+
+
+def _to_gguf(
+    model: Model, output: Path, written: list[Tensor], quantize: str | None, progress: Progress | None, started: float
+) -> ConversionReport:
+    """Write `written`, the tensors of `model` as they shall be, with the header that the model came with or one made for it."""
+    altered = replace(model, tensors={t.name: t for t in written})
+    recorded = model.metadata.get("source_metadata") if model.format == "apr" else None
     record = recorded.get("gguf") if isinstance(recorded, dict) else None
     try:
-        header, ordered, record = _header_for(model, record)
+        header, ordered, record = _header_for(altered, record)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise FormatError(f"source_metadata.gguf is damaged: {type(error).__name__}: {error}", path=model.path) from None
     infos, alignment = header.infos, header.alignment
@@ -496,17 +688,23 @@ def export(
         end = position + (len(gaps[position]) if position in gaps else padding(position, alignment))
         _fill(file, position, end, gaps)
     expected = (record or {}).get("xxh3_128")
+    lines = [
+        TensorLine(t.name, t.name, t.shape, model.tensors[t.name].type.name, t.type.name, t.nbytes) for t in ordered
+    ]
+    costs = _costs(ordered)
     return ConversionReport(
         source=model.path,
         output=output,
         dialect=f"gguf v{header.version}",
-        bytes_in=model.path.stat().st_size,
+        bytes_in=_bytes_of(model),
         bytes_out=output.stat().st_size,
         types_in=model.by_type(),
         types_out=_count(t.type.name for t in ordered),
-        lines=[TensorLine(t.name, t.name, t.shape, t.type.name, t.type.name, t.nbytes) for t in ordered],
+        lines=lines,
         seconds=time.perf_counter() - started,
         reversible=None if expected is None else proof.hexdigest() == expected,
+        notes=_notes(lines, quantize, costs),
+        costs=costs,
     )
 
 
@@ -534,9 +732,15 @@ def _header_for(model: Model, record: dict[str, Any] | None) -> tuple[gguf.Heade
             raise UnsupportedError(f"is {tensor.type.name}, which GGUF does not have; convert with --quantize first",
                                    path=model.path, tensor=tensor.name)  # fmt: skip
     version, alignment = (record["version"], record["alignment"]) if record else (3, gguf.DEFAULT_ALIGNMENT)
+    own = model.metadata.header if isinstance(model.metadata, gguf.FieldView) else None
+    if own is not None:  # GGUF to GGUF: everything but the types stays
+        version, alignment, ordered = own.version, own.alignment, [model.tensors[info.name] for info in own.infos]
     if version not in (2, 3) or not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
         raise ValueError(f"version {version!r}, alignment {alignment!r}")
-    fields = _recorded_fields(model, record) if record else made_fields(model.config, model.tokenizer, model.metadata)
+    if own is not None:
+        fields = list(own.fields.values())
+    else:
+        fields = _recorded_fields(model, record) if record else made_fields(model.config, model.tokenizer, model.metadata)
     if not unchanged:
         fields = _with_file_type(fields, ordered)
     infos = gguf.layout([(t.name, t.type, t.shape) for t in ordered], alignment)

@@ -22,7 +22,7 @@ import numpy as np
 
 from aprlab import names, types
 from aprlab.errors import AprlabError, FormatError, UnsupportedError
-from aprlab.formats.common import Cursor, Span, atomic, check_spans, map_file, padding, write_all
+from aprlab.formats.common import Cursor, Span, atomic, check_spans, json_object, map_file, padding, write_all
 from aprlab.formats.gguf import check_config
 from aprlab.model import Model, ModelConfig, Origin, Tensor, TokenizerData, require_qwen2
 from aprlab.types import TensorType
@@ -247,24 +247,7 @@ def _refuse_kinds(flags: int, path: Path) -> None:
 
 def _parse_metadata(at: Cursor, size: int) -> dict[str, Any]:
     text = at.text(size, "the metadata")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            twice = next(k for n, (k, _) in enumerate(pairs) if k in dict(pairs[:n]))
-            raise ValueError(f"key {twice!r} stands there twice")
-        return found
-
-    def refuse(constant: str) -> float:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        metadata = json.loads(text, object_pairs_hook=unique, parse_constant=refuse) if size else {}
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"metadata is not sound JSON: {error}", path=at.path, offset=at.offset - size) from None
-    if not isinstance(metadata, dict):
-        raise FormatError(f"metadata is a JSON {type(metadata).__name__}, not an object", path=at.path, offset=at.offset - size)
-    return metadata
+    return json_object(text, "metadata", at.path, at.offset - size) if size else {}
 
 
 def _read_index(at: Cursor, count: int, end: int) -> list[Entry]:

@@ -1,12 +1,15 @@
-"""What both containers need: a bounds-checked cursor, span checks, mapping a file, writing one atomically."""
+"""What every container needs: a bounds-checked cursor, span checks, strict JSON, mapping a file, writing one atomically."""
 
 from __future__ import annotations
 
 import itertools
+import json
+import mmap
 import os
+import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +88,43 @@ def map_file(path: Path) -> np.ndarray:
         raise UsageError(f"cannot be read: {error.strerror}", path=path) from None
 
 
+def drop_pages(raw: np.ndarray) -> None:
+    """Tell the kernel that the pages of this view on a mapped file are not needed now; reading them again is allowed.
+
+    Pages of a map count as this process's memory until then. Arrays that are no such view are left alone.
+    """
+    root: Any = raw
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    if not (isinstance(root, np.memmap) and isinstance(root.base, mmap.mmap) and raw.nbytes):
+        return
+    start = raw.__array_interface__["data"][0] - root.__array_interface__["data"][0]
+    first = start - start % mmap.PAGESIZE  # NumPy maps a file from an offset of 0, so that pages begin here
+    root.base.madvise(mmap.MADV_DONTNEED, first, start + raw.nbytes - first)
+
+
+def json_object(text: str, what: str, path: Path, offset: int | None = None) -> dict[str, Any]:
+    """A JSON object by the letter: no key twice, no NaN, no nesting without end; raises FormatError."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            twice = next(k for n, (k, _) in enumerate(pairs) if k in dict(pairs[:n]))
+            raise ValueError(f"key {twice!r} stands there twice")
+        return found
+
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{what} is not sound JSON: {error}", path=path, offset=offset) from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{what} is a JSON {type(value).__name__}, not an object", path=path, offset=offset)
+    return value
+
+
 def padding(offset: int, alignment: int) -> int:
     """Bytes from `offset` to the next multiple of `alignment`."""
     return -offset % alignment
@@ -127,7 +167,56 @@ def atomic(output: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError):
             raise UsageError(f"cannot be written: {error.strerror or error}", path=output) from None
         raise
-    _sync_folder(target.parent)
+    _sync(target.parent)
+
+
+@contextmanager
+def atomic_folder(output: Path, *, force: bool = False, ours: Callable[[str], bool] = lambda name: False) -> Iterator[Path]:
+    """A folder that becomes `output` only when the block ends well: temporary name, flush to disk, rename.
+
+    The block fills the folder that it is given. An empty `output` is replaced; one with files only if `force`, and only if
+    `ours` knows every name in it, so that nothing is deleted that this project does not write.
+    """
+    target = output.resolve()
+    if output.exists():
+        if not target.is_dir():
+            raise UsageError("is a file; name a folder to write", path=output)
+        names = sorted(os.listdir(target))
+        if names and not force:
+            raise UsageError("exists already; use --force to replace it", path=output)
+        strange = [name for name in names if not ours(name) or not (target / name).is_file()]
+        if strange:
+            raise UsageError(f"holds {strange[0]!r}, which an export does not write; it is not replaced", path=output)
+    elif not target.parent.is_dir():
+        raise UsageError(f"the folder {str(output.parent)!r} does not exist", path=output)
+    try:
+        made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    except OSError as error:
+        raise UsageError(f"cannot be written: {error.strerror}", path=output) from None
+    try:
+        yield made
+        for path in made.iterdir():
+            path.chmod(0o666 & ~_umask())
+            _sync(path)
+        made.chmod(0o777 & ~_umask())
+        _sync(made)
+        if target.exists() and os.listdir(target):
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+            os.replace(target, old)  # a folder with files cannot be replaced in one step: for a moment there is none
+            try:
+                os.replace(made, target)
+            except BaseException:
+                os.replace(old, target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(made, target)
+    except BaseException as error:
+        shutil.rmtree(made, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UsageError(f"cannot be written: {error.strerror or error}", path=output) from None
+        raise
+    _sync(target.parent)
 
 
 def write_all(file: IO[bytes], data: Any) -> int:
@@ -145,10 +234,10 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable; not every file system can, and then it does not matter."""
+def _sync(path: Path) -> None:
+    """Flush a file, or make the rename inside a folder durable; not every file system can, and then it does not matter."""
     try:
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
     except OSError:
         return
     try:

@@ -1,0 +1,450 @@
+"""A model as the Hugging Face hub keeps it: a folder of SafeTensors with config.json, tokenizer.json and two more.
+
+Reading follows llama.cpp's converter where the two worlds differ: tokens that only pad the vocabulary are called
+``[PADn]`` and unused, added tokens that look like ``<|this|>`` are control tokens whatever their flag says, special ids
+come from tokenizer_config.json first and from config.json next. Writing gives what `transformers` loads.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aprlab import names
+from aprlab.errors import FormatError, UnsupportedError, UsageError
+from aprlab.formats import safetensors
+from aprlab.formats.common import json_object
+from aprlab.formats.gguf import check_config
+from aprlab.model import Model, ModelConfig, Origin, Tensor, TokenizerData, require_qwen2
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+)  # fmt: skip
+TEMPLATE = "chat_template.jinja"
+WRITTEN = (SINGLE, CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION)
+JSON_LIMIT = 64 * 2**20  # the largest JSON file that is read at all; Qwen2's tokenizer.json has 7 MB
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # ggml's token types
+
+
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def open_model(path: str | Path) -> Model:
+    """Open a folder with SafeTensors, or one .safetensors file with its companions beside it.
+
+    Raises:
+        UsageError: a folder without a model.
+        FormatError: shards, index, names, config or tokenizer break their rules; the file that does is named.
+        UnsupportedError: a kind that is known and not handled (other architectures, quantised checkpoints, scaled RoPE…).
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    headers = _headers(path)
+    tensors: dict[str, Tensor] = {}
+    for header in headers:
+        for entry in header.entries:
+            gguf = names.to_gguf(entry.name)
+            if gguf is None:
+                example = names.from_gguf("blk.0.attn_q.weight")
+                raise FormatError(f"unknown tensor name; names look like {example!r}",
+                                  path=header.path, tensor=entry.name, offset=entry.start)  # fmt: skip
+            raw = header.file[entry.start : entry.stop]
+            tensors[gguf] = Tensor(gguf, entry.type, entry.shape, raw, Origin(header.path, entry.name, entry.start))
+    raw_config = read_json(folder / CONFIG)
+    warnings = _tie(raw_config, tensors, folder / CONFIG)
+    shards = f" in {len(headers)} shards" if len(headers) > 1 else ""
+    metadata = {**raw_config, **{f"safetensors.{key}": text for h in headers for key, text in h.metadata.items()}}
+    for key in ("name", "license"):
+        if f"safetensors.{key}" in metadata:
+            metadata.setdefault(key, metadata[f"safetensors.{key}"])
+    return Model(
+        path=path,
+        format="safetensors",
+        dialect=f"hugging face{shards}",
+        tensors=tensors,
+        metadata=metadata,
+        make_config=lambda: config(raw_config, tensors, folder / CONFIG),
+        make_tokenizer=lambda: tokenizer(folder, raw_config, tensors),
+        warnings=warnings,
+        header={"files": [h.path.name for h in headers], "data_offset": headers[0].data_offset},
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of the folder; a missing one is an error that names it."""
+    try:
+        if path.stat().st_size > JSON_LIMIT:
+            raise FormatError(f"has {path.stat().st_size} bytes; at most {JSON_LIMIT} are read", path=path)
+        return json_object(path.read_bytes().decode(), "the file", path)
+    except UnicodeDecodeError as error:
+        raise FormatError(f"is not UTF-8 ({error.reason})", path=path, offset=error.start) from None
+    except FileNotFoundError:
+        raise UsageError("is missing; a SafeTensors model needs it beside its weights", path=path) from None
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", path=path) from None
+
+
+def _headers(path: Path) -> list[safetensors.Header]:
+    """The weight files, each checked against the index where there is one."""
+    if not path.is_dir():
+        return [safetensors.read_header(path)]
+    if (path / SINGLE).is_file():
+        return [safetensors.read_header(path / SINGLE)]
+    if (path / INDEX).is_file():
+        return _shards(path / INDEX)
+    loose = sorted(p.name for p in path.glob("*.safetensors"))
+    if len(loose) == 1:
+        return [safetensors.read_header(path / loose[0])]
+    found = f"; it has {', '.join(loose[:3])}" if loose else ""
+    raise UsageError(f"is a directory, not a model file, and without {SINGLE} or {INDEX}{found}", path=path)
+
+
+def _shards(index: Path) -> list[safetensors.Header]:
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
+        raise FormatError("weight_map is not a map of tensor names to files", path=index)
+    headers = []
+    for file in dict.fromkeys(listed.values()):
+        if Path(file).name != file or file in ("", ".", ".."):
+            raise FormatError(f"weight_map names {file!r}, which is not a file beside it", path=index)
+        header = safetensors.read_header(index.parent / file)
+        there = {entry.name for entry in header.entries}
+        due = {name for name, where in listed.items() if where == file}
+        if there != due:
+            name = min(there ^ due)
+            says = f"{INDEX} does not give it to this file" if name in there else f"is not in {file}, where {INDEX} has it"
+            raise FormatError(says, path=header.path, tensor=name)
+        headers.append(header)
+    return headers
+
+
+def _tie(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> list[str]:
+    """Make tensors and `tie_word_embeddings` agree: transformers lets the flag win, whatever lm_head.weight holds."""
+    tied = raw.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        raise FormatError(f"tie_word_embeddings is {tied!r}, not true or false", path=path)
+    output, embedding = tensors.get("output.weight"), tensors.get("token_embd.weight")
+    if not tied and output is None:
+        raise FormatError("tie_word_embeddings is false, but there is no lm_head.weight", path=path)
+    if not tied or output is None or embedding is None:
+        return []
+    if output.type is not embedding.type or not np.array_equal(output.raw, embedding.raw):
+        raise FormatError("tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight",
+                          path=output.origin.path, tensor=output.origin.name)  # fmt: skip
+    del tensors["output.weight"]
+    return ["lm_head.weight is a copy of the embedding, which config.json ties; it is left out"]
+
+
+_NUMBERS = {
+    "block_count": "num_hidden_layers", "embedding_length": "hidden_size", "feed_forward_length": "intermediate_size",
+    "head_count": "num_attention_heads", "head_count_kv": "num_key_value_heads", "context_length": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+}  # fmt: skip
+
+
+def config(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> ModelConfig:
+    """The Qwen2 config of a config.json. transformers has a default for nearly every key; here a missing one raises."""
+
+    def need(key: str, kind: type | tuple[type, ...], within: dict[str, Any] | None = None) -> Any:
+        value = (raw if within is None else within).get(key)
+        if value is None:
+            raise FormatError(f"has no {key!r}", path=path)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise FormatError(f"{key!r} is {value!r}", path=path)
+        return value
+
+    require_qwen2(need("model_type", str), path)
+    for key, sound in (("hidden_act", "silu"), ("use_sliding_window", False), ("quantization_config", None)):
+        if raw.get(key, sound) != sound:
+            raise UnsupportedError(f"{key} is {_short(raw[key])}; only {_short(sound)} is handled", path=path)
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
+    if kind != "default":
+        raise UnsupportedError(f"RoPE is scaled ({_short(kind)}), which is not handled", path=path)
+    number = {field: need(key, int) for field, key in _NUMBERS.items()}
+    if any(not 0 <= value < 2**31 for value in number.values()):
+        raise FormatError(f"a number is out of range: {number}", path=path)
+    embedding = tensors.get("token_embd.weight")
+    if embedding is None:
+        raise FormatError("has no tensor 'model.embed_tokens.weight'", path=path.parent)
+    due = (number["vocab_size"], number["embedding_length"])
+    if embedding.shape != due:
+        raise FormatError(f"has shape {embedding.shape}, config.json says {due}",
+                          path=embedding.origin.path, tensor=embedding.origin.name)  # fmt: skip
+    head_dim = number["embedding_length"] // max(number["head_count"], 1)
+    theta = need("rope_theta", int | float, rope if "rope_theta" in rope else None)  # type: ignore[arg-type]
+    with np.errstate(over="ignore"):
+        floats = [float(np.float32(value)) for value in (theta, need("rms_norm_eps", int | float))]  # type: ignore[arg-type]
+    found = ModelConfig(
+        architecture="qwen2",
+        **number,
+        head_dim=head_dim if raw.get("head_dim") is None else need("head_dim", int),
+        rope_theta=floats[0],
+        rope_type="neox",  # no key: transformers turns halves of a Qwen2 head
+        rms_norm_eps=floats[1],
+        tied_embeddings="output.weight" not in tensors,
+    )
+    return check_config(found, path)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def tokenizer(folder: Path, raw_config: dict[str, Any], tensors: dict[str, Tensor]) -> TokenizerData:
+    """The tokenizer data of tokenizer.json, padded to the rows of the embedding as llama.cpp's converter does."""
+    path = folder / TOKENIZER
+    raw = read_json(path)
+    settings = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).exists() else {}
+    model = raw.get("model")
+    if not isinstance(model, dict):
+        raise FormatError("has no model", path=path)
+    if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") or model.get("ignore_merges"):
+        raise UnsupportedError("the tokenizer is not plain byte-level BPE", path=path)
+    pre = _pre_tokenizer(raw, path)
+    added = _added(raw, path)
+    by_id = _by_id(model.get("vocab"), added, path)
+    rows = tensors["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else raw_config.get("vocab_size")
+    if not isinstance(rows, int) or max(by_id) >= rows:
+        raise FormatError(f"token {max(by_id)} has no row in an embedding of {rows}", path=path)
+    tokens = [by_id.get(id, f"[PAD{id}]") for id in range(rows)]
+    token_types = [UNUSED if id not in by_id else added.get(by_id[id], (id, NORMAL))[1] for id in range(rows)]
+    ids = {token: id for id, token in by_id.items()}
+    special = {name: _special(name, settings, raw_config, ids, folder) for name in ("bos", "eos", "pad")}
+    add_bos = settings.get("add_bos_token")
+    if add_bos is not None and not isinstance(add_bos, bool):
+        raise FormatError(f"add_bos_token is {add_bos!r}, not true or false", path=folder / TOKENIZER_CONFIG)
+    return TokenizerData(
+        model="gpt2",
+        pre=pre,
+        tokens=tokens,
+        token_types=token_types,
+        merges=_merges(model.get("merges"), path),
+        bos_token_id=special["bos"],
+        eos_token_id=special["eos"],
+        pad_token_id=special["pad"],
+        add_bos=add_bos,
+        chat_template=_chat_template(folder, settings),
+    )
+
+
+def _pre_tokenizer(raw: dict[str, Any], path: Path) -> str:
+    """The name ggml has for the way text is cut into words; the pattern must be known to the letter."""
+    from aprlab.qwen2.tokenizer import PRE_TOKENIZERS  # stands above the formats; only this asks for it
+
+    normalizer = raw.get("normalizer")
+    if not isinstance(normalizer, dict) or normalizer.get("type") != "NFC":
+        raise UnsupportedError(f"the normalizer is {_short(normalizer)}; Qwen2's is NFC", path=path)
+    cutter = raw.get("pre_tokenizer")
+    parts = cutter.get("pretokenizers") if isinstance(cutter, dict) else None
+    for part in parts if isinstance(parts, list) else []:
+        if isinstance(part, dict) and part.get("type") == "Split" and isinstance(part.get("pattern"), dict):
+            for name, pattern in PRE_TOKENIZERS.items():
+                if part["pattern"].get("Regex") == pattern and part.get("behavior") == "Isolated" and not part.get("invert"):
+                    return name
+    raise UnsupportedError(f"the pre-tokenizer {_short(cutter)} is not Qwen2's", path=path)
+
+
+def _added(raw: dict[str, Any], path: Path) -> dict[str, tuple[int, int]]:
+    """Added token -> id and ggml's type."""
+    listed = raw.get("added_tokens", [])
+    found: dict[str, tuple[int, int]] = {}
+    for item in listed if isinstance(listed, list) else [None]:
+        if not (isinstance(item, dict) and isinstance(item.get("content"), str) and type(item.get("id")) is int):
+            raise FormatError(f"added_tokens holds {_short(item)}", path=path)
+        if any(item.get(flag) for flag in ("single_word", "lstrip", "rstrip")):
+            what = f"added token {item['content']!r} strips or wants whole words"
+            raise UnsupportedError(f"{what}, which ggml cannot say", path=path)
+        marked = item["content"].startswith("<|") and item["content"].endswith("|>")
+        found[item["content"]] = item["id"], CONTROL if item.get("special") or marked else USER_DEFINED
+    return found
+
+
+def _by_id(vocab: Any, added: dict[str, tuple[int, int]], path: Path) -> dict[int, str]:
+    """Id -> token, of the vocabulary and of what was added to it; no id and no token twice."""
+    if not isinstance(vocab, dict) or not vocab or not all(type(id) is int and 0 <= id < 2**31 for id in vocab.values()):
+        raise FormatError("the vocabulary is not a map of tokens to ids", path=path)
+    ids = {**vocab, **{token: id for token, (id, _) in added.items()}}
+    for token, (id, _) in added.items():
+        if vocab.get(token, id) != id:
+            raise FormatError(f"token {token!r} is {vocab[token]} in the vocabulary and {id} among the added tokens", path=path)
+    by_id = {id: token for token, id in ids.items()}
+    if len(by_id) != len(ids):
+        twice = next(token for token, id in ids.items() if by_id[id] != token)
+        raise FormatError(f"tokens {twice!r} and {by_id[ids[twice]]!r} have the same id {ids[twice]}", path=path)
+    return by_id
+
+
+def _merges(listed: Any, path: Path) -> list[str]:
+    """Merges as GGUF has them, ``"left right"``; tokenizer.json has had both that and pairs."""
+    if not isinstance(listed, list):
+        raise FormatError("the model has no merges", path=path)
+    merges = [" ".join(m) if isinstance(m, list) and len(m) == 2 and all(isinstance(p, str) for p in m) else m for m in listed]
+    for merge in merges:
+        if not isinstance(merge, str) or merge.count(" ") != 1:
+            raise FormatError(f"merge {_short(merge)} is not a pair", path=path)
+    return merges
+
+
+def _special(name: str, settings: dict[str, Any], raw_config: dict[str, Any], ids: dict[str, int], folder: Path) -> int | None:
+    """Id of a special token: by its text in tokenizer_config.json, else by number in config.json."""
+    token = settings.get(f"{name}_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    if token is not None:
+        if token not in ids:
+            raise FormatError(f"{name}_token {token!r} is no token of {TOKENIZER}", path=folder / TOKENIZER_CONFIG)
+        return ids[token]
+    number = raw_config.get(f"{name}_token_id")
+    number = number[0] if isinstance(number, list) and number else number
+    if number is not None and type(number) is not int:
+        raise FormatError(f"{name}_token_id is {number!r}, not a token id", path=folder / CONFIG)
+    return number
+
+
+def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    """The template in its own file first, as transformers has it, else in tokenizer_config.json."""
+    if (folder / TEMPLATE).is_file():
+        return (folder / TEMPLATE).read_text(encoding="utf-8")
+    found = settings.get("chat_template")
+    if isinstance(found, list):  # several by name
+        found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), found)
+    if found is not None and not isinstance(found, str):
+        raise FormatError("the chat template is not text, nor is there one called 'default'", path=folder / TOKENIZER_CONFIG)
+    return found
+
+
+# ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def companions(config: ModelConfig, tok: TokenizerData, dtype: str, eog: list[int]) -> dict[str, dict[str, Any]]:
+    """The JSON files that stand beside the weights, by name.
+
+    `dtype` is PyTorch's word for the weights' type, `eog` the ids that end an answer.
+    """
+    if config.rope_type != "neox":
+        raise UnsupportedError(f"rope_type is {config.rope_type!r}; a Qwen2 of transformers always turns halves (neox)")
+    head = {} if config.head_dim * config.head_count == config.embedding_length else {"head_dim": config.head_dim}
+    ids = {"bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id, "pad_token_id": tok.pad_token_id}
+    ids = {key: id for key, id in ids.items() if id is not None}
+    return {
+        CONFIG: {
+            "architectures": ["Qwen2ForCausalLM"],
+            "attention_dropout": 0.0,
+            **ids,
+            **head,
+            "hidden_act": "silu",
+            "hidden_size": config.embedding_length,
+            "initializer_range": 0.02,
+            "intermediate_size": config.feed_forward_length,
+            "max_position_embeddings": config.context_length,
+            "model_type": "qwen2",
+            "num_attention_heads": config.head_count,
+            "num_hidden_layers": config.block_count,
+            "num_key_value_heads": config.head_count_kv,
+            "rms_norm_eps": _shortest(config.rms_norm_eps),
+            "rope_theta": _shortest(config.rope_theta),
+            "tie_word_embeddings": config.tied_embeddings,
+            "torch_dtype": dtype,
+            "use_cache": True,
+            "use_sliding_window": False,
+            "vocab_size": config.vocab_size,
+        },
+        GENERATION: {**ids, "eos_token_id": eog, "do_sample": False},
+        TOKENIZER: tokenizer_json(tok),
+        TOKENIZER_CONFIG: _tokenizer_config(tok),
+    }
+
+
+def _shortest(value: float) -> float:
+    """The shortest decimal that is this float32: what the model's authors wrote."""
+    return float(str(np.float32(value)))
+
+
+def _pads(tok: TokenizerData) -> set[int]:
+    """Ids that only pad the vocabulary, as llama.cpp's converter fills it up."""
+    return {id for id, (token, kind) in enumerate(zip(tok.tokens, tok.token_types, strict=True))
+            if kind == UNUSED and token == f"[PAD{id}]"}  # fmt: skip
+
+
+def foreign_tokens(tok: TokenizerData) -> list[int]:
+    """Ids of a type that tokenizer.json cannot say: they come back as ordinary tokens."""
+    pads = _pads(tok)
+    return [id for id, kind in enumerate(tok.token_types) if kind not in (NORMAL, CONTROL, USER_DEFINED) and id not in pads]
+
+
+def tokenizer_json(tok: TokenizerData) -> dict[str, Any]:
+    """tokenizer.json as Qwen2's authors publish it; what only pads the vocabulary is left out."""
+    from aprlab.qwen2.tokenizer import PRE_TOKENIZERS
+
+    if tok.model != "gpt2" or tok.pre not in PRE_TOKENIZERS:
+        raise UnsupportedError(f"tokenizer {tok.model!r} with pre-tokeniser {tok.pre!r}; only Qwen2's can be written")
+    pads = _pads(tok)
+    added = {id: kind for id, kind in enumerate(tok.token_types) if kind in (CONTROL, USER_DEFINED)}
+    rest = [id for id in range(len(tok.tokens)) if id not in pads and id not in added]
+    # Added tokens get their ids by following the vocabulary; where they do not, they have to stand in it.
+    if rest != list(range(len(rest))) or sorted(added) != list(range(len(rest), len(rest) + len(added))):
+        rest = [id for id in range(len(tok.tokens)) if id not in pads]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    cut = {"type": "Split", "pattern": {"Regex": PRE_TOKENIZERS[tok.pre]}, "behavior": "Isolated", "invert": False}
+    post: dict[str, Any] = byte_level
+    if tok.add_bos and tok.bos_token_id is not None:
+        bos = tok.tokens[tok.bos_token_id]
+        first: list[dict[str, Any]] = [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+        template = {
+            "type": "TemplateProcessing", "single": first, "pair": [*first, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {bos: {"id": bos, "ids": [tok.bos_token_id], "tokens": [bos]}},
+        }  # fmt: skip
+        post = {"type": "Sequence", "processors": [byte_level, template]}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": id, "content": tok.tokens[id], "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False, "special": kind == CONTROL} for id, kind in added.items()
+        ],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [cut, byte_level]},
+        "post_processor": post,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
+            "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+            "vocab": {tok.tokens[id]: id for id in rest}, "merges": tok.merges,
+        },
+    }  # fmt: skip
+
+
+def _tokenizer_config(tok: TokenizerData) -> dict[str, Any]:
+    text = {name: None if id is None else tok.tokens[id]
+            for name, id in (("eos_token", tok.eos_token_id), ("pad_token", tok.pad_token_id))}  # fmt: skip
+    added = [(id, kind) for id, kind in enumerate(tok.token_types) if kind in (CONTROL, USER_DEFINED)]
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    found = {
+        "add_bos_token": tok.add_bos,
+        "add_prefix_space": False,
+        "added_tokens_decoder": {str(id): {"content": tok.tokens[id], **flags, "special": kind == CONTROL} for id, kind in added},
+        # Qwen2 has no first token of a text; the id that GGUF calls so stands in config.json.
+        "bos_token": tok.tokens[tok.bos_token_id] if tok.add_bos and tok.bos_token_id is not None else None,
+        "chat_template": tok.chat_template,
+        "clean_up_tokenization_spaces": False,
+        "errors": "replace",
+        **text,
+        "split_special_tokens": False,
+        "tokenizer_class": "Qwen2Tokenizer",
+        "unk_token": None,
+    }
+    return {key: value for key, value in found.items() if value is not None or key in ("bos_token", "unk_token")}
+
+
+def write_companions(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Write the JSON files as transformers would: two spaces, UTF-8, a newline at the end."""
+    for name, value in files.items():
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2)
+        (folder / name).write_text(text + "\n", encoding="utf-8")

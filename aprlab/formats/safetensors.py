@@ -1,0 +1,170 @@
+"""SafeTensors: the container alone. An own header reader and a streaming writer.
+
+The `safetensors` package copies every tensor it reads and has no bfloat16 in NumPy; here tensors are views on the mapped
+file, and the writer never holds more than a chunk. The package is the oracle in the tests. Layout: u64 length of the
+header, a JSON object (padded with spaces), data without holes.
+
+What a folder of the Hugging Face hub adds to it (config, tokenizer, shards) is in `aprlab.formats.huggingface`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aprlab import types
+from aprlab.errors import FormatError, UnsupportedError
+from aprlab.formats.common import Cursor, atomic, json_object, map_file, padding, write_all
+from aprlab.types import TensorType
+
+HEADER_LIMIT = 100_000_000  # the package's own
+ALIGNMENT = 8  # of the data, by padding the header
+
+# Name in the header -> type. The others are known by name and refused: no Qwen2 weight is a whole number or a quarter byte.
+DTYPES: dict[str, TensorType] = {"F32": types.F32, "F16": types.F16, "BF16": types.BF16}
+FOREIGN = (
+    "BOOL", "U8", "I8", "I16", "U16", "I32", "U32", "I64", "U64", "F64", "C64", "F4", "F6_E2M3", "F6_E3M2",
+    "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ",
+)  # fmt: skip
+_NAMES = {kind: name for name, kind in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of the header: `start` and `stop` are absolute offsets in the file."""
+
+    name: str
+    type: TensorType
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass
+class Header:
+    """Everything in front of the data, in the order of the data."""
+
+    path: Path
+    entries: list[Entry]
+    metadata: dict[str, str]
+    data_offset: int
+    file: np.ndarray = field(repr=False)
+
+
+def read_header(path: str | Path) -> Header:
+    """Read and check the header: length, JSON, dtypes, the size law, and that the data is covered without hole or overlap.
+
+    Raises:
+        FormatError: with offset and tensor, where a rule is broken.
+        UnsupportedError: a dtype that is known by name and that no weight of a Qwen2 has.
+    """
+    path = Path(path)
+    file = map_file(path)
+    at = Cursor(file.data, path)
+    size = at.unpack("Q", "the length of the header")
+    if size > HEADER_LIMIT:
+        raise FormatError(f"claims a header of {size} bytes; at most {HEADER_LIMIT} are allowed", path=path, offset=0)
+    text = at.text(size, "the header")
+    if not text.startswith("{"):
+        raise FormatError(f"the header starts with {text[:1]!r}, not with '{{'", path=path, offset=8)
+    listed = json_object(text, "the header", path, 8)
+    metadata = listed.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise FormatError("__metadata__ is not a map of texts", path=path, offset=8)
+    entries = sorted((_entry(name, item, at) for name, item in listed.items()), key=lambda e: (e.start, e.stop))
+    end = at.offset
+    for entry in entries:
+        if entry.start != end:
+            what = "overlaps what lies before it" if entry.start < end else f"leaves {entry.start - end} bytes to nobody"
+            raise FormatError(f"begins at {entry.start}, {what}", path=path, tensor=entry.name, offset=entry.start)
+        end = entry.stop
+    if end > at.size:
+        last = next(e for e in entries if e.stop > at.size)
+        raise FormatError(f"needs bytes {last.start}..{last.stop}, the file ends at {at.size}",
+                          path=path, tensor=last.name, offset=last.start)  # fmt: skip
+    if end < at.size:
+        raise FormatError(f"{at.size - end} bytes follow the last tensor", path=path, offset=end)
+    return Header(path, entries, metadata, at.offset, file)
+
+
+def _entry(name: str, item: Any, at: Cursor) -> Entry:
+    where: dict[str, Any] = {"path": at.path, "tensor": name, "offset": 8}
+    if not isinstance(item, dict) or item.keys() != {"dtype", "shape", "data_offsets"}:
+        raise FormatError("its header entry does not consist of dtype, shape and data_offsets", **where)
+    dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
+    kind = DTYPES.get(dtype) if isinstance(dtype, str) else None
+    if kind is None:
+        if dtype in FOREIGN:
+            raise UnsupportedError(f"is {dtype}; weights are handled as {', '.join(DTYPES)}", **where)
+        raise FormatError(f"unknown dtype {dtype!r}", **where)
+    if not _wholes(shape) or not shape or 0 in shape or len(shape) > 4:
+        raise FormatError(f"has the impossible shape {shape!r}", **where)
+    if not _wholes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise FormatError(f"has the impossible data_offsets {offsets!r}", **where)
+    start, stop = (at.offset + n for n in offsets)
+    if not kind.fits(tuple(shape), stop - start):
+        due = f"{kind.name} of shape {shape} takes {kind.nbytes(tuple(shape))}"
+        raise FormatError(f"{stop - start} bytes break the size law: {due}", **where)
+    return Entry(name, kind, tuple(shape), start, stop)
+
+
+def _wholes(values: Any) -> bool:
+    return isinstance(values, list) and all(type(n) is int and 0 <= n < 2**62 for n in values)
+
+
+# ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One tensor to be written, and where its bytes come from, in chunks."""
+
+    name: str
+    type: TensorType
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterator[Any]]
+
+
+def pack_header(plans: Iterable[Plan], metadata: dict[str, str]) -> bytes:
+    """The bytes in front of the data of `plans`, in that order, as the `safetensors` package would write them."""
+    listed: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    for plan in plans:
+        if plan.type not in _NAMES:
+            raise UnsupportedError(f"is {plan.type.name}, which SafeTensors does not have", tensor=plan.name)
+        stop = offset + plan.type.nbytes(plan.shape)
+        listed[plan.name] = {"dtype": _NAMES[plan.type], "shape": list(plan.shape), "data_offsets": [offset, stop]}
+        offset = stop
+    text = json.dumps(listed, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * padding(len(text), ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write(
+    output: str | Path,
+    plans: Iterable[Plan],
+    metadata: dict[str, str],
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Write a SafeTensors file under a temporary name and rename it when it is whole; its size in bytes.
+
+    Tensors are laid out by name, as the `safetensors` package does for one dtype; `progress` gets bytes written.
+    """
+    plans = sorted(plans, key=lambda p: p.name)
+    front = pack_header(plans, metadata)
+    with atomic(Path(output)) as file:
+        size = write_all(file, front)
+        for plan in plans:
+            before = size
+            for chunk in plan.chunks():
+                size += (written := write_all(file, chunk))
+                if progress is not None:
+                    progress(written)
+            if size - before != plan.type.nbytes(plan.shape):
+                raise FormatError(f"gave {size - before} bytes, {plan.type.nbytes(plan.shape)} were planned", tensor=plan.name)
+    return size
