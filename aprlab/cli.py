@@ -147,10 +147,12 @@ def _version(value: bool) -> None:
 
 
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show the stack of an error.", show_default=False)]
-ModelFile = Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF or APR file.", show_default=False)]
+ModelFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A GGUF or APR file, or a directory with SafeTensors.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.", show_default=False)]
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The file to write.", show_default=False)]
-Source = Annotated[Path, typer.Argument(metavar="IN", help="The file to read.", show_default=False)]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="What to write.", show_default=False)]
+Source = Annotated[Path, typer.Argument(metavar="IN", help="The model to read.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.", show_default=False)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print a line per tensor.", show_default=False)]
 Backend = Annotated[str, typer.Option("--backend", "-b", metavar="ENGINE", help="Engine: reference, jit, …")]
@@ -206,7 +208,9 @@ def inspect(file: ModelFile, as_json: Json = False, debug: Debug = False) -> Non
 def convert(
     source: Source,
     output: Output,
-    quantize: Annotated[str | None, typer.Option(help="Re-encode the 2-D weights: q4k, q6k, q8_0, f16, f32, …")] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="Re-encode the 2-D weights: q4k, q6k, q8_0, f16, f32, …, or a mix: q4_k_m, …")
+    ] = None,
     dialect: Annotated[str, typer.Option(help="APR dialect: aprender or realizar.")] = "aprender",
     compress: Annotated[str | None, typer.Option(help="Compress the file: lz4 or zstd.")] = None,
     fault: FaultIds = None,
@@ -215,7 +219,7 @@ def convert(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Convert GGUF to APR; quantised blocks stay as they are."""
+    """Convert GGUF, APR or SafeTensors to APR, or to GGUF where OUT ends in .gguf; quantised blocks stay as they are."""
     from aprlab.convert import convert as run
 
     options: dict[str, Any] = {"quantize": quantize, "dialect": dialect, "compress": compress, "force": force}
@@ -233,20 +237,22 @@ def _ids(listed: str) -> list[str]:
     return [id for part in listed.split(",") if (id := part.strip())]
 
 
-@app.command(epilog="Example: aprlab export model.apr -o model.gguf")
+@app.command(epilog="Example: aprlab export model.apr -o model.gguf; aprlab export model.gguf -o folder --format safetensors")
 def export(
     source: Source,
     output: Output,
+    format: Annotated[str, typer.Option(help="gguf, or safetensors: a directory that transformers loads.")] = "gguf",
+    dtype: Annotated[str | None, typer.Option(help="Type of the weights in SafeTensors: f32 (exact), f16 or bf16.")] = None,
     verbose: Verbose = False,
     force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Export APR to GGUF; byte for byte the original where the APR came from one."""
+    """Export APR to GGUF, byte for byte the original where it came from one; or any model to SafeTensors."""
     from aprlab.convert import export as run
 
     with _bar(source) as bar:
-        report = run(source, output, force=force, progress=bar.update)
+        report = run(source, output, format=format, dtype=dtype, force=force, progress=bar.update)
     _print_report(report, verbose, as_json)
 
 
