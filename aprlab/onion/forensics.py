@@ -3,6 +3,7 @@
 Every fault that a run can have is switched on in turn over one healthy model, alone or in growing sets, and its answer
 is held against the text from the bug report. Agreement is counted in information: a token that both texts share weighs
 as many bits as the healthy model is surprised by it, so that a shared ` helf` tells much and a shared full stop nothing.
+To that comes how many bits likelier the fault makes the text itself.
 """
 
 from __future__ import annotations
@@ -19,16 +20,21 @@ from typing import Any
 
 import numpy as np
 
+from aprlab.engines.base import Array, Engine
 from aprlab.errors import AprlabError, UsageError
 from aprlab.model import Model
 from aprlab.onion.faults import FAULTS, run_faults, session_with
+from aprlab.onion.faults.wrapped import Wrapped
 from aprlab.qwen2.generate import Session
 from aprlab.qwen2.tokenizer import Qwen2Tokenizer
 
 FLOOR = 2.0**-20  # no token is taken to be rarer than this: the healthy model's tail is noise
+TELLING = 8.0  # bits of surprise from which on a token tells something
 FITS = 0.35  # a score below explains nothing; see `docs/voices.md` for what healthy and foreign texts reach
-# Parts of the score and what they weigh. Order counts most: shared words alone do not make a voice.
-WEIGHTS = {"tokens": 0.45, "pairs": 0.25, "prefix": 0.15, "rhythm": 0.15}
+# Parts of the score and what they weigh; those of the answer, then that of the text itself under the fault.
+WEIGHTS = {"tokens": 0.315, "pairs": 0.175, "prefix": 0.105, "rhythm": 0.105, "gain": 0.3}
+GAIN = 8.0  # bits a token that count as a full explanation
+DEAREST = 14.0  # bits that a token costs at most: less likely is as good as impossible, whichever fault it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,8 @@ class Match:
         pairs: the same for neighbouring tokens.
         prefix: share of the text's tokens that the output begins with.
         rhythm: likeness of the repetition: how often the token of one, two, … four steps before comes again.
+        gain: by how many bits a token the fault makes the text likelier than the healthy model does; None where that was
+            not measured, and then the other parts make the whole score.
         shared: tokens that both have and that surprise the healthy model by 8 bits or more, as text.
     """
 
@@ -49,33 +57,49 @@ class Match:
     pairs: float
     prefix: float
     rhythm: float
+    gain: float | None
     shared: tuple[str, ...]
 
     @property
     def why(self) -> str:
         """The score in words."""
         if self.prefix == 1:
-            return "the same tokens, in the same order"
+            return "the same words, in the same order"
         parts = [f"shares {', '.join(map(repr, self.shared))}"] if self.shared else ["shares no rare token"]
         if self.prefix:
             parts.append(f"begins alike for {self.prefix:.0%}")
-        return "; ".join([*parts, f"order {self.pairs:.0%}", f"rhythm {self.rhythm:.0%}"])
+        parts += [f"order {self.pairs:.0%}", f"rhythm {self.rhythm:.0%}"]
+        if self.gain is not None:
+            parts.append(f"{abs(self.gain):.1f} bits a token {'likelier' if self.gain >= 0 else 'less likely'} than healthy")
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """One set of faults and what the model said under it; `error` instead where it could not run."""
+    """One set of faults and what the model said under it.
+
+    Attributes:
+        faults: ids.
+        text, tokens: the answer; empty where it could not run.
+        match: how well it explains the text; None where it could not run.
+        error: why it could not run.
+        cut: why the answer was not heard to its end; '' where it was.
+        seconds: processor time.
+    """
 
     faults: tuple[str, ...]
     text: str
     tokens: tuple[int, ...]
     match: Match | None
     error: str | None = None
+    cut: str = ""
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        row: dict[str, Any] = {"faults": list(self.faults), "text": self.text, "tokens": list(self.tokens), "error": self.error}
+        row: dict[str, Any] = {
+            "faults": list(self.faults), "text": self.text, "tokens": list(self.tokens), "error": self.error, "cut": self.cut,
+        }  # fmt: skip
         if self.match is not None:
             row |= {"score": self.match.score, "why": self.match.why, "shared": list(self.match.shared)}
         return row | {"seconds": round(self.seconds, 3)}
@@ -128,7 +152,7 @@ class Forensics:
     def rows(self, limit: int = 12) -> list[tuple[str, str, str, str]]:
         """The best as (faults, score, output, why), all text."""
         return [
-            (" + ".join(s.faults), f"{s.match.score:.2f}", repr(s.text), s.match.why)
+            (" + ".join(s.faults), f"{s.match.score:.2f}", repr(s.text) + ("…" if s.cut else ""), s.match.why)
             for s in self.suspects[:limit]
             if s.match is not None
         ]
@@ -148,22 +172,27 @@ class Ear:
         # A model that ended at once said one thing, and it is a voice like others: the end.
         self.end = [] if ids else [min(tokenizer.eog)]
         self.saw, self.surprise, self.tokenizer = ids or self.end, surprise, tokenizer
+        self.telling = sorted({t for t in self.saw if surprise[t] >= TELLING})
 
-    def judge(self, answer: Suspect) -> Match:
-        """How well an answer explains the text.
+    def judge(self, answer: Suspect, gain: float | None = None) -> Match:
+        """How well an answer explains the text; `gain` as in `Match`.
 
         A pasted text is tokenised as text, which need not give the ids that a model chose one by one; so the answer's
-        text goes the same way, and the better of both counts.
+        text goes the same way, and the better of both counts. Reports drop line ends, and blanks around an answer: where
+        the pasted text has none, the answer is read without them, too.
         """
-        best = self._judge(list(answer.tokens) or self.end)
+        best = self._judge(list(answer.tokens) or self.end, gain)
         if self.text is None or not self.text:
             return best
-        if answer.text.startswith(self.text):
-            return replace(best, score=1.0, prefix=1.0)
-        again = self._judge(self.tokenizer.encode(answer.text, parse_special=False))
-        return max(best, again, key=lambda match: match.score)
+        shown = answer.text if "\n" in self.text else "".join(answer.text.splitlines()).strip()
+        for text in dict.fromkeys((answer.text, shown)):
+            if text.startswith(self.text):
+                return replace(best, score=1.0, prefix=1.0)
+            again = self._judge(self.tokenizer.encode(text, parse_special=False), gain)
+            best = max(best, again, key=lambda match: match.score)
+        return best
 
-    def _judge(self, said: list[int]) -> Match:
+    def _judge(self, said: list[int], gain: float | None) -> Match:
         shared = Counter(self.saw) & Counter(said)
         total = sum(self.surprise[t] for t in self.saw)
         found = float(sum(self.surprise[t] * n for t, n in shared.items()) / total)
@@ -174,9 +203,11 @@ class Ear:
             "prefix": prefix / len(self.saw),
             "rhythm": _likeness(rhythm(self.saw), rhythm(said)) * min(1.0, 2 * found),  # an empty rhythm fits everything
         }
-        rare = sorted((t for t in shared if self.surprise[t] >= 8), key=lambda t: -self.surprise[t])
-        score = 1.0 if prefix == len(self.saw) else sum(WEIGHTS[name] * value for name, value in parts.items())
-        return Match(float(score), **parts, shared=tuple(self.tokenizer.decode([t]) for t in rare[:5]))
+        weighed = parts if gain is None else {**parts, "gain": min(1.0, max(0.0, gain / GAIN))}
+        total = sum(WEIGHTS[name] for name in weighed)
+        rare = sorted((t for t in shared if self.surprise[t] >= TELLING), key=lambda t: -self.surprise[t])
+        score = 1.0 if prefix == len(self.saw) else sum(WEIGHTS[name] * value for name, value in weighed.items()) / total
+        return Match(float(score), **parts, gain=gain, shared=tuple(self.tokenizer.decode([t]) for t in rare[:5]))
 
     def _pairs(self, said: list[int]) -> float:
         def pairs(tokens: list[int]) -> Counter[tuple[int, int]]:
@@ -200,18 +231,125 @@ def _likeness(a: list[float], b: list[float]) -> float:
     return 1 - float(np.abs(np.array(a) - np.array(b)).mean())
 
 
-def surprise_of(session: Session, prompt: str, max_tokens: int, **options: Any) -> tuple[Suspect, np.ndarray]:
-    """The healthy answer, and every token's surprise in bits: the mean probability over its steps, from `FLOOR` up."""
-    answer = session.generate(prompt, max_tokens=max_tokens, keep_logits=True, **options)
-    assert answer.logits is not None
-    x = answer.logits.astype(np.float64)
-    p = np.exp(x - x.max(-1, keepdims=True))
-    p = (p / p.sum(-1, keepdims=True)).mean(0)
-    return Suspect((), answer.text, tuple(answer.tokens), None), -np.log2(np.maximum(p, FLOOR))
+# ── one run ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+HEARD = 4  # tokens of an answer before it may be left
+NEAR = 1000  # the likeliest of so many tokens is near; the 1.5B's 151,936 have 151 such
+_HEADS = ("output.weight", "token_embd.weight")  # both are multiplied for logits only
+
+
+class _Enough(Exception):
+    """The rest of an answer would tell nothing new."""
+
+
+class _Overheard(Wrapped):
+    """An engine whose logits somebody sees on their way: float32 ``(vocab,)`` of each pass's last position."""
+
+    def __init__(self, inner: Engine, see: Callable[[np.ndarray], None]) -> None:
+        super().__init__(inner)
+        self._see = see
+
+    def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
+        y = self.inner.matmul(x, weight, bias)
+        if weight in _HEADS:
+            self._see(self.to_numpy(y)[-1])
+        return y
+
+
+class _Listener:
+    """Follows an answer token by token, and leaves when it has heard enough. `cut` then says why.
+
+    There are two reasons to leave. The answer is the healthy one: the prompt and the first step gave the healthy logits
+    to the last bit, and so will every later step. Or it leads elsewhere: its first `HEARD` tokens, spelled out, hold none
+    of the text's telling tokens, and none of those has been near so far, among the `NEAR`-th part that is likeliest.
+    """
+
+    def __init__(
+        self, telling: Sequence[int], healthy: np.ndarray | None, spelled: Callable[[Sequence[int]], Sequence[int]]
+    ) -> None:
+        self.telling, self.healthy, self.spelled = np.array(telling, np.int64), healthy, spelled
+        self.tokens: list[int] = []
+        self.passes = self.alike = 0
+        self.best: int | None = None  # the best rank of any telling token so far, 0 the likeliest of all
+        self.near = 1
+        self.silent = False
+        self.cut = ""
+
+    def see(self, logits: np.ndarray) -> None:
+        if self.healthy is not None and self.passes < len(self.healthy):
+            self.alike += np.array_equal(logits, self.healthy[self.passes])
+        self.passes += 1
+        if self.telling.size:
+            rank = int((logits > logits[self.telling].max()).sum())
+            self.best = rank if self.best is None else min(self.best, rank)
+            self.near = max(1, logits.size // NEAR)
+
+    def heard(self, token: int, piece: str) -> None:
+        self.tokens.append(token)
+        if self.passes == self.alike == 2:
+            self.silent, self.cut = True, "the healthy logits, bit for bit, in two passes"
+            raise _Enough
+        far = self.best is not None and self.best >= self.near and len(self.tokens) >= HEARD
+        if far and not set(self.telling) & set(self.spelled(self.tokens)):
+            self.cut = f"no telling token was nearer than rank {self.best}"
+            raise _Enough
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What all runs share: the healthy session, what was asked, the healthy answer and its logits."""
+
+    session: Session
+    prompt: str
+    length: int
+    options: dict[str, Any]
+    healthy: Suspect = Suspect((), "", (), None)
+    logits: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, session: Session, prompt: str, length: int, **options: Any) -> _Bench:
+        answer = session.generate(prompt, max_tokens=length, keep_logits=True, **options)
+        return cls(session, prompt, length, options, Suspect((), answer.text, tuple(answer.tokens), None), answer.logits)
+
+    def surprise(self) -> np.ndarray:
+        """Every token's surprise in bits under the healthy model, at most that of `FLOOR`: float64 ``(vocab,)``."""
+        assert self.logits is not None
+        x = self.logits.astype(np.float64)
+        p = np.exp(x - x.max(-1, keepdims=True))
+        p = (p / p.sum(-1, keepdims=True)).mean(0)  # over the steps
+        return -np.log2(np.maximum(p, FLOOR))
+
+    def cost(self, session: Session, text: Sequence[int]) -> float:
+        """Bits a token that `text` costs as an answer, `DEAREST` at most for each."""
+        x = session.follow(session.prompt_tokens(self.prompt, **self.options), text).astype(np.float64)
+        with np.errstate(all="ignore"):
+            x -= x.max(-1, keepdims=True)
+            bits = (np.log(np.exp(x).sum(-1)) - x[np.arange(len(text)), list(text)]) / np.log(2)
+        return float(np.minimum(np.where(np.isfinite(bits), bits, DEAREST), DEAREST).mean())
+
+    def hear(self, broken: Session, faults: tuple[str, ...], telling: Sequence[int] = ()) -> Suspect:
+        """What `broken` answers; without `telling` tokens only silence cuts it short."""
+        same = broken.tokenizer is self.session.tokenizer
+        listener = _Listener(
+            telling, self.logits if same else None,
+            lambda tokens: self.session.tokenizer.encode(broken.tokenizer.decode(tokens), parse_special=False),
+        )  # fmt: skip
+        engine = broken.engine
+        broken.engine = _Overheard(engine, listener.see)
+        started = time.process_time()
+        try:
+            answer = broken.generate(self.prompt, max_tokens=self.length, on_token=listener.heard, **self.options)
+            text, tokens = answer.text, tuple(answer.tokens)
+        except _Enough:
+            tokens = self.healthy.tokens if listener.silent else tuple(listener.tokens)
+            text = broken.tokenizer.decode(tokens)
+        finally:
+            broken.engine = engine
+        return Suspect(faults, text, tokens, None, None, listener.cut, time.process_time() - started)
 
 
 def forensics(
-    model: Model | str | Path,
+    model: Model | str | Path | Session,
     saw: str | Sequence[int],
     *,
     prompt: str = "What is 2+2?",
@@ -227,73 +365,80 @@ def forensics(
     """Rank faults by how well they explain a text.
 
     Args:
-        model: a healthy model, opened or as a path.
+        model: a healthy model, opened or as a path, or a session over one.
         saw: the garbage, as text or as token ids; empty where the model said nothing at all.
         prompt, raw, system: what was asked, as for `generate`.
         depth: 1 tries single faults, 2 also pairs, and so on: each round adds a fault to the `width` best sets so far.
         width: see `depth`.
-        faults: ids to try; all that a run can have without it.
+        faults: ids to try, or sets of them to be tried together, ``rope-norm+split-specials``; without it all that a run
+            can have, one by one.
         engine, threads: which engine runs.
         progress: called after each set.
 
     Raises:
         UsageError: a fault is unknown, the prompt cannot be used.
     """
-    started = time.perf_counter()
-    opened = model if isinstance(model, Model) else Model.open(model)
-    healthy = Session(opened, engine=engine, threads=threads)
-    tokens = healthy.tokenizer.encode(saw, parse_special=False) if isinstance(saw, str) else list(saw)
-    options: dict[str, Any] = {"raw": raw, "system": system}
+    started = time.process_time()
+    session = _session(model, engine, threads)
+    tokens = session.tokenizer.encode(saw, parse_special=False) if isinstance(saw, str) else list(saw)
     length = len(tokens) * 5 // 4 + 4  # a model may spell in more tokens what the tokenizer says in fewer
-    first, surprise = surprise_of(healthy, prompt, length, **options)
-    ear = Ear(saw, surprise, healthy.tokenizer)
-    first = replace(first, match=ear.judge(first))
-    single = list(run_faults()) if faults is None else list(faults)
-    for id in single:
+    bench = _Bench.of(session, prompt, length, raw=raw, system=system)
+    ear = Ear(saw, bench.surprise(), session.tokenizer)
+    first = replace(bench.healthy, match=ear.judge(bench.healthy))
+    cost = bench.cost(session, ear.saw)
+    units = [tuple(unit.split("+")) for unit in (run_faults() if faults is None else faults)]
+    for id in itertools.chain.from_iterable(units):
         if id not in FAULTS:
             raise UsageError(f"unknown fault {id!r} (`aprlab faults` lists them)")
 
     tried: dict[frozenset[str], Suspect] = {}
     beam: list[tuple[str, ...]] = [()]
     for _ in range(depth):
-        for chosen in _grown(beam, single):
+        for chosen in _grown(beam, units):
             if frozenset(chosen) in tried:
                 continue
-            suspect = _try(opened, chosen, prompt, length, ear, engine, threads, options)
+            suspect = _try(bench, chosen, ear, cost)
             tried[frozenset(chosen)] = suspect
             if progress is not None:
                 progress(suspect)
         beam = [s.faults for s in _ranked(tried.values()) if s.match is not None][:width]
-    text = saw if isinstance(saw, str) else healthy.tokenizer.decode(tokens)
-    return Forensics(text, tokens, prompt, first, _ranked(tried.values()), time.perf_counter() - started)
+    text = saw if isinstance(saw, str) else session.tokenizer.decode(tokens)
+    return Forensics(text, tokens, prompt, first, _ranked(tried.values()), time.process_time() - started)
 
 
-def _grown(beam: list[tuple[str, ...]], single: list[str]) -> Iterator[tuple[str, ...]]:
-    """Every set of the beam with one more fault; ids stay in catalogue order, so that a set has one spelling."""
+def _session(model: Model | str | Path | Session, engine: str, threads: int | None) -> Session:
+    if isinstance(model, Session):
+        return model
+    return Session(model if isinstance(model, Model) else Model.open(model), engine=engine, threads=threads)
+
+
+def _grown(beam: list[tuple[str, ...]], units: list[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+    """Every set of the beam with one more unit; ids stay in catalogue order, so that a set has one spelling."""
     order = {id: n for n, id in enumerate(FAULTS)}
     for chosen in beam:
-        for id in single:
-            if id not in chosen:
-                yield tuple(sorted((*chosen, id), key=order.__getitem__))
+        for unit in units:
+            if not set(unit) & set(chosen):
+                yield tuple(sorted((*chosen, *unit), key=order.__getitem__))
 
 
-def _try(
-    model: Model, faults: tuple[str, ...], prompt: str, length: int, ear: Ear, engine: str, threads: int | None, options: Any
-) -> Suspect:
-    """One run. A set that cannot run says why; that is an answer, too (the reader refuses, NaN, no template)."""
-    started = time.perf_counter()
-    session = None
+def _try(bench: _Bench, faults: tuple[str, ...], ear: Ear, cost: float) -> Suspect:
+    """One run; `cost` is the healthy model's of the text.
+
+    A set that cannot run says why; that is an answer, too (the reader refuses, NaN, no template).
+    """
+    started = time.process_time()
+    broken = None
     try:
-        session = session_with(model, faults, engine, threads)
-        answer = session.generate(prompt, max_tokens=length, **options)
-        said = Suspect(faults, answer.text, tuple(answer.tokens), None)
-        return replace(said, match=ear.judge(said), seconds=time.perf_counter() - started)
+        broken = session_with(bench.session, faults)
+        said = bench.hear(broken, faults, ear.telling)
+        match = ear.judge(said, cost - bench.cost(broken, ear.saw))
+        return replace(said, match=match, seconds=time.process_time() - started)
     except AprlabError as error:
-        return Suspect(faults, "", (), None, error.message, time.perf_counter() - started)
+        return Suspect(faults, "", (), None, error.message, seconds=time.process_time() - started)
     finally:
-        if session is not None:
-            session.engine.close()
-            del session
+        if broken is not None:
+            broken.engine.close()
+            del broken
             gc.collect()  # a broken model may hold gigabytes in cycles
 
 
@@ -339,7 +484,7 @@ class Voices:
 
 
 def voices(
-    model: Model | str | Path,
+    model: Model | str | Path | Session,
     prompts: Sequence[str] = ("What is 2+2?", "What is 3+4?", "What is the capital of France?"),
     *,
     max_tokens: int = 12,
@@ -360,28 +505,23 @@ def voices(
     """
     if len(prompts) < 2:
         raise UsageError("at least two prompts are needed: a voice is known again by another answer")
-    opened = model if isinstance(model, Model) else Model.open(model)
-    session = Session(opened, engine=engine, threads=threads)
-    healthy, surprises = [], []
-    for prompt in prompts:
-        suspect, surprise = surprise_of(session, prompt, max_tokens)
-        healthy.append(suspect)
-        surprises.append(surprise)
+    session = _session(model, engine, threads)
+    benches = [_Bench.of(session, prompt, max_tokens) for prompt in prompts]
     answers: dict[str, list[Suspect]] = {}
     why_not: dict[str, str] = {}
     for id in run_faults() if faults is None else faults:
         if progress is not None:
             progress(id)
         try:
-            broken = session_with(opened, [id], engine, threads)
-            done = [broken.generate(prompt, max_tokens=max_tokens) for prompt in prompts]
-            answers[id] = [Suspect((id,), g.text, tuple(g.tokens), None) for g in done]
+            broken = session_with(session, [id])
+            answers[id] = [bench.hear(broken, (id,)) for bench in benches]
             broken.engine.close()
         except AprlabError as error:
             why_not[id] = error.message
         gc.collect()
     said = {id: [a.text for a in given] for id, given in answers.items()}
-    texts = [h.text for h in healthy]
+    texts = [bench.healthy.text for bench in benches]
+    surprises = [bench.surprise() for bench in benches]
     ranks = [
         rank
         for id, given in answers.items()

@@ -23,7 +23,7 @@ def forensics(
     pairs: Annotated[bool, typer.Option("--pairs", help="Also try pairs: each of the best with every other.")] = False,
     depth: Annotated[int | None, typer.Option("--depth", min=1, max=5, help="Sets of up to so many faults.")] = None,
     width: Annotated[int, typer.Option("--width", min=1, help="How many of the best sets grow.")] = 4,
-    only: Annotated[str | None, typer.Option("--only", metavar="ID,ID", help="Try these faults only.")] = None,
+    only: Annotated[str | None, typer.Option("--only", metavar="ID,ID+ID", help="Try these faults or sets of them only.")] = None,
     backend: Annotated[str, typer.Option("--backend", "-b", metavar="ENGINE", help="Engine: reference, jit, …")] = "jit",
     threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="CPU threads.")] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many rows to print.")] = 12,

@@ -234,6 +234,26 @@ class Session:
             logits=np.stack(kept) if keep_logits else None,
         )
 
+    def follow(self, prompt: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
+        """Logits of an answer that is given: row t is what the model says after `prompt` and ``tokens[:t]``.
+
+        Args:
+            prompt: at least one id.
+            tokens: at least one id.
+
+        Returns:
+            float32 ``(len(tokens), V)``; not finite where the model is broken so badly.
+        """
+        ids = [*prompt, *tokens[:-1]]
+        if not len(prompt) or not len(tokens):
+            raise UsageError("a prompt and an answer are needed")
+        self._resume(list(prompt), len(ids))
+        assert self._cache is not None
+        rest = ids[len(self._cached) :]
+        out = forward(self.engine, self.config, rest, self._cache)
+        self._cached += rest
+        return self.engine.to_numpy(out)[-len(tokens) :]
+
     def _resume(self, ids: list[int], needed: int) -> int:
         """Makes the cache hold a beginning of `ids`, as long as it can; returns how many are left to run (≥ 1)."""
         if self._cache is None or self._cache.capacity < needed:

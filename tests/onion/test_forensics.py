@@ -50,7 +50,40 @@ def test_a_pair_is_found_by_growing_sets(model: Model) -> None:
     assert found.suspects[0].faults == pair
     assert found.suspects[0].match is not None
     assert found.suspects[0].match.score == 1
-    assert "same tokens" in found.suspects[0].match.why
+    assert "same words" in found.suspects[0].match.why
+
+
+def test_sets_are_tried_together_and_line_ends_forgiven(model: Model) -> None:
+    said = session_with(model, ["prompt-lost"]).generate("What is 2+2?", max_tokens=10).text
+    assert "\n" in said.strip()
+    pasted = "".join(said.splitlines()).strip()  # as a table in a bug report shows it
+    found = forensics(model, pasted, faults=["rope-norm", "prompt-lost+byte-level-text", "prompt-lost"])
+    assert found.suspects[0].faults == ("prompt-lost",)
+    assert found.suspects[0].match is not None
+    assert found.suspects[0].match.score == 1
+    assert {s.faults for s in found.suspects} == {("rope-norm",), ("prompt-lost", "byte-level-text"), ("prompt-lost",)}
+
+
+def test_what_a_text_costs(model: Model) -> None:
+    """The likelihood of a text under a fault, from one pass, is that of its tokens one by one."""
+    session = session_with(model, ["rope-norm"])
+    ids, said = session.prompt_tokens("What is 2+2?"), [3, 200, 7]
+    rows = session.follow(ids, said)
+    for n in range(len(said)):
+        alone = Session(session.engine, config=session.config).generate([*ids, *said[:n]], max_tokens=1, keep_logits=True).logits
+        assert alone is not None
+        assert np.allclose(rows[n], alone[0], atol=1e-4 * np.abs(alone).max())
+    with pytest.raises(UsageError, match="an answer"):
+        session.follow(ids, [])
+
+
+def test_an_answer_is_left_where_it_leads_elsewhere(model: Model, heard: Voices) -> None:
+    """But never one that goes on to say what was seen; and what is healthy to the last bit is not heard twice."""
+    found = forensics(model, heard.said["q4k-nibble-pairs"][0], faults=["q4k-nibble-pairs", "rope-norm", "cache-key-mismatch"])
+    cut = {s.faults[0]: s.cut for s in found.suspects}
+    assert not cut["q4k-nibble-pairs"]
+    assert "bit for bit" in cut["cache-key-mismatch"]
+    assert next(s.text for s in found.suspects if s.faults == ("cache-key-mismatch",)) == heard.healthy[0]
 
 
 def test_nothing_fits_a_text_nobody_said(model: Model) -> None:
