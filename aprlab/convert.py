@@ -265,7 +265,7 @@ def _retyping(model: Model, quantize: str | None) -> Callable[[Tensor], Tensor]:
     mix: dict[str, TensorType] = {}
     target: TensorType | None = None
     if quantize is not None and quantize.lower() in mixes.MIXES:
-        mix = mixes.types_of({t.name: t.shape for t in model.tensors.values()}, quantize.lower(), model.config.block_count)
+        mix = mixes.types_of({name: model.tensors[name].shape for name in mixes.by_layer(model.tensors)}, quantize.lower())
     elif quantize is not None:
         target = encodable(quantize)
 

@@ -6,7 +6,7 @@ The rules are those of `llama_tensor_get_type` in llama.cpp's `llama-quant.cpp`,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from aprlab import names, types
 from aprlab.errors import UnsupportedError, UsageError
@@ -23,32 +23,9 @@ SUBSTITUTES = {
 }  # fmt: skip
 
 
-def use_more_bits(layer: int, layers: int) -> bool:
-    """llama.cpp's choice of the half that matters: the first and last eighth, and every third layer between."""
-    return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
-
-
-def type_of(name: str, shape: tuple[int, ...], mix: str, layers: int, *, tied: bool) -> TensorType:
-    """The type that `mix` gives the tensor of this GGUF name and shape in a model of so many layers.
-
-    Raises:
-        UsageError: an unknown mix.
-        UnsupportedError: a row that neither the type nor its substitute can hold.
-    """
-    if mix not in MIXES:
-        raise UsageError(f"unknown mix {mix!r}; known: {', '.join(MIXES)}")
-    if len(shape) < 2:
-        return types.F32
-    kind = MIXES[mix]
-    if name == "output.weight" or (tied and name == "token_embd.weight"):
-        kind = types.Q6_K if shape[-1] % kind.block_elements == 0 else types.Q8_0
-    elif names.template_of(name) in ("blk.N.attn_v.weight", "blk.N.ffn_down.weight"):
-        layer = int(name.split(".")[1])
-        if mix.endswith("_m") and use_more_bits(layer, layers):
-            kind = types.Q6_K
-        elif mix == "q4_k_s" and layer < (4 if "attn_v" in name else layers // 8):
-            kind = types.Q5_K
-    return fitting(kind, shape, name)
+def use_more_bits(place: int, count: int) -> bool:
+    """llama.cpp's choice of the half that matters: the first and last eighth, and every third between."""
+    return place < count // 8 or place >= 7 * count // 8 or (place - count // 8) % 3 == 2
 
 
 def fitting(kind: TensorType, shape: tuple[int, ...], name: str) -> TensorType:
@@ -61,7 +38,44 @@ def fitting(kind: TensorType, shape: tuple[int, ...], name: str) -> TensorType:
     return substitute
 
 
-def types_of(shapes: Mapping[str, tuple[int, ...]], mix: str, layers: int) -> dict[str, TensorType]:
-    """The type of every tensor, by GGUF name, of a model with tensors of these `shapes`."""
+def types_of(shapes: Mapping[str, tuple[int, ...]], mix: str) -> dict[str, TensorType]:
+    """The type that `mix` gives every tensor of a model, by GGUF name, with these `shapes`.
+
+    llama.cpp counts value and down projections as it meets them, and the count, not the layer, decides which get more
+    bits. So the order of `shapes` matters: today it goes by layer number; when the known models were published it went by
+    name (0, 1, 10, 11 … 2, 20), which their files show.
+
+    Raises:
+        UsageError: an unknown mix.
+        UnsupportedError: a row that neither the type nor its substitute can hold.
+    """
+    if mix not in MIXES:
+        raise UsageError(f"unknown mix {mix!r}; known: {', '.join(MIXES)}")
     tied = "output.weight" not in shapes
-    return {name: type_of(name, shape, mix, layers, tied=tied) for name, shape in shapes.items()}
+    met: dict[str, list[str]] = {"blk.N.attn_v.weight": [], "blk.N.ffn_down.weight": []}
+    for name in shapes:
+        met.get(names.template_of(name), []).append(name)
+    place = {name: n for listed in met.values() for n, name in enumerate(listed)}
+    found: dict[str, TensorType] = {}
+    for name, shape in shapes.items():
+        kind = MIXES[mix] if len(shape) > 1 else types.F32
+        if name == "output.weight" or (tied and name == "token_embd.weight"):
+            kind = types.Q6_K if shape[-1] % kind.block_elements == 0 else types.Q8_0
+        elif name in place:
+            count = len(met[names.template_of(name)])
+            if mix.endswith("_m") and use_more_bits(place[name], count):
+                kind = types.Q6_K
+            elif mix == "q4_k_s" and place[name] < (4 if "attn_v" in name else count // 8):
+                kind = types.Q5_K
+        found[name] = fitting(kind, shape, name)
+    return found
+
+
+def by_layer(listed: Iterable[str]) -> list[str]:
+    """GGUF names in the order in which llama.cpp quantises today: what has no layer first, then layer by layer."""
+
+    def key(name: str) -> tuple[int, str]:
+        number = name.split(".")[1] if name.startswith("blk.") else ""
+        return (int(number) if number.isdigit() else -1, name)
+
+    return sorted(listed, key=key)

@@ -1,0 +1,524 @@
+"""SafeTensors: the container against its own package, hostile headers, Hugging Face directories, the six ordered pairs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aprlab import paths, quants, types
+from aprlab.convert import convert, export
+from aprlab.errors import AprlabError, FormatError, NumericError, UnsupportedError, UsageError
+from aprlab.formats import huggingface, safetensors
+from aprlab.known import ANSWER, QUESTION
+from aprlab.model import Model
+from aprlab.qwen2.generate import Session
+from aprlab.types import TensorType
+
+DTYPES = {"f32": types.F32, "f16": types.F16, "bf16": types.BF16}
+
+
+@pytest.fixture(scope="module")
+def folders(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The embedded model as a Hugging Face directory, by dtype."""
+    root = tmp_path_factory.mktemp("hf")
+    for dtype in DTYPES:
+        export(tiny, root / dtype, format="safetensors", dtype=dtype)
+    return {dtype: root / dtype for dtype in DTYPES}
+
+
+@pytest.fixture
+def folder(folders: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy that may be broken."""
+    return Path(shutil.copytree(folders["bf16"], tmp_path / "hf"))
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(value if (changed := change(value)) is None else changed))
+
+
+# ── the container ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_same_bytes_as_the_package_writes(tmp_path: Path) -> None:
+    package = pytest.importorskip("safetensors.numpy")
+    rng = np.random.default_rng(1)
+    shapes = {"b": (3, 5), "a": (7,), "ü.c": (2, 1, 4)}
+    arrays = {name: rng.normal(size=shape).astype(np.float16) for name, shape in shapes.items()}
+    package.save_file(arrays, tmp_path / "theirs.safetensors", {"format": "pt"})
+    plans = [
+        safetensors.Plan(name, types.F16, x.shape, lambda x=x: iter([x.tobytes()[:3], x.tobytes()[3:]]))  # type: ignore[misc]
+        for name, x in arrays.items()
+    ]
+    size = safetensors.write(tmp_path / "ours.safetensors", plans, {"format": "pt"})
+    assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+    assert size == (tmp_path / "ours.safetensors").stat().st_size
+    read = safetensors.read_header(tmp_path / "theirs.safetensors")
+    assert read.metadata == {"format": "pt"} and {e.name: e.shape for e in read.entries} == shapes
+    for entry in read.entries:
+        assert np.array_equal(read.file[entry.start : entry.stop].view("<f2").reshape(entry.shape), arrays[entry.name])
+
+
+def test_the_package_reads_what_is_exported(tiny: Path, folders: dict[str, Path]) -> None:
+    package = pytest.importorskip("safetensors")
+    model = Model.open(tiny)
+    with package.safe_open(folders["f32"] / "model.safetensors", framework="np") as file:
+        assert file.metadata()["format"] == "pt"
+        assert len(file.keys()) == len(model.tensors)
+        got = file.get_tensor("model.layers.3.self_attn.k_proj.weight")
+    np.testing.assert_array_equal(got, model.tensor("blk.3.attn_k.weight").dequantise())
+
+
+def pack(header: Any, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {"x": {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12], **changes}}
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind", "message"),
+    [
+        (b"", FormatError, "ends inside the length"),
+        (b"\x05\0\0", FormatError, "ends inside the length"),
+        (struct.pack("<Q", 2**63) + b"{", FormatError, "claims a header of 9223372036854775808 bytes"),
+        (struct.pack("<Q", 99_000_000) + b"{}", FormatError, "ends inside the header"),
+        (pack(b"[1]"), FormatError, "starts with '\\['"),
+        (pack(b"{}x"), FormatError, "not sound JSON"),
+        (pack(b'{"x":1,"x":2}'), FormatError, "'x' stands there twice"),
+        (pack(b'{"a":' * 50_000), FormatError, "not sound JSON"),
+        (pack(b'{"x":\xff}'), FormatError, "not UTF-8"),
+        (pack({"x": 1}), FormatError, "does not consist of"),
+        (pack({"x": {"dtype": "F16", "shape": [1]}}), FormatError, "does not consist of"),
+        (pack(entry(dtype="F17"), bytes(12)), FormatError, "unknown dtype 'F17'"),
+        (pack(entry(dtype=["F16"]), bytes(12)), FormatError, "unknown dtype"),
+        (pack(entry(dtype="F8_E4M3"), bytes(12)), UnsupportedError, "is F8_E4M3"),
+        (pack(entry(shape=[2, -3]), bytes(12)), FormatError, "impossible shape"),
+        (pack(entry(shape=[2, 3.0]), bytes(12)), FormatError, "impossible shape"),
+        (pack(entry(shape=[True, 6]), bytes(12)), FormatError, "impossible shape"),
+        (pack(entry(shape=[])), FormatError, "impossible shape"),
+        (pack(entry(shape=[2**40, 2**40]), bytes(12)), FormatError, "size law"),
+        (pack(entry(data_offsets=[12, 0]), bytes(12)), FormatError, "impossible data_offsets"),
+        (pack(entry(data_offsets=[0, 11]), bytes(12)), FormatError, "12$"),
+        (pack(entry(), bytes(11)), FormatError, r"needs bytes \d+..\d+, the file ends at"),
+        (pack(entry(), bytes(13)), FormatError, "1 bytes follow"),
+        (pack(entry(data_offsets=[1, 13]), bytes(13)), FormatError, "leaves 1 bytes to nobody"),
+        (pack({**entry(), "y": entry()["x"]}, bytes(12)), FormatError, "overlaps"),
+        (pack({"__metadata__": {"a": 1}}), FormatError, "map of texts"),
+    ],
+)  # fmt: skip
+def test_hostile_headers(raw: bytes, kind: type[AprlabError], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(raw)
+    with pytest.raises(kind, match=message) as caught:
+        safetensors.read_header(path)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    with pytest.raises(AprlabError):
+        Model.open(path)
+
+
+def test_every_cut_and_every_flipped_header_byte_is_noticed(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Whatever a header says, reading it either gives the tensors that stand there or raises one of our errors."""
+    whole = (folders["bf16"] / "model.safetensors").read_bytes()
+    sound = {e.name: (e.type, e.shape, e.start) for e in safetensors.read_header(folders["bf16"] / "model.safetensors").entries}
+    front = 8 + int.from_bytes(whole[:8], "little")
+    rng = np.random.default_rng(0)
+    path = tmp_path / "cut.safetensors"
+    for cut in (*rng.integers(0, len(whole), 20), front, front - 1, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(AprlabError):
+            safetensors.read_header(path)
+    refused = 0
+    for at in rng.integers(0, front, 200):
+        raw = bytearray(whole)
+        raw[at] ^= int(rng.integers(1, 256))
+        path.write_bytes(raw)
+        try:
+            got = {e.name: (e.type, e.shape, e.start) for e in safetensors.read_header(path).entries}
+        except AprlabError:
+            refused += 1
+        else:
+            assert sum(got.get(name) == value for name, value in sound.items()) >= len(sound) - 1  # a letter of one name
+    assert refused > 80
+
+
+# ── the directory ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_directory_is_the_same_model(dtype: str, tiny: Path, folders: dict[str, Path]) -> None:
+    source, model = Model.open(tiny), Model.open(folders[dtype])
+    assert (model.config, model.tokenizer) == (source.config, source.tokenizer)
+    assert model.format == "safetensors" and model.by_type() == {DTYPES[dtype].name: len(source.tensors)}
+    for name, tensor in source.tensors.items():
+        due = quants.dequantise(quants.quantise(tensor.dequantise(), DTYPES[dtype]), DTYPES[dtype], tensor.shape)
+        np.testing.assert_array_equal(model.tensor(name).dequantise(), due)
+    alone = Model.open(folders[dtype] / "model.safetensors")
+    assert (alone.config, alone.tokenizer) == (source.config, source.tokenizer)
+    assert Session(model).generate(QUESTION).text == ANSWER
+
+
+def test_the_report_states_the_cost(tiny: Path, tmp_path: Path) -> None:
+    source = Model.open(tiny)
+    for dtype, kind in DTYPES.items():
+        report = export(tiny, tmp_path / dtype, format="safetensors", dtype=dtype)
+        after = Model.open(tmp_path / dtype)
+        assert sum(cost.tensors for cost in report.costs) == sum(t.type is not kind for t in source.tensors.values())
+        for cost in report.costs:
+            pairs = [(t.dequantise().ravel(), after.tensor(n).dequantise().ravel())
+                     for n, t in source.tensors.items() if t.type.name == cost.type_in]  # fmt: skip
+            x, y = (np.concatenate(side).astype(np.float64) for side in zip(*pairs, strict=True))
+            assert cost.tensors == len(pairs) and cost.worst == np.abs(x - y).max()
+            np.testing.assert_allclose(cost.relative, np.linalg.norm(x - y) / np.linalg.norm(x), rtol=1e-9)
+        exact = dtype == "f32"
+        assert all((cost.relative == 0) == exact for cost in report.costs)
+        assert all(("no value changed" in note) == exact for note in report.notes)
+    # half a unit in the last place of a mantissa of 11 or 8 bits
+    assert {c.type_in: c.relative < 2**-11 for c in export(tiny, tmp_path / "x", format="safetensors", dtype="f16").costs}["Q4_K"]
+
+
+def test_the_tokenizer_file_is_one(tiny: Path, folders: dict[str, Path]) -> None:
+    from tokenizers import Tokenizer
+
+    from aprlab.gates import PROBES
+    from aprlab.qwen2.tokenizer import Qwen2Tokenizer
+
+    theirs = Tokenizer.from_file(str(folders["f32"] / "tokenizer.json"))
+    ours = Qwen2Tokenizer(Model.open(tiny).tokenizer)
+    for text in (*PROBES, "<|im_start|>user\nhi<|im_end|>"):
+        ids = theirs.encode(text).ids
+        assert ids == ours.encode(text) and theirs.decode(ids, skip_special_tokens=False) == text
+    assert theirs.get_vocab_size() == 835  # without the five that only pad
+
+
+def shard(folder: Path, parts: int = 3) -> None:
+    """Spread model.safetensors over shards with an index, as transformers does above a size."""
+    header = safetensors.read_header(folder / "model.safetensors")
+    weight_map = {}
+    for n in range(parts):
+        file = f"model-{n + 1:05}-of-{parts:05}.safetensors"
+        mine = header.entries[n::parts]
+        plans = [
+            safetensors.Plan(e.name, e.type, e.shape, lambda e=e: iter([header.file[e.start : e.stop].tobytes()]))  # type: ignore[misc]
+            for e in mine
+        ]
+        safetensors.write(folder / file, plans, {"format": "pt"})
+        weight_map |= {e.name: file for e in mine}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors").unlink()
+
+
+def test_shards_are_one_model(folder: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+    shard(folder)
+    model, whole = Model.open(folder), Model.open(folders["bf16"])
+    assert model.dialect == "hugging face in 3 shards" and model.tensors.keys() == whole.tensors.keys()
+    assert all(np.array_equal(t.raw, whole.tensor(n).raw) for n, t in model.tensors.items())
+    for source, out in ((folder, "a.apr"), (folders["bf16"], "b.apr")):
+        convert(source, tmp_path / out)
+    a, b = Model.open(tmp_path / "a.apr"), Model.open(tmp_path / "b.apr")
+    assert all(np.array_equal(t.raw, b.tensor(n).raw) for n, t in a.tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update({"lm_head.weight": "../../outside.safetensors"}), "not a file beside it"),
+        (lambda m: m.update({"lm_head.weight": ".."}), "not a file beside it"),
+        (lambda m: m.update({"lm_head.weight": "model-00001-of-00003.safetensors"}), "lm_head"),
+        (lambda m: m.update({"lm_head.weight": "gone.safetensors"}), "No such file"),
+        (lambda m: m.pop("lm_head.weight"), "does not give it to this file"),
+        (lambda m: m.update({"lm_head.weight": 3}), "not a map"),
+        (lambda m: m.clear(), "not a map"),
+    ],
+)
+def test_an_index_that_lies(change: Callable[[dict[str, Any]], Any], message: str, folder: Path) -> None:
+    shard(folder)
+    rewrite(folder / "model.safetensors.index.json", lambda v: change(v["weight_map"]) and None)
+    with pytest.raises(AprlabError, match=message):
+        Model.open(folder)
+
+
+def test_tied_embeddings(tiny: Path, tmp_path: Path) -> None:
+    """Without an output.weight the flag says so, and comes back; a copy that the flag ties is left out, another one refused."""
+    from dataclasses import replace
+
+    model = Model.open(tiny)
+    config = replace(model.config, tied_embeddings=True)
+    rest = {n: t for n, t in model.tensors.items() if n != "output.weight"}
+    export(replace(model, tensors=rest, make_config=lambda: config), tmp_path / "tied", format="safetensors")
+    tied = Model.open(tmp_path / "tied")
+    assert tied.config == config and "output.weight" not in tied.tensors
+    convert(tmp_path / "tied", tmp_path / "tied.gguf", quantize="q4_k_m")
+    back = Model.open(tmp_path / "tied.gguf")
+    assert back.config.tied_embeddings and back.tensor("token_embd.weight").type is types.Q6_K
+
+    export(tiny, tmp_path / "own", format="safetensors")
+    rewrite(tmp_path / "own" / "config.json", lambda c: c.update(tie_word_embeddings=True))
+    with pytest.raises(FormatError, match=r"lm_head\.weight differs"):
+        Model.open(tmp_path / "own")
+    double = {**rest, "output.weight": rest["token_embd.weight"].replace(name="output.weight")}
+    export(replace(model, tensors=double), tmp_path / "copy", format="safetensors")
+    rewrite(tmp_path / "copy" / "config.json", lambda c: c.update(tie_word_embeddings=True))
+    copy = Model.open(tmp_path / "copy")
+    assert copy.config.tied_embeddings and "copy of the embedding" in copy.warnings[0]
+    rewrite(tmp_path / "tied" / "config.json", lambda c: c.update(tie_word_embeddings=False))
+    with pytest.raises(FormatError, match=r"there is no lm_head\.weight"):
+        Model.open(tmp_path / "tied")
+
+
+BAD_FILES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
+    ("config.json", lambda c: c.pop("rope_theta"), "has no 'rope_theta'"),
+    ("config.json", lambda c: c.pop("num_key_value_heads"), "has no 'num_key_value_heads'"),
+    ("config.json", lambda c: c.update(model_type="llama"), "architecture 'llama'"),
+    ("config.json", lambda c: c.update(hidden_size=512), "config.json says"),
+    ("config.json", lambda c: c.update(hidden_size="256"), "'hidden_size' is '256'"),
+    ("config.json", lambda c: c.update(num_hidden_layers=True), "'num_hidden_layers' is True"),
+    ("config.json", lambda c: c.update(rope_scaling={"type": "yarn", "factor": 4.0}), "RoPE is scaled"),
+    ("config.json", lambda c: c.update(quantization_config={"quant_method": "awq"}), "quantization_config"),
+    ("config.json", lambda c: c.update(use_sliding_window=True), "use_sliding_window is true"),
+    ("config.json", lambda c: c.update(tie_word_embeddings="no"), "tie_word_embeddings is 'no'"),
+    ("config.json", lambda c: [c], "not an object"),
+    ("tokenizer.json", lambda t: t.pop("model"), "has no model"),
+    ("tokenizer.json", lambda t: t["model"].update(type="Unigram"), "not plain byte-level BPE"),
+    ("tokenizer.json", lambda t: t["model"].update(merges=["a b c"]), "not a pair"),
+    ("tokenizer.json", lambda t: t["model"]["vocab"].update({"zz": 3}), "have the same id"),
+    ("tokenizer.json", lambda t: t["model"]["vocab"].update({"zz": 10**6}), "has no row"),
+    ("tokenizer.json", lambda t: t.update(normalizer=None), "Qwen2's is NFC"),
+    ("tokenizer.json", lambda t: t["pre_tokenizer"]["pretokenizers"].pop(0), "is not Qwen2's"),
+    ("tokenizer.json", lambda t: t["added_tokens"][0].update(id="7"), "added_tokens holds"),
+    ("tokenizer.json", lambda t: t["added_tokens"][0].update(lstrip=True), "strips"),
+    ("tokenizer_config.json", lambda t: t.update(eos_token="<|nothing|>"), "is no token"),
+    ("tokenizer_config.json", lambda t: t.update(chat_template=7), "not text"),
+]
+
+
+@pytest.mark.parametrize(("file", "change", "message"), BAD_FILES, ids=[f"{f}: {m}" for f, _, m in BAD_FILES])
+def test_a_broken_companion_is_named(file: str, change: Callable[[dict[str, Any]], Any], message: str, folder: Path) -> None:
+    def apply(value: dict[str, Any]) -> Any:
+        done = change(value)
+        return done if isinstance(done, list) else None
+
+    rewrite(folder / file, apply)
+    with pytest.raises(AprlabError, match=message) as caught:
+        model = Model.open(folder)
+        assert model.config and model.tokenizer
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UsageError, match=r"tokenizer\.json: is missing"):
+        assert Model.open(folder).tokenizer
+    (folder / "config.json").write_bytes(b"\xff")
+    with pytest.raises(FormatError, match="not UTF-8"):
+        Model.open(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(UsageError, match=r"config\.json: is missing"):
+        Model.open(folder / "model.safetensors")
+    with pytest.raises(UsageError, match="is a directory, not a model file"):
+        Model.open(tmp_path)
+
+
+def test_spellings_of_the_hub(folder: Path) -> None:
+    """Merges as pairs, the template in its own file, several templates, ids as a list, rope in its newer place."""
+    before = Model.open(folder)
+    config, tok = before.config, before.tokenizer
+    rewrite(folder / "tokenizer.json", lambda t: t["model"].update(merges=[m.split(" ") for m in t["model"]["merges"]]))
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    rewrite(folder / "config.json", lambda c: c.update(rope_parameters=rope, rope_theta=None))
+    named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": tok.chat_template}]
+    rewrite(folder / "tokenizer_config.json", lambda t: t.update(chat_template=named, eos_token={"content": t["eos_token"]}))
+    after = Model.open(folder)
+    assert (after.config, after.tokenizer) == (config, tok)
+    (folder / "chat_template.jinja").write_text("own file", encoding="utf-8")
+    rewrite(folder / "tokenizer_config.json", lambda t: t.pop("eos_token") and None)
+    rewrite(folder / "config.json", lambda c: c.update(eos_token_id=[834, 832]))
+    after = Model.open(folder)
+    assert after.tokenizer.chat_template == "own file" and after.tokenizer.eos_token_id == 834
+
+
+# ── the six ordered pairs ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def gguf_to_apr(source: Path, out: Path) -> Any:
+    return convert(source, out / "m.apr")
+
+
+def gguf_to_safetensors(source: Path, out: Path) -> Any:
+    return export(source, out / "m", format="safetensors")
+
+
+def to_gguf(source: Path, out: Path) -> Any:
+    return convert(source, out / "m.gguf")
+
+
+def apr_to_gguf(source: Path, out: Path) -> Any:
+    return export(source, out / "m.gguf")
+
+
+PAIRS = {
+    ("gguf", "apr"): gguf_to_apr,
+    ("gguf", "safetensors"): gguf_to_safetensors,
+    ("apr", "gguf"): apr_to_gguf,
+    ("apr", "safetensors"): gguf_to_safetensors,
+    ("safetensors", "gguf"): to_gguf,
+    ("safetensors", "apr"): gguf_to_apr,
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_the_six_ordered_pairs_keep_values_and_tokens(
+    pair: tuple[str, str], tiny: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Without a change of type every value survives each of the six ways, and so do config, tokenizer and answer."""
+    if pair[0] == "apr":
+        convert(tiny, tmp_path / "source.apr")
+    source = {"gguf": tiny, "apr": tmp_path / "source.apr", "safetensors": folders["f32"]}[pair[0]]
+    report = PAIRS[pair](source, tmp_path)
+    a, b = Model.open(source), Model.open(report.output)
+    assert (a.format, b.format) == pair
+    assert (a.config, a.tokenizer) == (b.config, b.tokenizer)
+    assert a.tensors.keys() == b.tensors.keys()
+    for name, tensor in a.tensors.items():
+        np.testing.assert_array_equal(tensor.dequantise(), b.tensor(name).dequantise())
+    assert all(cost.relative == 0 for cost in report.costs)
+    answers = [Session(model).generate(QUESTION) for model in (a, b)]
+    assert answers[0].prompt_tokens == answers[1].prompt_tokens and answers[0].tokens == answers[1].tokens
+    assert answers[0].text == ANSWER
+
+
+@pytest.mark.parametrize("suffix", ["gguf", "apr"])
+def test_vectors_become_f32_and_matrices_what_was_asked(suffix: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    plain = convert(folders["bf16"], tmp_path / f"a.{suffix}")
+    assert plain.types_out == {"BF16": 58, "F32": 41} and [c.relative for c in plain.costs] == [0]
+    report = convert(folders["bf16"], tmp_path / f"b.{suffix}", quantize="q4_k")
+    assert report.types_out == {"Q4_K": 58, "F32": 41}
+    assert 0.02 < next(c for c in report.costs if c.type_out == "Q4_K").relative < 0.12
+    mixed = convert(folders["bf16"], tmp_path / f"c.{suffix}", quantize="Q4_K_M")
+    assert mixed.types_out == {"Q4_K": 49, "F32": 41, "Q6_K": 9}  # what llama.cpp's mix made of the embedded model
+    assert Session(Model.open(tmp_path / f"c.{suffix}")).generate(QUESTION).text == ANSWER
+
+
+def test_gguf_to_gguf_keeps_all_but_the_types(tiny: Path, tmp_path: Path) -> None:
+    report = convert(tiny, tmp_path / "a.gguf", quantize="q8_0")
+    a, b = Model.open(tiny), Model.open(tmp_path / "a.gguf")
+    assert report.types_out == {"Q8_0": 58, "F32": 41} and list(a.tensors) == list(b.tensors)
+    changed = {k for k in a.metadata if k != "general.file_type" and str(a.metadata[k]) != str(b.metadata[k])}
+    assert not changed and b.metadata["general.file_type"] == 7 and a.metadata.keys() == b.metadata.keys()
+    convert(tiny, tmp_path / "same.gguf")
+    assert (tmp_path / "same.gguf").read_bytes() == tiny.read_bytes()
+
+
+@pytest.mark.peer
+def test_llama_cpp_reads_a_gguf_made_of_safetensors(tiny: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+    """Header, tokenizer and weights are made here, and the log-probabilities are those of the source in float32."""
+    pytest.importorskip("xllamacpp")
+    from peer import log_softmax, logprobs, serve
+
+    convert(folders["f32"], tmp_path / "m.gguf")
+    session = Session(Model.open(tiny))
+    ids = session.chat_tokens(QUESTION)
+    logits = session.generate(ids, max_tokens=1, keep_logits=True).logits
+    assert logits is not None
+    theirs = logprobs(serve(tmp_path / "m.gguf"), ids, session.config.vocab_size)
+    np.testing.assert_allclose(log_softmax(logits[0]), theirs, atol=1e-3)
+
+
+# ── bad requests, and what is left behind ─────────────────────────────────────────────────────────────────────────
+
+
+def test_bad_words(tiny: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+    for options, message in (
+        ({"format": "pickle"}, "unknown format 'pickle'; known: gguf, safetensors"),
+        ({"format": "safetensors", "dtype": "q4_0"}, "unknown dtype 'q4_0'; known: f32, f16, bf16"),
+        ({"dtype": "f16"}, "dtype is for SafeTensors"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            export(tiny, tmp_path / "x", **options)
+    with pytest.raises(UsageError, match="export --format safetensors"):
+        convert(tiny, tmp_path / "x.safetensors")
+    with pytest.raises(UsageError, match="are for APR"):
+        convert(tiny, tmp_path / "x.gguf", compress="zstd")
+    with pytest.raises(UsageError, match="holds the input"):
+        export(folders["f32"], folders["f32"], format="safetensors", force=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_an_export_is_replaced(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("precious")
+    for force in (False, True):
+        with pytest.raises(UsageError, match=r"exists already|holds 'thesis\.tex'"):
+            export(tiny, out, format="safetensors", force=force)
+    assert (out / "thesis.tex").read_text() == "precious" and sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+    (out / "thesis.tex").unlink()
+    export(tiny, out, format="safetensors")  # an empty folder may be filled
+    with pytest.raises(UsageError, match="exists already"):
+        export(tiny, out, format="safetensors", dtype="f16")
+    export(tiny, out, format="safetensors", dtype="f16", force=True)
+    assert Model.open(out).by_type() == {"F16": 99}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+    assert sorted(p.name for p in out.iterdir()) == sorted(huggingface.WRITTEN)
+    assert (out / "config.json").stat().st_mode & 0o777 == 0o644
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        export(tiny, file, format="safetensors", force=True)
+
+
+def test_an_interrupted_export_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
+    def stop(nbytes: int, seen: list[int] = []) -> None:  # noqa: B006
+        seen.append(nbytes)
+        if len(seen) == 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(tiny, tmp_path / "out", format="safetensors", progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_that_half_precision_cannot_hold_is_refused_by_tensor(tiny: Path, tmp_path: Path) -> None:
+    model = Model.open(tiny)
+    tensor = model.tensor("blk.2.attn_k.bias")
+    values = tensor.dequantise()
+    values[5] = 70_000.0
+    model.tensors[tensor.name] = tensor.replace(raw=values.view(np.uint8))
+    with pytest.raises(NumericError, match=r"tensor 'blk\.2\.attn_k\.bias'.*65504"):
+        export(model, tmp_path / "out", format="safetensors", dtype="f16")
+    assert list(tmp_path.iterdir()) == []
+    export(model, tmp_path / "out", format="safetensors", dtype="bf16")
+    assert isinstance(DTYPES["bf16"], TensorType)
+
+
+# ── with the real model, and with transformers ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.peer
+def test_transformers_gives_the_same_tokens(folders: dict[str, Path]) -> None:
+    """transformers in float32 on the exported directory: prompt ids and greedy answer of our engine."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folders["f32"])
+    network, info = transformers.AutoModelForCausalLM.from_pretrained(folders["f32"], output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    session = Session(Model.open(paths.embedded_model()))
+    messages = [{"role": "user", "content": QUESTION}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(text)["input_ids"]
+    assert ids == session.chat_tokens(QUESTION)
+    answer = session.generate(QUESTION, keep_logits=True)
+    out = network.generate(torch.tensor([ids]), max_new_tokens=64)[0].tolist()[len(ids) :]
+    assert tokenizer.decode(out, skip_special_tokens=True) == answer.text == ANSWER
+    logits = network(torch.tensor([ids])).logits[0, -1].detach().numpy()
+    assert answer.logits is not None
+    np.testing.assert_allclose(logits, answer.logits[0], atol=2e-3)
