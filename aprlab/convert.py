@@ -422,7 +422,8 @@ def _encode_rows(tensor: Recoded) -> Iterator[Any]:
             raise NumericError(error.message, path=source.origin.path, tensor=source.name) from None
         cost.add(values, values if tensor.type is types.F32 else quants.dequantise(raw, tensor.type, values.shape))
         yield np.ascontiguousarray(raw).data
-        drop_pages(source.blocks()[rows])
+        if type(source) is Tensor:  # one whose values are computed has no bytes of its own
+            drop_pages(source.blocks()[rows])
 
 
 # ── metadata ──────────────────────────────────────────────────────────────────────────────────────────────────────

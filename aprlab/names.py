@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 # GGUF name                    Hugging Face / APR canonical name
 PAIRS: tuple[tuple[str, str], ...] = (
@@ -31,6 +32,7 @@ PAIRS: tuple[tuple[str, str], ...] = (
 _NUMBER = re.compile(r"(?<=\.)(0|[1-9]\d*)(?=\.)")
 
 
+@lru_cache(1 << 14)
 def _template(name: str) -> tuple[str, str]:
     """`blk.7.attn_q.weight` -> (`blk.N.attn_q.weight`, `7`); a name without a layer gives (name, '')."""
     found = _NUMBER.search(name)
@@ -59,6 +61,7 @@ _WRITE: dict[str, dict[str, str]] = {naming: {g: f for f, g in table.items()} fo
 assert all(len(table) == len(PAIRS) == len(_WRITE[naming]) for naming, table in VARIANTS.items())
 
 
+@lru_cache(1 << 14)  # searches ask for the same few hundred names again and again
 def from_gguf(name: str, naming: str = "canonical") -> str:
     """GGUF name -> name in an APR file of that `naming`; a name outside the table stays as it is."""
     template, layer = _template(name)
@@ -66,6 +69,7 @@ def from_gguf(name: str, naming: str = "canonical") -> str:
     return name if other is None else _fill(other, layer)
 
 
+@lru_cache(1 << 14)
 def to_gguf(name: str, naming: str = "canonical") -> str | None:
     """Name in an APR file of that `naming` -> GGUF name, or None where the table does not know it."""
     template, layer = _template(f".{name}") if naming == "short" else _template(name)

@@ -171,10 +171,24 @@ class Hypotheses:
             return None
         self._add(out, plans)
         if only is None:
-            apart = Seen(self.case.seen.path, "apr", self.dialect, [], metadata, [])
-            out.plain |= {("config", name): _hashable(apart.config[name]) for name in CONFIG_FIELDS}
-            out.plain |= {("tokenizer", name): _hashable(apart.tokenizer[name]) for name in TOKENIZER_FIELDS}
+            out.plain |= self._fields(metadata)
         return out
+
+    def _fields(self, metadata: dict[str, Any]) -> dict[Key, Any]:
+        """Config and tokenizer as this metadata has them; what no fault touched is looked at once."""
+        base = self.base_metadata
+        if metadata.keys() == base.keys() and all(metadata[key] is value for key, value in base.items()):
+            return self._base_fields
+        return self._made_fields(metadata)
+
+    @cached_property
+    def _base_fields(self) -> dict[Key, Any]:
+        return self._made_fields(self.base_metadata)
+
+    def _made_fields(self, metadata: dict[str, Any]) -> dict[Key, Any]:
+        apart = Seen(self.case.seen.path, "apr", self.dialect, [], metadata, [])
+        found: dict[Key, Any] = {("config", name): _hashable(apart.config[name]) for name in CONFIG_FIELDS}
+        return found | {("tokenizer", name): _hashable(apart.tokenizer[name]) for name in TOKENIZER_FIELDS}
 
     def _add(self, out: Outcome, plans: list[apr.Plan]) -> None:
         """Plans under the name of the tensor that they are: by content first, as the naming layer does it."""
