@@ -69,7 +69,8 @@ def block_microscope(
             for name, colour in zip(names, colours, strict=True)
         ]
         handles += _framed(ax, marks or {}, width)
-        ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=len(handles), fontsize=9)
+        below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01), "ncols": len(handles)}
+        ax.legend(handles=handles, fontsize=8, handlelength=1.4, columnspacing=1.4, **below)
         ax.set_yticks([row * (1 + _ROOM) + 0.5 for row in range(rows)], [f"{row * width}" for row in range(rows)])
         ax.set_ylabel("byte")
         ax.set_xticks([])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from aprlab.errors import UsageError
 from aprlab.figures.core import axes_or_new, need_data, nth_colour, style
@@ -27,7 +28,7 @@ class Line(Protocol):
 
 
 _KINDS = ("reads or writes global memory", "shared memory", "arithmetic only")
-_ABOVE: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2}
+_ASIDE: dict[str, Any] = {"loc": "upper right", "bbox_to_anchor": (-0.01, 0), "ncols": 2, "columnspacing": 1.2}
 _LONGEST = 72  # letters of a source line that are shown
 
 
@@ -74,7 +75,7 @@ def ptx_profile(
         ax.grid(visible=False, axis="y")
         ax.tick_params(axis="y", length=0)
         present = [kind for kind in _KINDS if kind in kinds]
-        ax.legend(handles=[Patch(color=colours[kind], label=kind) for kind in present], fontsize=8, ncols=3, **_ABOVE)
+        ax.legend(handles=[Patch(color=colours[kind], label=kind) for kind in present], fontsize=8, **_ASIDE)
     return ax
 
 
@@ -136,7 +137,9 @@ def roofline(
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             )  # fmt: skip
             previous = at
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_xlabel("instructions for each byte of weights")
         ax.set_ylabel("instructions a second")
         ax.legend(loc="upper left")
