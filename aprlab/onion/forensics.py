@@ -164,7 +164,12 @@ class Forensics:
 
 
 class Ear:
-    """Judges outputs against one text. `surprise` is the healthy model's, in bits, by token id: float64 ``(vocab,)``."""
+    """Judges outputs against one text. `surprise` is the healthy model's, in bits, by token id: float64 ``(vocab,)``.
+
+    Attributes:
+        saw: ids of the text; the end of an answer where it is empty.
+        telling: those that surprise the healthy model most.
+    """
 
     def __init__(self, saw: str | Sequence[int], surprise: np.ndarray, tokenizer: Qwen2Tokenizer) -> None:
         self.text = saw if isinstance(saw, str) else None
@@ -172,7 +177,7 @@ class Ear:
         # A model that ended at once said one thing, and it is a voice like others: the end.
         self.end = [] if ids else [min(tokenizer.eog)]
         self.saw, self.surprise, self.tokenizer = ids or self.end, surprise, tokenizer
-        self.telling = sorted({t for t in self.saw if surprise[t] >= TELLING})
+        self.telling = sorted({t for t in self.saw if surprise[t] >= max(TELLING, 0.9 * surprise[self.saw].max())})
 
     def judge(self, answer: Suspect, gain: float | None = None) -> Match:
         """How well an answer explains the text; `gain` as in `Match`.
