@@ -6,6 +6,7 @@ What each takes as its argument, and what it can miss, stands at its function.
 from __future__ import annotations
 
 import ast
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ class Answer:
     Attributes:
         text, tokens, stop: of the answer.
         prompt_tokens: ids that went in.
+        ends: ids that end an answer.
         refused: the message of an error that the project raises on purpose ('' where it answered).
         figures: named numbers of a ``do``.
         peer: what the reference engine said to the same ids: tokens, and its log-probabilities of likely tokens at each step.
@@ -34,6 +36,7 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     stop: str = ""
     prompt_tokens: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
     refused: str = ""
     figures: dict[str, float] = field(default_factory=dict)
     peer: dict[str, Any] | None = None
@@ -373,16 +376,22 @@ def _agreement(answer: Answer, wanted: Mapping[str, int], prompt: Any) -> tuple[
         return None, "llama.cpp was not asked: it is not installed (extra `peer`), or there is no GGUF file for it"
     if "error" in answer.peer:
         return None, f"llama.cpp: {answer.peer['error']}"
-    theirs = answer.peer["tokens"][: wanted["tokens"]]
-    mine = answer.tokens[: wanted["tokens"]]
+    theirs = [_END if t in answer.ends else t for t in answer.peer["tokens"]][: wanted["tokens"]]
+    mine = [*answer.tokens, *([_END] if answer.stop == "eos" else [])][: wanted["tokens"]]
     for step, (a, b) in enumerate(zip(mine, theirs, strict=False)):
         if a != b:
-            likely = {int(k): v for k, v in answer.peer["likely"][step].items()}
-            gap = likely[b] - likely[a] if a in likely and b in likely else float("inf")
+            likely: dict[int, float] = {}
+            for id, value in answer.peer["likely"][step].items():
+                token = _END if int(id) in answer.ends else int(id)
+                likely[token] = max(value, likely.get(token, -math.inf))
+            gap = likely[b] - likely[a] if a in likely and b in likely else math.inf
             return gap <= GAP, f"{step} tokens the same, then a difference that llama.cpp puts at {gap:.2f} nats"
     if not mine or len(mine) != len(theirs):
         return False, f"{len(mine)} tokens, llama.cpp has {len(theirs)}"
     return True, f"{len(mine)} of {len(theirs)} tokens the same"
+
+
+_END = -1  # any of the tokens that end an answer
 
 
 __all__ = ["GAP", "LANGUAGES", "ORACLES", "Answer", "Oracle", "Word", "check", "judge"]

@@ -375,7 +375,7 @@ class _Run:
             if not any(name == "refused" for name, _ in scenario.expect):
                 raise
             reply = {}
-        for name in ("text", "tokens", "stop", "prompt_tokens", "figures"):
+        for name in ("text", "tokens", "stop", "prompt_tokens", "ends", "figures"):
             setattr(answer, name, reply.get(name, getattr(answer, name)))
         row.text, row.stop, row.tokens, row.figures = answer.text, answer.stop, answer.tokens, answer.figures
         row.seconds, row.cpu = reply.get("seconds", 0.0), reply.get("cpu", 0.0)

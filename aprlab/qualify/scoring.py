@@ -167,7 +167,7 @@ def wilson(passed: int, of: int) -> tuple[float, float]:
     share, z2 = passed / of, Z * Z
     middle = (share + z2 / (2 * of)) / (1 + z2 / of)
     reach = Z * math.sqrt(share * (1 - share) / of + z2 / (4 * of * of)) / (1 + z2 / of)
-    return max(0.0, middle - reach), min(1.0, middle + reach)
+    return 0.0 if passed == 0 else middle - reach, 1.0 if passed == of else middle + reach
 
 
 FIT, UNFIT, THIN = "fit for release", "not fit for release", "not enough evidence"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -17,21 +18,23 @@ Request = dict[str, Any]
 Reply = dict[str, Any]
 
 
-def serve(link: Connection, errors: str, memory: int | None) -> None:
+def serve(link: Connection, errors: str, memory: int | None, bench: type[Bench] | None = None) -> None:
     """Answer requests until the other end is gone.
 
     Args:
         link: requests in (``op`` and its arguments), replies out (``ok`` or ``error``/``kind``, and ``seconds``, ``cpu``).
         errors: a file for all that is printed.
         memory: most bytes of address space, None without a limit.
+        bench: what does the work; for tests.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it ends this process
     log = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     if memory is not None:
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    bench = Bench()
+    hands = (bench or Bench)()
     while True:
         try:
             request = link.recv()
@@ -40,7 +43,7 @@ def serve(link: Connection, errors: str, memory: int | None) -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         reply: Reply
         try:
-            reply = {"ok": getattr(bench, "do_" + request.pop("op"))(**request)}
+            reply = {"ok": getattr(hands, "do_" + request.pop("op"))(**request)}
         except MemoryError:
             reply = {"error": "out of memory", "kind": "memory"}
         except AprlabError as error:
@@ -48,6 +51,13 @@ def serve(link: Connection, errors: str, memory: int | None) -> None:
         except Exception as error:
             reply = {"error": f"{type(error).__name__}: {error}", "kind": "bug"}
         link.send(reply | {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu})
+
+
+def _leave_with(parent: int) -> None:
+    """End this process soon after its parent, even in the middle of a hang: nobody would read the answer."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def peak() -> int:
@@ -86,7 +96,8 @@ class Bench:
             prompt, raw=kind == "complete", system=system, max_tokens=max_tokens,
             sampling=Sampling(temperature, 1.0, seed), stop=stop,
         )  # fmt: skip
-        return {"text": answer.text, "tokens": answer.tokens, "stop": answer.stop, "prompt_tokens": answer.prompt_tokens}
+        return {"text": answer.text, "tokens": answer.tokens, "stop": answer.stop, "prompt_tokens": answer.prompt_tokens,
+                "ends": sorted(self.session.tokenizer.eog)}  # fmt: skip
 
     def do_serial(self) -> Reply:
         """Logits of a prompt run together, and token by token: how far they are apart, at worst over positions."""
@@ -157,7 +168,7 @@ class Bench:
         return {"gates": [r.to_json() for r in said]}
 
     def do_peer(self, path: str, prompt: list[int], max_tokens: int) -> Reply:
-        """What llama.cpp says to these ids, greedily: tokens, and the five likeliest with their log-probabilities."""
+        """What llama.cpp says to these ids, greedily, the end of text included: the five likeliest with log-probabilities."""
         import xllamacpp
 
         if self.path != Path(path):
