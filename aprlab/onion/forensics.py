@@ -84,6 +84,8 @@ class Suspect:
         match: how well it explains the text; None where it could not run.
         error: why it could not run.
         cut: why the answer was not heard to its end; '' where it was.
+        moved: by how many bits the next token's distribution moved, at most, while the answer was still the healthy one
+            (Kullback-Leibler divergence from the healthy distribution); what a gate on logits sees.
         seconds: processor time.
     """
 
@@ -93,12 +95,14 @@ class Suspect:
     match: Match | None
     error: str | None = None
     cut: str = ""
+    moved: float = 0.0
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         row: dict[str, Any] = {
             "faults": list(self.faults), "text": self.text, "tokens": list(self.tokens), "error": self.error, "cut": self.cut,
+            "moved": round(self.moved, 6) if np.isfinite(self.moved) else None,
         }  # fmt: skip
         if self.match is not None:
             row |= {"score": self.match.score, "why": self.match.why, "shared": list(self.match.shared)}
@@ -243,6 +247,15 @@ NEAR = 1000  # the likeliest of so many tokens is near; the 1.5B's 151,936 have 
 _HEADS = ("output.weight", "token_embd.weight")  # both are multiplied for logits only
 
 
+def divergence(healthy: np.ndarray, other: np.ndarray) -> float:
+    """Bits by which the distribution of `other` misses that of `healthy`: logits ``(vocab,)`` both, not all finite ones Inf."""
+    with np.errstate(all="ignore"):
+        p, q = (x.astype(np.float64) - x.max() for x in (healthy, other))
+        p, q = (x - np.log(np.exp(x).sum()) for x in (p, q))
+        found = float((np.exp(p) * (p - q)).sum() / np.log(2))
+    return max(0.0, found) if np.isfinite(found) else float("inf")
+
+
 class _Enough(Exception):
     """The rest of an answer would tell nothing new."""
 
@@ -269,20 +282,22 @@ class _Listener:
     of the text's telling tokens, and none of those has been near so far, among the `NEAR`-th part that is likeliest.
     """
 
-    def __init__(
-        self, telling: Sequence[int], healthy: np.ndarray | None, spelled: Callable[[Sequence[int]], Sequence[int]]
-    ) -> None:
-        self.telling, self.healthy, self.spelled = np.array(telling, np.int64), healthy, spelled
+    def __init__(self, telling: Sequence[int], bench: Bench, tokenizer: Qwen2Tokenizer) -> None:
+        self.telling, self.bench, self.tokenizer = np.array(telling, np.int64), bench, tokenizer
         self.tokens: list[int] = []
         self.passes = self.alike = 0
         self.best: int | None = None  # the best rank of any telling token so far, 0 the likeliest of all
         self.near = 1
+        self.moved = 0.0
         self.silent = False
         self.cut = ""
 
     def see(self, logits: np.ndarray) -> None:
-        if self.healthy is not None and self.passes < len(self.healthy):
-            self.alike += np.array_equal(logits, self.healthy[self.passes])
+        """Called with the logits of each pass."""
+        if self.passes < len(self.bench.logits) and self.tokens == list(self.bench.healthy.tokens[: self.passes]):
+            healthy = self.bench.logits[self.passes]
+            self.alike += np.array_equal(logits, healthy)
+            self.moved = max(self.moved, divergence(healthy, logits))
         self.passes += 1
         if self.telling.size:
             rank = int((logits > logits[self.telling].max()).sum())
@@ -290,35 +305,37 @@ class _Listener:
             self.near = max(1, logits.size // NEAR)
 
     def heard(self, token: int, piece: str) -> None:
+        """Called with each token."""
         self.tokens.append(token)
-        if self.passes == self.alike == 2:
+        if self.passes == self.alike == 2 and self.tokenizer is self.bench.session.tokenizer:
             self.silent, self.cut = True, "the healthy logits, bit for bit, in two passes"
             raise _Enough
         far = self.best is not None and self.best >= self.near and len(self.tokens) >= HEARD
-        if far and not set(self.telling) & set(self.spelled(self.tokens)):
+        spelled = self.bench.session.tokenizer.encode(self.tokenizer.decode(self.tokens), parse_special=False)
+        if far and not set(self.telling) & set(spelled):
             self.cut = f"no telling token was nearer than rank {self.best}"
             raise _Enough
 
 
 @dataclass(frozen=True)
-class _Bench:
+class Bench:
     """What all runs share: the healthy session, what was asked, the healthy answer and its logits."""
 
     session: Session
     prompt: str
     length: int
     options: dict[str, Any]
-    healthy: Suspect = Suspect((), "", (), None)
-    logits: np.ndarray | None = None
+    healthy: Suspect
+    logits: np.ndarray
 
     @classmethod
-    def of(cls, session: Session, prompt: str, length: int, **options: Any) -> _Bench:
+    def of(cls, session: Session, prompt: str, length: int, **options: Any) -> Bench:
         answer = session.generate(prompt, max_tokens=length, keep_logits=True, **options)
+        assert answer.logits is not None
         return cls(session, prompt, length, options, Suspect((), answer.text, tuple(answer.tokens), None), answer.logits)
 
     def surprise(self) -> np.ndarray:
         """Every token's surprise in bits under the healthy model, at most that of `FLOOR`: float64 ``(vocab,)``."""
-        assert self.logits is not None
         x = self.logits.astype(np.float64)
         p = np.exp(x - x.max(-1, keepdims=True))
         p = (p / p.sum(-1, keepdims=True)).mean(0)  # over the steps
@@ -334,11 +351,7 @@ class _Bench:
 
     def hear(self, broken: Session, faults: tuple[str, ...], telling: Sequence[int] = ()) -> Suspect:
         """What `broken` answers; without `telling` tokens only silence cuts it short."""
-        same = broken.tokenizer is self.session.tokenizer
-        listener = _Listener(
-            telling, self.logits if same else None,
-            lambda tokens: self.session.tokenizer.encode(broken.tokenizer.decode(tokens), parse_special=False),
-        )  # fmt: skip
+        listener = _Listener(telling, self, broken.tokenizer)
         engine = broken.engine
         broken.engine = _Overheard(engine, listener.see)
         started = time.process_time()
@@ -350,7 +363,7 @@ class _Bench:
             text = broken.tokenizer.decode(tokens)
         finally:
             broken.engine = engine
-        return Suspect(faults, text, tokens, None, None, listener.cut, time.process_time() - started)
+        return Suspect(faults, text, tokens, None, None, listener.cut, listener.moved, time.process_time() - started)
 
 
 def forensics(
@@ -384,10 +397,10 @@ def forensics(
         UsageError: a fault is unknown, the prompt cannot be used.
     """
     started = time.process_time()
-    session = _session(model, engine, threads)
+    session = healthy_session(model, engine, threads)
     tokens = session.tokenizer.encode(saw, parse_special=False) if isinstance(saw, str) else list(saw)
     length = len(tokens) * 5 // 4 + 4  # a model may spell in more tokens what the tokenizer says in fewer
-    bench = _Bench.of(session, prompt, length, raw=raw, system=system)
+    bench = Bench.of(session, prompt, length, raw=raw, system=system)
     ear = Ear(saw, bench.surprise(), session.tokenizer)
     first = replace(bench.healthy, match=ear.judge(bench.healthy))
     cost = bench.cost(session, ear.saw)
@@ -411,7 +424,8 @@ def forensics(
     return Forensics(text, tokens, prompt, first, _ranked(tried.values()), time.process_time() - started)
 
 
-def _session(model: Model | str | Path | Session, engine: str, threads: int | None) -> Session:
+def healthy_session(model: Model | str | Path | Session, engine: str, threads: int | None) -> Session:
+    """A session as given, or over a model as given."""
     if isinstance(model, Session):
         return model
     return Session(model if isinstance(model, Model) else Model.open(model), engine=engine, threads=threads)
@@ -426,7 +440,7 @@ def _grown(beam: list[tuple[str, ...]], units: list[tuple[str, ...]]) -> Iterato
                 yield tuple(sorted((*chosen, *unit), key=order.__getitem__))
 
 
-def _try(bench: _Bench, faults: tuple[str, ...], ear: Ear, cost: float) -> Suspect:
+def _try(bench: Bench, faults: tuple[str, ...], ear: Ear, cost: float) -> Suspect:
     """One run; `cost` is the healthy model's of the text.
 
     A set that cannot run says why; that is an answer, too (the reader refuses, NaN, no template).
@@ -450,99 +464,3 @@ def _try(bench: _Bench, faults: tuple[str, ...], ear: Ear, cost: float) -> Suspe
 def _ranked(suspects: Iterable[Suspect]) -> list[Suspect]:
     """Best first; equal scores: fewer faults first; then what could not run."""
     return sorted(suspects, key=lambda s: (s.match is None, -(s.match.score if s.match else 0), len(s.faults)))
-
-
-# ── voices ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass
-class Voices:
-    """What a model says to several prompts under each fault, and how well a voice is known again.
-
-    Attributes:
-        prompts: what was asked.
-        healthy: the healthy answers, in the order of the prompts.
-        said: fault id -> answers (None where it could not run).
-        why_not: fault id -> why it could not run.
-        top1, top3: shares of (fault, prompt, other prompt) where the true fault comes first, or among the first three,
-            when only the other prompt's answers of all faults are known.
-        counted: how many such triples there were; faults that a text cannot show are not among them.
-    """
-
-    prompts: list[str]
-    healthy: list[str]
-    said: dict[str, list[str]]
-    why_not: dict[str, str]
-    top1: float
-    top3: float
-    counted: int
-
-    @property
-    def silent(self) -> list[str]:
-        """Faults under which every answer is the healthy one: a text gate is blind to them."""
-        return [id for id, texts in self.said.items() if texts == self.healthy]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        names = ("prompts", "healthy", "said", "why_not", "silent", "top1", "top3", "counted")
-        return {name: getattr(self, name) for name in names}
-
-
-def voices(
-    model: Model | str | Path | Session,
-    prompts: Sequence[str] = ("What is 2+2?", "What is 3+4?", "What is the capital of France?"),
-    *,
-    max_tokens: int = 12,
-    faults: Iterable[str] | None = None,
-    engine: str = "reference",
-    threads: int | None = None,
-    progress: Callable[[str], None] | None = None,
-) -> Voices:
-    """Run every fault on every prompt and measure how specific the voices are.
-
-    Args:
-        model: a healthy model.
-        prompts: at least two.
-        max_tokens: length of each answer.
-        faults: ids; all that a run can have without it.
-        engine, threads: which engine runs.
-        progress: called with each fault's id.
-    """
-    if len(prompts) < 2:
-        raise UsageError("at least two prompts are needed: a voice is known again by another answer")
-    session = _session(model, engine, threads)
-    benches = [_Bench.of(session, prompt, max_tokens) for prompt in prompts]
-    answers: dict[str, list[Suspect]] = {}
-    why_not: dict[str, str] = {}
-    for id in run_faults() if faults is None else faults:
-        if progress is not None:
-            progress(id)
-        try:
-            broken = session_with(session, [id])
-            answers[id] = [bench.hear(broken, (id,)) for bench in benches]
-            broken.engine.close()
-        except AprlabError as error:
-            why_not[id] = error.message
-        gc.collect()
-    said = {id: [a.text for a in given] for id, given in answers.items()}
-    texts = [bench.healthy.text for bench in benches]
-    surprises = [bench.surprise() for bench in benches]
-    ranks = [
-        rank
-        for id, given in answers.items()
-        for n, answer in enumerate(given)
-        for other in range(len(prompts))
-        if other != n and answer.text != texts[n] and said[id] != texts
-        for rank in [_rank(Ear(answer.text, surprises[n], session.tokenizer), id, answers, other)]
-    ]
-    count = max(len(ranks), 1)
-    top1, top3 = (sum(rank < limit for rank in ranks) / count for limit in (1, 3))
-    return Voices(list(prompts), texts, said, why_not, top1, top3, len(ranks))
-
-
-def _rank(ear: Ear, id: str, answers: dict[str, list[Suspect]], prompt: int) -> int:
-    """How many faults explain the text better than `id`, by their answers to `prompt`; ties count half, rounded down."""
-    scores = {other: ear.judge(given[prompt]).score for other, given in answers.items()}
-    better = sum(score > scores[id] for score in scores.values())
-    equal = sum(score == scores[id] for other, score in scores.items() if other != id)
-    return better + equal // 2

@@ -69,18 +69,20 @@ def voices(
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Length of each answer.")] = 12,
     backend: Annotated[str, typer.Option("--backend", "-b", metavar="ENGINE", help="Engine: reference, jit, …")] = "jit",
     threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="CPU threads.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Rank by the likelihood of the texts, too (slow).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.", show_default=False)] = False,
 ) -> None:
     """What the model says under every fault, and how well each fault is known again by another answer."""
     from tqdm import tqdm
 
     from aprlab.onion.faults import run_faults
-    from aprlab.onion.forensics import voices as listen
+    from aprlab.onion.forensics_voices import PROMPTS
+    from aprlab.onion.forensics_voices import voices as listen
 
-    options = {} if not prompts else {"prompts": prompts}
     with tqdm(total=len(run_faults()), disable=None, leave=False, desc="faults") as bar:
         heard = listen(
-            file, max_tokens=max_tokens, engine=backend, threads=threads, progress=lambda id: bar.update(), **options
+            file, prompts or PROMPTS, max_tokens=max_tokens, follow=follow, engine=backend, threads=threads,
+            progress=lambda id: bar.update(),
         )  # fmt: skip
     if as_json:
         print(json.dumps(heard.to_json(), ensure_ascii=False, indent=1))

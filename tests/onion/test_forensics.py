@@ -12,7 +12,9 @@ from aprlab.cli import run_cli
 from aprlab.errors import UsageError
 from aprlab.model import Model
 from aprlab.onion.faults import session_with
-from aprlab.onion.forensics import FITS, Ear, Forensics, Match, Suspect, Voices, forensics, rhythm, voices
+from aprlab.onion.forensics import FITS, Ear, Forensics, Match, Suspect, divergence, forensics, rhythm
+from aprlab.onion.forensics_voices import Voices, page, voices
+from aprlab.paths import data_dir
 from aprlab.qwen2.generate import Session
 
 LOUD = ["lost-k-biases", "q4k-nibble-pairs", "rope-norm", "byte-level-text"]
@@ -140,11 +142,51 @@ def test_rhythm_tells_repetitions_apart() -> None:
 
 def test_voices_are_counted_and_silence_is_named(heard: Voices) -> None:
     assert heard.silent == ["cache-key-mismatch"]
+    assert heard.moved["cache-key-mismatch"] == 0 < heard.moved["rope-norm"]
     assert 0 < heard.counted <= 2 * 5
     assert 0 <= heard.top1 <= heard.top3 <= 1
-    json.dumps(heard.to_json())
+    assert Voices.from_json(json.loads(json.dumps(heard.to_json()))) == heard
     with pytest.raises(UsageError, match="two prompts"):
         voices("unused", ["one"])
+
+
+def test_likelihood_takes_part_where_it_was_measured(model: Model) -> None:
+    tokenizer = Session(model).tokenizer
+    ear = Ear([5, 7, 5, 8], np.full(model.config.vocab_size, 9.0), tokenizer)
+    answer = Suspect((), tokenizer.decode([7, 1]), (7, 1), None)
+    plain, useless, likely = (ear.judge(answer, gain).score for gain in (None, -3.0, 6.0))
+    assert useless == pytest.approx(0.7 * plain)
+    assert likely == pytest.approx(0.7 * plain + 0.3 * 6 / 8)
+    few = ["lost-k-biases", "q4k-scale-bits"]
+    alone, both = (voices(model, ["What is 2+2?", "What is 3+4?"], faults=few, follow=follow) for follow in (False, True))
+    assert (alone.said, alone.counted, alone.followed) == (both.said, both.counted, not both.followed)
+
+
+def test_divergence_is_a_distance_of_distributions() -> None:
+    a, b = np.array([0.0, 1.0, 2.0], np.float32), np.array([2.0, 1.0, 0.0], np.float32)
+    p, q = (np.exp(x) / np.exp(x).sum() for x in (a.astype(np.float64), b.astype(np.float64)))
+    assert divergence(a, b) == pytest.approx(float((p * np.log2(p / q)).sum()))
+    assert divergence(a, a + 3) == pytest.approx(0, abs=1e-12)  # a constant changes no distribution
+    assert divergence(a, np.full(3, np.nan, np.float32)) == float("inf")
+
+
+def test_the_page_is_made_from_the_record(heard: Voices) -> None:
+    entry = {"command": "python -m x", "date": "2026-01-01", "engine": "reference", **heard.to_json()}
+    text = page({"note": "Mind this.", "models": {"tiny": entry}})
+    assert "| tiny | 2 | 6 |" in text
+    assert "Silent: `cache-key-mismatch` (0)." in text
+    assert "*(ends at once)*" in text  # without V biases
+    assert "Mind this." in text
+    assert len([line for line in text.splitlines() if line.startswith("| `")]) == 6
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.mark.skipif(not DOCS.exists(), reason="not in a checkout")
+def test_docs_are_the_record() -> None:
+    record = json.loads((data_dir() / "voices.json").read_text(encoding="utf-8"))
+    assert (DOCS / "voices.md").read_text(encoding="utf-8") == page(record)
 
 
 def test_the_verb(tiny: Path, capsys: pytest.CaptureFixture[str], heard: Voices) -> None:
