@@ -8,6 +8,7 @@ from typing import Any
 
 from aprlab.engines.base import Array, Cache, Engine
 from aprlab.errors import UsageError
+from aprlab.formats.common import drop_pages
 from aprlab.model import Model
 
 # name -> module and class; imported when asked for, since each brings its own library
@@ -20,8 +21,11 @@ _ENGINES: dict[str, tuple[str, str]] = {
 NAMES: tuple[str, ...] = tuple(_ENGINES)
 
 
-def create(name: str, model: Model, threads: int | None = None, **options: Any) -> Engine:
+def create(name: str, model: Model, threads: int | None = None, *, stream: bool = False, **options: Any) -> Engine:
     """The engine called `name` over `model`'s weights; `options` are that engine's own.
+
+    With `stream`, weights are read from the file for every pass and forgotten when they have been used, so that a model
+    larger than memory runs: nothing decoded is kept, and the pages of a matrix go back as soon as it was multiplied by.
 
     Where numba is not installed, ``jit`` in contract f32 becomes ``reference``, which computes the same more slowly, with
     a warning the first time.
@@ -37,9 +41,26 @@ def create(name: str, model: Model, threads: int | None = None, **options: Any) 
     except ImportError as error:
         if name == "jit" and options.get("contract", "f32") == "f32":
             warnings.warn(f"engine 'jit' is not available here ({error}); 'reference' takes its place", stacklevel=2)
-            return create("reference", model, threads)
+            return create("reference", model, threads, stream=stream)
         raise UsageError(f"engine {name!r} is not available here: {error}") from error
-    return kind(model, threads, **options)
+    if not stream:
+        return kind(model, threads, **options)
+    if name not in ("reference", "jit"):
+        raise UsageError(f"engine {name!r} cannot stream weights; reference and jit can")
+    return _streaming(kind(model, threads, **({"cache_weights": False} if name == "reference" else {}), **options))
+
+
+def _streaming(engine: Engine) -> Engine:
+    """`engine`, dropping the mapped pages of each matrix after the product."""
+    matmul = engine.matmul
+
+    def multiply(x: Array, weight: str, bias: str | None = None) -> Array:
+        y = matmul(x, weight, bias)
+        drop_pages(engine.model.tensor(weight).raw)
+        return y
+
+    engine.matmul = multiply  # type: ignore[method-assign]
+    return engine
 
 
 __all__ = ["NAMES", "Array", "Cache", "Engine", "create"]

@@ -16,6 +16,7 @@ from threadpoolctl import ThreadpoolController
 
 from aprlab.engines.base import Cache, Engine
 from aprlab.errors import FormatError, UnsupportedError
+from aprlab.formats.common import drop_pages
 from aprlab.model import Model, ModelConfig, Tensor
 
 _BLOCK_BYTES = 8 << 20  # float32 bytes decoded at a time
@@ -111,6 +112,7 @@ class ReferenceEngine(Engine):
                 y = np.empty((x.shape[0], tensor.rows), np.float32)
                 for rows in _row_blocks(tensor):
                     np.matmul(x, tensor.dequantise(rows).T, out=y[:, rows])
+                    drop_pages(tensor.blocks()[rows])
         return y if bias is None else y + self._vector(bias, tensor.rows)
 
     def rope(self, x: np.ndarray, positions: np.ndarray, theta: float, style: str) -> np.ndarray:
