@@ -304,6 +304,9 @@ def run(
     ] = None,
     trace_out: Annotated[Path | None, typer.Option(metavar="F.npz", help="Keep the trace in this file.")] = None,
     fault: FaultIds = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Forget weights once used: for files larger than memory.", show_default=False)
+    ] = False,
     reader: Annotated[str | None, typer.Option(help="Read the APR file as upstream did: upstream-2026-01-30.")] = None,
     force: Force = False,
     as_json: Json = False,
@@ -318,7 +321,7 @@ def run(
             raise UsageError("--trace-out needs --trace: which points are to be kept?")
         check_output(trace_out, [file], force=force)  # refused before the answer, not after it
     sampling = Sampling(temperature, top_p, seed)
-    session = _session(file, backend, threads, fault, reader, quiet=as_json)
+    session = _session(file, backend, threads, fault, reader, quiet=as_json, stream=stream)
     with session.model:
         show = None if as_json else _stream
         answer = session.generate(prompt, max_tokens=max_tokens, raw=raw, system=system, sampling=sampling, on_token=show)
@@ -336,12 +339,14 @@ def run(
 
 
 def _session(
-    file: Path, backend: str, threads: int | None, fault: str | None, reader: str | None, *, quiet: bool
+    file: Path, backend: str, threads: int | None, fault: str | None, reader: str | None, *, quiet: bool, stream: bool = False
 ) -> Session:
     """The file ready to answer, with its load line on standard error; with faults, or read as upstream read it."""
     from aprlab.model import Model
     from aprlab.qwen2.generate import Session
 
+    if stream and (fault is not None or reader is not None):
+        raise UsageError("--stream runs a healthy model; --fault and --reader change it")
     if reader is not None:
         from aprlab.onion.cli import upstream_session
 
@@ -352,7 +357,7 @@ def _session(
     if not quiet:
         print(model.load_line(), file=sys.stderr)
     if fault is None:
-        return Session(model, engine=backend, threads=threads)
+        return Session(model, engine=backend, threads=threads, stream=stream)
     from aprlab.onion.faults import session_with
 
     return session_with(model, _ids(fault), engine=backend, threads=threads)
@@ -591,5 +596,6 @@ def doctor(as_json: Json = False, debug: Debug = False) -> int:
     return int(any(check.status == "fail" for check in seen))
 
 
-import aprlab.gates_cli  # noqa: E402  (adds its verbs to `app`; it needs the options above)
+import aprlab.files_cli  # noqa: E402  (adds its verbs to `app`; it needs the options above)
+import aprlab.gates_cli  # noqa: E402  (likewise)
 import aprlab.qualify.cli  # noqa: E402, F401  (likewise)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from aprlab.errors import FormatError, UnsupportedError, UsageError
+from aprlab.formats.common import drop_pages
 from aprlab.types import TensorType
 
 if TYPE_CHECKING:
@@ -95,7 +96,14 @@ class Tensor:
         from aprlab.quants import quant
         from aprlab.quants.check import first_bad_block, scale_is_finite
 
-        blocks = self.raw[self.type.tensor_bytes :] if part is None else part
+        if part is None:
+            step = (1 << 24) // self.type.block_bytes * self.type.block_bytes
+            blocks = self.raw[self.type.tensor_bytes :]
+            for at in range(0, max(len(blocks), 1), step):
+                self.check_values(blocks[at : at + step], at)
+                drop_pages(blocks[at : at + step])
+            return
+        blocks = part
         bad = first_bad_block(blocks, quant(self.type)) if scale_is_finite(self.raw, self.type) else 0
         if bad is not None:
             at = start + bad * self.type.block_bytes
