@@ -1,0 +1,76 @@
+// Shows HTML; an element with data-key is a button that tells its key. `currents` are the keys to be marked: the first of
+// them is scrolled into view. The HTML itself is only sent again when it changes, so marks cost nothing.
+function render({ model, el }) {
+  const box = document.createElement("div");
+  box.className = "aprlab-clickable";
+  box.dataset.lmSuppressShortcuts = "true"; // keys pressed here are not JupyterLab's
+  el.append(box);
+
+  const find = (key) => box.querySelector(`[data-key="${CSS.escape(key)}"]`);
+
+  function mark(scroll) {
+    for (const old of box.querySelectorAll(".aprlab-current")) {
+      old.classList.remove("aprlab-current");
+      old.removeAttribute("aria-current");
+    }
+    const found = model.get("currents").map(find).filter(Boolean);
+    for (const element of found) {
+      element.classList.add("aprlab-current");
+      element.setAttribute("aria-current", "true");
+    }
+    const scroller = found.length && found[0].closest("[data-scroll]");
+    if (!scroll || !scroller) return;
+    const inner = found[0].getBoundingClientRect();
+    const outer = scroller.getBoundingClientRect();
+    if (inner.top < outer.top || inner.bottom > outer.bottom) {
+      scroller.scrollTop += inner.top - outer.top - (outer.height - inner.height) / 2;
+    }
+  }
+
+  function draw() {
+    const places = new Map();
+    for (const element of box.querySelectorAll("[data-scroll]")) {
+      places.set(element.dataset.scroll, [element.scrollTop, element.scrollLeft]);
+    }
+    const open = [...box.querySelectorAll("details[open][id]")].map((element) => element.id);
+    const focused = box.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+    box.innerHTML = model.get("html");
+    for (const element of box.querySelectorAll("[data-key]")) {
+      element.tabIndex = 0;
+      if (!element.hasAttribute("role")) element.setAttribute("role", "button");
+    }
+    for (const id of open) box.querySelector(`details[id="${CSS.escape(id)}"]`)?.setAttribute("open", "");
+    for (const element of box.querySelectorAll("[data-scroll]")) {
+      const place = places.get(element.dataset.scroll);
+      if (place) [element.scrollTop, element.scrollLeft] = place;
+    }
+    mark(true);
+    if (focused !== undefined) find(focused)?.focus({ preventScroll: true });
+  }
+
+  function tell(event) {
+    const element = event.target.closest("[data-key]");
+    if (element && box.contains(element)) model.send({ key: element.dataset.key });
+  }
+
+  function press(event) {
+    if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      event.stopPropagation();
+      tell(event);
+    }
+  }
+
+  const again = () => mark(true);
+  box.addEventListener("click", tell);
+  box.addEventListener("keydown", press);
+  model.on("change:html", draw);
+  model.on("change:currents", again);
+  draw();
+  return () => {
+    model.off("change:html", draw);
+    model.off("change:currents", again);
+  };
+}
+
+export default { render };

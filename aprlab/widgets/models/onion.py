@@ -1,0 +1,307 @@
+"""Onion explorer: break a model on purpose, watch the layers being looked at, see why, mend it finding by finding."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from aprlab.errors import AprlabError, UsageError
+from aprlab.known import QUESTION
+from aprlab.model import Model
+from aprlab.onion.faults import FAULTS, Fault, convert_with, session_with
+from aprlab.onion.golden import MAX_TOKENS, best_engine
+from aprlab.onion.layers import Case, Deviation
+from aprlab.onion.peel import examine, reference_of
+from aprlab.onion.repair import Mend, drafted
+from aprlab.onion.sides import examine_sessions
+from aprlab.onion.verdict import Finding, Verdict
+from aprlab.qwen2.generate import Session
+from aprlab.widgets.models.base import Observable
+from aprlab.widgets.models.evidence import Evidence, facts, of_file, of_runs
+from aprlab.widgets.models.files import known_files
+
+Form = Literal["file", "reader"]
+STAGES: dict[Form, dict[str, str]] = {
+    "file": {
+        "instruments": "are the instruments sound?", "open": "open both files", "naming": "names",
+        "container": "counts, spans, order", "dtype": "types", "layout": "layout", "weights": "values",
+        "config": "config", "tokenizer": "tokenizer",
+        "hypotheses": "which known fault makes these very bytes?", "reference run": "what does the healthy file say?",
+        "run": "where do both runs part?", "repair": "mend, run again, leave out what was not needed",
+    },
+    "reader": {
+        "instruments": "are the instruments sound?", "config": "config", "tokenizer": "tokenizer",
+        "golden": "what does the healthy reader say?", "forward": "each operation on the same input",
+        "hypotheses": "which known fault computes this?", "run": "where do both runs part?",
+        "repair": "mend, run again, leave out what was not needed",
+    },
+}  # fmt: skip
+
+
+@dataclass
+class Stage:
+    """One step of the work: ``waiting``, ``running`` or ``done``; `found` says what, in words, once it is known."""
+
+    name: str
+    words: str
+    state: str = "waiting"
+    found: list[str] = field(default_factory=list)
+    clean: bool | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a side says with some of its findings mended. `refusal` is why it says nothing."""
+
+    mended: tuple[str, ...]
+    text: str
+    refusal: str = ""
+
+
+class OnionExplorer(Observable):
+    """Choose, run, look, mend.
+
+    Attributes:
+        files: label -> path of the healthy models there are.
+        model: label of the one chosen.
+        form: where the fault enters: in the ``file`` that is written, or in the ``reader`` of a healthy one.
+        faults: ids, each on top of the one before.
+        candidate: a file of the user's own instead of faults, or ''.
+        prompt: what is asked.
+        stages, verdict: of the last run.
+        healthy: what the healthy side answers.
+        answers: what the other one answered, with nothing mended and then with each choice of mends that was tried.
+        mended: labels of the mends that are applied now.
+        evidence: of the finding looked at, or None.
+    """
+
+    def __init__(self, files: Mapping[str, str | Path] | None = None, *, max_tokens: int = MAX_TOKENS) -> None:
+        super().__init__()
+        self.files = known_files(files)
+        self.model = next(iter(self.files))
+        self.form: Form = "file"
+        self.faults: tuple[str, ...] = ("GH-191",)
+        self.candidate, self.prompt, self.max_tokens = "", QUESTION, max_tokens
+        self._folder = tempfile.mkdtemp(prefix="aprlab-onion-")
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.stages: list[Stage] = [Stage(name, words) for name, words in STAGES[self.form].items()]
+        self.verdict: Verdict | None = None
+        self.healthy: Answer | None = None
+        self.answers: list[Answer] = []
+        self.mended: tuple[str, ...] = ()
+        self.evidence: Evidence | None = None
+        self.shown: int = -1
+        self._mends: list[Mend] = []
+        self._case: Case | None = None
+        self._sessions: tuple[Session, Session] | None = None
+        self._build: Callable[[Sequence[Mend]], Session | AprlabError] | None = None
+
+    # -- choosing
+
+    @property
+    def choices(self) -> list[Fault]:
+        """The faults that can enter at this place, in the order of the catalogue."""
+        seam = "file_seam" if self.form == "file" else "run_seam"
+        return [fault for fault in FAULTS.values() if getattr(fault, seam) is not None]
+
+    def choose(
+        self, *, model: str | None = None, form: Form | None = None, faults: Iterable[str] | None = None,
+        candidate: str | None = None, prompt: str | None = None,
+    ) -> None:  # fmt: skip
+        """What to run next. Faults that cannot enter at `form` are dropped when it changes, and refused when they are given."""
+        if self.work.busy:
+            raise UsageError(f"still busy: {self.work.doing}")
+        if model is not None:
+            if model not in self.files:
+                raise UsageError(f"no model {model!r}; there are: {', '.join(self.files)}")
+            self.model = model
+        if form is not None:
+            if form not in STAGES:
+                raise UsageError(f"unknown form {form!r}; known: {', '.join(STAGES)}")
+            self.form = form
+        possible = {fault.id for fault in self.choices}
+        if faults is not None:
+            wanted = tuple(faults)
+            for id in wanted:
+                if id not in possible:
+                    raise UsageError(f"fault {id!r} does not enter in the {self.form}")
+            self.faults = wanted
+        else:
+            self.faults = tuple(id for id in self.faults if id in possible)
+        if candidate is not None:
+            self.candidate = candidate.strip()
+        if prompt is not None:
+            self.prompt = prompt
+        self._forget()
+        self.changed()
+
+    # -- running
+
+    def run(self) -> None:
+        """Break it, peel it, ask both sides; beside the caller, `stages` tell how far it is."""
+        if self.candidate and self.form != "file":
+            raise UsageError("a file of your own is looked at as a file")
+        self._forget()
+        self.work.start("making the other side", self._run)
+
+    def _run(self) -> None:
+        reference = reference_of(self.files[self.model]).model
+        if self.form == "file":
+            self._run_file(reference)
+        else:
+            self._run_reader(reference)
+        for stage in self.stages:
+            stage.state = "done" if stage.state == "running" else stage.state
+        if self._build is not None:
+            self.work.tell("asking both sides", 0.97)
+            assert self._sessions is not None
+            self.healthy = self._ask((), lambda: self._healthy())
+            self.answers = [self._answer(())]
+
+    def _run_file(self, reference: Model) -> None:
+        path = Path(self.candidate) if self.candidate else Path(self._folder) / f"{'+'.join(self.faults) or 'healthy'}.apr"
+        if not self.candidate:
+            given: dict[str, Any] = {}
+            for id in self.faults:
+                given |= FAULTS[id].given
+            convert_with(reference, path, self.faults, force=True, **given)
+        self.verdict, self._case, self._mends = examine(
+            self.files[self.model], path, prompt=self.prompt, max_tokens=self.max_tokens, progress=self._told
+        )
+        engine = best_engine(reference)
+        healthy = Session(reference, engine=engine)
+        case = self._case
+        if case is not None:
+
+            def build(some: Sequence[Mend]) -> Session | AprlabError:
+                model = drafted(case, some)
+                return model if isinstance(model, AprlabError) else Session(model, engine=engine)
+
+            self._build = build
+            self._sessions = (healthy, healthy)
+
+    def _run_reader(self, reference: Model) -> None:
+        engine = best_engine(reference)
+        healthy = Session(reference, engine=engine)
+        other = session_with(reference, self.faults, engine)
+        self.verdict, self._mends, mended = examine_sessions(healthy, other, prompt=self.prompt, progress=self._told)
+        self._sessions, self._build = (healthy, other), mended
+
+    def _told(self, name: str, found: Sequence[Deviation] | None) -> None:
+        """From `peel`: a stage begins (None), or a layer has ended and found this."""
+        at = next((n for n, stage in enumerate(self.stages) if stage.name == name), None)
+        if at is None:  # a stage that nobody described is still a stage
+            self.stages.append(Stage(name, name))
+            at = len(self.stages) - 1
+        stage = self.stages[at]
+        if found is None:
+            for before in self.stages[:at]:
+                before.state = "done"
+            stage.state = "running"
+        else:
+            stage.state, stage.clean = "done", all(d.harmless for d in found)
+            causes = list(dict.fromkeys(d.how for d in found))
+            stage.found = [f"{sum(d.how == how for d in found)} × {how}" for how in causes]
+        self.work.tell(stage.words, 0.05 + 0.9 * at / len(self.stages))
+
+    # -- looking
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Of the verdict."""
+        return [] if self.verdict is None else self.verdict.findings
+
+    def look(self, number: int) -> None:
+        """Open the figure of a finding, by its place in `findings`; again closes it."""
+        if not 0 <= number < len(self.findings):
+            raise UsageError(f"finding {number} of {len(self.findings)}")
+        if number == self.shown:
+            self.shown, self.evidence = -1, None
+            self.changed()
+            return
+        finding = self.findings[number]
+        self.work.start("drawing", lambda: self._look(number, finding))
+
+    def _look(self, number: int, finding: Finding) -> None:
+        if self._case is not None and finding.layer not in ("config", "tokenizer"):
+            found = of_file(self._case, finding)
+        else:
+            found = self._runs(finding)
+        self.shown, self.evidence = number, found
+
+    def _runs(self, finding: Finding) -> Evidence:
+        if self._sessions is None or self._build is None:
+            return facts(finding)
+        healthy, other = self._sessions
+        if self.form == "file":
+            others = [mend for mend in self._mends if mend.finding is not finding]
+            built = self._build(others)  # everything else mended, so that the figure shows this finding alone
+            if isinstance(built, AprlabError):
+                return facts(finding)
+            other = built
+        return of_runs(healthy, other, finding, self.prompt)
+
+    # -- mending
+
+    @property
+    def mends(self) -> list[str]:
+        """Labels of what can be mended."""
+        return [mend.label for mend in self._mends if self.form == "reader" or mend.possible]
+
+    def mend(self, label: str) -> None:
+        """Apply a mend, or take it back, and ask again beside the caller."""
+        if label not in self.mends:
+            raise UsageError(f"no mend {label!r}; there are: {', '.join(self.mends) or 'none'}")
+        kept = [known for known in self.mends if (known in self.mended) != (known == label)]
+        self.work.start("asking again", lambda: self._mend(tuple(kept)))
+
+    def _mend(self, labels: tuple[str, ...]) -> None:
+        found = self._answer(labels)
+        self.mended = labels
+        self.answers = [answer for answer in self.answers if answer.mended != labels] + [found]
+
+    def _answer(self, labels: tuple[str, ...]) -> Answer:
+        known = next((answer for answer in self.answers if answer.mended == labels), None)
+        if known is not None:
+            return known
+        build, chosen = self._build, [mend for mend in self._mends if mend.label in labels]
+        assert build is not None
+        return self._ask(labels, lambda: build(chosen))
+
+    def _healthy(self) -> Session:
+        assert self._sessions is not None
+        return self._sessions[0]
+
+    def _ask(self, labels: tuple[str, ...], make: Callable[[], Session | AprlabError]) -> Answer:
+        try:
+            session = make()
+            if isinstance(session, AprlabError):
+                return Answer(labels, "", session.message)
+            raw = session.model.tokenizer.chat_template is None
+            return Answer(labels, session.generate(self.prompt, max_tokens=self.max_tokens, raw=raw).text)
+        except AprlabError as error:
+            return Answer(labels, "", error.message)
+        except (ValueError, IndexError, TypeError) as error:  # a broken model may break anything
+            return Answer(labels, "", f"{type(error).__name__}: {error}")
+
+    @property
+    def answer(self) -> Answer | None:
+        """With the mends that are applied now."""
+        return next((answer for answer in self.answers if answer.mended == self.mended), None)
+
+    @property
+    def restored(self) -> bool:
+        """The other side says what the healthy one says."""
+        now = self.answer
+        return now is not None and self.healthy is not None and not now.refusal and now.text == self.healthy.text
+
+
+__all__ = ["STAGES", "Answer", "OnionExplorer", "Stage"]

@@ -1,0 +1,159 @@
+"""Trace explorer: where the forward passes of two sessions part, layer by layer and step by step, down to single values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aprlab.compare import compare_traces, layer_errors
+from aprlab.errors import UsageError
+from aprlab.known import QUESTION
+from aprlab.model import Model
+from aprlab.onion.faults import FAULTS, session_with
+from aprlab.onion.golden import best_engine
+from aprlab.qwen2.generate import Session
+from aprlab.trace import Trace, replay, trace
+from aprlab.widgets.models.base import Observable
+
+MODES = {
+    "whole": "error of each side's own run (inherited and introduced)",
+    "introduced": "error of each step on the healthy side's input (introduced alone)",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Detail:
+    """One point of both runs.
+
+    Attributes:
+        point: its name.
+        healthy, other: float32 ``(positions, …)``.
+        by_position: relative l2 error at each position, float64 ``(positions,)``.
+        worst: rows of a table: position, index within it, both values, largest difference first.
+    """
+
+    point: str
+    healthy: np.ndarray
+    other: np.ndarray
+    by_position: np.ndarray
+    worst: list[tuple[int, int, float, float]]
+
+
+class TraceExplorer(Observable):
+    """A healthy run beside one with faults, as a map of layers × steps.
+
+    Attributes:
+        model: path of the model file.
+        faults: ids of what is wrong with the other side; none makes it a second healthy run (an engine's, say).
+        engine, other_engine: of both sides; '' takes NumPy's, or the compiled one for large models.
+        prompt: what is asked.
+        mode: a key of `MODES`.
+        chosen: the point looked at, or ''.
+        detail: of it.
+        text, other_text: prompt's last position as each side continues it: the most likely next token.
+    """
+
+    def __init__(
+        self, model: str | Path, faults: Iterable[str] = (), *, other: str | Path | None = None, engine: str = "",
+        other_engine: str = "",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.model, self.other = Path(model), None if other is None else Path(other)
+        self.faults: tuple[str, ...] = tuple(faults)
+        self.engine, self.other_engine = engine, other_engine
+        self.prompt, self.mode = QUESTION, "whole"
+        self.chosen = ""
+        self.detail: Detail | None = None
+        self.runs: dict[str, Trace] = {}
+        self.words = ""
+
+    @property
+    def choices(self) -> list[str]:
+        """Ids of the faults that a session can have."""
+        return [id for id, fault in FAULTS.items() if fault.instrument is None]
+
+    def choose(self, *, faults: Iterable[str] | None = None, prompt: str | None = None) -> None:
+        """What to run next; what was run before is forgotten."""
+        self.faults = self.faults if faults is None else tuple(faults)
+        self.prompt = self.prompt if prompt is None else prompt
+        self.runs, self.chosen, self.detail, self.words = {}, "", None, ""
+        self.changed()
+
+    def run(self) -> None:
+        """Trace both sides, and the other one's steps on the healthy inputs, beside the caller."""
+        self.runs, self.chosen, self.detail, self.words = {}, "", None, ""
+        self.work.start("opening the model", self._run)
+
+    def _run(self) -> None:
+        with Model.open(self.model) as model:
+            engine = self.engine or best_engine(model)
+            self.work.tell(f"running the healthy side on {engine}", 0.1)
+            healthy = Session(model, engine=engine)
+            whole = trace(healthy, self.prompt)
+            self.work.tell("running the other side", 0.4)
+            with Model.open(self.other if self.other is not None else self.model) as second:
+                other = session_with(second, self.faults, self.other_engine or engine)
+                theirs = trace(other, whole.tokens)
+                self.work.tell("each step of the other side on the healthy input", 0.7)
+                introduced = replay(other, whole)
+                self.runs = {"healthy": whole, "whole": theirs, "introduced": introduced}
+                seen = compare_traces(whole, theirs)
+                tokens = [healthy.tokenizer.decode([int(np.argmax(run["logits"].values[-1]))]) for run in (whole, theirs)]
+        self.words = f"{seen.summary}. Most likely next token: {tokens[0]!r} against {tokens[1]!r}"
+
+    def set_mode(self, mode: str) -> None:
+        """Show the whole error or the introduced one."""
+        if mode not in MODES:
+            raise UsageError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
+        self.mode = mode
+        if self.chosen:
+            self._look(self.chosen)
+        self.changed()
+
+    @property
+    def ready(self) -> bool:
+        """Both sides have been run."""
+        return len(self.runs) == 3
+
+    def map(self) -> tuple[list[str], np.ndarray]:
+        """Names of the steps, and relative l2 errors ``(layers, steps)``; 0 is equal bit for bit, inf a NaN or Inf."""
+        if not self.ready:
+            raise UsageError("run it first")
+        return layer_errors(self.runs["healthy"], self.runs[self.mode])
+
+    def first(self) -> str:
+        """The first point that differs, '' where none does."""
+        healthy, other = self.runs["healthy"], self.runs[self.mode]
+        return next((name for name in healthy if not np.array_equal(_bits(healthy[name].values), _bits(other[name].values))), "")
+
+    def click(self, point: str) -> None:
+        """Look at one point."""
+        if not self.ready or point not in self.runs["healthy"]:
+            raise UsageError(f"no point {point!r}" if self.ready else "run it first")
+        self._look(point)
+        self.changed()
+
+    def _look(self, point: str, count: int = 12) -> None:
+        a, b = self.runs["healthy"][point].values, self.runs[self.mode][point].values
+        x, y = a.reshape(len(a), -1).astype(np.float64), b.reshape(len(b), -1).astype(np.float64)
+        with np.errstate(all="ignore"):
+            apart = np.abs(x - y)
+            norm = np.linalg.norm(x, axis=1)
+            errors = np.linalg.norm(x - y, axis=1) / np.where(norm > 0, norm, 1)
+        apart[np.isnan(apart)] = np.inf
+        errors[~np.isfinite(errors)] = np.inf
+        flat = apart.reshape(-1)
+        order = [int(n) for n in np.argsort(-flat, kind="stable")[:count] if flat[n] > 0]
+        width = x.shape[1]
+        worst = [(n // width, n % width, float(x.flat[n]), float(y.flat[n])) for n in order]
+        self.chosen, self.detail = point, Detail(point, a, b, errors, worst)
+
+
+def _bits(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x).view(np.uint32)
+
+
+__all__ = ["MODES", "Detail", "TraceExplorer"]
