@@ -10,10 +10,13 @@ from aprlab.figures.files import dtype_flow, inventory_bars, magnitude_histogram
 from aprlab.figures.kernels import ptx_profile, roofline
 from aprlab.figures.matrices import kill_plot, state_map
 from aprlab.figures.measures import band_plot, check_strip, coverage_bars, distance_bars, ratio_plot, tensor_map
+from aprlab.figures.ranking import ranking_bars
+from aprlab.figures.scores import area_bars, interval_plot
 from aprlab.figures.traces import error_map, logits_plot, norm_plot, trace_plot
 
 __all__ = [
     "STYLE",
+    "area_bars",
     "band_plot",
     "block_microscope",
     "block_values",
@@ -22,6 +25,7 @@ __all__ = [
     "distance_bars",
     "dtype_flow",
     "error_map",
+    "interval_plot",
     "inventory_bars",
     "kill_plot",
     "logits_plot",
@@ -29,6 +33,7 @@ __all__ = [
     "norm_plot",
     "ptx_profile",
     "quantile_plot",
+    "ranking_bars",
     "ratio_plot",
     "roofline",
     "state_map",
