@@ -536,7 +536,10 @@ def voices(context: typer.Context) -> None:
 
 @app.command(epilog="Example: aprlab investigate --model model.gguf --only 00_golden_rule,02_dtype --out reports")
 def investigate(
-    only: Annotated[str, typer.Option(metavar="NAME[,NAME…]", help="Run these notebooks.")] = "00_golden_rule",
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[,NAME…]", help="Run these; 00_golden_rule without it, 07_peel with a fault or candidate."),
+    ] = None,
     walk: Annotated[bool, typer.Option("--all", help="Run every notebook instead, in order.", show_default=False)] = False,
     model: Annotated[Path | None, typer.Option(metavar="FILE", help="A GGUF file; the embedded model without it.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the reports go.")] = Path("reports"),
@@ -546,11 +549,14 @@ def investigate(
     ] = None,
     backend: Annotated[str | None, typer.Option("--backend", "-b", metavar="ENGINE", help="Engine: reference, jit, …")] = None,
     fault: Annotated[
-        str | None, typer.Option(metavar="ID", help="For the notebooks that ask for one.", show_default=False)
+        str | None, typer.Option(metavar="ID[,ID…]", help="Put these into the model, and find them again.", show_default=False)
+    ] = None,
+    candidate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A broken file, to be held against --model.", show_default=False)
     ] = None,
     debug: Debug = False,
 ) -> int:
-    """Hold a model against the Golden Rule (--all: walk through every layer of the onion); leaves reports and an index."""
+    """Hold a model against the Golden Rule, or find a fault (--all: the whole walk); leaves reports and an index page."""
     from aprlab import engines, lab
     from aprlab.model import Model
 
@@ -558,8 +564,17 @@ def investigate(
         raise UsageError(f"unknown engine {backend!r}; known: {', '.join(engines.NAMES)}")
     if model is not None:
         Model.open(model).close()  # a bad file is refused here, in one line, and not in a notebook's cell
-    source = None if model is None else str(model.resolve())
-    asked = {"model": source, "prompt": prompt, "expected": expected, "backend": backend, "fault": fault}
+    if fault is not None and candidate is not None:
+        raise UsageError("--fault is put into the model, --candidate is broken already: which of them?")
+    if fault is not None:
+        from aprlab.onion.faults import by_id
+
+        fault = ",".join(by_id(id).id for id in _ids(fault))
+    if candidate is not None and not candidate.is_file():
+        raise UsageError("there is no such file", path=candidate)
+    source, suspect = (None if path is None else str(path.resolve()) for path in (model, candidate))
+    asked = {"model": source, "prompt": prompt, "expected": expected, "backend": backend, "candidate": suspect}
+    asked["fault"] = "" if candidate is not None else fault
     parameters = {name: value for name, value in asked.items() if value is not None}
     optional = {"expected": ANSWER if model is None and prompt in (None, QUESTION) else ""}
 
@@ -571,10 +586,38 @@ def investigate(
         if step.failure:
             _say(f"{out / step.name}.ipynb: {step.failure}", 1)
 
-    names = [] if walk else _ids(only)
+    default = "00_golden_rule" if fault is None and candidate is None else "07_peel"
+    names = [] if walk else _ids(only if only is not None else default)
     steps = lab.walk(names, parameters, out, optional=optional, progress=sys.stderr.isatty(), on_step=show)
     print(out / "index.html")
     return int(any(not step.holds for step in steps))
+
+
+@app.command(epilog="Example: aprlab sweep matrix.yaml --jobs 2 --out reports/sweep")
+def sweep(
+    matrix: Annotated[Path, typer.Argument(metavar="MATRIX.yaml", help="Notebooks and the values of their parameters.")],
+    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", help="Runs at a time on this machine.")] = 1,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the reports go; a sweep begun there goes on.")] = Path(
+        "reports/sweep"
+    ),
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on this Dask cluster instead.", show_default=False)
+    ] = None,
+    debug: Debug = False,
+) -> int:
+    """Run notebooks over models × faults × engines; what is done is not run again. Exit 1: a run failed or does not hold."""
+    from aprlab import sweep as module
+
+    def show(outcome: module.Outcome) -> None:
+        from tqdm import tqdm
+
+        how = "done" if outcome.skipped else "yes" if outcome.holds else "NO"
+        with tqdm.external_write_mode():
+            print(f"{how:<5}{outcome.cell.id}: {outcome.step.verdict}", flush=True)
+
+    outcomes = module.sweep(matrix, out, jobs=jobs, scheduler=scheduler, progress=sys.stderr.isatty(), on_cell=show)
+    print(out / "index.html")
+    return int(any(not outcome.holds for outcome in outcomes))
 
 
 @app.command(epilog="Example: aprlab doctor --json")

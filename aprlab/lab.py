@@ -9,11 +9,13 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from aprlab import paths
 from aprlab.errors import AprlabError, UsageError
@@ -118,12 +120,26 @@ def run_notebook(
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One notebook of a walk: how it ended. `failure` is empty where it ran to its end; `checks` is what it claims."""
+    """One notebook of a walk: how it ended.
+
+    Attributes:
+        name: of the notebook, and of its files.
+        title: its first heading.
+        checks: claim -> whether it holds.
+        failure: empty where it ran to its end, else the failing cell and its error in one line.
+        headline: the result in one line, where the notebook has put one into its findings.
+        figure: its key figure as PNG bytes in base64, '' where it drew none: that of the cell tagged ``key-figure``,
+            else the first.
+        traceback: of the failing cell, as text.
+    """
 
     name: str
     title: str
     checks: dict[str, bool]
     failure: str
+    headline: str = ""
+    figure: str = ""
+    traceback: str = ""
 
     @property
     def holds(self) -> bool:
@@ -191,37 +207,94 @@ def _step(name: str, parameters: Mapping[str, Any], out: Path, progress: bool) -
         run_notebook(name, parameters, out, progress=progress)
     except NotebookError as error:
         failure = error.message
-    report, source = out / f"{name}.json", json.loads(find_notebook(name).read_text(encoding="utf-8"))
-    checks = json.loads(report.read_text()).get("checks", {}) if report.is_file() else {}
-    title = "".join(source["cells"][0]["source"]).splitlines()[0].removeprefix("# ")
-    return Step(name, title, checks, failure)
+    return read_step(name, out, failure)
 
 
-_INDEX = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>aprlab: the walk</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>
-body{font:16px/1.5 system-ui,sans-serif;max-width:48em;margin:2em auto;padding:0 1em;color:#222}
-section{border-left:.3em solid #0072b2;padding:.1em 1em;margin:1.2em 0;break-inside:avoid}
-section.no{border-color:#d55e00}h2{font-size:1.1em;margin:.2em 0}ul{margin:.3em 0;padding-left:1.2em}
-b{color:#d55e00}code{overflow-wrap:anywhere}@media print{body{margin:0}a{color:inherit}}
-</style></head><body>"""
+def read_step(name: str, out: Path, failure: str = "") -> Step:
+    """What a run left in `out`, put together again: from the executed notebook and its findings."""
+    report, executed = out / f"{name}.json", json.loads((out / f"{name}.ipynb").read_text(encoding="utf-8"))
+    found = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    headline = str(found.get("headline", ""))
+    title = _title(executed, name)
+    return Step(name, title, found.get("checks", {}), failure, headline, _key_figure(executed), _traceback(executed))
+
+
+def _title(notebook: Mapping[str, Any], otherwise: str) -> str:
+    """The first heading; a notebook that failed begins with papermill's notice of it."""
+    texts = ("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    return next((text.splitlines()[0].removeprefix("# ") for text in texts if text.startswith("# ")), otherwise)
+
+
+def _key_figure(notebook: Mapping[str, Any]) -> str:
+    drawn = [
+        ("key-figure" in cell["metadata"].get("tags", []), "".join(output["data"]["image/png"]))
+        for cell in notebook["cells"]
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    chosen = [picture for tagged, picture in drawn if tagged] or [picture for _, picture in drawn]
+    return "".join(chosen[0].split()) if chosen else ""
+
+
+def _traceback(notebook: Mapping[str, Any]) -> str:
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            if output.get("output_type") == "error":
+                return _COLOURS.sub("", "\n".join(output["traceback"]))
+    return ""
+
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:52em;margin:2em auto;padding:0 1em;color:#222;background:#fff}
+section{border-left:.3em solid #0072b2;padding:.1em 1em;margin:1.6em 0;break-inside:avoid}
+section.no{border-color:#d55e00}h1{line-height:1.2}h2{font-size:1.15em;margin:.2em 0}ul{margin:.3em 0;padding-left:1.2em}
+p{margin:.4em 0}b{color:#d55e00}code{overflow-wrap:anywhere}img{max-width:100%;height:auto;display:block;margin:.6em 0}
+pre{background:#f4f4f4;padding:.6em;overflow-x:auto;font-size:.8em}summary{cursor:pointer}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9em}th,td{border-bottom:1px solid #ccc;padding:.25em .7em;
+text-align:left;vertical-align:top}tr.no td:first-child{border-left:.3em solid #d55e00}
+tr.yes td:first-child{border-left:.3em solid #0072b2}
+@media print{body{margin:0;max-width:none}a{color:inherit}pre{white-space:pre-wrap}img{max-height:9cm;width:auto}}
+"""
+
+
+def page(title: str, *parts: str) -> str:
+    """One HTML page in the style of the reports; it fetches nothing and reads well in a narrow window and in print."""
+    head = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>"""
+    return "\n".join([head, *parts, "</body></html>\n"])
+
+
+def section(step: Step, folder: str = "") -> str:
+    """One notebook's part of a page: heading, verdict, links, key figure, checks, and the traceback where it failed."""
+    claims = "".join(
+        f"<li>{'' if holds else '<b>does not hold:</b> '}{html.escape(claim)}</li>" for claim, holds in step.checks.items()
+    )
+    files = [f"{step.name}.html", f"{step.name}.ipynb", *([f"{step.name}.json"] if step.checks else [])]
+    links = " · ".join(f'<a href="{html.escape(quote(folder + file))}">{html.escape(file)}</a>' for file in files)
+    headline = f"<p><strong>{html.escape(step.headline)}</strong></p>" if step.headline else ""
+    alt = html.escape(f"key figure of {step.name}")
+    figure = f'<img alt="{alt}" src="data:image/png;base64,{step.figure}">' if step.figure else ""
+    trace = traceback(step)
+    return (
+        f'<section class="{"yes" if step.holds else "no"}"><h2>{html.escape(step.title)}</h2>{headline}'
+        f"<p>{html.escape(step.verdict)}<br>{links}</p>{trace}{figure}<ul>{claims}</ul></section>"
+    )
+
+
+def traceback(step: Step) -> str:
+    """The traceback of a step that failed, to be folded away; '' of one that did not."""
+    return f"<details open><summary>traceback</summary><pre>{html.escape(step.traceback)}</pre></details>" if step.failure else ""
 
 
 def index_page(steps: Sequence[Step], parameters: Mapping[str, Any]) -> str:
-    """One HTML page about the notebooks that have run: verdict, checks, links beside it. It fetches nothing."""
+    """One HTML page about the notebooks that have run: verdicts, key figures, checks, links beside it."""
     held = sum(step.holds for step in steps)
     shown = ", ".join(f"{key} {value!r}" for key, value in parameters.items() if value != "") or "defaults"
-    parts = [_INDEX, f"<h1>{held} of {len(steps)} notebooks hold</h1><p>Run with <code>{html.escape(shown)}</code>.</p>"]
-    for step in steps:
-        claims = "".join(
-            f"<li>{'' if holds else '<b>does not hold:</b> '}{html.escape(claim)}</li>" for claim, holds in step.checks.items()
-        )
-        files = [f"{step.name}.html", f"{step.name}.ipynb", *([f"{step.name}.json"] if step.checks else [])]
-        links = " · ".join(f'<a href="{html.escape(file)}">{html.escape(file)}</a>' for file in files)
-        parts.append(
-            f'<section class="{"yes" if step.holds else "no"}"><h2>{html.escape(step.title)}</h2>'
-            f"<p>{html.escape(step.verdict)}<br>{links}</p><ul>{claims}</ul></section>"
-        )
-    return "\n".join([*parts, "</body></html>\n"])
+    head = f"<h1>{held} of {len(steps)} notebooks hold</h1><p>Run with <code>{html.escape(shown)}</code>.</p>"
+    return page("aprlab: the walk", head, *(section(step) for step in steps))
 
 
 def _execute(source: Path, executed: Path, parameters: dict[str, Any], progress: bool) -> str:
