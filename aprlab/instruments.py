@@ -18,6 +18,7 @@ import xxhash
 
 from aprlab.compare import Comparison, compare_logits, compare_models, compare_tokens, compare_traces, difference
 from aprlab.errors import AprlabError, FormatError, UsageError
+from aprlab.formats.common import drop_pages
 from aprlab.garbage import is_garbage
 from aprlab.model import Model, ModelConfig, Tensor
 
@@ -438,6 +439,8 @@ def fingerprint(thing: Model | Tensor | str | Path) -> list[Fingerprint]:
         FormatError: the strict reader refuses the file, or there is nothing in it.
     """
     if isinstance(thing, Tensor):
+        if thing.size > LARGE and thing.rows > 1:
+            return [_in_parts(thing)]
         values = thing.dequantise()
         flat = np.ascontiguousarray(values).reshape(-1)
         hashes = [xxhash.xxh3_64_hexdigest(np.ascontiguousarray(part).data) for part in (thing.raw, flat.view(np.uint8))]
@@ -446,6 +449,51 @@ def fingerprint(thing: Model | Tensor | str | Path) -> list[Fingerprint]:
     if not model.tensors:
         raise FormatError("holds no tensors", path=model.path)
     return [fingerprint(tensor)[0] for tensor in model.tensors.values()]
+
+
+LARGE = 1 << 22  # values of a tensor that is looked at in parts, so that memory does not grow with it
+PART = 1 << 20
+
+
+def _in_parts(tensor: Tensor) -> Fingerprint:
+    """The same fingerprint, a few rows at a time. Hashes are equal to the bit, mean and spread to a rounding of float64."""
+    raw, hashed = xxhash.xxh3_64(), xxhash.xxh3_64()
+    raw.update(np.ascontiguousarray(tensor.raw[: tensor.type.tensor_bytes]).data)
+    step, stride = max(1, PART // tensor.cols), max(1, tensor.size // SAMPLE)
+    count = nan = inf = zeros = 0
+    mean = squares = 0.0
+    least, most = float("inf"), float("-inf")
+    sample: list[np.ndarray] = []
+    for start in range(0, tensor.rows, step):
+        rows = slice(start, min(start + step, tensor.rows))
+        blocks, values = tensor.blocks()[rows], np.ascontiguousarray(tensor.dequantise(rows)).reshape(-1)
+        raw.update(np.ascontiguousarray(blocks).reshape(-1).data)
+        hashed.update(values.view(np.uint8).data)
+        drop_pages(blocks)
+        finite = values
+        if not np.isfinite(values).all():
+            nan, inf = nan + int(np.isnan(values).sum()), inf + int(np.isinf(values).sum())
+            finite = values[np.isfinite(values)]
+        if not finite.size:
+            continue
+        sample.append(finite[-count % stride :: stride])
+        zeros += int(finite.size - np.count_nonzero(finite))
+        least, most = min(least, float(finite.min())), max(most, float(finite.max()))
+        wide = finite.astype(np.float64)
+        here = float(wide.mean())
+        wide -= here
+        apart, total = here - mean, count + finite.size
+        squares += float(wide @ wide) + apart * apart * count * finite.size / total  # Chan, Golub and LeVeque
+        mean += apart * finite.size / total
+        count = total
+    if not count:
+        return Fingerprint(tensor.name, tensor.type.name, tensor.shape, raw.hexdigest(), hashed.hexdigest(),
+                           Statistics(tensor.size, None, None, None, None, (), 0, nan, inf, float("nan")))  # fmt: skip
+    seen = Statistics(
+        tensor.size, mean, (squares / count) ** 0.5, least, most,
+        tuple(float(p) for p in np.percentile(np.concatenate(sample), PERCENTILES)), zeros, nan, inf, mean * count,
+    )  # fmt: skip
+    return Fingerprint(tensor.name, tensor.type.name, tensor.shape, raw.hexdigest(), hashed.hexdigest(), seen)
 
 
 def fingerprint_table(prints: Sequence[Fingerprint], title: str) -> Comparison:

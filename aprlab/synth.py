@@ -232,7 +232,9 @@ class Scale:
             return quants.quantise(values, self.kind).reshape(-1)
         raw = self._bits(count, rng)
         fields = raw.view(self.quant.layout)
-        spread = rng.uniform(0.75, 1.25, count).astype(np.float32)  # one factor a block, so that the mean stays 0
+        spread = rng.random(count, np.float32) * np.float32(0.5) + np.float32(0.75)  # one factor a block: minima still cancel
+        if len(self.floats) == 1:  # whole numbers around -1/2: a scale of either sign, as trained blocks have, evens it out
+            spread = np.copysign(spread, rng.random(count, np.float32) - np.float32(0.5))
         for name, size in self.sizes.items():
             fields[name] = (spread * np.float32(size)).astype(fields.dtype[name])
         return raw

@@ -1,0 +1,166 @@
+"""What each size costs: a file of true inventory is made, copied, converted, checked, fingerprinted, exported and run once.
+
+    python benchmarks/bench_sizes.py qwen2.5-coder-3b --dir /scratch     # measure; results go into docs/sizes.json
+    python benchmarks/bench_sizes.py --write                             # docs/sizes.md and docs/sizes.svg from them
+
+Every step runs in a fresh process, which tells its own wall and processor seconds and its peak memory (VmHWM). Each size needs
+room for two files at a time, three for a moment; all are deleted. A step that was measured is not measured again
+(`--again`). Run it on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+RESULTS = DOCS / "sizes.json"
+CODE = {
+    "synth": "from aprlab.synth import synth; synth(name, gguf, force=True)",
+    "copy": "import shutil; shutil.copyfile(gguf, copy); f = open(copy, 'rb+'); os.fsync(f.fileno())",
+    "convert": "from aprlab.convert import convert; r = convert(gguf, apr, force=True); assert r.reversible",
+    "check": "from aprlab.model import Model; m = Model.open(apr); m.config, m.tokenizer; m.check_values()",
+    "export": "from aprlab.convert import export; r = export(apr, back, force=True); assert r.reversible",
+    "compare": "from aprlab.hub import sha256; assert sha256(gguf) == sha256(back)",
+    "token": (
+        "from aprlab.model import Model; from aprlab.qwen2.generate import Session; from aprlab.trace import trace; "
+        "s = Session(Model.open(apr), engine='jit', threads=threads, stream=True); t = trace(s, [42], '*'); "
+        "assert all(x.nan == x.inf == 0 for x in t.summary()); note = f'{len(t)} points'"
+    ),
+    "fingerprint": "from aprlab.instruments import fingerprint; p = fingerprint(apr); assert all(not x.seen.nan for x in p)",
+}
+
+
+def step(name: str, what: str, folder: Path, threads: int) -> dict[str, Any]:
+    """Run one step in a process of its own."""
+    paths = {key: str(folder / file) for key, file in
+             {"gguf": "m.gguf", "apr": "m.apr", "copy": "c.gguf", "back": "b.gguf"}.items()}  # fmt: skip
+    head = f"import os, re, time; threads = {threads}; note = ''\n" + "".join(f"{k} = {v!r}\n" for k, v in paths.items())
+    head += f"name = {name!r}\nw, c = time.perf_counter(), time.process_time()\n"
+    tail = (
+        "\nw, c = time.perf_counter() - w, time.process_time() - c\n"
+        "peak = int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+        "print(__import__('json').dumps({'seconds': w, 'processor': c, 'peak': peak * 1024, 'note': note}))"
+    )
+    done = subprocess.run([sys.executable, "-c", head + CODE[what] + tail], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{name}, {what}: {done.stderr.strip().splitlines()[-1]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(name: str, parent: Path, threads: int, again: bool) -> None:
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    mine = results.setdefault(name, {})
+    todo = [what for what in CODE if again or what not in mine]
+    if not todo:
+        return
+    with tempfile.TemporaryDirectory(dir=parent, prefix="aprlab-sizes-") as made:
+        folder = Path(made)
+        for what in CODE:
+            needed = what in todo or what in ("synth", "convert") or (what == "export" and "compare" in todo)
+            if not needed:
+                continue
+            found = step(name, what, folder, threads)
+            if what == "synth":
+                mine["bytes"] = (folder / "m.gguf").stat().st_size
+            if what == "copy":
+                (folder / "c.gguf").unlink()
+            if what == "compare":
+                (folder / "b.gguf").unlink()
+                (folder / "m.gguf").unlink()
+            if what in todo:
+                mine[what] = found
+                print(f"{name} {what:12}{found['seconds']:8.1f} s {found['processor']:8.1f} s processor "
+                      f"{found['peak'] / 2**20:7.0f} MiB", flush=True)  # fmt: skip
+                mine["machine"] = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {time.strftime('%Y-%m-%d')}"
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def write() -> None:
+    """docs/sizes.md between its marks, and the figure."""
+    results = json.loads(RESULTS.read_text())
+    page = DOCS / "sizes.md"
+    text = page.read_text()
+    table = "\n".join(_table(results))
+    page.write_text(re.sub(r"(<!-- measured -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{table}\n{m[2]}", text, flags=re.DOTALL))
+    _figure(results)
+
+
+def _table(results: dict[str, Any]) -> list[str]:
+    rows = ["| model | step | seconds | processor seconds | MB a processor second | peak memory, MiB |",
+            "|---|---|---|---|---|---|"]  # fmt: skip
+    for name, mine in results.items():
+        for what in CODE:
+            if what in mine:
+                x = mine[what]
+                speed = mine["bytes"] / x["processor"] / 1e6
+                rows.append(f"| {name}, {mine['bytes'] / 1e9:.2f} GB | {what} | {x['seconds']:.1f} | {x['processor']:.1f} "
+                            f"| {speed:.0f} | {x['peak'] / 2**20:.0f} |")  # fmt: skip
+    rows += ["", "Growth with the size of the file, by least squares: processor seconds a GB, how far the",
+             "worst point is from that line through zero, and how memory grows, MiB a GB.", "",
+             "| step | seconds a GB | farthest | memory a GB |", "|---|---|---|---|"]  # fmt: skip
+    for what in CODE:
+        points = [(mine["bytes"] / 1e9, mine[what]) for mine in results.values() if what in mine]
+        if len(points) > 1:
+            slope, far = _line([(x, p["processor"]) for x, p in points])
+            memory, _ = _line([(x, p["peak"] / 2**20) for x, p in points], through_zero=False)
+            rows.append(f"| {what} | {slope:.2f} | {far:.0%} | {memory:+.0f} |")
+    return rows
+
+
+def _line(points: list[tuple[float, float]], *, through_zero: bool = True) -> tuple[float, float]:
+    """Slope by least squares, and the largest relative distance of a point from the line."""
+    if through_zero:
+        slope = sum(x * y for x, y in points) / sum(x * x for x, _ in points)
+        return slope, max(abs(y / (slope * x) - 1) for x, y in points)
+    mx, my = (sum(v) / len(points) for v in zip(*points, strict=True))
+    return sum((x - mx) * (y - my) for x, y in points) / sum((x - mx) ** 2 for x, _ in points), 0.0
+
+
+def _figure(results: dict[str, Any]) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "aprlab"
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for what, mark in zip(CODE, "osv^D<>P", strict=True):
+        points = sorted((mine["bytes"] / 1e9, mine[what]) for mine in results.values() if what in mine)
+        sizes = [x for x, _ in points]
+        left.plot(sizes, [p["processor"] for _, p in points], marker=mark, label=what)
+        right.plot(sizes, [p["peak"] / 2**20 for _, p in points], marker=mark, label=what)
+    left.set(xlabel="size of the file, GB", ylabel="processor seconds", xscale="log", yscale="log")
+    right.set(xlabel="size of the file, GB", ylabel="peak memory, MiB", ylim=(0, None))
+    right.axhline(300, color="0.5", linewidth=0.8, linestyle=":")
+    left.legend(fontsize=7, ncols=2)
+    figure.savefig(DOCS / "sizes.svg", metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", help="names of data/models.toml")
+    parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    for name in options.models:
+        print(f"{shutil.disk_usage(options.dir).free / 1e9:.0f} GB free in {options.dir}")
+        measure(name, options.dir, options.threads, options.again)
+    if options.write:
+        write()
+
+
+if __name__ == "__main__":
+    main()
