@@ -21,15 +21,16 @@ from typing import Any
 import aprlab
 from aprlab.errors import UsageError
 from aprlab.model import Model
+from aprlab.onion.faults import run_faults
 from aprlab.onion.forensics import FITS, Forensics, Suspect, forensics
 from aprlab.qwen2.generate import Session
 
 PROMPT = "What is 2+2?"
-# What the ticket shows, in its own words.
+# What the ticket shows, in its own words; but for `ичество`, which it prints as the vocabulary spells it.
 TICKET = {
     "third layer": "3,}, helf helf.How helf",
     "old file": "1. What is the difference between a class and",
-    "second layer": "türleminÐ¸ÑĩÐµÑģÑĤÐ²Ð¾ gabantha",
+    "second layer": "türleminичество gabantha",
 }
 LOST = "lost-qkv-biases"
 # How upstream ran a converted file on a GPU that week: its own ChatML, control tokens encoded as text, and a loop that fed the
@@ -49,6 +50,7 @@ def _subsets(ids: tuple[str, ...]) -> list[str]:
 _EXACT = [LOST, *LOOP]
 _OLD = ("prompt-lost", "last-token-twice")
 _OTHERS = ("rope-norm", "rope-theta", LOST)
+_DECODERS = [id for id, fault in run_faults().items() if fault.registry is not None]
 # name -> (which text, options of `forensics`, what it is for)
 PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "ranking": ("third layer", {}, "every fault that a run can have, alone"),
@@ -67,7 +69,12 @@ PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"faults": [*_subsets(_OLD), *(_joined(*_OLD, other) for other in _OTHERS), "template-skipped"]},
         "a prompt that never reached the model, in the loop of upstream's CPU path",
     ),
-    "pairs": ("third layer", {}, "each of the two best of `ranking` with every other that could run"),
+    "second layer": (
+        "second layer",
+        {"faults": [_joined(LOST, *LOOP[:2], id) for id in _DECODERS]},
+        "lost biases, upstream's prompt, and each block decoder that is wrong",
+    ),
+    "pairs": ("third layer", {}, "the best of `ranking`, and whatever else fits by itself, with every other that could run"),
 }  # fmt: skip
 
 ABOUT = """\
@@ -82,9 +89,11 @@ not run; then there is no score and the text is empty). fits: the score from whi
 
 
 def paired(ranking: dict[str, Any]) -> list[str]:
-    """The two best of a recorded ranking with all others, each pair once."""
-    ran = [_joined(*suspect["faults"]) for suspect in ranking["suspects"] if suspect["error"] is None]
-    return [_joined(best, other) for n, best in enumerate(ran[:2]) for other in ran[n + 1 :]]
+    """The promising ones of a recorded ranking, the best and whatever fits by itself, with all others; each pair once."""
+    ran = [suspect for suspect in ranking["suspects"] if suspect["error"] is None]
+    ids = [_joined(*suspect["faults"]) for suspect in ran]
+    promising = max(1, sum(suspect["score"] >= FITS for suspect in ran))
+    return [_joined(best, other) for n, best in enumerate(ids[:promising]) for other in ids[n + 1 :]]
 
 
 def measure(session: Session, name: str, parts: dict[str, Any], progress: Any = None) -> dict[str, Any]:

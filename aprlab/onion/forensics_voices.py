@@ -208,7 +208,7 @@ cannot show them. Two faults that say the very same share the place.
 
 **Silent** faults change no word of any answer here. A gate on text is blind to them, whatever it compares; what stands in is
 the gate on logits (`A-LOGITS` in [kill-matrix.md](kill-matrix.md)). The bits say how far the distribution of a next token
-moved at most, while the answer was still the healthy one: 0 is equal to the last bit.
+moved at most, while the answer was still the healthy one; 0 is less than a millionth.
 """
 
 
@@ -248,7 +248,9 @@ def page(record: dict[str, Any]) -> str:
 
 
 def _bits(bits: float) -> str:
-    return "0" if bits == 0 else f"{bits:.2g} bits" if math.isfinite(bits) else "not a number"
+    if not math.isfinite(bits):
+        return "not a number"
+    return "0" if bits == 0 else f"{bits:.{0 if bits >= 10 else 1}f} bits" if bits >= 1 else f"{bits:.1g} bits"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,6 +13,7 @@ from aprlab.errors import UsageError
 from aprlab.model import Model
 from aprlab.onion.faults import session_with
 from aprlab.onion.forensics import FITS, Ear, Forensics, Match, Suspect, divergence, forensics, rhythm
+from aprlab.onion.forensics_record import PARTS, paired
 from aprlab.onion.forensics_voices import Voices, page, voices
 from aprlab.paths import data_dir
 from aprlab.qwen2.generate import Session
@@ -84,7 +85,7 @@ def test_an_answer_is_left_where_it_leads_elsewhere(model: Model, heard: Voices)
     found = forensics(model, heard.said["q4k-nibble-pairs"][0], faults=["q4k-nibble-pairs", "rope-norm", "cache-key-mismatch"])
     cut = {s.faults[0]: s.cut for s in found.suspects}
     assert not cut["q4k-nibble-pairs"]
-    assert "bit for bit" in cut["cache-key-mismatch"]
+    assert "healthy logits" in cut["cache-key-mismatch"]
     assert next(s.text for s in found.suspects if s.faults == ("cache-key-mismatch",)) == heard.healthy[0]
 
 
@@ -204,3 +205,39 @@ def test_the_verb(tiny: Path, capsys: pytest.CaptureFixture[str], heard: Voices)
 def test_it_shows_in_a_notebook(model: Model) -> None:
     found: Forensics = forensics(model, "4.", faults=["rope-norm"])
     assert "<table>" in found._repr_html_()
+
+
+# ── the third layer of the ticket ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_record_of_the_third_layer_says_what_the_page_says() -> None:
+    record = json.loads((data_dir() / "third-layer.json").read_text(encoding="utf-8"))
+    assert {"exact", "old file", "ranking"} <= set(record["parts"]) <= set(PARTS)
+    exact, *less = record["parts"]["exact"]["suspects"]
+    assert "".join(exact["text"].splitlines()).startswith(record["ticket"]["third layer"])
+    assert exact["score"] == 1
+    assert sorted(len(s["faults"]) for s in less) == [3, 3, 3, 3]  # each of the four left out, and none of these says it
+    assert all(s["score"] < 0.5 for s in less)
+    first, second = record["parts"]["ranking"]["suspects"][:2]
+    assert first["faults"] == ["lost-qkv-biases"]
+    assert first["score"] > FITS > second["score"] + 0.2
+    old = record["parts"]["old file"]["suspects"][0]
+    assert old["faults"] == ["last-token-twice", "prompt-lost"]
+    assert old["text"].startswith(record["ticket"]["old file"])
+    page = (DOCS / "third-layer.md").read_text(encoding="utf-8") if DOCS.exists() else None
+    for suspect in (exact, old) if page is not None else ():
+        assert suspect["text"].splitlines()[0] in page
+
+
+def test_pairs_are_made_from_a_ranking() -> None:
+    ran = [{"faults": [id], "error": None, "score": score} for id, score in (("a", 0.6), ("b", 0.4), ("c", 0.1), ("d", 0.0))]
+    refused = {"faults": ["e"], "error": "refused"}
+    assert paired({"suspects": [*ran, refused]}) == ["a+b", "a+c", "a+d", "b+c", "b+d"]
+    assert paired({"suspects": [*ran[2:], refused]}) == ["c+d"]
+
+
+@pytest.mark.real
+def test_the_words_of_the_ticket(real_15b: Path) -> None:
+    """Its first three tokens: ``3``, ``,},`` with a line's end, and `` helf``."""
+    session = session_with(real_15b, ["lost-qkv-biases", "template-hard-coded", "split-specials", "kv-refed"], engine="jit")
+    assert session.generate("What is 2+2?", max_tokens=3).tokens == [18, 59999, 74403]
