@@ -76,7 +76,7 @@ class Golden:
         max_tokens: int = MAX_TOKENS,
         serial: bool = False,
     ) -> None:  # fmt: skip
-        self.engine, self.threads, self.prompt, self.serial = engine, threads, prompt, serial
+        self.engine, self.threads, self.prompt, self.serial, self.max_tokens = engine, threads, prompt, serial, max_tokens
         self.session = reference if isinstance(reference, Session) else Session(reference, engine=engine, threads=threads)
         self.prompt_ids, self.probe = _ids(self.session, prompt)
         answer = self.session.generate(self.prompt_ids, max_tokens=max_tokens)
@@ -100,20 +100,26 @@ class Golden:
 
         return np.array(engine.to_numpy(forward(engine, config, self.ids, cache, tap)))
 
+    def session_of(self, model: Model) -> Session:
+        """A session over a candidate; the tokenizer, which takes a second to build, is shared where its data is the same."""
+        tokenizer = self.session.tokenizer if model.tokenizer == self.session.model.tokenizer else None
+        return Session(model, engine=self.engine, threads=self.threads, tokenizer=tokenizer)
+
     def measure(self, model: Model | Session | AprlabError) -> Outcome:
         """A candidate under the rule; whatever it refuses is part of the outcome."""
         if isinstance(model, AprlabError):
             return Outcome(error=str(model.message))
         try:
-            session = model if isinstance(model, Session) else Session(model, engine=self.engine, threads=self.threads)
+            session = model if isinstance(model, Session) else self.session_of(model)
             ids, probe = _ids(session, self.prompt)
             logits = self._logits(session)
+            loops = type(session) is type(self.session) or session.generate(ids, max_tokens=self.max_tokens).tokens == self.answer
         except (AprlabError, ValueError, IndexError, TypeError) as error:
             return Outcome(error=f"{type(error).__name__}: {getattr(error, 'message', error)}")
-        return self.judge(session, ids, probe, logits)
+        return self.judge(session, ids, probe, logits, loops=loops)
 
-    def judge(self, session: Session, ids: list[int], probe: list[int], logits: np.ndarray) -> Outcome:
-        """The outcome of what a session gave."""
+    def judge(self, session: Session, ids: list[int], probe: list[int], logits: np.ndarray, *, loops: bool = True) -> Outcome:
+        """The outcome of what a session gave; `loops`: its own loop around these passes gives the answer, too."""
         if logits.shape != self.logits.shape:
             return Outcome(error=f"logits of shape {logits.shape}, not {self.logits.shape}")
         chosen = np.argmax(logits, axis=-1).tolist()
@@ -121,7 +127,7 @@ class Golden:
         finite = bool(np.isfinite(logits).all())
         return Outcome(
             ids=ids == self.prompt_ids and probe == self.probe,
-            tokens=chosen == self.chosen and ends and finite,
+            tokens=chosen == self.chosen and ends and finite and loops,
             text=_text(session, self.ids) == _text(self.session, self.ids),
             bitwise=bool(np.array_equal(logits.view(np.uint32), self.logits.view(np.uint32))),
             distance=_relative(self.logits, logits) if finite else float("inf"),
@@ -152,9 +158,14 @@ def _kl(a: np.ndarray, b: np.ndarray) -> float:
     return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
 
 
+def is_small(model: Model) -> bool:
+    """Whether NumPy is quick enough and decoded copies of all weights are no burden."""
+    return sum(t.size for t in model.tensors.values()) < 30_000_000
+
+
 def best_engine(model: Model) -> str:
     """The engine for the golden rule: NumPy's for small models, the compiled one for real ones where it runs."""
-    if sum(t.size for t in model.tensors.values()) < 30_000_000:
+    if is_small(model):
         return "reference"
     try:
         from aprlab.engines.jit import JitEngine
@@ -165,4 +176,4 @@ def best_engine(model: Model) -> str:
         return "reference"
 
 
-__all__ = ["MAX_TOKENS", "Golden", "Outcome", "best_engine"]
+__all__ = ["MAX_TOKENS", "Golden", "Outcome", "best_engine", "is_small"]

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,15 @@ class _Content:
     """The bytes of a simulated tensor, made when asked for; remembers whose they are."""
 
     source: str
-    tensor: Tensor
+    tensor: Tensor | None
+    healthy: bool
+    make: Callable[[], Tensor]
 
     def __call__(self) -> Iterator[Any]:
-        return chunks_of(self.tensor)()
+        return chunks_of(self.tensor if self.tensor is not None else self.make())()
+
+
+_KEPT = 1 << 20  # bytes
 
 
 def _held(raw: np.ndarray) -> Callable[[], Iterator[Any]]:
@@ -102,6 +107,7 @@ class Hypotheses:
         self.tried = self.verified = 0
         self._made: dict[str, Tensor] = {}
         self._agree: dict[tuple[int, Key], bool] = {}
+        self._marked: dict[str, tuple[set[str], set[str]]] = {}
 
     # -- the two sides -----------------------------------------------------------------------------------------
 
@@ -163,7 +169,10 @@ class Hypotheses:
                     if only is not None and tensor.name not in only:
                         continue
                     t = seams.tensor(tensor)
-                    content = _Content(tensor.name, t)
+                    whole = t is self._healthy(tensor)
+                    # What a fault makes of a large tensor is made again when it is asked for, and not kept.
+                    kept = whole or t.nbytes < _KEPT or type(t) is not Tensor
+                    content = _Content(tensor.name, t if kept else None, whole, partial(seams.tensor, tensor))
                     plans.append(apr.Plan(seams.name(t.name), seams.code(t.type), seams.dims(t.shape), t.nbytes, content))
                 plans = seams.plans(plans) if only is None else plans
                 metadata = seams.metadata(dict(self.base_metadata)) if only is None else {}
@@ -194,21 +203,26 @@ class Hypotheses:
         """Plans under the name of the tensor that they are: by content first, as the naming layer does it."""
         stated = [meaning(plan.name, self.dialect.naming)[0] for plan in plans]
         who: dict[int, str] = {}
-        for same in (True, False):  # those under their own name first
-            for n, plan in enumerate(plans):
-                source = plan.chunks.source if isinstance(plan.chunks, _Content) else None
-                if n not in who and source is not None and source not in who.values() and (not same or stated[n] == source):
-                    who[n] = source
-        for n, name in enumerate(stated):
-            if n not in who and name in self.ref.tensors and name not in who.values():
+        spent: set[str] = set()
+
+        def claim(n: int, name: str | None) -> None:
+            if n not in who and name is not None and name not in spent and name in self.ref.tensors:
                 who[n] = name
+                spent.add(name)
+
+        sources = [plan.chunks.source if isinstance(plan.chunks, _Content) else None for plan in plans]
+        for n, source in enumerate(sources):  # those under their own name first
+            claim(n, source if stated[n] == source else None)
+        for n, source in enumerate(sources):
+            claim(n, source)
+        for n, name in enumerate(stated):
+            claim(n, name)
         for n, plan in enumerate(plans):
             w = who.get(n, f"+{plan.name}")
             shape = plan.dims if self.dialect.dims == "rows" else plan.dims[::-1]
             out.plain |= {("name", w): plan.name, ("code", w): plan.code, ("shape", w): tuple(shape), ("size", w): plan.nbytes}
             out.content["bytes", w] = plan.chunks
-            own = isinstance(plan.chunks, _Content) and plan.chunks.source == w
-            if own and plan.chunks.tensor is self._healthy(self.ref.tensors[w]):  # type: ignore[attr-defined]
+            if isinstance(plan.chunks, _Content) and plan.chunks.source == w and plan.chunks.healthy:
                 out.untouched.add(w)
 
     # -- comparing ---------------------------------------------------------------------------------------------
@@ -297,10 +311,12 @@ class Hypotheses:
 
     @cached_property
     def probes(self) -> set[str]:
-        """The smallest tensors whose bytes are in question, one of each kind; and one of each kind that is as it was."""
+        """The smallest tensors whose bytes are in question, one of each kind, in the source and in the file; and one of
+        each kind that is as it was."""
+        held = {m.true: m.kind for m in self.case.matches}
         chosen: dict[tuple[Any, ...], str] = {}
         for name, tensor in sorted(self.ref.tensors.items(), key=lambda item: item[1].nbytes):
-            chosen.setdefault((("bytes", name) in self.open, tensor.type, len(tensor.shape)), name)
+            chosen.setdefault((("bytes", name) in self.open, tensor.type, held.get(name), len(tensor.shape)), name)
         return set(chosen.values())
 
     def footprint(self, fault: Fault) -> tuple[set[Key], set[Key]] | None:
@@ -399,25 +415,29 @@ class Hypotheses:
         found.complete = not left
         found.faults.sort(key=lambda f: list(FAULTS).index(f.id))
 
+    def _marks(self, fault: Fault) -> tuple[set[str], set[str]]:
+        """Probes whose bytes a fault by itself changes, and those of them that it changes into what is seen."""
+        if fault.id not in self._marked:
+            out = self.outcome([fault], self.probes)
+            names_ = set() if out is None else {w for _, w in out.content if w not in out.untouched and w in self.ref.tensors}
+            held = {w for w in names_ if out is not None and ("bytes", w) in self.seen.content and self.agree(out, ("bytes", w))}
+            self._marked[fault.id] = names_, held
+        return self._marked[fault.id]
+
     def _holds_on_probes(self, fault: Fault) -> bool:
-        out = self.outcome([fault], self.probes)
-        if out is None:
-            return False
-        for key in out.content:
-            if key[1] in out.untouched or key[1] not in self.ref.tensors:
-                continue
-            if key not in self.seen.content or not self.agree(out, key):
-                return False
-        return True
+        touched, held = self._marks(fault)
+        return touched == held
 
     def _pairs(self, found: Explanation, candidates: list[Fault]) -> None:
         """Two faults on top of each other, where neither stands alone: both orders."""
         known = {f.id for f in found.faults}
-        pairs = sorted(itertools.permutations(candidates, 2), key=lambda p: -sum(f.id in known for f in p))
+        # Of two faults on top of each other, one is alone at work where the other has no business: there it shows.
+        worth = {f.id: len(self._marks(f)[1]) + (f.id in known) for f in candidates}
+        pairs = sorted(itertools.permutations(candidates, 2), key=lambda p: -sum(worth[f.id] for f in p))
         for pair in pairs:
             if time.process_time() > self.deadline:
                 return
-            if len(pair) == 2 and not self._new(pair):
+            if not (self._new(pair) and self._fits(*pair)):
                 continue
             if self.reproduces(pair):
                 found.faults = sorted(pair, key=lambda f: list(FAULTS).index(f.id))
@@ -429,6 +449,19 @@ class Hypotheses:
         kinds = self._kinds[id(pair[0])] | self._kinds[id(pair[1])]
         return {what for what, _ in self.open} <= kinds
 
+    def _fits(self, f: Fault, g: Fault) -> bool:
+        """Whether the probes allow a pair: where one of the two alone changes bytes, they are what it alone makes of them."""
+        (touch_f, held_f), (touch_g, held_g) = self._marks(f), self._marks(g)
+        for who in self.probes:
+            if ("bytes", who) not in self.seen.content or (who in touch_f and who in touch_g):
+                continue
+            if who in touch_f | touch_g:
+                if who not in held_f | held_g:
+                    return False
+            elif ("bytes", who) in self.open:
+                return False
+        return True
+
     def _share(self, found: Explanation) -> None:
         """Each deviation to the fault whose work it is: to the one that alone gives what is seen, else to any that touches it."""
         spent: set[int] = set()
@@ -437,6 +470,14 @@ class Hypotheses:
                 work = [d for d in self._work(fault, found.faults, strict=strict) if id(d) not in spent]
                 found.covers[fault.id] = [*found.covers.get(fault.id, []), *work]
                 spent |= {id(d) for d in work}
+        for fault in [f for f in found.faults if not found.covers[f.id]]:
+            # All that it touched, another has touched as well: it gets what that other can spare.
+            touched = {id(d) for d in self._work(fault, found.faults, strict=False)}
+            for owner in found.faults:
+                given = [d for d in found.covers[owner.id] if id(d) in touched]
+                if given and len(given) < len(found.covers[owner.id]):
+                    found.covers[fault.id] += given
+                    found.covers[owner.id] = [d for d in found.covers[owner.id] if id(d) not in touched]
 
     def _work(self, fault: Fault, faults: list[Fault], *, strict: bool) -> list[Deviation]:
         """The deviations that are a fault's work: what it alone changes, or what is missing when it is left out."""
@@ -499,10 +540,12 @@ def explain(case: Case, budget: float = 6.0) -> Explanation:
     if case.ref is not None and case.seen.format == "apr":
         # Re-encoded on purpose, or by a fault? The explanation that leaves nothing open wins; the fault if it is whole.
         tries = [None] if case.target is None else [None, case.target]
+        matrices = [m for m in case.matches if m.of is not None and len(m.of.shape) > 1]
+        re_encoded_ = case.target is not None and 2 * sum(m.kind is case.target for m in matrices) > len(matrices)
         results = []
         for target in tries:
             share = budget / len(tries)
-            results.append(Hypotheses(case, target, settled, share).explain(2 if target is case.target else 1))
+            results.append(Hypotheses(case, target, settled, share).explain(2 if (target is not None) == re_encoded_ else 1))
             if results[-1].complete:
                 break
         found = next((r for r in results if r.complete), max(results, key=lambda r: len(r.faults)))

@@ -78,8 +78,9 @@ def peel(
         from aprlab.onion.sides import peel_engines
 
         return peel_engines(
-            ref if ref is not None else cand, engines, fast=fast, threads=threads, prompt=prompt, progress=progress
-        )
+            ref if ref is not None else cand, engines, fast=fast, threads=threads, prompt=prompt, max_tokens=max_tokens,
+            progress=progress,
+        )  # fmt: skip
     options: dict[str, Any] = {"engine": engine, "threads": threads, "prompt": prompt, "max_tokens": max_tokens}
     return examine(ref, cand, fast=fast, progress=progress, **options)[0]
 
@@ -244,7 +245,7 @@ def told(case: Case, explanation: Explanation) -> tuple[list[Finding], list[Mend
         finding = Finding(fault.layer, fault.id, tensors_of(work), fault.title, evidence, sure, harmless=harmless)
         findings.append(finding)
         if not harmless:
-            mends.append(Mend(finding, work))
+            mends.append(Mend(finding, [d for d in work if not d.harmless]))
     for name in LAYERS:
         left = [d for d in case.deviations if id(d) not in spent and d.layer == name]
         layer = by_layer.get(name) or by_layer["weights"]
@@ -314,8 +315,7 @@ def first_divergence(golden: Golden, model: Model) -> dict[str, Any] | None:
     from aprlab.onion.sides import compare_runs
 
     try:
-        session = Session(model, engine=golden.engine, threads=golden.threads)
-        return compare_runs(golden.session, session, golden.ids)
+        return compare_runs(golden.session, golden.session_of(model), golden.ids)
     except (AprlabError, ValueError, IndexError, TypeError):
         return None
 

@@ -110,7 +110,8 @@ def search(mends: Sequence[Mend], measure: Callable[[Sequence[Mend]], Outcome], 
             return False
         if not cost:
             return out.bitwise and out.tokens
-        return full.logits is not None and out.chosen == full.chosen and out.distance == full.distance
+        same = (out.chosen, out.tokens, out.distance) == (full.chosen, full.tokens, full.distance)
+        return full.logits is not None and same
 
     if full.error is not None or (not cost and not (full.bitwise and full.says_the_same)) or (cost and not holds(mends)):
         return Search(None, before, full)

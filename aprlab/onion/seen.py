@@ -19,7 +19,7 @@ import xxhash
 from aprlab import names, types
 from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats import apr, gguf
-from aprlab.formats.common import map_file
+from aprlab.formats.common import drop_pages, map_file
 from aprlab.model import Model, ModelConfig, Tensor, TokenizerData
 from aprlab.types import TensorType
 
@@ -129,7 +129,9 @@ class Conflict:
 
 def content_hash(raw: np.ndarray) -> tuple[int, int]:
     """Length and XXH3-64 of some bytes, ``uint8 (n,)``."""
-    return len(raw), xxhash.xxh3_64_intdigest(np.ascontiguousarray(raw).data)
+    found = len(raw), xxhash.xxh3_64_intdigest(np.ascontiguousarray(raw).data)
+    drop_pages(raw)
+    return found
 
 
 def look(path: str | Path) -> Seen:

@@ -7,6 +7,7 @@ class it is, or which fault somebody wrapped around it, is not looked at.
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,8 +23,9 @@ from aprlab.engines.base import Array, Cache, Engine
 from aprlab.errors import AprlabError, UsageError
 from aprlab.model import Model, ModelConfig, Tensor
 from aprlab.onion.faults import FAULTS, Fault, session_with
-from aprlab.onion.faults.apply import misread
-from aprlab.onion.golden import MAX_TOKENS, Golden, Outcome, best_engine
+from aprlab.onion.faults.apply import for_other_engines, misread
+from aprlab.onion.faults.wrapped import Wrapped
+from aprlab.onion.golden import MAX_TOKENS, Golden, Outcome, best_engine, is_small
 from aprlab.onion.repair import Mend, search
 from aprlab.onion.verdict import Finding, Verdict, Word
 from aprlab.quants import REGISTRY, Quant
@@ -254,6 +256,20 @@ def shadow(a: Session, b: Engine, ids: Sequence[int], prompt: int, *, exact: boo
 # ── hypotheses ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+_ENGINES: list[tuple[Model, str, int | None, dict[tuple[str, ...], Engine | None]]] = []
+
+
+def _kept_engines(model: Model, kind: str, threads: int | None) -> dict[tuple[str, ...], Engine | None]:
+    """Engines with faults of the catalogue over a small model, kept for the next suspect; none are kept of large ones."""
+    if not is_small(model):
+        return {}
+    for known, name, count, kept in _ENGINES:
+        if known is model and (name, count) == (kind, threads):
+            return kept
+    _ENGINES[:] = [(model, kind, threads, {})]
+    return _ENGINES[0][3]
+
+
 class _Guesses:
     """Faults of the catalogue around a healthy engine of the same kind: do its operations give what was seen?
 
@@ -268,7 +284,8 @@ class _Guesses:
         self.threads = a.engine.threads
         self.healthy = a.engine if a.engine.name == kind else all_engines.create(kind, a.model, self.threads)
         self.wrong = {c.group for c in seen.calls if c.difference is not None}
-        self._engines: dict[tuple[str, ...], Engine | None] = {}
+        self.most = 64 if is_small(a.model) else 2  # an engine may hold all weights, decoded
+        self._engines = _kept_engines(a.model, kind, self.threads)
         # One operation of each sort, deep enough in the model that faults of some layers show: asked before all others.
         self.probes: dict[Group, list[Call]] = {}
         for call in seen.calls:
@@ -283,6 +300,8 @@ class _Guesses:
         """The healthy engine with these faults, None where they need another model."""
         key = tuple(f.id for f in faults)
         if key not in self._engines:
+            if len(self._engines) >= self.most:
+                self._engines.pop(next(iter(self._engines)))
             self._engines[key] = self._made(faults)
         return self._engines[key]
 
@@ -297,9 +316,11 @@ class _Guesses:
         if registry is not REGISTRY:
             if not any(registry.get(kind) is not REGISTRY.get(kind) for kind in kinds):
                 return None
-            runner = all_engines.create(
-                self.kind, misread(self.model, registry, as_floats=self.kind != "reference"), self.threads
-            )
+            if self.kind == "reference":
+                wrong = misread(self.model, registry, as_floats=False)
+            else:  # the way a session with these faults goes, so that the last bit can agree
+                wrong = for_other_engines(self.model, [f for f in faults if f.registry is not None])
+            runner = all_engines.create(self.kind, wrong, self.threads)
         for fault in faults:
             runner = fault.engine(runner) if fault.engine is not None else runner
         return runner
@@ -383,6 +404,7 @@ class _Part:
     config: dict[str, Any] = field(default_factory=dict)
     tokenizer: bool = False
     data: tuple[str, ...] = ()
+    loop: bool = False
 
 
 class Mixed(Engine):
@@ -630,20 +652,80 @@ def _speech_parts(b: Session) -> list[_Part]:
     return [_Part(Finding("tokenizer", None, [], f"{', '.join(sorted(wrong))} differ from what its data demand"), tokenizer=True)]
 
 
+def fed(loop: type[Session], a: Session, ids: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """What a loop feeds to a sound engine for a prompt: position of the first token and tokens of each pass."""
+    watched = _Fed(a.engine)
+    session = loop(watched, config=a.config, tokenizer=a.tokenizer)
+    session.generate(list(ids), max_tokens=_FED)
+    return watched.passes
+
+
+_FED = 4  # tokens of an answer for which a loop is watched
+
+
+class _Fed(Wrapped):
+    """Notes tokens and positions of every pass."""
+
+    def __init__(self, inner: Engine) -> None:
+        super().__init__(inner)
+        self.passes: list[tuple[int, list[int]]] = []
+
+    def embed(self, tokens: np.ndarray, weight: str) -> Array:
+        self.passes.append((-1, np.asarray(tokens).tolist()))
+        return super().embed(tokens, weight)
+
+    def rope(self, x: Array, positions: np.ndarray, theta: float, style: str) -> Array:
+        self.passes[-1] = (int(positions[0]), self.passes[-1][1])
+        return super().rope(x, positions, theta, style)
+
+
+def _loop_parts(a: Session, b: Session, ids: Sequence[int]) -> list[_Part]:
+    """What the loop around the engine feeds otherwise, each pass being right in itself."""
+    if type(b) is type(a):
+        return []
+    due, seen = fed(type(a), a, ids), fed(type(b), a, ids)
+    if due == seen:
+        return []
+    known = [f for f in FAULTS.values() if f.session is not None]
+    part: Callable[[Fault], Finding] = lambda fault: Finding(fault.layer, fault.id, [], fault.title, evidence)  # noqa: E731
+    at = next((n for n, (x, y) in enumerate(zip(due, seen, strict=False)) if x != y), min(len(due), len(seen)))
+    evidence = {"differs_at_pass": at, **{w: _pass(p[at]) for w, p in (("due", due), ("seen", seen)) if at < len(p)}}
+    for some in [[f] for f in known] + [list(pair) for pair in itertools.permutations(known, 2)]:
+        made = type("Loop", tuple(f.session for f in reversed(some) if f.session is not None), {})
+        if fed(made, a, ids) == seen:
+            return [_Part(part(f), loop=True) for f in some]
+    how = "the loop feeds other tokens, or at other positions"
+    return [_Part(Finding("forward", None, [], how, evidence), loop=True)]
+
+
+def _pass(one: tuple[int, list[int]]) -> str:
+    start, tokens = one
+    return f"{len(tokens)} token{'s' * (len(tokens) != 1)} from position {start} on, the last {tokens[-1]}"
+
+
 @contextmanager
 def _counting(counts: dict[str, int]) -> Iterator[None]:
-    """Count how often each tensor is decoded: an engine that keeps its weights does it once."""
-    plain = Tensor.dequantise
+    """Count how often each tensor is decoded, by whatever decoder: an engine that keeps its weights does it once."""
+    kinds, left = [Tensor], {}
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        if "dequantise" in kind.__dict__:
+            left[kind] = kind.dequantise
 
-    def counted(self: Tensor, rows: slice | np.ndarray | None = None) -> np.ndarray:
-        counts[self.name] = counts.get(self.name, 0) + 1
-        return plain(self, rows)
+    def counted(plain: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        def dequantise(self: Tensor, rows: slice | np.ndarray | None = None) -> np.ndarray:
+            counts[self.name] = counts.get(self.name, 0) + 1
+            return plain(self, rows)
 
-    Tensor.dequantise = counted  # type: ignore[method-assign]
+        return dequantise
+
     try:
+        for kind, plain in left.items():
+            kind.dequantise = counted(plain)  # type: ignore[method-assign]
         yield
     finally:
-        Tensor.dequantise = plain  # type: ignore[method-assign]
+        for kind, plain in left.items():
+            kind.dequantise = plain  # type: ignore[method-assign]
 
 
 def decodings(engine: Engine, config: ModelConfig, token: int) -> dict[str, int]:
@@ -691,7 +773,7 @@ def side(model: Model, spec: str | Session, threads: int | None = None) -> Sessi
 
 def peel_engines(
     model: str | Path | Model | None, specs: Sequence[str] | Sequence[Session], *, fast: bool, threads: int | None, prompt: str,
-    progress: Callable[[str, Any], None] | None = None,
+    max_tokens: int = MAX_TOKENS, progress: Callable[[str, Any], None] | None = None,
 ) -> Verdict:  # fmt: skip
     """`peel` for two engines on one model; the first is believed."""
     from aprlab.onion.peel import reference_of
@@ -712,19 +794,21 @@ def peel_engines(
         except AprlabError as error:
             finding = Finding("config", None, [], f"does not run: {error.message}", {"tensor": error.tensor})
             return Verdict("broken", [finding], title=str(specs[1]))
-    return peel_sessions(a, b, fast=fast, prompt=prompt, progress=progress)
+    return peel_sessions(a, b, fast=fast, prompt=prompt, max_tokens=max_tokens, progress=progress)
 
 
 def peel_sessions(
-    a: Session, b: Session, *, fast: bool = False, prompt: str, progress: Callable[[str, Any], None] | None = None
-) -> Verdict:
+    a: Session, b: Session, *, fast: bool = False, prompt: str, max_tokens: int = MAX_TOKENS,
+    progress: Callable[[str, Any], None] | None = None,
+) -> Verdict:  # fmt: skip
     """What b does otherwise than a, on the same model."""
-    return examine_sessions(a, b, fast=fast, prompt=prompt, progress=progress)[0]
+    return examine_sessions(a, b, fast=fast, prompt=prompt, max_tokens=max_tokens, progress=progress)[0]
 
 
 def examine_sessions(
-    a: Session, b: Session, *, fast: bool = False, prompt: str, progress: Callable[[str, Any], None] | None = None
-) -> tuple[Verdict, list[Mend], Callable[[Sequence[Mend]], Session]]:
+    a: Session, b: Session, *, fast: bool = False, prompt: str, max_tokens: int = MAX_TOKENS,
+    progress: Callable[[str, Any], None] | None = None,
+) -> tuple[Verdict, list[Mend], Callable[[Sequence[Mend]], Session]]:  # fmt: skip
     """`peel_sessions`, with the mends, and what gives b with some of them."""
     from aprlab.onion.peel import Clock, tested
 
@@ -743,7 +827,7 @@ def examine_sessions(
     with clock("tokenizer"):
         words = [*_data_parts(a, b), *_speech_parts(b)]
     with clock("golden"):
-        golden = golden_for(a, prompt)
+        golden = golden_for(a, prompt, max_tokens)
     exact = a.engine.name == b.engine.name
     if not (fast and parts):
         with clock("forward"):
@@ -751,6 +835,7 @@ def examine_sessions(
         with clock("hypotheses"):
             parts += _engine_parts(a, b, seen)
             parts += _cost_parts(a, b, golden.ids[0])
+            parts += _loop_parts(a, b, golden.prompt_ids)
     parts += words
     findings = [part.finding for part in parts]
     bad = [part for part in parts if not part.finding.harmless]
@@ -797,31 +882,32 @@ def _mends(a: Session, b: Session, bad: list[_Part]) -> tuple[list[Mend], Callab
                 if part not in chosen and part.finding.fault is not None:
                     prompt = FAULTS[part.finding.fault].prompt
                     tokenizer = prompt(tokenizer) if prompt is not None else tokenizer
-        return _session(engine, config, tokenizer, data)
+        loop = type(a) if any(p.loop for p in chosen) else type(b)
+        return _session(loop, engine, config, tokenizer, data)
 
     return [Mend(part.finding, []) for part in bad], mended
 
 
-def _session(engine: Engine, config: ModelConfig, tokenizer: Qwen2Tokenizer, data: Any) -> Session:
+def _session(loop: type[Session], engine: Engine, config: ModelConfig, tokenizer: Qwen2Tokenizer, data: Any) -> Session:
     """A session over parts that are already at hand; its template comes from `data`."""
     import copy
 
-    session = Session(engine, config=config, tokenizer=tokenizer)
+    session = loop(engine, config=config, tokenizer=tokenizer)
     session.model = copy.copy(session.model)
     session.model.__dict__["tokenizer"] = data
     return session
 
 
-_RUNS: list[tuple[Session, str, Golden]] = []
+_RUNS: list[tuple[Session, str, int, Golden]] = []
 
 
-def golden_for(a: Session, prompt: str) -> Golden:
+def golden_for(a: Session, prompt: str, max_tokens: int = MAX_TOKENS) -> Golden:
     """The believed side's answer, prompt at once and then token by token; the last is remembered."""
-    for session, asked, golden in _RUNS:
-        if session is a and asked == prompt:
+    for session, asked, length, golden in _RUNS:
+        if session is a and (asked, length) == (prompt, max_tokens):
             return golden
-    golden = Golden(a, engine=a.engine.name, threads=a.engine.threads, prompt=prompt, max_tokens=MAX_TOKENS, serial=True)
-    _RUNS[:] = [(a, prompt, golden)]
+    golden = Golden(a, engine=a.engine.name, threads=a.engine.threads, prompt=prompt, max_tokens=max_tokens, serial=True)
+    _RUNS[:] = [(a, prompt, max_tokens, golden)]
     return golden
 
 

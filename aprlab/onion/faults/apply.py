@@ -169,7 +169,7 @@ def misread(model: Model, registry: Registry, *, as_floats: bool) -> Model:
     return _variant(model, tensors=tensors)
 
 
-def _for_other_engines(model: Model, faults: Sequence[Fault]) -> Model:
+def for_other_engines(model: Model, faults: Sequence[Fault]) -> Model:
     """`model` with faulty decoders for an engine that decodes blocks itself.
 
     Where the fault has a file form, the blocks are rewritten and stay blocks; else their values become F32 tensors.
@@ -241,7 +241,7 @@ def session_faulty(
         if engine == "reference":
             model = misread(model, registry, as_floats=False)
         else:
-            model = _for_other_engines(model, [fault for fault in runs if fault.registry is not None])
+            model = for_other_engines(model, [fault for fault in runs if fault.registry is not None])
         runner = engines.create(engine, _variant(model, tokenizer=data), threads, **options)
     for fault in runs:
         if fault.engine is not None:

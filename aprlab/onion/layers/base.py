@@ -240,7 +240,9 @@ class Draft:
             p = match.piece
             fitting = p.fitting()
             kind = fitting[0] if len(fitting) == 1 else None
-            self.slots[n] = _Slot(names.to_gguf(p.name, naming), kind, p.shape, p.raw, p.offset, p.name)
+            # Equal bytes are read from the reference's file: one copy in memory serves both sides.
+            raw = match.of.raw if match.equal and match.of is not None else p.raw
+            self.slots[n] = _Slot(names.to_gguf(p.name, naming), kind, p.shape, raw, p.offset, p.name)
         self.order = {id(match): n for n, match in enumerate(case.matches)}
         self.config = dict(case.seen.config)
         self.tokenizer = dict(case.seen.tokenizer)
@@ -276,7 +278,9 @@ class Draft:
         elif d.what in ("bytes", "encoding", "span"):
             good: Tensor = d.due
             slot.raw, slot.offset = good.raw, good.origin.offset if good.origin.path == self.case.seen.path else -1
-            if d.what != "span":
+            if d.what == "encoding":
+                slot.kind = good.type
+            elif d.what == "bytes":
                 slot.kind = good.type if slot.kind is None or not slot.kind.fits(slot.shape, len(good.raw)) else slot.kind
         else:
             raise ValueError(f"nobody knows how to mend {d.what!r}")

@@ -23,23 +23,22 @@ def differing(match: Match, due: np.ndarray) -> dict[str, Any]:
     raw = match.piece.raw
     if len(raw) != len(due):
         return {"bytes": len(raw), "due_bytes": len(due)}
-    at = np.flatnonzero(raw != due)
-    if not len(at):
-        return {"differing_bytes": 0}
     width, head = match.kind.block_bytes, match.kind.tensor_bytes
-    blocks = np.unique((at[at >= head] - head) // width)
-    jumps = np.flatnonzero(np.diff(at) > 64)
-    starts, stops = at[np.r_[0, jumps + 1]], at[np.r_[jumps, len(at) - 1]]
+    wrong = raw != due
+    count = int(np.count_nonzero(wrong))
+    if not count:
+        return {"differing_bytes": 0}
+    by_block = wrong[head:].reshape(-1, width)
+    blocks = np.flatnonzero(by_block.any(axis=1))
+    first, last, ranges = ranges_of(wrong)
     found: dict[str, Any] = {
-        "differing_bytes": len(at), "of_bytes": len(raw), "differing_blocks": len(blocks),
-        "of_blocks": (len(raw) - head) // width,
-        "fields": sorted(fields_at((at[at >= head] - head) % width, match.kind)),
-        "first_offset": int(at[0]), "last_offset": int(at[-1]),
+        "differing_bytes": count, "of_bytes": len(raw), "differing_blocks": len(blocks), "of_blocks": len(by_block),
+        "fields": sorted(fields_at(by_block.any(axis=0), match.kind)), "first_offset": first, "last_offset": last,
     }  # fmt: skip
-    if len(starts) <= 8:
-        found["ranges"] = [[int(a), int(b) + 1] for a, b in zip(starts, stops, strict=True)]
+    if len(ranges) <= RANGES:
+        found["ranges"] = ranges
         if match.piece.offset >= 0:
-            found["file_offset"] = match.piece.offset + int(at[0])
+            found["file_offset"] = match.piece.offset + first
     if len(blocks) <= 8:
         found["blocks"] = blocks.tolist()
         per_row = match.shape[-1] // match.kind.block_elements
@@ -47,11 +46,33 @@ def differing(match: Match, due: np.ndarray) -> dict[str, Any]:
     return found
 
 
-def fields_at(places: np.ndarray, kind: TensorType) -> set[str]:
-    """Names of the fields of a block that byte numbers fall into."""
+RANGES = 8  # more than so many are not told one by one
+
+
+def ranges_of(wrong: np.ndarray) -> tuple[int, int, list[list[int]]]:
+    """First and last true place of ``bool (n,)``, and its ranges, gaps of up to 64 bridged; more than `RANGES` end the search."""
+    step, first, last = 1 << 20, -1, -1
+    ranges: list[list[int]] = []
+    for start in range(0, len(wrong), step):
+        at = np.flatnonzero(wrong[start : start + step]) + start
+        if not len(at):
+            continue
+        first, last = int(at[0]) if first < 0 else first, int(at[-1])
+        if len(ranges) > RANGES:
+            continue
+        jumps = np.flatnonzero(np.diff(at) > 64)[: RANGES + 1]
+        for a, b in zip(at[np.r_[0, jumps + 1]], at[np.r_[jumps, len(at) - 1]], strict=True):
+            if ranges and a - ranges[-1][1] < 64:
+                ranges[-1][1] = int(b) + 1
+            else:
+                ranges.append([int(a), int(b) + 1])
+    return first, last, ranges
+
+
+def fields_at(hit: np.ndarray, kind: TensorType) -> set[str]:
+    """Names of the fields of a block that ``bool (block_bytes,)`` falls into."""
     layout = REGISTRY[kind].layout
     found = set()
-    hit = np.bincount(np.unique(places), minlength=kind.block_bytes).astype(bool)
     for name in layout.names or ():
         dtype, offset = layout.fields[name][:2]  # type: ignore[index]
         if hit[offset : offset + dtype.itemsize].any():

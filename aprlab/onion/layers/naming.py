@@ -8,6 +8,7 @@ import numpy as np
 
 from aprlab import names, types
 from aprlab.formats import apr
+from aprlab.formats.common import drop_pages
 from aprlab.model import Tensor
 from aprlab.onion.layers.base import Case, Deviation, Layer, Match, correlation, sample
 from aprlab.onion.seen import Piece
@@ -137,6 +138,11 @@ def match_up(case: Case) -> list[Match]:
         best = max(scores, key=lambda name: scores[name], default=None)
         if best is not None and scores[best] > _ALIKE:
             claim(n, best, "values", value=scores[best])
+    rule = _Rule([m for m in found.values() if m.by in ("content", "values")])
+    for n in [n for n in open_ if n not in found]:
+        ruled = rule(pieces[n].stated)
+        if ruled in ref.tensors and ruled not in claimed and ref.tensors[ruled].size == int(np.prod(pieces[n].shape)):
+            claim(n, ruled, "rule")
     for n in [n for n in open_ if n not in found]:
         name = pieces[n].stated
         if name in ref.tensors and name not in claimed and (other := _by_size(pieces[n], ref.tensors, claimed)) is not None:
@@ -150,6 +156,34 @@ def match_up(case: Case) -> list[Match]:
     for n, match in found.items():
         match.place = pieces[n].place if match.place is None else match.place
     return [found[n] for n in range(len(pieces))]
+
+
+class _Rule:
+    """What the tensors that were found tell about the names of the others: modules or layers that all went elsewhere.
+
+    A vector of zeros has no content to be found by; but where a module's weight stands under another's name, so does
+    its bias.
+    """
+
+    def __init__(self, matches: list[Match]) -> None:
+        self.modules: dict[str, set[str]] = {}
+        self.layers: dict[str, set[str]] = {}
+        for m in matches:
+            stated, true = (m.piece.stated or "").split("."), (m.true or "").split(".")
+            if len(stated) == len(true) == 4:
+                (_, layer, module, _), (_, true_layer, true_module, _) = stated, true
+                self.modules.setdefault(module, set()).add(true_module)
+                self.layers.setdefault(layer, set()).add(true_layer)
+
+    def __call__(self, stated: str | None) -> str | None:
+        """Where a tensor of this name belongs, if all others of its module and layer agree and it is not where it says."""
+        if stated is None or not stated.startswith("blk."):
+            return None
+        _, layer, module, sort = stated.split(".")
+        modules, layers = self.modules.get(module, {module}), self.layers.get(layer, {layer})
+        if len(modules) > 1 or len(layers) > 1 or (modules, layers) == ({module}, {layer}):
+            return None
+        return f"blk.{next(iter(layers))}.{next(iter(modules))}.{sort}"
 
 
 def beside(box: apr.Container, piece: Piece, tensor: Tensor, first: int, reach: int = 4096) -> int | None:
@@ -183,7 +217,18 @@ def _by_size(piece: Piece, tensors: dict[str, Tensor], claimed: set[str]) -> str
 
 
 def _same_bytes(piece: Piece, tensor: Tensor) -> bool:
-    return len(piece.raw) == len(tensor.raw) and bool(np.array_equal(piece.raw, tensor.raw))
+    if len(piece.raw) != len(tensor.raw):
+        return False
+    step = 1 << 22  # what was looked at need not stay in memory: a pair of files may be larger than it
+    for start in range(0, len(tensor.raw), step):
+        a, b = piece.raw[start : start + step], tensor.raw[start : start + step]
+        if not np.array_equal(a, b):
+            return False
+        if len(a) == step:
+            drop_pages(a)
+            drop_pages(b)
+    drop_pages(piece.raw)
+    return True
 
 
 def _nearest(piece: Piece, others: list[str]) -> str:
