@@ -39,7 +39,7 @@ def reason(row: Row) -> str:
 def write(found: Qualification, stem: str | Path) -> tuple[Path, Path]:
     """Write ``STEM.html`` and ``STEM.json``, each whole or not at all; returns their paths."""
     stem = Path(stem)
-    texts = {".html": page(found), ".json": json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"}
+    texts = {".html": page(found), ".json": _by_line(found.to_json())}
     paths = []
     for suffix, text in texts.items():
         path = stem.with_name(stem.name + suffix)
@@ -48,6 +48,17 @@ def write(found: Qualification, stem: str | Path) -> tuple[Path, Path]:
         part.replace(path)
         paths.append(path)
     return paths[0], paths[1]
+
+
+def _by_line(data: dict[str, Any]) -> str:
+    """JSON with a line per key, and one per row."""
+
+    def dump(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+    lines = [f" {dump(key)}: {dump(value)}" for key, value in data.items() if key != "rows"]
+    rows = ",\n".join("  " + dump(row) for row in data["rows"])
+    return "{\n" + ",\n".join(lines) + ',\n "rows": [\n' + rows + "\n ]\n}\n"
 
 
 # ── the page ──────────────────────────────────────────────────────────────────────────────────────────────────────

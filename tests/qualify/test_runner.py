@@ -201,6 +201,18 @@ def test_a_faulty_conversion_is_told_by_pair_and_gate(tiny: Path, tmp_path: Path
     assert [g["passed"] for g in gate] == [False]
 
 
+def test_safetensors_and_back_keep_every_value_and_token(tiny: Path, tmp_path: Path) -> None:
+    from aprlab.qualify.worker import Bench, make
+
+    make(tiny, tmp_path / "st", "safetensors")
+    make(tmp_path / "st", tmp_path / "back.gguf", "gguf")
+    how = {"engine": "reference", "prompts": ["What is 2+2?"], "max_tokens": 12, "threads": 1}
+    for a, b in ((tiny, tmp_path / "st"), (tmp_path / "st", tmp_path / "back.gguf")):
+        pair = Bench().do_pair(source=str(a), output=str(b), **how)["pair"]
+        assert (pair["same"], pair["other"], pair["answers"][0]["golden"]) == (99, 0, True)
+        assert set(pair["types"][1]) == {"F32"}
+
+
 @pytest.mark.peer
 def test_the_peer_agrees_with_a_healthy_answer_and_with_no_other(tiny: Path) -> None:
     pytest.importorskip("xllamacpp")
