@@ -620,6 +620,22 @@ def sweep(
     return int(any(not outcome.holds for outcome in outcomes))
 
 
+@app.command(epilog="Example: aprlab lab --no-browser --port 8890")
+def lab(
+    folder: Annotated[
+        Path | None, typer.Option("--dir", metavar="DIR", help="Work on copies of the notebooks there.", show_default=False)
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Of JupyterLab; its own choice without it.", show_default=False)] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address only.", show_default=False)] = False,
+    more: Annotated[list[str] | None, typer.Argument(metavar="[-- OPTION…]", help="Handed to jupyter lab as they are.")] = None,
+    debug: Debug = False,
+) -> int:
+    """Open JupyterLab in the project; without a checkout, over copies in ./aprlab-notebooks (changed ones are kept)."""
+    from aprlab.workplace import open_lab
+
+    return open_lab(folder, port, browser=not no_browser, more=more or [])[0]
+
+
 @app.command(epilog="Example: aprlab doctor --json")
 def doctor(as_json: Json = False, debug: Debug = False) -> int:
     """Check Python, packages, threads, GPU, memory and the embedded model."""

@@ -32,3 +32,7 @@ def real_05b() -> Path:
 def real_15b() -> Path:
     """Qwen2.5-Coder-1.5B-Instruct, Q4_K_M (GGUF)."""
     return _real("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", metavar="DIR", help="keep the browser test's pictures in this folder")

@@ -70,13 +70,14 @@ def stages(onion: OnionExplorer) -> str:
         found = ""
         if stage.state == "done" and stage.clean is not None:
             sign, colour = ("✓", "#00735c") if stage.clean else ("✗", "#b3400a")
-            found = f": {html.escape('; '.join(stage.found))}" if stage.found else ": nothing"
+            more = f" (and {len(stage.found) - 2} more)" if len(stage.found) > 2 else ""
+            found = f": {html.escape('; '.join(stage.found[:2]))}{more}" if stage.found else ": nothing"
         faded = "opacity:.55;" if stage.state == "waiting" else ""
         rows.append(
             f'<div class="stage" style="border-left:4px solid {colour};padding:0 8px;{faded}">'
             f'<span style="color:{colour}">{sign}</span> {html.escape(stage.words)}{found}</div>'
         )
-    return f'<div class="aprlab-stages">{"".join(rows)}</div>'
+    return "".join(rows)
 
 
 def verdict_line(onion: OnionExplorer) -> str:

@@ -35,12 +35,12 @@ class View(w.VBox):
 
     def __init__(self, model: Observable, children: Sequence[w.Widget]) -> None:
         self.model_ = model
-        self.progress = w.FloatProgress(min=0, max=1, layout=w.Layout(width="12em", visibility="hidden"))
-        self.status = w.HTML(layout=w.Layout(min_height="1.6em"))
+        self.progress = w.FloatProgress(min=0, max=1, layout=w.Layout(width="12em"))
+        self.status = Clickable()
         self.stop = w.Button(description="stop", icon="stop", disabled=True, layout=w.Layout(width="6em"))
         self.stop.on_click(lambda _: model.work.stop())
-        bar = w.HBox([self.progress, self.stop, self.status], layout=_WRAP)
-        super().__init__([*children[:1], bar, *children[1:]], layout=w.Layout(width="100%", overflow="visible"))
+        self.bar = w.HBox([self.progress, self.stop], layout=w.Layout(display="none"))
+        super().__init__([*children[:1], self.bar, self.status, *children[1:]], layout=w.Layout(width="100%", overflow="visible"))
         model.listen(self.update)
         self.update()
 
@@ -48,9 +48,9 @@ class View(w.VBox):
         """Show the model as it is now."""
         work = self.model_.work
         self.progress.value = work.done
-        self.progress.layout.visibility = "visible" if work.busy else "hidden"
+        self.bar.layout.display = "flex" if work.busy else "none"
         self.stop.disabled = not work.busy
-        self.status.value = pages.para(f"{work.doing} …") if work.busy else pages.para(work.error, "bad")
+        self.status.html = pages.para(f"{work.doing} …") if work.busy else pages.para(work.error, "bad")
         self.refresh()
 
     def refresh(self) -> None:
@@ -62,7 +62,7 @@ class View(w.VBox):
         try:
             action()
         except AprlabError as error:
-            self.status.value = pages.para(str(error), "bad")
+            self.status.html = pages.para(str(error), "bad")
 
 
 def _observed(widget: w.Widget, action: Callable[[Any], None]) -> w.Widget:
@@ -71,7 +71,7 @@ def _observed(widget: w.Widget, action: Callable[[Any], None]) -> w.Widget:
 
 
 def _image() -> w.Image:
-    return w.Image(format="png", layout=w.Layout(max_width="100%", display="none", object_fit="contain"))
+    return w.Image(format="png", layout=w.Layout(max_width="100%", display="none", object_fit="contain", align_self="flex-start"))
 
 
 def _show(image: w.Image, data: bytes) -> None:
@@ -99,9 +99,8 @@ class OnionView(View):
             options=list(onion.files), value=onion.model, description="model", style=_LABEL, layout=_WIDE
         )
         self.form = w.ToggleButtons(
-            options=[("in the file that is written", "file"), ("in the reader of a healthy file", "reader")],
-            description="broken", style={**_LABEL, "button_width": "auto"},
-        )  # fmt: skip
+            options=[("break the file", "file"), ("break the reader of a healthy file", "reader")], style={"button_width": "auto"}
+        )
         self.candidate = w.Text(
             placeholder="or the path of a file of your own, GGUF or APR", description="own file", style=_LABEL, layout=_WIDE
         )
@@ -110,11 +109,11 @@ class OnionView(View):
         self.stories = Clickable()
         self.run = _button("run", lambda: self.try_(onion.run), icon="play", primary=True)
         self.clear = _button("no faults", lambda: self.try_(lambda: onion.choose(faults=())), icon="eraser")
-        self.stages, self.verdict = w.HTML(), w.HTML()
+        self.stages, self.verdict = Clickable(), Clickable()
         self.findings = Clickable(lambda key: self.try_(lambda: onion.look(int(key))))
-        self.evidence, self.figure = w.HTML(), _image()
+        self.evidence, self.figure = Clickable(), _image()
         self.mends = Clickable(lambda key: self.try_(lambda: onion.mend(key)))
-        self.answers = w.HTML()
+        self.answers = Clickable()
         self._drawn: Any = None
         _observed(self.model_choice, lambda value: self._choose(model=value))
         _observed(self.form, lambda value: self._choose(form=value))
@@ -144,11 +143,11 @@ class OnionView(View):
         self.stories.html = pages.fault_stories(FAULTS[id] for id in onion.faults)
         self.run.disabled = onion.work.busy
         idle = not onion.work.busy and onion.verdict is None
-        self.stages.value = "" if idle and not onion.work.error else pages.stages(onion)
-        self.verdict.value = pages.verdict_line(onion)
+        self.stages.html = "" if idle and not onion.work.error else pages.stages(onion)
+        self.verdict.html = pages.verdict_line(onion)
         self.findings.html = pages.findings(onion)
         self.findings.currents = [str(onion.shown)] if onion.shown >= 0 else []
-        self.evidence.value = pages.evidence(onion.evidence)
+        self.evidence.html = pages.evidence(onion.evidence)
         if onion.evidence is not self._drawn:
             self._drawn = onion.evidence
             drawn = onion.evidence
@@ -156,7 +155,7 @@ class OnionView(View):
         ready = onion.verdict is not None and bool(onion.answers)
         self.mends.html = pages.mends(onion) if ready else ""
         self.mends.currents = list(onion.mended)
-        self.answers.value = pages.answers(onion)
+        self.answers.html = pages.answers(onion)
 
 
 # ── trace ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -174,9 +173,9 @@ class TraceView(View):
         self.prompt = w.Text(value=explorer.prompt, description="prompt", style=_LABEL, layout=_WIDE, continuous_update=False)
         self.mode = w.RadioButtons(options=[(words, mode) for mode, words in MODES.items()], layout=w.Layout(width="auto"))
         self.run = _button("run", lambda: self.try_(explorer.run), icon="play", primary=True)
-        self.words = w.HTML()
+        self.words = Clickable()
         self.map = Clickable(lambda key: self.try_(lambda: explorer.click(key)))
-        self.detail, self.histogram, self.positions = w.HTML(), _image(), _image()
+        self.detail, self.histogram, self.positions = Clickable(), _image(), _image()
         self._drawn: Any = None
         _observed(self.fault, lambda id: self.try_(lambda: explorer.choose(faults=[id] if id else [])))
         _observed(self.prompt, lambda text: self.try_(lambda: explorer.choose(prompt=text)))
@@ -188,10 +187,10 @@ class TraceView(View):
     def refresh(self) -> None:
         explorer = self.explorer
         self.run.disabled = explorer.work.busy
-        self.words.value = pages.para(explorer.words)
+        self.words.html = pages.para(explorer.words)
         self.map.html = pages.heat_map(explorer)
         self.map.currents = [explorer.chosen] if explorer.chosen else []
-        self.detail.value = pages.trace_detail(explorer)
+        self.detail.html = pages.trace_detail(explorer)
         if explorer.detail is not self._drawn:
             self._drawn = explorer.detail
             self._draw()
@@ -251,8 +250,8 @@ class TensorView(View):
             options=[s for s in STATUSES if s in browser.counts], rows=min(5, max(2, len(browser.counts))), description="status",
             style=_LABEL, layout=w.Layout(width="22em"),
         )  # fmt: skip
-        self.head, self.table = w.HTML(), Clickable(self._clicked)
-        self.detail, self.histogram = w.HTML(), _image()
+        self.head, self.table = Clickable(), Clickable(self._clicked)
+        self.detail, self.histogram = Clickable(), _image()
         self._drawn: Any = None
         _observed(self.text, lambda text: browser.filter(text=text))
         _observed(self.statuses, lambda chosen: browser.filter(statuses=set(chosen)))
@@ -266,10 +265,10 @@ class TensorView(View):
 
     def refresh(self) -> None:
         browser = self.browser
-        self.head.value = pages.tensor_head(browser)
+        self.head.html = pages.tensor_head(browser)
         self.table.html = pages.tensor_table(browser)
         self.table.currents = [f"row:{browser.chosen}"] if browser.chosen else []
-        self.detail.value = pages.tensor_detail(browser)
+        self.detail.html = pages.tensor_detail(browser)
         if browser.detail is not self._drawn:
             self._drawn = browser.detail
             values: dict[str, np.ndarray] = {} if browser.detail is None else browser.detail.values
@@ -290,9 +289,9 @@ class BlockView(View):
         self.block = w.BoundedIntText(min=0, max=0, description="block", style=_LABEL, layout=w.Layout(width="15em"))
         self.fault = w.Dropdown(options=[("none", "")], description="fault", style=_LABEL, layout=_WIDE)
         self.worst = _button("go to the worst block", lambda: self.try_(scope.find_worst), icon="search")
-        self.words = w.HTML()
+        self.words = Clickable()
         self.bytes = Clickable(self._clicked)
-        self.fields, self.figure = w.HTML(), _image()
+        self.fields, self.figure = Clickable(), _image()
         self.values = Clickable(self._clicked)
         self._shown: Any = None
         _observed(self.name, lambda value: self._set(name=value))
@@ -329,11 +328,11 @@ class BlockView(View):
         finally:
             self._busy = False
         self.worst.disabled = scope.work.busy or (len(scope.sides) < 2 and not scope.fault)
-        self.words.value = pages.block_words(scope)
+        self.words.html = pages.block_words(scope)
         bytes_, values = scope.marked()
         self.bytes.html = pages.block_bytes(scope.first)
         self.bytes.currents = [f"byte:{n}" for n in sorted(bytes_)]
-        self.fields.value = pages.block_fields(scope.first)
+        self.fields.html = pages.block_fields(scope.first)
         self.values.html = pages.block_values(scope)
         self.values.currents = [f"value:{n}" for n in sorted(values)]
         state = (scope.name, scope.row, scope.block, scope.fault, scope.work.busy)
@@ -352,7 +351,7 @@ class KernelView(View):
     def __init__(self, stepper: KernelStepper) -> None:
         self.stepper = stepper
         self._busy = False
-        self.operation = w.ToggleButtons(options=list(OPERATIONS), description="kernel", style={**_LABEL, "button_width": "auto"})
+        self.operation = w.ToggleButtons(options=list(OPERATIONS), style={"button_width": "auto"})
         self.name = w.Dropdown(options=stepper.names, value=stepper.name, description="tensor", style=_LABEL, layout=_WIDE)
         self.fault = w.Dropdown(options=[("none", "")], description="seeded bug", style=_LABEL, layout=_WIDE)
         self.warp = w.BoundedIntText(min=0, max=0, description="warp", style=_LABEL, layout=w.Layout(width="13em"))
@@ -362,8 +361,8 @@ class KernelView(View):
         self.instruction = _button("instruction", lambda: self.try_(lambda: stepper.step("instruction")), icon="angle-right")
         self.restart = _button("restart", lambda: self.try_(stepper.restart), icon="undo")
         self.profile = _button("run all, count, check", lambda: self.try_(stepper.profile), icon="tachometer")
-        self.words, self.result = w.HTML(), w.HTML()
-        self.file = w.HTML()
+        self.words, self.result = Clickable(), Clickable()
+        self.file = Clickable()
         self.source = Clickable(self._clicked, layout=w.Layout(width="100%"))
         self.ptx = Clickable(self._clicked, layout=w.Layout(width="100%"))
         self.registers, self.lanes, self.shared = Clickable(self._clicked), Clickable(self._clicked), Clickable()
@@ -375,7 +374,10 @@ class KernelView(View):
         _observed(self.lane, lambda value: None if self._busy else self.try_(lambda: stepper.watch(lane=value)))
         column = w.Layout(flex="1 1 26em", min_width="18em", overflow="hidden")
         sides = w.HBox(
-            [w.VBox([self.file, self.source], layout=column), w.VBox([w.HTML("PTX of this kernel"), self.ptx], layout=column)],
+            [
+                w.VBox([self.file, self.source], layout=column),
+                w.VBox([Clickable(html="PTX of this kernel (a click runs to an instruction)"), self.ptx], layout=column),
+            ],
             layout=w.Layout(flex_flow="row wrap", width="100%"),
         )
         below = w.HBox(
@@ -414,11 +416,11 @@ class KernelView(View):
             self.warp.max, self.warp.value, self.lane.value = (stepper.threads + 31) // 32 - 1, stepper.warp, stepper.lane
         finally:
             self._busy = False
-        self.words.value, self.result.value = pages.para(stepper.words()), pages.kernel_result(stepper)
+        self.words.html, self.result.html = pages.para(stepper.words()), pages.kernel_result(stepper)
         text = (stepper.kernel.entry, stepper.fault, stepper.file, stepper.report)
         if text != self._text:
             self._text = text
-            self.file.value = pages.para(
+            self.file.html = pages.para(
                 f"CUDA source: {stepper.file}" + (" (a click runs to a line)" if not stepper.report else "")
             )
             self.source.html = pages.code(stepper.source(), "line", f"source {stepper.file}", costs=stepper.report is not None)
@@ -429,7 +431,7 @@ class KernelView(View):
         self.registers.html = pages.registers(stepper)
         self.registers.currents = [f"reg:{name}" for name in [stepper.register] if name]
         self.lanes.html = pages.lanes(stepper)
-        self.lanes.currents = [f"lane:{stepper.lane}"]
+        self.lanes.currents = [f"lane:{stepper.lane}"] if stepper.lanes() else []
         self.shared.html = pages.shared_memory(stepper)
 
 

@@ -76,7 +76,8 @@ def session_with(
     Args:
         model: an opened model, a path, or a healthy session, whose engine, tokenizer and cache are then used as far as the
             faults allow (so the two must not run at the same time).
-        faults: ids, or faults; the later ones wrap the earlier ones.
+        faults: ids, or faults; the later ones wrap the earlier ones. With engine ``ptx`` or ``cuda`` also a fault of the
+            kernels by name (`aprlab.cuda.mutations`), which goes before one of the same id here.
         engine, threads, options: the engine to make; where a session is given, it is one like that session's. Faulty
             decoders hand their values to engines other than ``reference`` as F32 tensors.
 
@@ -84,7 +85,17 @@ def session_with(
         UsageError: an unknown id, one named twice, an instrument's, or one that changes nothing in this model.
         FormatError: the broken config or file is one that cannot be run.
     """
-    return session_faulty(model, find(faults, FAULTS), engine, threads, **options)
+    from aprlab.cuda import mutations  # kernels are another seam, which only the engines have that run them
+
+    name = model.engine.name if isinstance(model, Session) else engine
+    others, kernels = mutations.select(faults, name, FAULTS)
+    if kernels:
+        options |= kernels
+        healthy = model.model if isinstance(model, Session) else model if isinstance(model, Model) else Model.open(model)
+        model = Session(healthy, engine=name, threads=threads, **options)
+        if not others:
+            return model
+    return session_faulty(model, find(others, FAULTS), engine, threads, **options)
 
 
 __all__ = [

@@ -1,0 +1,249 @@
+"""A real browser opens real JupyterLab: a reference notebook under Run All, and the explorers by mouse.
+
+``pytest tests/test_browser.py --screenshots docs/screenshots`` also writes the pictures that the docs show.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aprlab import paths
+
+pytestmark = pytest.mark.browser
+SECONDS = 240  # a machine that has other work to do
+LIMIT = 250_000  # bytes of a screenshot
+
+
+def chromium() -> str | None:
+    """A Chromium that is installed, '' for Playwright's own, None where there is neither."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        found = shutil.which(name)
+        if found:
+            return found
+    own = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH") or Path.home() / ".cache/ms-playwright")
+    return "" if own.is_dir() and any(own.glob("chromium*")) else None
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a JupyterLab over a copy of the notebooks; `{}` stands where the notebook's path goes."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(paths.notebooks_dir(), folder / "notebooks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {"JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTER_DATA_DIR": str(folder / "data"), "TQDM_DISABLE": "1"}
+    environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"} | settings
+    options = ["--no-browser", "--allow-root", "--ServerApp.token=aprlab", f"--port={port}", "--LabApp.news_url="]
+    command = [sys.executable, "-m", "jupyterlab", *options, f"--ServerApp.root_dir={folder}"]
+    with open(folder / "lab.log", "w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        _until_it_answers(port, server, folder / "lab.log")
+        yield f"http://127.0.0.1:{port}/doc/tree/notebooks/{{}}?token=aprlab&reset"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _until_it_answers(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(SECONDS):
+        if server.poll() is not None:
+            pytest.fail(f"JupyterLab ended: {log.read_text()[-2000:]}")
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(1)
+    pytest.fail("JupyterLab did not start")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api")
+    path = chromium()
+    if path is None:
+        pytest.skip("there is no chromium here: apt-get install chromium, or playwright install chromium")
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path or None, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+class Page:
+    """One notebook in the browser. Complaints of the page itself are collected."""
+
+    def __init__(self, browser: Any, address: str, width: int, height: int) -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": height})
+        self.page.set_default_timeout(1000 * SECONDS)
+        self.complaints: list[str] = []
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.goto(address)
+        self.page.wait_for_selector(".jp-Notebook-cell")
+        self.page.wait_for_selector("text=/\\| Idle/")
+
+    def run_all(self) -> None:
+        """The menu's Run All Cells, until every cell has its number."""
+        self.page.click('.lm-MenuBar-itemLabel:text-is("Run")')
+        self.page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
+
+    def wait_for_cells(self) -> None:
+        """Until no cell is waiting or running."""
+        code = ".jp-CodeCell .jp-InputArea-prompt"
+        script = f"() => [...document.querySelectorAll('{code}')].every(e => /\\[\\d+\\]/.test(e.textContent))"
+        self.page.wait_for_function(script)
+
+    def check(self) -> None:
+        """No error output, no widget without its model, no complaint of a script."""
+        assert (
+            self.page.locator("[data-mime-type='application/vnd.jupyter.error'], .jp-OutputArea-output.jp-mod-error").count() == 0
+        )
+        text = self.page.inner_text("body")
+        for bad in ("Traceback (most recent call last)", "model not found", "Error displaying widget", "Error creating widget"):
+            assert bad not in text
+        assert not [line for line in self.complaints if "ResizeObserver" not in line]
+
+    def settle(self) -> None:
+        """Until no work of a widget is under way (its stop button is the only thing that tells)."""
+        self.page.wait_for_function(
+            "() => [...document.querySelectorAll('button')].filter(b => b.innerText.trim() == 'stop').every(b => b.disabled)"
+        )
+        self.page.wait_for_timeout(700)
+
+
+@pytest.fixture
+def opened(browser: Any, lab: str) -> Iterator[Callable[..., Page]]:
+    pages: list[Page] = []
+
+    def open_(notebook: str, width: int = 1200, height: int = 1000) -> Page:
+        pages.append(Page(browser, lab.format(notebook), width, height))
+        return pages[-1]
+
+    yield open_
+    for page in pages:
+        page.page.close()
+
+
+@pytest.fixture
+def shoot(request: pytest.FixtureRequest) -> Callable[[Page, str, str], None]:
+    """Look at an element; with --screenshots DIR the picture is kept there, few enough bytes for a repository."""
+    folder = request.config.getoption("--screenshots", default=None)
+
+    def take(page: Page, selector: str, name: str) -> None:
+        from PIL import Image
+
+        seen = Image.open(io.BytesIO(page.page.locator(selector).first.screenshot()))
+        assert len(seen.convert("RGB").getcolors(1 << 24) or range(99)) > 20, "an empty picture"
+        if folder:
+            path = Path(folder) / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            seen.convert("RGB").quantize(128).save(path, optimize=True)
+            assert path.stat().st_size < LIMIT
+
+    return take
+
+
+WIDGET = ".jp-OutputArea-output .widget-vbox"
+
+
+def test_a_reference_notebook_runs(opened: Callable[..., Page]) -> None:
+    page = opened("01_naming.ipynb")
+    page.run_all()
+    page.wait_for_cells()
+    page.check()
+    cells = page.page.evaluate("() => document.querySelectorAll('.jp-CodeCell').length")
+    assert cells >= 5
+
+
+def test_the_onion_explorer(opened: Callable[..., Page], shoot: Callable[[Page, str, str], None]) -> None:
+    page = opened("interactive/onion_explorer.ipynb", 1100, 2600)
+    page.run_all()
+    page.wait_for_cells()
+    p = page.page
+    p.wait_for_selector(".chip.aprlab-current")
+    p.click(".chip[data-key='GH-191']")  # off
+    p.click(".chip[data-key='GH-190']")
+    p.wait_for_selector(".chip.aprlab-current[data-key='GH-190']")
+    p.click(".chip[data-key='q4k-min-lost']")
+    p.wait_for_selector(".chip.aprlab-current[data-key='q4k-min-lost']")
+    p.click("button:text-is('run')")
+    p.wait_for_selector(".aprlab-clickable .mend")
+    page.settle()
+    widget = p.locator(WIDGET).first
+    assert "✗ broken" in widget.inner_text()
+    assert "refused: unknown tensor name" in widget.inner_text()
+    p.click(".aprlab-clickable tr[data-key='1']")  # the figure of the second finding
+    p.wait_for_selector(f"{WIDGET} img >> visible=true")
+    page.settle()
+    p.click(".mend[data-key='naming/GH-190']")
+    p.wait_for_selector(".mend.aprlab-current[data-key='naming/GH-190']")
+    page.settle()
+    assert "the same words" not in widget.inner_text()
+    p.click(".mend[data-key='decode/q4k-min-lost']")
+    p.wait_for_selector(".mend.aprlab-current[data-key='decode/q4k-min-lost']")
+    page.settle()
+    assert "✓ the same words" in widget.inner_text()
+    page.check()
+    shoot(page, WIDGET, "onion-explorer")
+    p.set_viewport_size({"width": 560, "height": 3400})
+    page.settle()
+    over = p.evaluate(
+        "() => { const e = document.querySelector('.jp-OutputArea-output .widget-vbox'); return e.scrollWidth - e.clientWidth }"
+    )
+    assert over <= 2, "the widget is wider than a narrow window"
+    shoot(page, WIDGET, "onion-explorer-narrow")
+
+
+def test_the_other_explorers(opened: Callable[..., Page], shoot: Callable[[Page, str, str], None]) -> None:
+    page = opened("interactive/trace_explorer.ipynb", 1100, 1900)
+    page.run_all()
+    page.wait_for_cells()
+    page.page.wait_for_selector(".heat")
+    page.page.click("td[data-key='layers.0.q_rope']")
+    page.page.wait_for_selector(f"{WIDGET} img >> visible=true")
+    page.settle()
+    assert "position" in page.page.locator(WIDGET).first.inner_text()
+    page.check()
+    shoot(page, WIDGET, "trace-explorer")
+
+    page = opened("interactive/tensor_browser.ipynb", 1100, 1500)
+    page.run_all()
+    page.wait_for_cells()
+    page.page.click("th[data-key='sort:bytes']")
+    page.page.click("tr[data-key='row:blk.0.attn_k.weight']")
+    page.page.wait_for_selector(f"{WIDGET} img >> visible=true")
+    page.settle()
+    assert "decoded values (XXH3)" in page.page.locator(WIDGET).first.inner_text()
+    page.check()
+    shoot(page, WIDGET, "tensor-browser")
+
+    page = opened("interactive/block_microscope.ipynb", 1100, 2000)
+    page.run_all()
+    page.wait_for_cells()
+    page.page.click("span[data-key='byte:6']")
+    page.page.wait_for_selector("tr.aprlab-current[data-key^='value:']")
+    page.settle()
+    assert page.page.locator("tr.aprlab-current[data-key^='value:']").count() == 32  # of one group of 32
+    page.check()
+    shoot(page, WIDGET, "block-microscope")
+
+    page = opened("interactive/kernel_stepper.ipynb", 1200, 1700)
+    page.run_all()
+    page.wait_for_cells()
+    page.page.click("button:text-is('run all, count, check')")
+    page.page.wait_for_selector("text=the result of all blocks is right")
+    page.page.click("button:text-is('ten lines')")
+    page.settle()
+    assert page.page.locator(".code .aprlab-current").count() == 2  # one line of each text
+    page.check()
+    shoot(page, WIDGET, "kernel-stepper")
