@@ -56,6 +56,7 @@ def caption(finding: Finding) -> str:
     return where + _WHAT_TO_SEE[finding.layer]
 
 
+@figures.style()
 def of_file(
     finding: Finding, case: Case, axes: Sequence[Axes] | None = None, *, others: Sequence[Finding] = (), prompt: str = QUESTION
 ) -> tuple[Axes, Axes]:
@@ -90,6 +91,7 @@ def of_file(
     return left, right
 
 
+@figures.style()
 def of_run(
     finding: Finding, a: Session, b: Session, axes: Sequence[Axes] | None = None, *, prompt: str = QUESTION
 ) -> tuple[Axes, Axes]:
@@ -120,8 +122,7 @@ def of_run(
 
 def _pair(axes: Sequence[Axes] | None) -> tuple[Axes, Axes]:
     if axes is None:
-        with figures.style():
-            axes = plt.subplots(1, 2, figsize=(12, 4.2))[1]
+        axes = plt.subplots(1, 2, figsize=(12, 4.2))[1]
     left, right = axes
     return left, right
 
@@ -224,6 +225,7 @@ def _tokens(a: Session, b: Session, left: Axes, right: Axes, prompt: str) -> Non
     right.set_title("ends of an answer: " + ("the same tokens" if ends[0] == ends[1] else f"{ends[0]}, {ends[1]}"), pad=24)
 
 
+@figures.style()
 def of_words(finding: Finding, axes: Sequence[Axes] | None = None) -> tuple[Axes, Axes]:
     """The finding in words, where there is nothing to hold the file against."""
     left, right = _pair(axes)
@@ -232,6 +234,7 @@ def of_words(finding: Finding, axes: Sequence[Axes] | None = None) -> tuple[Axes
     return left, right
 
 
+@figures.style()
 def inherited_and_introduced(
     steps: Sequence[str], total: np.ndarray, alone: np.ndarray, axes: Sequence[Axes] | None = None
 ) -> tuple[Axes, Axes]:

@@ -368,7 +368,7 @@ def _on_cluster(cells: Sequence[Cell], address: str) -> Iterator[Result]:
         futures = [
             client.submit(run_cell, cell, cell.notebook.read_bytes(), pure=False, key=f"aprlab-{cell.id}") for cell in cells
         ]
-        yield from (future.result() for future in distributed.as_completed(futures))
+        yield from (future.result() for future in distributed.as_completed(futures, loop=client.loop))
 
 
 def _keep(cell: Cell, result: Result, folder: Path) -> Outcome:
