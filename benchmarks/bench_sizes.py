@@ -91,9 +91,26 @@ def write() -> None:
     results = json.loads(RESULTS.read_text())
     page = DOCS / "sizes.md"
     text = page.read_text()
-    table = "\n".join(_table(results))
-    page.write_text(re.sub(r"(<!-- measured -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{table}\n{m[2]}", text, flags=re.DOTALL))
+    for mark, lines in (("measured", _table(results)), ("inventory", _inventories())):
+        between = "\n".join(lines)
+        found = re.compile(f"(<!-- {mark} -->\n).*?(<!-- end {mark} -->)", re.DOTALL)
+        text = found.sub(lambda m, between=between: f"{m[1]}{between}\n{m[2]}", text)  # type: ignore[misc]
+    page.write_text(text)
     _figure(results)
+
+
+def _inventories() -> list[str]:
+    from aprlab.known import known_models
+    from aprlab.synth import config_of, counts
+
+    rows = ["| model | layers | parameters in the file | inner | tensors by type | bytes of data |", "|---|---|---|---|---|---|"]
+    for name, known in known_models().items():
+        config = config_of(known)
+        seen = counts(config)
+        kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(seen["tensors"].items(), key=lambda item: -item[1]))
+        rows.append(f"| {name} | {config.block_count} | {seen['parameters']:,} | {seen['inner']:,} | {kinds} "
+                    f"| {sum(seen['bytes'].values()):,} |")  # fmt: skip
+    return rows
 
 
 def _table(results: dict[str, Any]) -> list[str]:
