@@ -56,6 +56,7 @@ class Voices:
         known: fault id -> how well it is known again, by another answer to another prompt; faults that a text cannot
             show are not among them.
         followed: whether the likelihood of the text itself took part in that.
+        alone: the shares that came first and among the first three by their answers alone.
     """
 
     prompts: list[str]
@@ -65,6 +66,7 @@ class Voices:
     moved: dict[str, float]
     known: dict[str, Known] = field(default_factory=dict)
     followed: bool = False
+    alone: tuple[float, float] = (0.0, 0.0)
 
     @property
     def silent(self) -> list[str]:
@@ -79,26 +81,32 @@ class Voices:
     @property
     def top1(self) -> float:
         """The share of those where it came first."""
-        return sum(known.first for known in self.known.values()) / max(self.counted, 1)
+        return _rates(self.known)[0]
 
     @property
     def top3(self) -> float:
         """The share of those where it came among the first three."""
-        return sum(known.third for known in self.known.values()) / max(self.counted, 1)
+        return _rates(self.known)[1]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         names = ("prompts", "healthy", "said", "why_not", "silent", "top1", "top3", "counted", "followed")
         known = {id: [k.first, k.third, k.counted, k.instead] for id, k in self.known.items()}
         moved = {id: bits if math.isfinite(bits) else None for id, bits in self.moved.items()}
-        return {name: getattr(self, name) for name in names} | {"moved": moved, "known": known}
+        return {name: getattr(self, name) for name in names} | {"alone": list(self.alone), "moved": moved, "known": known}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Voices:
         """What `to_json` gave."""
         names = ("prompts", "healthy", "said", "why_not", "followed")
         moved = {id: math.inf if bits is None else bits for id, bits in data["moved"].items()}
-        return cls(**{name: data[name] for name in names}, moved=moved, known={id: Known(*k) for id, k in data["known"].items()})
+        known = {id: Known(*k) for id, k in data["known"].items()}
+        return cls(**{name: data[name] for name in names}, moved=moved, known=known, alone=tuple(data["alone"]))
+
+
+def _rates(known: dict[str, Known]) -> tuple[float, float]:
+    counted = max(sum(k.counted for k in known.values()), 1)
+    return sum(k.first for k in known.values()) / counted, sum(k.third for k in known.values()) / counted
 
 
 def voices(
@@ -149,11 +157,14 @@ def voices(
         for n, answer in enumerate(given)
         if answer.text != texts[n]
     }
-    gains = _gains(session, benches, list(answers), ears) if follow else {}
-    known = {id: _known_again(id, ears, answers, gains) for id in heard}
+    known = {id: _known_again(id, ears, answers, {}) for id in heard}
+    alone = _rates(known)
+    if follow:
+        gains = _gains(session, benches, list(answers), ears)
+        known = {id: _known_again(id, ears, answers, gains) for id in heard}
     said = {id: [a.text for a in given] for id, given in answers.items()}
     moved = {id: round(max(a.moved for a in given), 6) for id, given in answers.items()}
-    return Voices(list(prompts), texts, said, why_not, moved, known, follow)
+    return Voices(list(prompts), texts, said, why_not, moved, known, follow, alone)
 
 
 Gains = dict[tuple[str, int, str, int], float]  # candidate, its prompt, fault whose text it is, prompt of that
@@ -204,7 +215,8 @@ that file by the command under its heading.
 
 **Known again** is how specific a voice is: `forensics` is given one answer of a fault and has to find the fault among
 all of them by what they say to *another* prompt. Faults that do not change the answer at hand are not counted, for a text
-cannot show them. Two faults that say the very same share the place.
+cannot show them. Two faults that say the very same share the place. `forensics` weighs the answers and the likelihood of
+the text itself; the latter needs a pass for each pair of faults, and was measured on the embedded model only.
 
 **Silent** faults change no word of any answer here. A gate on text is blind to them, whatever it compares; what stands in is
 the gate on logits (`A-LOGITS` in [kill-matrix.md](kill-matrix.md)). The bits say how far the distribution of a next token
@@ -220,14 +232,23 @@ def _cell(text: str) -> str:
 
 def page(record: dict[str, Any]) -> str:
     """The whole of `docs/voices.md`."""
-    parts = [HEAD, "## In short\n", "| model | prompts | faults | known again, first | among three | of | ranked by | silent |"]
-    parts.append("|---|---|---|---|---|---|---|---|")
+    head = (
+        "model",
+        "questions",
+        "faults",
+        "silent",
+        "times",
+        "known again, first",
+        "among three",
+        "by answers alone",
+        "among three",
+    )
+    parts = [HEAD, "## In short\n", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     heard = {name: Voices.from_json(entry) for name, entry in record["models"].items()}
     for name, v in heard.items():
-        by = "answers and likelihood" if v.followed else "answers alone"
-        parts.append(
-            f"| {name} | {len(v.prompts)} | {len(v.said)} | {v.top1:.0%} | {v.top3:.0%} | {v.counted} | {by} | {len(v.silent)} |"
-        )
+        both = f"{v.top1:.0%} | {v.top3:.0%}" if v.followed else "– | –"
+        alone = " | ".join(f"{share:.0%}" for share in v.alone)
+        parts.append(f"| {name} | {len(v.prompts)} | {len(v.said)} | {len(v.silent)} | {v.counted} | {both} | {alone} |")
     parts.append(f"\n{record['note']}\n" if record.get("note") else "")
     for name, v in heard.items():
         entry = record["models"][name]
