@@ -25,10 +25,16 @@ from aprlab.qwen2.generate import Session
 PROMPTS = [("chat", QUESTION), ("chat", "Explain quicksort in one sentence."), ("raw", "def add(a, b):\n")]
 
 
-def answers(path: Path, prompts: list[tuple[str, str]], limit: int) -> list[list[int]]:
+def answers(path: Path, prompts: list[list[int]], limit: int) -> list[list[int]]:
     with Model.open(path) as model:
         session = Session(model, engine="jit", threads=1)
-        return [session.generate(text, raw=mode == "raw", max_tokens=limit).tokens for mode, text in prompts]
+        return [session.generate(ids, max_tokens=limit).tokens for ids in prompts]
+
+
+def ids_of(path: Path) -> list[list[int]]:
+    with Model.open(path) as model:
+        session = Session(model, engine="jit", threads=1)
+        return [session.prompt_tokens(text, raw=mode == "raw") for mode, text in PROMPTS]
 
 
 def cost(report: ConversionReport) -> str:
@@ -46,12 +52,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["apr", "f32", "f16", "bf16", "q8_0", "q4_k_m"])
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()))
     options = parser.parse_args()
-    prompts, limit = PROMPTS, 48
-    due = None
     if options.golden:
         runs: list[dict[str, Any]] = json.loads(options.golden.read_text())["runs"]
-        prompts, limit, due = [(r["mode"], r["prompt"]) for r in runs], 64, [r["output_ids"] for r in runs]
-    due = due or answers(options.model, prompts, limit)
+        limit, prompts, due = 64, [r["prompt_ids"] for r in runs], [r["output_ids"] for r in runs]
+    else:
+        limit, prompts = 48, ids_of(options.model)
+        due = answers(options.model, prompts, limit)
     columns = ("from", "to", "seconds of processor", "bytes", "what it does to the weights", "tokens")
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
 
