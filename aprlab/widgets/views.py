@@ -22,7 +22,7 @@ from aprlab.widgets.models.tensors import STATUSES, TensorBrowser
 from aprlab.widgets.models.traces import MODES, TraceExplorer
 
 _WRAP = w.Layout(flex_flow="row wrap", align_items="center", width="100%")
-_WIDE = w.Layout(width="100%", max_width="46em")
+_WIDE = w.Layout(width="auto", max_width="46em")
 _LABEL = {"description_width": "7em"}
 
 
@@ -180,8 +180,8 @@ class TraceView(View):
         _observed(self.fault, lambda id: self.try_(lambda: explorer.choose(faults=[id] if id else [])))
         _observed(self.prompt, lambda text: self.try_(lambda: explorer.choose(prompt=text)))
         _observed(self.mode, lambda mode: self.try_(lambda: explorer.set_mode(mode)))
-        pictures = w.HBox([self.histogram, self.positions], layout=w.Layout(flex_flow="row wrap"))
-        top = w.VBox([self.fault, self.prompt, self.run])
+        pictures = w.HBox([self.histogram, self.positions], layout=w.Layout(flex_flow="row wrap", overflow="visible"))
+        top = w.VBox([self.fault, self.prompt, w.HBox([self.run])])
         super().__init__(explorer, [top, self.words, self.mode, self.map, self.detail, pictures])
 
     def refresh(self) -> None:
@@ -202,8 +202,8 @@ class TraceView(View):
             _show(self.positions, b"")
             return
         sides = {"healthy": seen.healthy, "other": seen.other}
-        _show(self.histogram, png(lambda ax: value_histogram(sides, ax), (5, 3)))
-        _show(self.positions, png(lambda ax: position_bars(seen.by_position, ax), (5, 3)))
+        _show(self.histogram, png(lambda ax: value_histogram(sides, ax), (4.1, 2.8)))
+        _show(self.positions, png(lambda ax: position_bars(seen.by_position, ax), (4.1, 2.8)))
 
 
 def value_histogram(sides: dict[str, np.ndarray], ax: Any) -> Any:
@@ -219,7 +219,7 @@ def value_histogram(sides: dict[str, np.ndarray], ax: Any) -> Any:
             bad = sides[label].size - x.size
             text = f"{label} ({bad} NaN or Inf)" if bad else label
             ax.stairs(counts, edges, label=text, color=("#0072B2", "#D55E00")[n % 2], linewidth=(2.4, 1.3)[n % 2])
-        ax.set_xlabel("value (the outermost bars hold what lies beyond)")
+        ax.set_xlabel("value (what lies beyond is in the outermost bars)")
         ax.set_ylabel("count")
         ax.legend()
     return ax
@@ -256,7 +256,9 @@ class TensorView(View):
         _observed(self.text, lambda text: browser.filter(text=text))
         _observed(self.statuses, lambda chosen: browser.filter(statuses=set(chosen)))
         controls = [self.text, *([self.statuses] if len(browser.sides) == 2 else [])]
-        below = w.HBox([self.detail, self.histogram], layout=w.Layout(flex_flow="row wrap", align_items="flex-start"))
+        below = w.HBox(
+            [self.detail, self.histogram], layout=w.Layout(flex_flow="row wrap", align_items="flex-start", overflow="visible")
+        )
         super().__init__(browser, [w.VBox([*controls, self.head]), self.table, below])
 
     def _clicked(self, key: str) -> None:
@@ -272,7 +274,7 @@ class TensorView(View):
         if browser.detail is not self._drawn:
             self._drawn = browser.detail
             values: dict[str, np.ndarray] = {} if browser.detail is None else browser.detail.values
-            _show(self.histogram, png(lambda ax: value_histogram(values, ax), (5.4, 3.2)) if values else b"")
+            _show(self.histogram, png(lambda ax: value_histogram(values, ax), (3.9, 2.8)) if values else b"")
 
 
 # ── blocks ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -52,7 +52,7 @@ class Side:
             side.model = Model.open(path)
             side.tensors = side.model.tensors
         except AprlabError as error:
-            side.refusal = str(error)
+            side.refusal = str(error).replace(str(path), path.name)
             for piece in look(path).pieces:
                 side._take(piece)
         return side
