@@ -33,6 +33,9 @@ def qualify(
     memory: Annotated[
         int | None, typer.Option(metavar="MIB", min=1, help="Most address space of a child; more is a result, too.")
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Begin nothing new after these; the next run goes on from there.")
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where page, JSON and journal go.")] = Path("reports"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Run everything again, also what an earlier run has finished.")] = False,
     as_json: Json = False,
@@ -70,7 +73,7 @@ def qualify(
 
         found = runner.qualify(
             model, book, formats=chosen, engine=backend, threads=threads, journal=journal, on_row=show,
-            memory=None if memory is None else memory << 20,
+            minutes=minutes, memory=None if memory is None else memory << 20,
         )  # fmt: skip
     page, data = report.write(found, stem)
     if as_json:

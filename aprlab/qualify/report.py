@@ -290,7 +290,7 @@ The twelve conversions could not pass: each compared the whole standard output, 
 Scenarios run in a child process, one a format. One that crashes, hangs beyond its time limit or runs out of memory
 (`--memory MIB` sets a limit) is a result of the scenario it happened in; the next one gets a new child. Finished rows are kept in
 `reports/qualify-MODEL-PLAYBOOK.jsonl`, and a run that was stopped goes on from there (`--fresh` forgets them); another model,
-playbook or engine begins anew. Exit status: 0 fit, 3 not fit, 4 not enough evidence, 2 bad input.
+playbook or engine begins anew. `--minutes N` begins nothing new after that time; conversions and gates come first. Exit status: 0 fit, 3 not fit, 4 not enough evidence, 2 bad input.
 
 ## Playbooks
 

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -168,6 +169,7 @@ def qualify(
     threads: int | None = None,
     journal: str | Path | None = None,
     memory: int | None = None,
+    minutes: float | None = None,
     on_row: Callable[[Row], None] = lambda row: None,
     serve: worker.Serve = worker.serve,
 ) -> Qualification:
@@ -181,6 +183,7 @@ def qualify(
         journal: a file that keeps finished rows; a run with the same model, playbook and engine goes on from there, with
             other formats too.
         memory: most bytes of address space of a child.
+        minutes: when they are over, nothing new is begun; what was not reached is not run, and the next run's.
         on_row: called with each finished row, kept ones too.
         serve: what the children run; for tests.
 
@@ -203,13 +206,14 @@ def qualify(
     header = {**run.header, **facts_of_run}
     kept = _Journal(journal, header) if journal is not None else _Journal(None, header)
     rows: list[Row] = []
-    resumed = 0
+    resumed, began = 0, time.monotonic()
     try:
         for scenario, format in run.plan():
             key = f"{scenario.id}@{format}"
             row = kept.rows.get(key)
             if row is None:
-                row = run.do(scenario, format, rows)
+                late = minutes is not None and time.monotonic() - began > 60 * minutes
+                row = run.row(scenario, format, "the time was up") if late else run.do(scenario, format)
                 kept.add(key, row)
             else:
                 resumed += 1
@@ -227,15 +231,16 @@ def count(playbook: Playbook, formats: Sequence[str]) -> int:
 
 
 def _plan(playbook: Playbook, formats: Sequence[str]) -> Iterator[tuple[Scenario, str]]:
-    for format in formats:
-        for scenario in playbook.scenarios:
-            if not scenario.once:
-                yield scenario, format
+    """Conversions and gates first: they decide most, and cost least."""
     for scenario in playbook.scenarios:
         if scenario.kind == "convert":
             yield scenario, f"{scenario.source}→{scenario.target}"
         if scenario.kind == "gate":
             yield scenario, "gguf→apr"
+    for format in formats:
+        for scenario in playbook.scenarios:
+            if not scenario.once:
+                yield scenario, format
 
 
 def _peer_version() -> str | None:
@@ -313,9 +318,14 @@ class _Run:
     def plan(self) -> Iterator[tuple[Scenario, str]]:
         return _plan(self.playbook, self.formats)
 
-    def do(self, scenario: Scenario, format: str, before: Sequence[Row]) -> Row:
+    @staticmethod
+    def row(scenario: Scenario, format: str, note: str = "") -> Row:
+        """A row that was not run."""
+        return Row(scenario.id, scenario.area, scenario.kind, format, SKIP, prompt=scenario.words, note=note)
+
+    def do(self, scenario: Scenario, format: str) -> Row:
         """One row."""
-        row = Row(scenario.id, scenario.area, scenario.kind, format, SKIP, prompt=scenario.words)
+        row = self.row(scenario, format)
         try:
             if scenario.kind == "convert":
                 self._convert(scenario, row)

@@ -77,25 +77,29 @@ def test_a_run_goes_on_where_it_stopped(tiny: Path, tmp_path: Path) -> None:
     plan = book(tmp_path, [ask("a", "x"), ask("b", "y"), conversion])
     journal = tmp_path / "j.jsonl"
     done: list[str] = []
+    stop_at = 2
 
     def stop(row: scoring.Row) -> None:
         done.append(row.scenario)
-        if len(done) == 1:
+        if len(done) == stop_at:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         qualify(tiny, plan, serve=children.stub, journal=journal, on_row=stop)
     whole = journal.read_text()
-    assert len(whole.splitlines()) == 2
+    assert done == ["c", "a"]
+    assert len(whole.splitlines()) == 2, "what was not run is not kept"
     journal.write_text(whole + '{"key": "b@gguf", "row": {"scen')  # torn by a power cut
     second = qualify(tiny, plan, serve=children.stub, journal=journal)
-    assert (second.resumed, [row.outcome for row in second.rows]) == (1, [PASS, PASS, SKIP])
+    assert (second.resumed, [row.outcome for row in second.rows]) == (1, [SKIP, PASS, PASS])
     third = qualify(tiny, plan, serve=children.stub, journal=journal)
     assert third.resumed == 2, "what was not run is tried again"
     assert [row.to_json() for row in third.rows] == [row.to_json() for row in second.rows]
     other = qualify(tiny, book(tmp_path, [ask("a", "z"), ask("b", "y")]), serve=children.stub, journal=journal)
     assert other.resumed == 0, "rows of another playbook"
     assert not list(tmp_path.glob("*.part"))
+    late = qualify(tiny, book(tmp_path, [ask("a", "z"), ask("n", "new")]), serve=children.stub, minutes=0)
+    assert [(row.outcome, row.note) for row in late.rows] == [(SKIP, "the time was up")] * 2
 
 
 def test_children_and_their_files_are_gone_afterwards(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
