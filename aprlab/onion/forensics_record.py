@@ -59,11 +59,6 @@ PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"faults": [_joined(*_EXACT), *(_joined(*(id for id in _EXACT if id != left)) for left in _EXACT)]},
         "lost biases and upstream's own loop; then each of the four left out in turn",
     ),
-    "rope": (
-        "third layer",
-        {"faults": [_joined(*_EXACT, *rope) for rope in (("rope-norm",), ("rope-theta",), ("rope-norm", "rope-theta"))]},
-        "the same with other rotary embeddings",
-    ),
     "old file": (
         "old file",
         {"faults": [*_subsets(_OLD), *(_joined(*_OLD, other) for other in _OTHERS), "template-skipped"]},
