@@ -28,6 +28,7 @@ from aprlab.onion import upstream
 from aprlab.onion.faults import FAULTS, convert_with, session_with
 from aprlab.onion.faults.base import Fault
 from aprlab.onion.seen import Piece, Seen, content_hash, look
+from aprlab.onion.sides import decodings
 from aprlab.qwen2.generate import Generation, Session
 from aprlab.qwen2.tokenizer import Qwen2Tokenizer
 from aprlab.richview import Cell, table
@@ -36,6 +37,7 @@ from aprlab.types import TensorType
 
 PROMPTS = (QUESTION, "Write a haiku about snow.")
 MAX_TOKENS = 12
+MATRIX_TOKENS = 6  # of an answer in the kill matrix: what is garbage or other shows by then
 # Texts whose ids and whose way back a tokenizer has to get right; spaces, numbers, capitals, line ends, other scripts.
 PROBES = (
     "What is 2+2?", "in 2026, 12345 days", "I'LL say: it's DON'T", "def f(x):\n    return x[1:-1]  # ok\n\n\n", "  two  spaces ",
@@ -168,11 +170,15 @@ class CandidateFile:
 
 @dataclass(eq=False)
 class Case:
-    """A reference and a candidate: a file, and a session over it (its own, or one with faults)."""
+    """A reference and a candidate: a file, and a session over it (its own, or one with faults).
+
+    `origin` is what the reference was re-encoded from, where that was meant: gates with a tolerance look at it instead.
+    """
 
     ref: Reference
     file: CandidateFile
     given: Session | None = None
+    origin: Reference | None = None
     replaced: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     @cached_property
@@ -184,6 +190,11 @@ class Case:
     @cached_property
     def answers(self) -> list[Generation]:
         return [self.session.generate(p, max_tokens=self.ref.max_tokens, keep_logits=True) for p in self.ref.prompts]
+
+    @property
+    def source(self) -> Reference:
+        """What gates with a tolerance hold the candidate against."""
+        return self.ref if self.origin is None else self.origin
 
     @cached_property
     def selftest(self) -> list[InstrumentResult]:
@@ -207,28 +218,7 @@ class Case:
 
 def decodes(session: Session) -> int:
     """How many times a warm pass of one token decodes a tensor's blocks."""
-    count: list[str] = []
-
-    class Counted(Tensor):
-        __slots__ = ("of",)
-
-        def __init__(self, of: Tensor) -> None:
-            super().__init__(of.name, of.type, of.shape, of.raw, of.origin)
-            object.__setattr__(self, "of", of)
-
-        def dequantise(self, rows: slice | np.ndarray | None = None) -> np.ndarray:
-            count.append(self.name)
-            return self.of.dequantise(rows)  # type: ignore[attr-defined]
-
-    model, tokens = session.engine.model, session.chat_tokens(QUESTION)
-    trace(session, tokens[:2], "logits", positions="last")  # warm
-    kept = model.tensors
-    try:
-        model.tensors = {name: Counted(tensor) for name, tensor in kept.items()}
-        trace(session, tokens[:1], "logits", positions="last")
-    finally:
-        model.tensors = kept
-    return len(count)
+    return sum(decodings(session.engine, session.config, session.chat_tokens(QUESTION)[0]).values())
 
 
 # ── the gates ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -299,10 +289,10 @@ def _checksums(case: Case) -> tuple[bool, str]:
 @_gate("F-ROSETTA-STATS-001", "mean, std, min and max within the type's tolerance", "statistics")
 def _within(case: Case) -> tuple[bool, str]:
     worst, at = 0.0, ""
-    for name in case.ref.model.tensors:
+    for name in case.source.model.tensors:
         if name not in case.figures:
             return False, f"{name} is missing"
-        (a, _), (b, _, kind) = case.ref.figures(name), case.figures[name]
+        (a, _), (b, _, kind) = case.source.figures(name), case.figures[name]
         if b.nan or b.inf:
             return False, f"{name}: {b.nan} NaN, {b.inf} Inf"
         (mean, std, least, most), (mean_b, std_b, least_b, most_b) = _four(a), _four(b)
@@ -312,7 +302,7 @@ def _within(case: Case) -> tuple[bool, str]:
         allowed = max(TOLERANCE[kind.name], 1e-6)
         if off / allowed > worst:
             worst, at = off / allowed, f"{name} ({kind.name}) is off by {off:.3g} of its spread, {allowed:g} allowed"
-    return worst <= 1, at or f"{len(case.ref.model.tensors)} tensors, none off"
+    return worst <= 1, at or f"{len(case.source.model.tensors)} tensors, none off"
 
 
 def _four(seen: Statistics) -> tuple[float, float, float, float]:
@@ -380,10 +370,10 @@ def _strict(case: Case) -> tuple[bool, str]:
 @_gate("I-4", "per-tensor statistics are kept: percentiles, NaN; every value where the type is kept", "statistics", "checksum")
 def _kept(case: Case) -> tuple[bool, str]:
     exact = 0
-    for name, tensor in case.ref.model.tensors.items():
+    for name, tensor in case.source.model.tensors.items():
         if name not in case.figures:
             return False, f"{name} is missing"
-        (a, sum_a), (b, sum_b, kind) = case.ref.figures(name), case.figures[name]
+        (a, sum_a), (b, sum_b, kind) = case.source.figures(name), case.figures[name]
         if (a.count, a.nan, a.inf) != (b.count, b.nan, b.inf):
             return False, f"{name}: {a.count} values, {a.nan} NaN, {a.inf} Inf became {b.count}, {b.nan}, {b.inf}"
         if kind is tensor.type and sum_a != sum_b:
@@ -393,7 +383,7 @@ def _kept(case: Case) -> tuple[bool, str]:
         for p, x, y in zip(PERCENTILES, a.percentiles, b.percentiles, strict=True):
             if abs(x - y) > allowed:
                 return False, f"{name}: percentile {p} moved from {x:.4g} to {y:.4g}"
-    return True, f"{exact} of {len(case.ref.model.tensors)} tensors hold the same values"
+    return True, f"{exact} of {len(case.source.model.tensors)} tensors hold the same values"
 
 
 @_gate("I-5", "tokenizer round trip: the same ids, the same text back, the same prompt, the same end", "same")
@@ -468,6 +458,7 @@ def run(
     max_tokens: int = MAX_TOKENS,
     replaced: Mapping[str, Callable[..., Any]] | None = None,
     ids: Iterable[str] | None = None,
+    requantised: str | None = None,
 ) -> Gates:
     """Hold a candidate file against its reference; every gate speaks, whatever the others say.
 
@@ -477,6 +468,8 @@ def run(
         session_ref, session_cand: to be asked instead of new ones over these files.
         engine: for those new ones; both sides run on the same.
         prompts, max_tokens: what both are asked, greedily.
+        requantised: the type that the candidate was re-encoded to on purpose. Exact gates then demand what a right
+            re-encoding gives, byte for byte; those with a tolerance hold it against the source itself.
         replaced: instruments to be replaced (see `instruments.selftest`); gates that rest on one that fails are void.
         ids: only these gates.
 
@@ -486,8 +479,19 @@ def run(
     model = ref if isinstance(ref, Model) else Model.open(ref)
     if not Path(cand).is_file():
         raise UsageError("there is no such file", path=cand)
+    origin = None
+    if requantised is not None:
+        origin = Reference(model, session_ref, engine, prompts, max_tokens)
+        model, session_ref = _requantised(model, requantised), None
     reference = Reference(model, session_ref, engine, prompts, max_tokens)
-    return results(Case(reference, CandidateFile(Path(cand)), session_cand, replaced or {}), ids)
+    return results(Case(reference, CandidateFile(Path(cand)), session_cand, origin, replaced or {}), ids)
+
+
+def _requantised(model: Model, kind: str) -> Model:
+    """What a right converter makes of a model that is re-encoded to `kind` on purpose."""
+    with tempfile.TemporaryDirectory() as folder:  # the mapping outlives the name
+        convert(model, Path(folder) / "requantised.apr", quantize=kind)
+        return Model.open(Path(folder) / "requantised.apr")
 
 
 def results(case: Case, ids: Iterable[str] | None = None) -> Gates:
@@ -575,7 +579,7 @@ def kill_matrix(
     *,
     engine: str = "reference",
     prompts: Sequence[str] = PROMPTS,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int = MATRIX_TOKENS,
     progress: Callable[[str], None] = lambda id: None,
 ) -> KillMatrix:
     """Every fault, in each of its forms, against every gate.
@@ -627,7 +631,7 @@ class _Bench:
 
     def row(self, fault: Fault, form: str, folder: Path) -> Row:
         if fault.instrument is not None:
-            case = Case(self.ref, self.healthy, self.ref.session, {fault.ruler: fault.instrument})
+            case = Case(self.ref, self.healthy, self.ref.session, replaced={fault.ruler: fault.instrument})
             case.__dict__["selftest"] = [
                 instruments.show(instruments.INSTRUMENTS[r.name], fault.instrument) if r.name == fault.ruler else r
                 for r in self.selftest
@@ -640,7 +644,7 @@ class _Bench:
                 convert_with(self.source, path, [fault], force=True)
                 case = Case(self.ref, CandidateFile(path))
             else:
-                case = Case(self.ref, self.healthy, session_with(self.source, [fault], engine=self.ref.engine, threads=1))
+                case = Case(self.ref, self.healthy, session_with(self.ref.session, [fault]))
         except FormatError as error:
             case = Case(self.ref, _Refused(self.healthy.path, error))  # the session itself refuses to start
         except UsageError as error:

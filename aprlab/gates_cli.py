@@ -35,6 +35,10 @@ def gates(
     fault: Annotated[
         str | None, typer.Option("--fault", metavar="ID", help="Replace an instrument by a lying one.", show_default=False)
     ] = None,
+    requantised: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="CAND was re-encoded to TYPE on purpose: `convert --quantize`.", show_default=False),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> int:
@@ -42,7 +46,8 @@ def gates(
     from aprlab import gates as module
 
     results = module.run(
-        ref, cand, engine=backend, prompts=prompt or module.PROMPTS, max_tokens=max_tokens, replaced=_replaced(fault)
+        ref, cand, engine=backend, prompts=prompt or module.PROMPTS, max_tokens=max_tokens, replaced=_replaced(fault),
+        requantised=requantised,
     )  # fmt: skip
     if as_json:
         _print_json([r.to_json() for r in results])

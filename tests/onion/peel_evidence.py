@@ -27,6 +27,7 @@ from aprlab.onion.verdict import Verdict
 from aprlab.qwen2.generate import Session
 
 PROMPT = "What is 2+2?"
+TOKENS = 4  # of the answer: enough to tell any of these apart
 ALIKE = ("leaves_the_same_file_as", "computes_the_same_as")
 
 
@@ -85,7 +86,7 @@ def file_row(folder: Path, ids: tuple[str, ...], **options: Any) -> Row | None:
         return None
     if len(ids) > 1 and _hash(path) in {single(folder, id, tuple(given.items())) for id in ids}:
         return None  # the file is that of one fault alone
-    return Row("file", ids, peel(reference(), path, threads=1, prompt=PROMPT, **options))
+    return Row("file", ids, peel(reference(), path, threads=1, prompt=PROMPT, max_tokens=TOKENS, **options))
 
 
 @cache
@@ -106,10 +107,10 @@ def _hash(path: Path) -> str:
 def run_row(ids: tuple[str, ...]) -> Row | None:
     """An engine with these faults on the healthy file, held against the healthy engine."""
     try:
-        broken = session_with(reference(), ids, threads=1)
+        broken = session_with(believed(), ids)
     except AprlabError:
         return None
-    return Row("run", ids, peel_sessions(believed(), broken, prompt=PROMPT))
+    return Row("run", ids, peel_sessions(believed(), broken, prompt=PROMPT, max_tokens=TOKENS))
 
 
 def singles(folder: Path) -> Iterator[Row]:
@@ -151,7 +152,7 @@ def healthy(folder: Path) -> Iterator[tuple[str, Verdict]]:
     for name, options in variants.items():
         path = folder / "healthy.apr"
         convert(reference(), path, force=True, **options)
-        yield name, peel(reference(), path, threads=1, prompt=PROMPT)
+        yield name, peel(reference(), path, threads=1, prompt=PROMPT, max_tokens=TOKENS)
 
 
 def _reordered(seams: Any) -> Any:
