@@ -11,6 +11,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from aprlab import lab
+from aprlab.cli import run_cli
 from aprlab.errors import UsageError
 
 PARAMETERS = 'model: str = ""  # file\nout: str = ""\ncount: int = 3  # how many\nscale: float = 0.5\nloud: bool = False'
@@ -137,6 +138,9 @@ def test_a_walk_goes_on_after_a_failure_and_indexes_all(tmp_path: Path, monkeypa
     page = (tmp_path / "out" / "index.html").read_text()
     assert "0 of 3 notebooks hold" in page
     assert page.count("does not hold:</b> count &lt; 5") == 2
+    assert page.count("<pre>") == 2  # the tracebacks of those that failed
+    assert "division by zero" in page
+    assert "\x1b" not in page
     assert "All about &lt;a&gt;" in page
     for link in ("a.html", "b.json", "c.ipynb"):
         assert f'href="{link}"' in page
@@ -164,3 +168,31 @@ def test_a_walk_that_holds_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (step,) = lab.walk(["b"], {}, tmp_path / "out")
     assert (step.holds, step.verdict, step.title) == (True, "1 of 1 checks hold", "All about <b>")
     assert "1 of 1 notebooks hold" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_investigate_with_a_fault_or_a_candidate_is_notebook_07(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny: Path, tmp_path: Path
+) -> None:
+    asked: list[tuple[list[str], dict[str, object]]] = []
+
+    def walk(names: list[str], parameters: dict[str, object], out: Path, **options: object) -> list[lab.Step]:
+        asked.append((list(names), dict(parameters)))
+        return []
+
+    monkeypatch.setattr(lab, "walk", walk)
+    for options in (["--fault", "gh-191,lost-v-biases"], ["--candidate", str(tiny)], [], ["--only", "02_dtype,04_forward_pass"]):
+        assert run_cli(["investigate", "--out", str(tmp_path), *options]) == 0
+    assert asked == [
+        (["07_peel"], {"fault": "GH-191,lost-v-biases"}),
+        (["07_peel"], {"candidate": str(tiny), "fault": ""}),
+        (["00_golden_rule"], {}),
+        (["02_dtype", "04_forward_pass"], {}),
+    ]
+    for options, message in (
+        (["--fault", "GH-19O"], "unknown fault"),
+        (["--fault", "GH-191", "--candidate", str(tiny)], "which of them"),
+        (["--candidate", "none.apr"], "there is no such file"),
+    ):
+        assert run_cli(["investigate", *options]) == 2
+        assert message in capsys.readouterr().err
+    assert len(asked) == 4

@@ -23,7 +23,7 @@ from aprlab import lab, paths
 
 FOLDER = paths.notebooks_dir()
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-TAGS = {"parameters", "nbval-ignore-output", "nbval-skip", "raises-exception"}
+TAGS = {"parameters", "key-figure", "nbval-ignore-output", "nbval-skip", "raises-exception"}
 SAMPLES = {
     "address": "<function f at 0x7f0a1b2c3d4e>",
     "temporary-folder": "/tmp/aprlab-k3_9x.z/model.apr",
@@ -51,7 +51,7 @@ def texts(cell: nbformat.NotebookNode) -> list[str]:
 
 
 def test_there_are_notebooks() -> None:
-    names = ["00_golden_rule", "01_naming", "02_dtype", "04_forward_pass", "06_ticket_revisited"]
+    names = ["00_golden_rule", "01_naming", "02_dtype", "04_forward_pass", "05_instruments", "06_ticket_revisited", "07_peel"]
     assert set(names) <= {path.stem for path in NOTEBOOKS}
 
 
