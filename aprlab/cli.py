@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from aprlab import guard
 from aprlab.errors import AprlabError, UsageError
 from aprlab.known import ANSWER, QUESTION
 
@@ -60,6 +61,7 @@ def run_cli(args: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an answer in Chinese must not end an ASCII terminal's session
+    guard.install()
     previous = signal.signal(signal.SIGTERM, _terminate)  # so that `finally` and `with` clean up on SIGTERM, too
     try:
         status = app(args=None if args is None else list(args), standalone_mode=False)
@@ -155,7 +157,7 @@ Output = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Wha
 Source = Annotated[Path, typer.Argument(metavar="IN", help="The model to read.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.", show_default=False)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print a line per tensor.", show_default=False)]
-Backend = Annotated[str, typer.Option("--backend", "-b", metavar="ENGINE", help="Engine: reference, jit, …")]
+Backend = Annotated[str, typer.Option("--backend", "--engine", "-b", metavar="ENGINE", help="Engine: reference, jit, …")]
 Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, help="CPU threads; the engine chooses without it.")]
 Tokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Stop after so many tokens.")]
 System = Annotated[str | None, typer.Option("--system", help="System prompt; the template's own without it.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import mmap
@@ -9,6 +10,7 @@ import os
 import shutil
 import struct
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,14 +80,22 @@ def check_spans(spans: list[Span], end: int, path: Path) -> None:
             )  # fmt: skip
 
 
+MAPPED: dict[int, tuple[int, Path]] = {}  # address → size and path of each file that is mapped now, for `aprlab.guard`
+PARTS: set[str] = set()  # temporary files of this process that bear a name, likewise
+
+
 def map_file(path: Path) -> np.ndarray:
     """The file as a read-only ``uint8 (size,)`` view on a memory map; an empty file gives an empty array."""
     try:
         if os.path.getsize(path) == 0:
             return np.zeros(0, np.uint8)
-        return np.memmap(path, np.uint8, "r").view(np.ndarray)
+        file = np.memmap(path, np.uint8, "r")
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", path=path) from None
+    start = file.ctypes.data
+    MAPPED[start] = (file.nbytes, Path(path))
+    weakref.finalize(file, MAPPED.pop, start, None)
+    return file.view(np.ndarray)
 
 
 def drop_pages(raw: np.ndarray) -> None:
@@ -107,10 +117,11 @@ def json_object(text: str, what: str, path: Path, offset: int | None = None) -> 
     """A JSON object by the letter: no key twice, no NaN, no nesting without end; raises FormatError."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            twice = next(k for n, (k, _) in enumerate(pairs) if k in dict(pairs[:n]))
-            raise ValueError(f"key {twice!r} stands there twice")
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise ValueError(f"key {key!r} stands there twice")
+            found[key] = value
         return found
 
     def refuse(constant: str) -> float:
@@ -145,29 +156,54 @@ def check_output(output: Path, sources: list[Path], *, force: bool) -> None:
 
 @contextmanager
 def atomic(output: Path) -> Iterator[IO[bytes]]:
-    """A file that becomes `output` only when the block ends well: temporary name, flush to disk, rename.
+    """A file that becomes `output` only when the block ends well: written without a name, flushed to disk, named, renamed.
 
-    A symbolic link is written through, not replaced. Whatever ends the block otherwise removes the temporary file.
+    Where the file system knows files without a name (Linux, most of them), a process that is killed leaves nothing at all;
+    elsewhere a hidden ``.part`` file. A symbolic link is written through, not replaced.
     """
     target = output.resolve()
+    name = ""
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        handle = _nameless(target.parent)
+        if handle is None:
+            handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+            PARTS.add(name)
     except OSError as error:
         raise UsageError(f"cannot be written: {error.strerror}", path=output) from None
     try:
         with os.fdopen(handle, "wb", buffering=0) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        mode = target.stat().st_mode if target.exists() else 0o666 & ~_umask()
-        os.chmod(name, mode & 0o7777)
+            mode = target.stat().st_mode if target.exists() else 0o666 & ~_umask()
+            os.fchmod(handle, mode & 0o7777)
+            os.fsync(handle)
+            if not name:
+                given = str(target.with_name(f".{target.name}.{os.getpid()}-{handle}.part"))
+                # with a folder's descriptor (not looked at: the path is absolute) Python calls linkat, which can follow links
+                os.link(f"/proc/self/fd/{handle}", given, src_dir_fd=handle, follow_symlinks=True)
+                PARTS.add(name := given)
         os.replace(name, target)
     except BaseException as error:
-        Path(name).unlink(missing_ok=True)
+        if name:
+            Path(name).unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise UsageError(f"cannot be written: {error.strerror or error}", path=output) from None
         raise
+    finally:
+        PARTS.discard(name)
     _sync(target.parent)
+
+
+def _nameless(folder: Path) -> int | None:
+    """A new file in `folder` that has no name yet; None where the system has no such thing."""
+    if not (hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd")):
+        return None
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):  # as file systems and old kernels say
+            return None
+        raise
 
 
 @contextmanager
