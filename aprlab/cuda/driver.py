@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
@@ -14,9 +14,10 @@ import numpy as np
 
 from aprlab import types
 from aprlab.cuda import launch as launches
+from aprlab.cuda.compile import MODULES
 from aprlab.cuda.launch import Launch
 from aprlab.engines.base import Cache, Engine
-from aprlab.errors import FormatError, UnsupportedError
+from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.model import Model, ModelConfig, Tensor
 
 
@@ -80,6 +81,20 @@ def _resolve(size: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     if shape.count(-1) > 1 or (-1 in shape and (known == 0 or size % known)) or (-1 not in shape and known != size):
         raise ValueError(f"cannot make {shape} of {size} elements")
     return tuple(size // known if n == -1 else n for n in shape)
+
+
+def module_texts(kernels: Mapping[str, str] | None) -> dict[str, str]:
+    """A backend's option `kernels`: text by module, in place of the package's own. Raises UsageError for an unknown module."""
+    unknown = set(kernels or ()) - set(MODULES)
+    if unknown:
+        raise UsageError(f"unknown kernel module {min(unknown)!r}; known: {', '.join(MODULES)}")
+    return dict(kernels or {})
+
+
+def no_more_options(engine: str, unknown: Mapping[str, Any]) -> None:
+    """Raises UsageError if there are options left that an engine does not have."""
+    if unknown:
+        raise UsageError(f"engine {engine!r} has no option {min(unknown)!r}")
 
 
 class KernelEngine(Engine):

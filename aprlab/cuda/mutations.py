@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -315,6 +315,26 @@ def ptx(name: str) -> dict[str, str]:
 def options(name: str) -> dict[str, Any]:
     """Options for `engines.create("ptx", model, …)` that put the fault in."""
     return {"kernels": ptx(name), "overrun": mutation(name).overrun}
+
+
+def select(faults: Iterable[Any], engine: str, elsewhere: Collection[str] = ()) -> tuple[list[Any], dict[str, Any]]:
+    """Sort out which of `faults` is one of the kernels: (the others, options that give it to the engine of this name).
+
+    Raises:
+        UsageError: two of them, since their edits might meet; or one, and the engine runs no kernels, unless its id is one
+            of those that mean something `elsewhere`.
+    """
+    faults = list(faults)
+    mine = [each for each in faults if isinstance(each, str) and each in MUTATIONS]
+    if engine not in ("ptx", "cuda") or not mine:
+        lost = next((each for each in mine if each not in elsewhere), None)
+        if lost is not None:
+            raise UsageError(f"fault {lost!r} is one of the CUDA kernels, which engine {engine!r} does not run: ptx or cuda do")
+        return faults, {}
+    if len(mine) > 1:
+        raise UsageError(f"one kernel fault at a time, not {' and '.join(mine)}")
+    given = options(mine[0]) if engine == "ptx" else {"kernels": sources(mine[0])}
+    return [each for each in faults if each is not mine[0]], given
 
 
 def engine(model: Model, name: str, contract: str = "f32") -> Any:

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from aprlab.cuda.compile import MODULES, OPTIONS, source
-from aprlab.cuda.driver import KernelEngine
+from aprlab.cuda.compile import OPTIONS, source
+from aprlab.cuda.driver import KernelEngine, module_texts, no_more_options
 from aprlab.cuda.launch import Launch
-from aprlab.errors import UnsupportedError, UsageError
+from aprlab.errors import UnsupportedError
 from aprlab.model import Model
 
 _SCALARS = {"p": np.uint64, "u": np.uint32, "f": np.float32}
@@ -28,12 +28,9 @@ class CudaBackend:
     """
 
     def __init__(self, kernels: Mapping[str, str] | None = None, device: int = 0) -> None:
-        unknown = set(kernels or ()) - set(MODULES)
-        if unknown:
-            raise UsageError(f"unknown kernel module {min(unknown)!r}; known: {', '.join(MODULES)}")
         self.cupy, self.device = _cupy(device)
         self.device.use()
-        self._texts = dict(kernels or {})
+        self._texts = module_texts(kernels)
         self._modules: dict[str, Any] = {}
         self._functions: dict[str, Any] = {}
 
@@ -144,6 +141,5 @@ class CudaEngine(KernelEngine):
         device: int = 0,
         **unknown: Any,
     ) -> None:
-        if unknown:
-            raise UsageError(f"engine 'cuda' has no option {min(unknown)!r}")
+        no_more_options(self.name, unknown)
         super().__init__(model, threads, CudaBackend(kernels, device), contract)

@@ -12,10 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from aprlab.cuda.compile import MODULES, one_entry, shipped_ptx
-from aprlab.cuda.driver import KernelEngine
+from aprlab.cuda.compile import one_entry, shipped_ptx
+from aprlab.cuda.driver import KernelEngine, module_texts, no_more_options
 from aprlab.cuda.launch import Launch
-from aprlab.errors import UsageError
 from aprlab.model import Model
 from aprlab.ptx import LaunchReport, Machine, Pointer, parse
 
@@ -30,10 +29,7 @@ class PtxBackend:
     """
 
     def __init__(self, kernels: Mapping[str, str] | None = None, checks: bool = False, overrun: float = 1.0) -> None:
-        unknown = set(kernels or ()) - set(MODULES)
-        if unknown:
-            raise UsageError(f"unknown kernel module {min(unknown)!r}; known: {', '.join(MODULES)}")
-        self._texts = dict(kernels or {})
+        self._texts = module_texts(kernels)
         self._machines: dict[str, Machine] = {}  # of kernels in other modules than the shipped ones
         self.checks, self.overrun = checks, overrun
         self.findings: list[str] = []
@@ -114,6 +110,5 @@ class PtxEngine(KernelEngine):
         overrun: float = 1.0,
         **unknown: Any,
     ) -> None:
-        if unknown:
-            raise UsageError(f"engine 'ptx' has no option {min(unknown)!r}")
+        no_more_options(self.name, unknown)
         super().__init__(model, threads, PtxBackend(kernels, checks, overrun), contract)
