@@ -154,7 +154,7 @@ def _script(c: str) -> str:
     if not c.isalpha():
         return ""
     name = unicodedata.name(c, "")
-    if name.startswith(("CJK", "HIRAGANA", "KATAKANA", "KANGXI", "HALFWIDTH KATAKANA")):
+    if name.startswith(("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "KANGXI", "HALFWIDTH KATAKANA")):
         return "CJK"
     if name.startswith(("MICRO", "OHM", "SUPERSCRIPT", "MODIFIER", "MATHEMATICAL", "DOUBLE-STRUCK", "SCRIPT", "FULLWIDTH")):
         return ""
@@ -259,6 +259,15 @@ def _grammar(text: str) -> str:
     charge("gaps", len(re.findall(r"\w {2,3}\w", text)), 0.4)
     charge("stray signs", len(re.findall(r"[,;:][,;:.!?]|,\}|\s[.,;:]\s|\w[.]{2}\w|\.\.\s?\w", text)), 0.6)
     charge("letters and digits glued", len(re.findall(r"[a-z]{3}\d+[a-z]|[a-z]{4}\d\b", text)), 0.6)
+    # Pieces of a vocabulary put side by side without regard: signs of programs in words, cases, endings, invisible signs.
+    charge("signs in the middle of words", len(re.findall(r"[a-z]{2}[(\[{\\<|][a-z]|[A-Za-z][\\_]{1,2}[a-z]{3}(?!\w*\()", text)), 0.5)
+    charge("capitals behind small letters", len(re.findall(r"\b[a-z]{3,}[A-Z]{2,}", text)), 0.6)
+    charge("words nobody can say", sum(_unsayable(w) for w in latin), 0.5)
+    hidden = sum(unicodedata.category(c) == "Cf" for c in text) + len(re.findall(r"[A-Za-z][\uff21-\uff5a]", text))
+    charge("hidden or wide letters", hidden, 0.6)
+    charge("brackets left open", max(0, _left_open(text) - 1), 0.4)
+    charge("lines of nothing", len(re.findall(r"\n[ \t]+(?=\n|$)|\r", text)), 0.25)
+    charge("phrases again", _again(latin), 0.35)
     charge("letters alone", len(re.findall(r"(?<![\w'’\-+*/=.])[b-hj-z](?![\w'’\-+*/=.)])(?! [=+*/<>-])", text)), 0.35)
     if len(latin) >= 6 and not _listed(text):
         glue = sum(w.lower() in _GLUE for w in latin) / len(latin)
@@ -272,6 +281,23 @@ def _grammar(text: str) -> str:
 def _no_vowel(word: str) -> bool:
     plain = unicodedata.normalize("NFD", word)
     return len(word) >= 3 and word.islower() and not re.search(r"[aeiouyæøœı]", plain) and word not in ("nth", "hmm", "pst")
+
+
+def _unsayable(word: str) -> bool:
+    """Six consonants in a row, or a letter three times."""
+    plain = unicodedata.normalize("NFD", word.lower())
+    return word.lower() not in ("www", "hmmm", "brrr") and bool(re.search(r"[bcdfghjklmnpqrstvwxz]{6}|([a-hj-wyz])\1\1", plain))
+
+
+def _left_open(text: str) -> int:
+    """Brackets that are opened and not closed; answers that are cut off leave one or so."""
+    return sum(max(0, text.count(a) - text.count(b)) for a, b in ("()", "[]", "{}"))
+
+
+def _again(words: list[str]) -> int:
+    """Runs of three words that came before, beyond what verse and lists do."""
+    runs = [tuple(w.lower() for w in words[n : n + 3]) for n in range(len(words) - 2)]
+    return max(0, len(runs) - len(set(runs)) - 2)
 
 
 def _listed(text: str) -> bool:

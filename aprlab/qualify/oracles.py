@@ -179,7 +179,8 @@ def _refused(answer: Answer, wanted: str, prompt: Any) -> tuple[bool, str]:
     return wanted in answer.refused, answer.refused or f"answered: {answer.text[:40]!r}"
 
 
-_SCRIPTS = {"latin": ("LATIN",), "han": ("CJK",), "japanese": ("HIRAGANA", "KATAKANA", "CJK"), "cyrillic": ("CYRILLIC",)}
+_SCRIPTS = {"latin": ("LATIN",), "han": ("CJK", "IDEOGRAPHIC"),
+            "japanese": ("HIRAGANA", "KATAKANA", "CJK", "IDEOGRAPHIC"), "cyrillic": ("CYRILLIC",)}  # fmt: skip
 
 
 @_oracle("script", lambda v: "" if v in _SCRIPTS else f"unknown {v!r}; known: {', '.join(_SCRIPTS)}")

@@ -277,8 +277,8 @@ class _Journal:
             part.replace(self.path)
 
     def add(self, key: str, row: Row) -> None:
-        """Keep a row, on disk before the next one begins. What was not run may be run next time."""
-        if self.path is None or row.outcome == SKIP:
+        """Keep a row, on disk before the next one begins. What was not run, or met an error, is tried again next time."""
+        if self.path is None or row.outcome in (SKIP, ERROR):
             return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"key": key, "row": row.to_json()}, ensure_ascii=False, allow_nan=False) + "\n")

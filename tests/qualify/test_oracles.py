@@ -112,6 +112,7 @@ def test_without_a_parser_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> No
         ("contains", ["cat", "kitten"], "A cat!", "A category"),
         ("contains", "東京", "首都は東京です", "首都は东京です"),
         ("garbage", False, "2 + 2 equals 4.", "3,}, helf helf.How helf"),
+        ("garbage", False, "私は日本語で、様々な情報を提供します。", "私はhelf日本語でhelf、helf情報"),
         ("script", "han", "法国的首都是巴黎。", "The capital is 巴黎."),
         ("script", "japanese", "こんにちは世界", "法国的首都是巴黎。"),
         ("script", "cyrillic", "Москва", "Moskau"),
