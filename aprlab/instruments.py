@@ -476,7 +476,7 @@ def _in_parts(tensor: Tensor) -> Fingerprint:
             finite = values[np.isfinite(values)]
         if not finite.size:
             continue
-        sample.append(finite[-count % stride :: stride])
+        sample.append(finite[-count % stride :: stride].copy())  # a view would keep all of it
         zeros += int(finite.size - np.count_nonzero(finite))
         least, most = min(least, float(finite.min())), max(most, float(finite.max()))
         wide = finite.astype(np.float64)

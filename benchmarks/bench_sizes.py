@@ -58,10 +58,10 @@ def step(name: str, what: str, folder: Path, threads: int) -> dict[str, Any]:
     return found
 
 
-def measure(name: str, parent: Path, threads: int, again: bool) -> None:
+def measure(name: str, parent: Path, threads: int, again: bool, steps: list[str]) -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     mine = results.setdefault(name, {})
-    todo = [what for what in CODE if again or what not in mine]
+    todo = [what for what in CODE if what in steps and (again or what not in mine)]
     if not todo:
         return
     with tempfile.TemporaryDirectory(dir=parent, prefix="aprlab-sizes-") as made:
@@ -83,6 +83,7 @@ def measure(name: str, parent: Path, threads: int, again: bool) -> None:
                 print(f"{name} {what:12}{found['seconds']:8.1f} s {found['processor']:8.1f} s processor "
                       f"{found['peak'] / 2**20:7.0f} MiB", flush=True)  # fmt: skip
                 mine["machine"] = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {time.strftime('%Y-%m-%d')}"
+                results = (json.loads(RESULTS.read_text()) if RESULTS.exists() else {}) | {name: mine}  # others may write, too
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
@@ -170,11 +171,12 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--steps", nargs="*", default=list(CODE), choices=list(CODE))
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     for name in options.models:
         print(f"{shutil.disk_usage(options.dir).free / 1e9:.0f} GB free in {options.dir}")
-        measure(name, options.dir, options.threads, options.again)
+        measure(name, options.dir, options.threads, options.again, options.steps)
     if options.write:
         write()
 
