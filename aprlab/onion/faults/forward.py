@@ -473,7 +473,7 @@ FAULTS = (
             "A line's end more after 'assistant' is forgiven; a prompt of one token becomes another prompt.",
         ),
         "The answer is that of a prompt with its last token doubled; every pass is exact.",
-        session=LastTwice,
+        silent=True, session=LastTwice,
     ),
     Fault(
         "prefill-decode", "Prefill and decode on different kernels", "forward", "E",
