@@ -134,6 +134,13 @@ def block_values(sides: Mapping[str, np.ndarray], ax: Axes | None = None, *, gro
     return ax
 
 
+def _reach(values: np.ndarray) -> float:
+    """Half the width of an axis: the largest magnitude and some room, or, where few lie far out, that of all others."""
+    size = np.abs(values)
+    most = float(np.quantile(size, 0.995))
+    return 1.1 * (float(size.max()) if size.max() <= 4 * most else 1.5 * most) or 1.0
+
+
 def value_scatter(
     truth: np.ndarray,
     seen: np.ndarray,
@@ -144,6 +151,8 @@ def value_scatter(
     points: int = 3000,
 ) -> Axes:
     """Decoded values against the right ones: on the diagonal they are equal. What is not finite is left out.
+
+    Few far outliers, as real weights have them, stay outside of the axes, which say how many; else all would be one dot.
 
     Args:
         truth, seen: values of one shape, at equal places.
@@ -164,13 +173,21 @@ def value_scatter(
         ax.plot(ends, ends, color=nth_colour(7), linewidth=0.8, zorder=3)
         colour = nth_colour(0 if np.array_equal(x, y, equal_nan=True) else 1)
         ax.scatter(x[chosen], y[chosen], s=4, color=colour, alpha=0.35, linewidths=0, rasterized=True)
-        span = max(abs(end) for end in ends)
-        if chosen.size and span > 0 and np.abs(y[chosen]).max() > 20 * span:
-            ax.set_yscale("symlog", linthresh=span)
-            ax.yaxis.set_minor_locator(NullLocator())
+        if chosen.size:
+            span, reach = (_reach(side[chosen]) for side in (x, y))
+            outside = (np.abs(x[chosen]) > span) | (np.abs(y[chosen]) > reach)
+            ax.set(xlim=(-span, span), ylim=(-reach, reach))
+            if reach > 20 * span:
+                ax.set_yscale("symlog", linthresh=span)
+                ax.yaxis.set_minor_locator(NullLocator())
+            if outside.any():
+                corner: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": 7, "color": "0.3"}
+                ax.text(0.99, 0.01, f"{outside.sum()} points beyond", transform=ax.transAxes, **corner)
         above: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "fontsize": 8, "color": "0.3"}
         ax.annotate(note, (0.5, 1), xycoords="axes fraction", **above)
         ax.set_xlabel(labels[0])
         ax.set_ylabel(labels[1])
+        if ax.get_xscale() == "linear":
+            ax.locator_params(axis="x", nbins=4)
         ax.set_box_aspect(1)
     return ax

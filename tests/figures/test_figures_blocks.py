@@ -85,3 +85,13 @@ def test_scatter_of_wild_values_is_logarithmic_beyond_the_truth() -> None:
     assert figures.value_scatter(truth, truth * 1e9, ("a", "b")).get_yscale() == "symlog"
     with pytest.raises(UsageError, match="one shape"):
         figures.value_scatter(truth, truth[1:], ("a", "b"))
+
+
+def test_outliers_do_not_make_one_dot_of_all_others() -> None:
+    truth = np.random.default_rng(4).normal(size=1000)
+    assert not figures.value_scatter(truth, truth, ("a", "b")).texts[0].get_text().endswith("beyond")
+    seen = truth.copy()
+    truth[7], seen[11] = 900.0, -800.0
+    ax = figures.value_scatter(truth, seen, ("a", "b"))
+    assert max(*ax.get_xlim(), *ax.get_ylim()) < 10
+    assert ax.texts[0].get_text() == "2 points beyond"
