@@ -23,6 +23,7 @@ from aprlab.errors import FormatError, UsageError
 Message = Mapping[str, Any]
 
 SECONDS = 2  # CPU time; a real template needs a thousandth of it
+WAIT = 30  # times as long by the clock, since a busy machine takes its time to give them
 MEMORY = 512 << 20  # address space in bytes; interpreter and jinja2 take a tenth of it
 CHARACTERS = 1 << 20  # of output, far beyond every context length
 _CHILD = Path(__file__).with_name("_render.py")
@@ -78,13 +79,13 @@ def _ask(request: bytes) -> Any:
                 input=request,
                 stdout=output,
                 stderr=subprocess.DEVNULL,
-                timeout=4 * SECONDS,
+                timeout=WAIT * SECONDS,
                 env={},
                 cwd="/",
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise FormatError(f"the chat template does not come to an end in {4 * SECONDS} s") from None
+            raise FormatError(f"the chat template does not come to an end in {WAIT * SECONDS:g} s") from None
         if child.returncode != 0:
             raise FormatError(
                 f"the chat template was stopped: more than {SECONDS} s, {MEMORY >> 20} MiB or {CHARACTERS} characters "
