@@ -260,6 +260,9 @@ The first columns are the ticket's (its harness, its converter), the others were
 
 {table}
 
+The 3B, 7B and 14B have no measured rows: their files were not at hand. What files of their true sizes and type mixes, filled with
+random blocks, cost to convert, check and run stands in [sizes](sizes.md); random weights answer no question.
+
 {notes}
 
 ## Why the ticket's score was 24.2, and could not have been more than 44.7
@@ -290,7 +293,8 @@ The twelve conversions could not pass: each compared the whole standard output, 
 Scenarios run in a child process, one a format. One that crashes, hangs beyond its time limit or runs out of memory
 (`--memory MIB` sets a limit) is a result of the scenario it happened in; the next one gets a new child. Finished rows are kept in
 `reports/qualify-MODEL-PLAYBOOK.jsonl`, and a run that was stopped goes on from there (`--fresh` forgets them); another model,
-playbook or engine begins anew. `--minutes N` begins nothing new after that time; conversions and gates come first. Exit status: 0 fit, 3 not fit, 4 not enough evidence, 2 bad input.
+playbook or engine begins anew, and errors are tried again. `--minutes N` begins nothing new after that time; conversions
+and gates come first. Exit status: 0 fit, 3 not fit, 4 not enough evidence, 2 bad input.
 
 ## Playbooks
 
