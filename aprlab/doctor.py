@@ -31,6 +31,7 @@ def checks() -> Iterator[Check]:
     yield python()
     yield from packages()
     yield threading_layer()
+    yield instructions()
     yield gpu()
     yield memory()
     yield embedded_model()
@@ -86,6 +87,20 @@ def threading_layer() -> Check:
     slow = layer == "workqueue"
     advice = "; slow to launch: install libgomp1 (or the package tbb)" if slow else ""
     return Check("numba threads", "note" if slow else "ok", f"{layer}, {numba.get_num_threads()} threads{advice}")
+
+
+def instructions() -> Check:
+    """Which instruction set the kernels of engine jit use."""
+    from aprlab.errors import AprlabError
+    from aprlab.simd import isa
+
+    try:
+        chosen = isa.choose()
+    except (AprlabError, ImportError) as error:
+        return Check("instructions", "fail", str(error))
+    best = next(each for each in isa.ALL if isa.supported(each))
+    why = "the best of this machine" if chosen is best else f"asked for by {isa.ENVIRONMENT}; this machine has {best.name}"
+    return Check("instructions", "ok" if chosen is best else "note", f"{chosen.name}, {why}")
 
 
 def gpu() -> Check:

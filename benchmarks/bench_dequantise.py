@@ -46,8 +46,8 @@ def main() -> None:
     options = parser.parse_args()
     library, rng = ggml(), np.random.default_rng(0)
     count = options.megabytes * (1 << 18)
-    print(f"{isa.choose().name}, {count * 4 / 1e6:.0f} MB of float32, {options.rounds} rounds; GB/s: median (min … max)")
-    print(f"{'':6} {'jit':>22} {'ggml C':>22} {'gguf NumPy':>22}   jit / C             jit / NumPy")
+    print(f"{isa.choose().name}, {count * 4 / 1e6:.0f} MB of float32, {options.rounds} rounds; GB/s: median (min … max)\n")
+    print(f"| | jit | ggml C | gguf NumPy | jit / C | jit / NumPy |\n{'|---' * 6}|")
     for name in options.types.split(","):
         kind = kernels.KINDS[by_name(name)]
         source = rng.integers(0, 256, kind.type.row_bytes(count), dtype=np.uint8)
@@ -70,7 +70,7 @@ def main() -> None:
             speeds = [count * 4 / each[key] / 1e9 for each in rounds if key in each]
             columns.append(spread(speeds) if speeds else "-")
         ratios = [spread([each[key] / each["jit"] for each in rounds]) if key in rounds[0] else "-" for key in ("c", "numpy")]
-        print(f"{name:6} {columns[0]:>22} {columns[1]:>22} {columns[2]:>22}   {ratios[0]:19} {ratios[1]}")
+        print(f"| {name} | {' | '.join(columns + ratios)} |", flush=True)
 
 
 def spread(values: list[float]) -> str:

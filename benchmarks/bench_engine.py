@@ -5,7 +5,9 @@
 Contenders: jit with contract f32, jit with contract q8, llama.cpp through `llama_cpp` (extra `bench`, built here) or
 `xllamacpp` (extra `peer`, a wheel). Every contender is a worker process that stays alive and idle while another one runs;
 rounds go around. A round is one prompt of each length, then `--tokens` tokens decoded greedily behind a prompt of 16, or
-of `--context` where one is given. Prints medians with spread, and ratios round by round. Run it on a quiet machine.
+of `--context` where one is given. Before the first round each decodes two tokens, so that neither page faults nor jit's
+repacking of weights fall into one. Prints Markdown: medians with spread, ratios round by round, and processor time, which
+says something on a busy machine, too. Run it on a quiet one.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,27 +45,36 @@ def main() -> None:
     jobs: list[tuple[str, dict[str, int]]] = [(f"prompt {n}", {"prompt": n}) for n in prompts]
     behind = options.context or 16
     jobs.append((f"decode {options.tokens} at {behind}", {"context": behind, "tokens": options.tokens}))
-    results: dict[str, dict[str, list[float]]] = {label: {name: [] for name in names} for label, _ in jobs}
+    results: dict[str, dict[str, list[Result]]] = {label: {name: [] for name in names} for label, _ in jobs}
     for round_ in range(options.rounds):
         order = names[round_ % len(names) :] + names[: round_ % len(names)]
         for label, job in jobs:
             for name in order:
                 results[label][name].append(workers[name].ask(job))
-    print(f"{options.model.name}, {options.threads} threads, {options.rounds} rounds, peer {options.peer}")
-    print(f"OPENBLAS_CORETYPE {os.environ.get('OPENBLAS_CORETYPE', 'unset')}, load average {os.getloadavg()[0]:.1f}")
-    print("tokens/s: median (min … max)")
-    for label, speeds in results.items():
-        line = "  ".join(f"{name} {spread(values)}" for name, values in speeds.items())
-        ratios = ""
-        if "peer" in names:
-            ratios = "  ".join(
-                f"{name}/peer {spread([a / b for a, b in zip(values, speeds['peer'], strict=True)])}"
-                for name, values in speeds.items()
-                if name != "peer"
-            )
-        print(f"{label:18} {line}\n{'':18} {ratios}")
+    blas, load = os.environ.get("OPENBLAS_CORETYPE", "unset"), os.getloadavg()[0]
+    print(f"`{options.model.name}`, {options.threads} threads, {options.rounds} rounds, peer {options.peer}, "
+          f"load average {load:.1f}, OPENBLAS_CORETYPE {blas}\n")  # fmt: skip
+    others = [name for name in names if name != "peer" and "peer" in names]
+    heads = ["", *(f"{name}, tokens/s" for name in names), *(f"{name} / peer" for name in others),
+             *(f"{name}, CPU ms a token" for name in names)]  # fmt: skip
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for label, runs in results.items():
+        cells = [spread([run.speed for run in runs[name]]) for name in names]
+        for name in others:
+            cells.append(spread([a.speed / b.speed for a, b in zip(runs[name], runs["peer"], strict=True)]))
+        cells += [f"{statistics.median(run.processor for run in runs[name]):.1f}" for name in names]
+        print(f"| {label} | {' | '.join(cells)} |")
+    print("\n| | first token of a prompt of 36, s | CPU s until then | resident at most, MB |\n|---|---|---|---|")
     for name, worker in workers.items():
-        print(f"{name:5} first token of 36 after {worker.start:.2f} s, {worker.close():.0f} MB resident at most")
+        print(f"| {name} | {worker.start:.2f} | {worker.start_processor:.2f} | {worker.close():.0f} |")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Tokens a second, and milliseconds of processor time a token."""
+
+    speed: float
+    processor: float
 
 
 def spread(values: list[float]) -> str:
@@ -78,18 +90,20 @@ class Worker:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.ask({"prompt": 36})
         self.start = time.perf_counter() - started
+        self.start_processor = self.ask({"clock": 1}).speed
+        self.ask({"context": 16, "tokens": 2})
 
-    def ask(self, job: dict[str, int]) -> float:
+    def ask(self, job: dict[str, int]) -> Result:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(json.dumps(job), file=self.process.stdin, flush=True)
         while line := self.process.stdout.readline():
             if line.startswith("result "):
-                return float(line.split()[1])
+                return Result(*map(float, line.split()[1:]))
         raise RuntimeError("a worker died")
 
     def close(self) -> float:
-        peak = self.ask({})
+        peak = self.ask({}).speed
         self.process.terminate()
         self.process.wait()
         return peak
@@ -105,12 +119,25 @@ def work(options: argparse.Namespace) -> None:
     for line in sys.stdin:
         job = json.loads(line)
         if "tokens" in job:
-            print("result", contender.decode(job["context"], job["tokens"]), flush=True)
+            print("result", *contender.decode(job["context"], job["tokens"]), flush=True)
         elif "prompt" in job:
-            print("result", contender.prompt(job["prompt"]), flush=True)
+            print("result", *contender.prompt(job["prompt"]), flush=True)
+        elif "clock" in job:
+            print("result", time.process_time(), 0, flush=True)
         else:
             peak = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM"))
-            print("result", int(peak.split()[1]) / 1000, flush=True)
+            print("result", int(peak.split()[1]) / 1000, 0, flush=True)
+
+
+class Clock:
+    """Started when made; `per` tells tokens a second and processor milliseconds a token since then."""
+
+    def __init__(self) -> None:
+        self.wall, self.processor = time.perf_counter(), time.process_time()
+
+    def per(self, tokens: int) -> tuple[float, float]:
+        wall, processor = time.perf_counter() - self.wall, time.process_time() - self.processor
+        return tokens / wall, 1e3 * processor / tokens
 
 
 def ids(count: int) -> list[int]:
@@ -127,6 +154,7 @@ class Jit:
         self.engine = engines.create("jit", self.model, options.threads, contract=options.worker)
         self.config = self.model.config
         self.cache = self.engine.new_cache(self.config, size)
+        self.fed = self.next = 0
 
     def feed(self, tokens: list[int]) -> int:
         from aprlab.qwen2.forward import forward
@@ -134,19 +162,23 @@ class Jit:
         logits = forward(self.engine, self.config, tokens, self.cache, last_only=True)
         return int(self.engine.to_numpy(logits)[-1].argmax())
 
-    def prompt(self, count: int) -> float:
+    def prompt(self, count: int) -> tuple[float, float]:
         self.cache.truncate(0)
-        started = time.perf_counter()
+        self.fed = 0
+        clock = Clock()
         self.feed(ids(count))
-        return count / (time.perf_counter() - started)
+        return clock.per(count)
 
-    def decode(self, context: int, count: int) -> float:
-        self.cache.truncate(0)
-        token = self.feed(ids(context))
-        started = time.perf_counter()
+    def decode(self, context: int, count: int) -> tuple[float, float]:
+        if self.fed != context:  # a long context is read once and decoded behind many times
+            self.cache.truncate(0)
+            self.fed, self.next = context, self.feed(ids(context))
+        self.cache.truncate(context)
+        token = self.next
+        clock = Clock()
         for _ in range(count):
             token = self.feed([token])
-        return count / (time.perf_counter() - started)
+        return clock.per(count)
 
 
 class LlamaCpp:
@@ -159,6 +191,7 @@ class LlamaCpp:
             str(options.model), n_ctx=size, n_threads=options.threads, n_threads_batch=options.threads,
             n_batch=512, logits_all=False, verbose=False,
         )  # fmt: skip
+        self.fed = self.next = 0
 
     def feed(self, tokens: list[int]) -> int:
         import numpy as np
@@ -167,19 +200,23 @@ class LlamaCpp:
         pointer = self.llama._ctx.get_logits()
         return int(np.ctypeslib.as_array(pointer, shape=(self.llama.n_vocab(),)).argmax())
 
-    def prompt(self, count: int) -> float:
+    def prompt(self, count: int) -> tuple[float, float]:
         self.llama.reset()
-        started = time.perf_counter()
+        self.fed = 0
+        clock = Clock()
         self.feed(ids(count))
-        return count / (time.perf_counter() - started)
+        return clock.per(count)
 
-    def decode(self, context: int, count: int) -> float:
-        self.llama.reset()
-        token = self.feed(ids(context))
-        started = time.perf_counter()
+    def decode(self, context: int, count: int) -> tuple[float, float]:
+        if self.fed != context:
+            self.llama.reset()
+            self.fed, self.next = context, self.feed(ids(context))
+        self.llama.n_tokens = context  # `eval` drops what the cache holds behind it
+        token = self.next
+        clock = Clock()
         for _ in range(count):
             token = self.feed([token])
-        return count / (time.perf_counter() - started)
+        return clock.per(count)
 
 
 class XLlamaCpp:
@@ -201,11 +238,15 @@ class XLlamaCpp:
         answer = self.server.handle_completions(request)
         return dict((json.loads(answer) if isinstance(answer, str | bytes) else answer)["timings"])
 
-    def prompt(self, count: int) -> float:
-        return float(self.complete(count, 1)["prompt_per_second"])
+    def prompt(self, count: int) -> tuple[float, float]:
+        clock = Clock()
+        told = self.complete(count, 1)
+        return float(told["prompt_per_second"]), clock.per(count)[1]
 
-    def decode(self, context: int, count: int) -> float:
-        return float(self.complete(context, count + 1)["predicted_per_second"])
+    def decode(self, context: int, count: int) -> tuple[float, float]:
+        clock = Clock()
+        told = self.complete(context, count + 1)  # the prompt is in the processor time, too
+        return float(told["predicted_per_second"]), clock.per(count)[1]
 
 
 if __name__ == "__main__":

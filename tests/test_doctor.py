@@ -53,6 +53,18 @@ def test_every_declared_dependency_is_understood() -> None:
     assert len(list(doctor.packages())) == len(declared) > 20
 
 
+def test_the_instruction_set_and_who_chose_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llvmlite")
+    monkeypatch.delenv("APRLAB_SIMD", raising=False)
+    monkeypatch.setattr("aprlab.simd.isa.supported", lambda isa: isa.name != "avx512")
+    assert doctor.instructions() == doctor.Check("instructions", "ok", "avx2, the best of this machine")
+    monkeypatch.setenv("APRLAB_SIMD", "portable")
+    assert doctor.instructions().status == "note"
+    assert doctor.instructions().detail == "portable, asked for by APRLAB_SIMD; this machine has avx2"
+    monkeypatch.setenv("APRLAB_SIMD", "mmx")
+    assert doctor.instructions().status == "fail"
+
+
 def test_the_gpu_or_why_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_library(name: str) -> None:
         raise OSError(name)

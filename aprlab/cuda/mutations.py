@@ -8,7 +8,9 @@ source. A fault enters an engine through its `kernels` option; the engine itself
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import re
 import tarfile
 from collections.abc import Collection, Iterable, Mapping
@@ -21,6 +23,7 @@ from aprlab.errors import AprlabError, UsageError
 from aprlab.model import Model
 
 ARCHIVE = nvrtc.HERE / "ptx" / "faults.tar.xz"
+RECORD = nvrtc.HERE / "ptx" / "faults.json"  # which sources the archive was compiled from
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,8 +384,13 @@ def _with_entries(text: str, entries: Mapping[str, str]) -> str:
     return _ENTRY.sub(lambda found: entries.get(found[1], found[0]), text)
 
 
+def digest(name: str) -> str:
+    """SHA-256 of the edited source of all modules."""
+    return hashlib.sha256("\0".join(sources(name)[module] for module in nvrtc.MODULES).encode()).hexdigest()
+
+
 def write_archive() -> None:
-    """Compile all faults anew into the package: ``python -m aprlab.cuda.mutations``."""
+    """Compile all faults anew into the package, and record their sources: ``python -m aprlab.cuda.mutations``."""
     with tarfile.open(ARCHIVE, "w:xz", preset=9) as archive:
         for name in MUTATIONS:
             for module, entries in compiled(name).items():
@@ -391,6 +399,7 @@ def write_archive() -> None:
                     member = tarfile.TarInfo(f"{name}/{module}/{entry}.ptx")
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
+    RECORD.write_text(json.dumps({name: digest(name) for name in MUTATIONS}, indent=1) + "\n", encoding="utf-8")
 
 
 @cache

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import update_wrapper
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -40,7 +43,7 @@ ModelFile = Annotated[
 TensorName = Annotated[str, typer.Option("--tensor", help="Which tensor.")]
 Rows = Annotated[int, typer.Option("--rows", min=0, help="Only its first rows; 0: all.")]
 Shared = Annotated[int, typer.Option("--shared", min=0, help="Dynamic shared memory, bytes.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of the random activations.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the random activations.")]
 Before = Annotated[
     list[str] | None,
     typer.Option("--before", help="A launch to make first: 'ENTRY;GRID;BLOCK;ARG ARG …'.", show_default=False),
@@ -48,18 +51,19 @@ Before = Annotated[
 
 
 def _job(
-    file: Path,
-    entry: str,
-    grid: str,
-    block: str,
-    args: list[str],
-    model: Path | None,
-    tensor: str,
-    rows: int,
-    shared: int,
-    seed: int,
-    before: list[str] | None,
+    file: File,
+    entry: Entry,
+    grid: Grid,
+    args: Args,
+    block: Block = "128",
+    model: ModelFile = None,
+    tensor: TensorName = "token_embd.weight",
+    rows: Rows = 64,
+    shared: Shared = 0,
+    seed: Seed = 0,
+    before: Before = None,
 ) -> Job:
+    """What the commands below have in common: which kernel, launched how, on which tensor."""
     from aprlab import paths
     from aprlab.errors import UsageError
     from aprlab.model import Model
@@ -74,6 +78,26 @@ def _job(
     steps.append(Step(entry, grid, block, tuple(args), shared))
     opened = Model.open(model or paths.embedded_model())
     return Job(load(file), opened.tensor(tensor), steps, rows=rows, seed=seed)
+
+
+def _launches(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that gets a job: on the command line `_job`'s options come first, then its own."""
+
+    def run(**given: Any) -> None:
+        command(_job(**{name: given.pop(name) for name in shared}), **given)
+
+    shared, (_, *own) = _options(_job), _options(command).values()
+    both = [*shared.values(), *own]
+    update_wrapper(run, command)
+    run.__signature__ = Signature(both)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in both}
+    return run
+
+
+def _options(function: Callable[..., Any]) -> dict[str, Parameter]:
+    """The parameters of a function with their annotations worked out, which typer does only where it finds them itself."""
+    hints = get_type_hints(function, localns={"Job": object}, include_extras=True)
+    return {name: each.replace(annotation=hints[name]) for name, each in signature(function).parameters.items()}
 
 
 def _print_comparison(comparison: Comparison) -> None:
@@ -132,63 +156,32 @@ def entries(file: File) -> None:
 
 
 @app.command()
-def run(
-    file: File,
-    entry: Entry,
-    grid: Grid,
-    args: Args,
-    block: Block = "128",
-    model: ModelFile = None,
-    tensor: TensorName = "token_embd.weight",
-    rows: Rows = 64,
-    shared: Shared = 0,
-    seed: Seed = 0,
-    before: Before = None,
-) -> None:
+@_launches
+def run(job: Job) -> None:
     """Launch and compare with the right dequantisation or mat-vec; exit 1 if it is wrong."""
     from aprlab.ptx import tool
 
-    outcome = tool.run(_job(file, entry, grid, block, args, model, tensor, rows, shared, seed, before))
+    outcome = tool.run(job)
     _print_run(outcome)
     raise typer.Exit(0 if outcome.comparison.right else 1)
 
 
 @app.command()
-def check(
-    file: File,
-    entry: Entry,
-    grid: Grid,
-    args: Args,
-    block: Block = "128",
-    model: ModelFile = None,
-    tensor: TensorName = "token_embd.weight",
-    rows: Rows = 64,
-    shared: Shared = 0,
-    seed: Seed = 0,
-    before: Before = None,
-) -> None:
+@_launches
+def check(job: Job) -> None:
     """Look for memory errors, races and divergent barriers; exit 1 if there are any, or the result is wrong."""
     from aprlab.ptx import tool
 
-    outcome = tool.check(_job(file, entry, grid, block, args, model, tensor, rows, shared, seed, before))
+    outcome = tool.check(job)
     _print_findings(outcome.report.findings)
     _print_run(outcome)
     raise typer.Exit(0 if outcome.comparison.right and outcome.report.clean else 1)
 
 
 @app.command()
+@_launches
 def profile(
-    file: File,
-    entry: Entry,
-    grid: Grid,
-    args: Args,
-    block: Block = "128",
-    model: ModelFile = None,
-    tensor: TensorName = "token_embd.weight",
-    rows: Rows = 64,
-    shared: Shared = 0,
-    seed: Seed = 0,
-    before: Before = None,
+    job: Job,
     source: Annotated[
         Path | None, typer.Option("--source", help="The .cu text, to print beside its lines.", show_default=False)
     ] = None,
@@ -196,7 +189,6 @@ def profile(
     """Count instructions, sectors, bank wavefronts and DRAM bytes by source line."""
     from aprlab.ptx import tool
 
-    job = _job(file, entry, grid, block, args, model, tensor, rows, shared, seed, before)
     outcome = tool.profile(job)
     report = outcome.report
     text = source.read_text(encoding="utf-8").splitlines() if source else []
@@ -225,18 +217,9 @@ def profile(
 
 
 @app.command()
+@_launches
 def step(
-    file: File,
-    entry: Entry,
-    grid: Grid,
-    args: Args,
-    block: Block = "128",
-    model: ModelFile = None,
-    tensor: TensorName = "token_embd.weight",
-    rows: Rows = 64,
-    shared: Shared = 0,
-    seed: Seed = 0,
-    before: Before = None,
+    job: Job,
     number: Annotated[int, typer.Option("--block-number", min=0, help="Which block of the grid.")] = 0,
     warp: Annotated[int, typer.Option("--warp", min=0, help="Which warp of the block.")] = 0,
     by: Annotated[str, typer.Option("--by", help="line or instruction.")] = "line",
@@ -246,9 +229,7 @@ def step(
     """Print what one warp does, step by step: line, instruction, active lanes, registers that changed."""
     from aprlab.ptx import tool
 
-    stepper = tool.step(
-        _job(file, entry, grid, block, args, model, tensor, rows, shared, seed, before), block_number=number, warp=warp
-    )
+    stepper = tool.step(job, block_number=number, warp=warp)
     for _ in range(count):
         view = stepper.view
         if view.finished:

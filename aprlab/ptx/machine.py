@@ -32,6 +32,7 @@ _CONTAINERS: dict[int, np.dtype[Any]] = {
 }
 _NEVER = 1 << 60
 LANES_A_CHUNK = 1 << 14
+MOST_SHARED = 232448  # bytes a block can ask for on the largest GPUs
 
 
 class KernelFault(AprlabError):
@@ -197,11 +198,15 @@ class Launch:
         self.threads = math.prod(self.block)
         if self.threads > 1024:
             raise UsageError(f"a block of {self.threads} threads; CUDA allows 1024")
+        if any(count > most for count, most in zip(self.grid, (2**31 - 1, 65535, 65535), strict=False)):
+            raise UsageError(f"a grid of {self.grid} blocks; CUDA allows 2147483647, 65535 and 65535")
+        if not 0 <= shared <= MOST_SHARED:
+            raise UsageError(f"{shared} bytes of dynamic shared memory; CUDA allows {MOST_SHARED} at most")
         limit = self.program.entry.directives.get("maxntid") or self.program.entry.directives.get("reqntid")
         if limit and self.threads > math.prod(limit):
             raise UsageError(f"a block of {self.threads} threads; {entry!r} was compiled for at most {math.prod(limit)}")
-        self.blocks = list(range(math.prod(self.grid))) if blocks is None else [int(b) for b in blocks]
-        if self.blocks and not 0 <= min(self.blocks) <= max(self.blocks) < math.prod(self.grid):
+        self.blocks: Sequence[int] = range(math.prod(self.grid)) if blocks is None else [int(b) for b in blocks]
+        if blocks is not None and self.blocks and not 0 <= min(self.blocks) <= max(self.blocks) < math.prod(self.grid):
             raise UsageError(f"block numbers beyond the grid of {math.prod(self.grid)}")
         self.max_steps = max_steps
         self.memory = AddressSpace()

@@ -284,6 +284,8 @@ class _Parser:
 
     def next(self) -> _Token:
         token = self.token
+        if token.kind == "end":
+            raise self.fail("the text ends too early")
         self.at += 1
         return token
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from aprlab.cuda import mutations, verify
 from aprlab.cuda.mutations import MUTATIONS, Edit
 from aprlab.engines.ptx import PtxBackend
 from aprlab.errors import AprlabError, UsageError
-from aprlab.onion.faults import FAULTS
+from aprlab.model import Model
+from aprlab.onion.faults import FAULTS, session_with
 from aprlab.qwen2.forward import forward
 from aprlab.types import TensorType, by_name
 
@@ -89,8 +92,14 @@ def test_the_archive_changes_the_kernels_of_the_declared_types_and_no_others(nam
         assert {f"matvec_{low}", f"matvec_{low}_q8", f"dequantise_{low}_f32", f"dequantise_{low}_f16"} <= changed
 
 
+def test_the_archive_was_compiled_from_these_sources() -> None:
+    """Stands in for compiling every fault anew; the next test does that for one of each kind of edit."""
+    assert json.loads(mutations.RECORD.read_text(encoding="utf-8")) == {name: mutations.digest(name) for name in MUTATIONS}
+    assert len({mutations.digest(name) for name in MUTATIONS}) == len(MUTATIONS)
+
+
 @pytest.mark.skipif(not nvrtc.available(), reason="no NVRTC on this machine")
-@pytest.mark.parametrize("name", MUTATIONS)
+@pytest.mark.parametrize("name", ["q4k-scale-unpack", "q5-high-halves", "last-block-lost"])  # a helper, one type, all types
 def test_the_archive_is_what_the_edited_source_compiles_to(name: str) -> None:
     if nvrtc.version() != (12, 9):
         pytest.skip("the archive was made by NVRTC 12.9")
@@ -248,6 +257,41 @@ def test_a_fault_enters_an_engine_and_moves_its_logits() -> None:
     spared = logits(mutations.engine(model, "q5-high-halves"))  # no tensor of that type
     assert np.abs(faulty - healthy).max() > 0.1 * np.abs(healthy).max()
     np.testing.assert_array_equal(spared, healthy)
+
+
+def test_a_kernel_fault_is_a_fault_by_id_of_the_engines_that_run_kernels(tiny: Path) -> None:
+    """Also those that the catalogue does not have; the session's own engine multiplies as the faulty kernel decodes."""
+    name = "blk.0.attn_q.weight"
+    with Model.open(tiny) as model:
+        session = session_with(model, ["q4k-scale-unpack"], engine="ptx")
+        assert session.engine.name == "ptx"
+        tensor = model.tensor(name)
+        assert tensor.type is types.Q4_K
+        x = verify.random_activations(1, tensor.cols)
+        got = session.engine.to_numpy(session.engine.matmul(session.engine.from_numpy(x), name))[0]
+        wrong = decoded("q4k-scale-unpack", tensor.type, tensor.raw, tensor.size).reshape(tensor.shape).astype(np.float64)
+        right = tensor.dequantise().astype(np.float64)
+    size = np.abs(x[0].astype(np.float64)) @ (np.abs(wrong) + np.abs(right).max()).T
+    assert (np.abs(got - wrong @ x[0]) <= 64 * verify.UNIT * size).all()
+    assert (np.abs(got - right @ x[0]) > 64 * verify.UNIT * size).any()
+
+
+def test_kernel_faults_are_told_from_others() -> None:
+    only = sorted(set(MUTATIONS) - set(FAULTS))
+    assert {"q4-nibble-pairs", "q5-high-halves", "last-block-lost"} <= set(only)
+    shared = SHARED[0]
+    for name in (*only, shared):
+        others, options = mutations.select(["rope-norm", name], "ptx", FAULTS)
+        assert others == ["rope-norm"]
+        assert set(options) == {"kernels", "overrun"}
+        assert options["kernels"] == mutations.ptx(name)
+    _, options = mutations.select([only[0]], "cuda", FAULTS)
+    assert options == {"kernels": mutations.sources(only[0])}
+    assert mutations.select([shared, "rope-norm"], "jit", FAULTS) == ([shared, "rope-norm"], {})
+    with pytest.raises(UsageError, match=rf"'{only[0]}' is one of the CUDA kernels, which engine 'jit' does not run"):
+        mutations.select([only[0]], "jit", FAULTS)
+    with pytest.raises(UsageError, match="one kernel fault at a time"):
+        mutations.select(only[:2], "ptx", FAULTS)
 
 
 SHARED = [name for name in MUTATIONS if name in FAULTS]

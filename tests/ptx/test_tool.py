@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from aprlab import quants
 from aprlab.cli import run_cli
 from aprlab.cuda import compile as cuda
-from aprlab.errors import FormatError, UsageError
+from aprlab.errors import AprlabError, FormatError, UsageError
 from aprlab.model import Origin, Tensor
-from aprlab.ptx import tool
+from aprlab.ptx import Machine, parse, tool
 from aprlab.ptx.cli import app
 from aprlab.types import by_name
 
@@ -172,6 +172,46 @@ def test_a_file_that_is_not_ptx(tmp_path: Path) -> None:
         tool.load(path)
     with pytest.raises(UsageError, match="no such file"):
         tool.load(tmp_path / "none.ptx")
+
+
+def test_damaged_ptx_is_refused_or_read_and_never_trips_the_parser() -> None:
+    """Cut off anywhere, or with a line lost, cut or spoilt: one of our errors, or another program, but no IndexError."""
+    whole = cuda.one_entry(cuda.shipped_ptx("dequantise"), "dequantise_q8_0_f32")
+    lines, rng, refused = whole.split("\n"), np.random.default_rng(1), 0
+    texts = [whole[:cut] for cut in range(0, len(whole), len(whole) // 40)]
+    for n in range(40):
+        line, spoilt = int(rng.integers(len(lines))), list(lines)
+        spoilt[line] = ("", lines[line][: len(lines[line]) // 2], lines[line].replace(",", "", 1), lines[line] + " $%&")[n % 4]
+        texts.append("\n".join(spoilt))
+    for text in texts:
+        try:
+            module = parse(text)
+            for entry in module.entries:
+                Machine(module).program(entry, checks=False, dynamic_shared=0)
+        except AprlabError:
+            refused += 1
+    assert refused > 30
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--grid", "99999999999"], "CUDA allows 2147483647"),
+        (["--grid", "1", "--shared", "99999999"], "bytes of dynamic shared memory; CUDA allows"),
+        (["--grid", "1", "--block", "5000"], "5000 threads"),
+        (["--grid", "hello"], "known names: rows, cols"),
+        (["--grid", "1", "--seed", "-1"], "--seed"),
+        (["--grid", "1", "--before", "x"], "ENTRY;GRID;BLOCK;ARGS"),
+    ],
+)
+def test_an_impossible_launch_is_one_line(options: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "q8.ptx"
+    path.write_text(cuda.one_entry(cuda.shipped_ptx("dequantise"), "dequantise_q8_0_f32"))
+    args = [word for arg in ("weights", "out", "quads=elements//4") for word in ("--arg", arg)]
+    assert run_cli(["ptx", "run", str(path), "--entry", "dequantise_q8_0_f32", "--rows", "1", *args, *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("aprlab: ")
+    assert says in line
 
 
 def test_the_command_line(text: str, tmp_path: Path, tiny: Path) -> None:
