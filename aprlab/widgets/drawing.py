@@ -5,25 +5,22 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from aprlab.figures import style
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 _ONE = threading.Lock()  # matplotlib's settings are global
 
 
-def png(draw: Callable[[Axes], object], size: tuple[float, float] = (8, 3.4), dpi: int = 110) -> bytes:
-    """What `draw(ax)` draws on axes of this size in inches."""
+def png(draw: Callable[[Any], object], size: tuple[float, float] = (8, 3.4), dpi: int = 110, *, columns: int = 1) -> bytes:
+    """What `draw(ax)` draws on axes of this size in inches; with several `columns`, `draw(axes)` on as many side by side."""
     with _ONE, style():
         figure = Figure(figsize=size, layout="constrained")
         canvas = FigureCanvasAgg(figure)
-        draw(figure.subplots())
+        draw(figure.subplots(1, columns))
         out = io.BytesIO()
         canvas.print_figure(out, format="png", dpi=dpi, bbox_inches="tight")
     return out.getvalue()

@@ -109,11 +109,11 @@ def findings(onion: OnionExplorer) -> str:
 
 
 def evidence(found: Evidence | None) -> str:
-    """Title, caption and table; the figure stands in an image of its own."""
+    """Caption and table; the figure stands in an image of its own."""
     if found is None:
         return ""
-    head = f"<div><b>{html.escape(found.title)}.</b> {html.escape(found.caption)}</div>"
-    return head + (table(found.columns, found.rows, height="18em") if found.rows else "")
+    head = f"<div>{html.escape(found.caption)}</div>"
+    return head + (table(found.columns, found.rows, height="14em") if found.rows else "")
 
 
 def mends(onion: OnionExplorer) -> str:

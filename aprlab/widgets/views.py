@@ -114,7 +114,6 @@ class OnionView(View):
         self.evidence, self.figure = Clickable(), _image()
         self.mends = Clickable(lambda key: self.try_(lambda: onion.mend(key)))
         self.answers = Clickable()
-        self._drawn: Any = None
         _observed(self.model_choice, lambda value: self._choose(model=value))
         _observed(self.form, lambda value: self._choose(form=value))
         self.candidate.continuous_update = self.prompt.continuous_update = False
@@ -148,10 +147,7 @@ class OnionView(View):
         self.findings.html = pages.findings(onion)
         self.findings.currents = [str(onion.shown)] if onion.shown >= 0 else []
         self.evidence.html = pages.evidence(onion.evidence)
-        if onion.evidence is not self._drawn:
-            self._drawn = onion.evidence
-            drawn = onion.evidence
-            _show(self.figure, png(drawn.draw, drawn.size) if drawn is not None and drawn.draw is not None else b"")
+        _show(self.figure, b"" if onion.evidence is None else onion.evidence.image)
         ready = onion.verdict is not None and bool(onion.answers)
         self.mends.html = pages.mends(onion) if ready else ""
         self.mends.currents = list(onion.mended)

@@ -378,11 +378,13 @@ def test_a_file_with_two_faults_is_peeled_shown_and_mended() -> None:
     assert [state for state in dict.fromkeys(states) if state in words] == words
     assert onion.healthy is not None
     assert onion.answers[0].refusal == "unknown tensor name"
-    for number, (title, draws) in enumerate([("Names in the file", False), ("Values against the reference's", True)]):
+    for number, (words, rows) in enumerate([("who goes by the names", 98), ("lie on the diagonal", 0)]):
         onion.look(number)
         onion.work.wait()
         assert onion.evidence is not None
-        assert (onion.evidence.title, onion.evidence.draw is not None) == (title, draws)
+        assert onion.evidence.image.startswith(b"\x89PNG")
+        assert words in onion.evidence.caption
+        assert len(onion.evidence.rows) == rows
     onion.look(1)
     assert onion.evidence is None
     names, values = onion.mends
@@ -414,7 +416,8 @@ def test_a_faulty_reader_is_peeled_and_mended() -> None:
     onion.look(0)
     onion.work.wait()
     assert onion.evidence is not None
-    assert onion.evidence.title == "Where the activations part"
+    assert onion.evidence.image.startswith(b"\x89PNG")
+    assert "error at each position" in onion.evidence.caption
     onion.mend("config/rope-norm")
     onion.work.wait()
     assert onion.restored

@@ -72,9 +72,10 @@ def test_onion() -> None:
     view.findings.click("1")
     view.onion.work.wait()
     assert drawn(view.figure)
+    view.findings.click("1")
+    assert view.figure.layout.display == "none"
     view.findings.click("0")
     view.onion.work.wait()
-    assert view.figure.layout.display == "none"
     assert "model.embed_tokens.weight" in view.evidence.html
     for label in view.onion.mends:
         view.mends.click(label)

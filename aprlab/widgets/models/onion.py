@@ -232,7 +232,7 @@ class OnionExplorer(Observable):
 
     def _look(self, number: int, finding: Finding) -> None:
         if self._case is not None and finding.layer not in ("config", "tokenizer"):
-            found = of_file(self._case, finding)
+            found = of_file(self._case, finding, self.findings, self.prompt)
         else:
             found = self._runs(finding)
         self.shown, self.evidence = number, found
