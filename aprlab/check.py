@@ -319,7 +319,7 @@ def check(
     """Look at a file in ten stages; each speaks, whatever the others found.
 
     Args:
-        file: GGUF or APR.
+        file: GGUF, APR or SafeTensors.
         session: to be asked instead of a new one over the file.
         engine: for the new one.
 
@@ -327,7 +327,7 @@ def check(
         UsageError: there is no such file.
     """
     patient = _Patient(file if isinstance(file, Model) else Path(file), session, engine)
-    if not isinstance(file, Model):
+    if not isinstance(file, Model) and not patient.path.is_dir():
         map_file(patient.path)  # raises where there is none
     found = []
     for name, look in STAGES.items():
