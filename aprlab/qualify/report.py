@@ -354,7 +354,7 @@ def markdown(found: Sequence[Qualification]) -> str:
     needed = [f"{points_for(least)}" for least in (70, 85, 90)]
     told = "; ".join(
         f"{q.model['file']} with playbook `{q.playbook['name']}` ({q.playbook['digest']}), engine `{q.engine}`, formats "
-        f"{', '.join(q.formats)}, {sum(r.cpu for r in q.rows):.0f} s of processor time"
+        f"{', '.join(q.formats)}, {sum(r.cpu for r in q.rows):.0f} s of processor time for answers and conversions"
         for q in found
     )
     return _PAGE.format(
