@@ -198,8 +198,8 @@ class TraceView(View):
             _show(self.positions, b"")
             return
         sides = {"healthy": seen.healthy, "other": seen.other}
-        _show(self.histogram, png(lambda ax: value_histogram(sides, ax), (4.1, 2.8)))
-        _show(self.positions, png(lambda ax: position_bars(seen.by_position, ax), (4.1, 2.8)))
+        _show(self.histogram, png(lambda ax: value_histogram(sides, ax), (3.95, 2.8)))
+        _show(self.positions, png(lambda ax: position_bars(seen.by_position, ax), (3.95, 2.8)))
 
 
 def value_histogram(sides: dict[str, np.ndarray], ax: Any) -> Any:
@@ -370,7 +370,7 @@ class KernelView(View):
         _observed(self.fault, lambda value: self._choose(fault=value))
         _observed(self.warp, lambda value: None if self._busy else self.try_(lambda: stepper.watch(warp=value)))
         _observed(self.lane, lambda value: None if self._busy else self.try_(lambda: stepper.watch(lane=value)))
-        column = w.Layout(flex="1 1 26em", min_width="18em", overflow="hidden")
+        column = w.Layout(flex="1 1 26em", min_width="18em", overflow="hidden", margin="0 8px 0 0")
         sides = w.HBox(
             [
                 w.VBox([self.file, self.source], layout=column),
@@ -379,7 +379,10 @@ class KernelView(View):
             layout=w.Layout(flex_flow="row wrap", width="100%"),
         )
         below = w.HBox(
-            [w.VBox([self.registers], layout=w.Layout(flex="0 1 22em")), w.VBox([self.lanes, self.shared], layout=column)],
+            [
+                w.VBox([self.registers], layout=w.Layout(flex="0 1 22em", margin="0 8px 0 0")),
+                w.VBox([self.lanes, self.shared], layout=column),
+            ],
             layout=w.Layout(flex_flow="row wrap", width="100%"),
         )
         buttons = w.HBox([self.line, self.ten, self.instruction, self.restart, self.profile], layout=_WRAP)

@@ -213,7 +213,7 @@ class KernelStepper(Observable):
 
     def ptx(self) -> list[Line]:
         """The PTX text of this kernel alone."""
-        return [Line(n, text) for n, text in enumerate(self._text.splitlines(), 1)]
+        return [Line(n, text.expandtabs(4)) for n, text in enumerate(self._text.splitlines(), 1)]
 
     def registers(self) -> list[tuple[str, Number, bool]]:
         """(name, value in the watched lane, whether the last step changed it), changed ones first."""
