@@ -269,9 +269,9 @@ def test_tied_embeddings(tiny: Path, tmp_path: Path) -> None:
     export(replace(model, tensors=rest, make_config=lambda: config), tmp_path / "tied", format="safetensors", dtype="bf16")
     tied = Model.open(tmp_path / "tied")
     assert tied.config == config and "output.weight" not in tied.tensors
-    convert(tmp_path / "tied", tmp_path / "tied.gguf", quantize="q4_k_m")
+    convert(tmp_path / "tied", tmp_path / "tied.gguf")
     back = Model.open(tmp_path / "tied.gguf")
-    assert back.config.tied_embeddings and back.tensor("token_embd.weight").type is types.Q6_K
+    assert back.config == config and "output.weight" not in back.tensors
 
     export(tiny, tmp_path / "own", format="safetensors", dtype="bf16")
     rewrite(tmp_path / "own" / "config.json", lambda c: c.update(tie_word_embeddings=True))
@@ -412,9 +412,9 @@ def test_vectors_become_f32_and_matrices_what_was_asked(suffix: str, folders: di
     plain = convert(folders["bf16"], tmp_path / f"a.{suffix}")
     assert plain.types_out == {"BF16": 58, "F32": 41} and [c.relative for c in plain.costs] == [0]
     if suffix == "apr":
-        report = convert(folders["bf16"], tmp_path / "b.apr", quantize="q4_k")
-        assert report.types_out == {"Q4_K": 58, "F32": 41}
-        assert 0.001 < next(c for c in report.costs if c.type_out == "Q4_K").relative < 0.12
+        report = convert(folders["bf16"], tmp_path / "b.apr", quantize="q8_0")
+        assert report.types_out == {"Q8_0": 58, "F32": 41}
+        assert 0.001 < next(c for c in report.costs if c.type_out == "Q8_0").relative < 0.01  # 127 steps to the largest of 32
         return
     mixed = convert(folders["bf16"], tmp_path / f"c.{suffix}", quantize="Q4_K_M")
     assert mixed.types_out == {"Q4_K": 49, "F32": 41, "Q6_K": 9}  # what llama.cpp's mix made of the embedded model
