@@ -115,7 +115,8 @@ def page(found: Qualification) -> str:
     )
     parts.append(f'<div class="verdict{kind}"><strong>{_e(own.verdict)}</strong><br>{_e(own.sentence)}.')
     if own.own:
-        parts.append(f"<br>The model's own wrong answers, the same in every format: {_e(', '.join(own.own))}.")
+        listed = _e(", ".join(own.own))
+        parts.append(f"<br>The model's own wrong answers, the same in every format in which they were run: {listed}.")
     parts.append("</div>" + _scores(found))
     parts.append("<h2>By area</h2>" + _grid(AREA_COLUMNS, area_rows(found), range(1, 5)))
     gates = [row for row in found.rows if row.kind == "gate"]
@@ -260,8 +261,9 @@ The first columns are the ticket's (its harness, its converter), the others were
 
 {table}
 
-The 3B, 7B and 14B have no measured rows: their files were not at hand. What files of their true sizes and type mixes, filled with
-random blocks, cost to convert, check and run stands in [sizes](sizes.md); random weights answer no question.
+A size without measured rows has not been put through a playbook here; the files of the 3B, 7B and 14B
+were not at hand. What files of their true sizes and type mixes, filled with random blocks, cost to convert, check and
+run stands in [sizes](sizes.md); random weights answer no question.
 
 {notes}
 
@@ -283,7 +285,8 @@ The twelve conversions could not pass: each compared the whole standard output, 
   format that was not asked for, llama.cpp not installed) is listed, and costs nothing.
 * The interval is Wilson's for that share. Ten of ten say no more than "at least 72 %"; {least} of {least} are needed for 80 %.
 * Verdict: **fit for release** (score at least {production}, lower end at least {sure:.0f}, no blocker, and scenarios in
-  {areas}), **not fit for release** (a blocker, which is named), **not enough evidence** (neither).
+  {areas}), **not fit for release** (a blocker, which is named), **not enough evidence** (neither, or rows that were
+  not reached in time).
 * Blockers: a crash, a hang, an error, shortage of memory; a conversion that is not golden or a gate that says no; garbage; an
   answer that depends on the format; a failure of stability, of a known bug's scenario, or of speed and memory. A *wrong answer
   that is the same in every format* is the model's own: it lowers the score, and is listed as such.
@@ -372,7 +375,7 @@ def _first(text: str | None) -> str:
 
 def _line(ticket: Sequence[str], q: Qualification | None) -> str:
     if q is None:
-        mine = ("not run: the file was not at hand", *[""] * 7)
+        mine = ("not run", *[""] * 7)
     else:
         c = cells(q)
         keys = ("upstream", "own", "interval", "rows", "answers", "conversions", "verdict")
@@ -385,11 +388,16 @@ def _note(title: str, q: Qualification) -> str:
     own = q.own
     parts = [f"* {title}, `{q.playbook['name']}`: {own.sentence}."]
     for name in own.own:
-        row = next(r for r in q.rows if r.scenario == name and r.outcome != PASS)
+        tried = [r for r in q.rows if r.scenario == name and r.outcome != SKIP]
+        row = tried[0]
         text = " ".join(row.text.split())[:80].replace("`", "'").replace("|", "\\|")
-        parts.append(f"  * the model's own: `{name}`, {reason(row)} (`{text}`)".replace("\n", " "))
-    if skipped := [r.scenario for r in q.rows if r.outcome == SKIP]:
-        parts.append(f"  * not run: {', '.join(dict.fromkeys(skipped))}")
+        where = ", ".join(r.format for r in tried)
+        parts.append(f"  * the model's own: `{name}` ({where}), {reason(row)} (`{text}`)".replace("\n", " "))
+    skipped: dict[str, list[str]] = {}
+    for row in q.rows:
+        if row.outcome == SKIP:
+            skipped.setdefault(f"as {row.format}" if row.note == scoring.LATE else row.note, []).append(row.scenario)
+    parts += [f"  * not run, {why}: {', '.join(names)}" for why, names in skipped.items()]
     return "\n".join(parts)
 
 

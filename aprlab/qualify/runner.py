@@ -213,7 +213,7 @@ def qualify(
             row = kept.rows.get(key)
             if row is None:
                 late = minutes is not None and time.monotonic() - began > 60 * minutes
-                row = run.row(scenario, format, "the time was up") if late else run.do(scenario, format)
+                row = run.row(scenario, format, scoring.LATE) if late else run.do(scenario, format)
                 kept.add(key, row)
             else:
                 resumed += 1

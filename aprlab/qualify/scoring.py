@@ -16,6 +16,7 @@ from aprlab.qualify.playbook import AREAS, ASKS
 
 PASS, FAIL, ERROR, CRASH, TIMEOUT, MEMORY, SKIP = "pass", "fail", "error", "crash", "timeout", "out of memory", "not run"
 OUTCOMES = (PASS, FAIL, ERROR, CRASH, TIMEOUT, MEMORY, SKIP)
+LATE = "the time was up"  # the note of a row that was not reached
 BROKEN = (ERROR, CRASH, TIMEOUT, MEMORY)  # the software failed, whatever the model can do
 PENALTY = {CRASH: 20, MEMORY: 20, TIMEOUT: 10}
 GRADES = (
@@ -186,7 +187,7 @@ class OwnScore:
         verdict: `FIT`, `UNFIT` or `THIN`.
         blockers: what forbids a release, most severe first; empty at `FIT`.
         missing: what was not tried.
-        own: scenarios that the model gets wrong in the same words in every format: no fault of a conversion.
+        own: scenarios that the model gets wrong in the same words in every format in which they were run.
     """
 
     passed: int
@@ -246,6 +247,8 @@ def own_score(rows: Iterable[Row]) -> OwnScore:
     score = 100 * len(passed) / len(run) if run else None
     low, high = (100 * end for end in wilson(len(passed), len(run)))
     missing = [f"no scenario of {area} ({AREAS[area]}) was run" for area in NEEDED if areas.get(area, [0, 0])[1] == 0]
+    if late := sum(row.note == LATE for mine in groups.values() for row in mine):
+        missing.append(f"{late} rows were not reached in time")
     if score is not None and high < PRODUCTION:
         blockers.append((9, f"even the upper end of the interval is below {PRODUCTION}"))
     blockers.sort(key=lambda item: item[0])
@@ -284,7 +287,7 @@ def _blocks(tried: Sequence[Row], bad: Sequence[Row]) -> tuple[int, str] | None:
 
 
 __all__ = [
-    "BROKEN", "CRASH", "ERROR", "FAIL", "FIT", "GRADES", "MEMORY", "NEEDED", "OUTCOMES", "PASS", "PENALTY", "SKIP", "SURE",
-    "THIN", "TIMEOUT", "UNFIT", "OwnScore", "Row", "UpstreamScore", "gateways", "grade", "own_score", "rows_for", "ticket_rows",
-    "upstream_score", "wilson",
+    "BROKEN", "CRASH", "ERROR", "FAIL", "FIT", "GRADES", "LATE", "MEMORY", "NEEDED", "OUTCOMES", "PASS", "PENALTY", "SKIP",
+    "SURE", "THIN", "TIMEOUT", "UNFIT", "OwnScore", "Row", "UpstreamScore", "gateways", "grade", "own_score", "rows_for",
+    "ticket_rows", "upstream_score", "wilson",
 ]  # fmt: skip

@@ -109,6 +109,14 @@ def test_own_score_has_no_use_for_empty_areas_and_rows_not_run() -> None:
     assert scoring.own_score(many(3, outcome=SKIP)).sentence == "not enough evidence: nothing was run"
 
 
+def test_what_was_not_reached_in_time_is_missing_evidence() -> None:
+    late = row("QUAL-pass-0", SKIP, format="apr")
+    late.note = scoring.LATE
+    own = scoring.own_score([*everywhere(4), late])
+    assert (own.run, own.score, own.verdict) == (24, 100, THIN)
+    assert own.missing == ("1 rows were not reached in time",)
+
+
 def test_a_scenario_in_three_formats_is_one_trial() -> None:
     once = scoring.own_score(everywhere(4))
     rows = [row(f"{area}{n}", PASS, area, format) for area in AREAS for format in ("gguf", "apr", "st") for n in range(4)]
