@@ -47,7 +47,8 @@ def create(name: str, model: Model, threads: int | None = None, *, stream: bool 
         return kind(model, threads, **options)
     if name not in ("reference", "jit"):
         raise UsageError(f"engine {name!r} cannot stream weights; reference and jit can")
-    return _streaming(kind(model, threads, **({"cache_weights": False} if name == "reference" else {}), **options))
+    lean = {"reference": {"cache_weights": False}, "jit": {"repack": False}}[name]
+    return _streaming(kind(model, threads, **(lean | options)))
 
 
 def _streaming(engine: Engine) -> Engine:

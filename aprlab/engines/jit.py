@@ -1,7 +1,8 @@
-"""The fast CPU engine: kernels compiled by numba, on the quantised blocks as they lie in the file.
+"""The fast CPU engine: kernels compiled by numba, on quantised blocks.
 
 Few tokens go through fused kernels; many through tiles of decoded rows and BLAS, one thread and one tile at a time each.
-Nothing is decoded ahead: memory is the file's pages, the cache, and a tile a thread.
+Nothing is decoded ahead. Matrices of the common types are repacked when a fused kernel first asks for them (eight rows
+interleaved, the same bytes: `aprlab.simd.packed`), and the file's pages they came from are given back.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from threadpoolctl import ThreadpoolController
 
 from aprlab.engines.base import Cache, Engine
 from aprlab.errors import FormatError, UnsupportedError, UsageError
+from aprlab.formats.common import drop_pages
 from aprlab.model import Model, ModelConfig, Tensor
 from aprlab.simd import isa as isas
 from aprlab.simd import kernels
-from aprlab.types import BF16, F16, F32
+from aprlab.types import BF16, F16, F32, Q8_0
 
 _TILE_VALUES = 1 << 19  # most decoded values of a tile, 2 MiB: a quarter of that costs BLAS half its speed
 CONTRACTS = ("f32", "q8")
@@ -34,9 +36,11 @@ class JitEngine(Engine):
         model: the weights.
         threads: threads of kernels and BLAS; None takes every core this process may use.
         simd: instruction set by name (`aprlab.simd.isa.NAMES`); None takes `APRLAB_SIMD`, else the best one here.
-        contract: ``f32`` multiplies by the activations as they are; ``q8`` rounds them to 8 bits first, exactly as
-            llama.cpp does: faster, and needed to come near its numbers. Half and bfloat16 weights then see activations
-            rounded to their own type.
+        contract: ``f32`` multiplies by the activations as they are (`aprlab.simd.packed` says how exactly); ``q8`` rounds
+            them to 8 bits first, exactly as llama.cpp does: faster, and needed to come near its numbers. Half and bfloat16
+            weights then see activations rounded to their own type.
+        repack: keep matrices in the order that fused kernels like best, in memory of their own; False for models that are
+            larger than memory, which are then slower.
 
     Raises:
         UsageError: more threads than numba was started with, or an instruction set that cannot run here.
@@ -45,15 +49,23 @@ class JitEngine(Engine):
     name: ClassVar[str] = "jit"
     contract = "f32"
 
-    def __init__(self, model: Model, threads: int | None = None, simd: str | None = None, contract: str = "f32") -> None:
+    def __init__(
+        self,
+        model: Model,
+        threads: int | None = None,
+        simd: str | None = None,
+        contract: str = "f32",
+        repack: bool = True,
+    ) -> None:
         super().__init__(model, threads)
         if contract not in CONTRACTS:
             raise UsageError(f"unknown activation contract {contract!r}; known: {', '.join(CONTRACTS)}")
-        self.contract = contract
+        self.contract, self.repack = contract, repack
         self.isa = isas.choose(simd)
         self.tasks = kernels.check_threads(threads)
         self._weights: dict[str, tuple[kernels.Kind, np.ndarray, int]] = {}
-        self._entries: dict[tuple[kernels.Kind, bool], Callable[..., Any]] = {}  # compiled code, types resolved
+        self._packed: dict[str, np.ndarray] = {}
+        self._entries: dict[tuple[Any, kernels.Kind], Callable[..., Any]] = {}  # compiled code, types resolved
         self._decoders: dict[kernels.Kind, Callable[..., Any]] = {}
         self._decoded: dict[str, np.ndarray] = {}  # whole matrices of types without a kernel
         self._vectors: dict[str, np.ndarray] = {}
@@ -83,11 +95,35 @@ class JitEngine(Engine):
             found = self._vectors[name] = np.ascontiguousarray(self.vector(name, length).dequantise(), np.float32)
         return found
 
+    def _packed_matrix(self, tensor: Tensor) -> np.ndarray:
+        """The matrix with eight rows side by side, `kernels.pack`; done once, by all threads."""
+        found = self._packed.get(tensor.name)
+        if found is None:
+            kind, raw, row_bytes = self._matrix(tensor)
+            fields, step = kernels.fields(kind.type), kernels.ROWS * row_bytes
+            out = np.zeros(-(-raw.size // step) * step, np.uint8)
+            whole = raw.size // step
+
+            def part(task: int) -> None:
+                span = slice(task * whole // self.tasks * step, (task + 1) * whole // self.tasks * step)
+                kernels.pack(fields, kind.type.block_bytes, raw[span], row_bytes, out[span])
+
+            if raw.size % step:  # rows of zeros fill up the last eight
+                last = np.zeros(step, np.uint8)
+                last[: raw.size % step] = raw[whole * step :]
+                kernels.pack(fields, kind.type.block_bytes, kernels.frozen(last), row_bytes, out[whole * step :])
+            part(0)  # alone, so that no two threads compile
+            list(self._pool.map(part, range(1, self.tasks)))
+            found = self._packed[tensor.name] = kernels.frozen(out)
+            drop_pages(tensor.raw)
+        return found
+
     def memory(self) -> dict[str, int]:
-        """Bytes of decoded weights (types without a kernel, vectors), of tiles, of the rotary tables."""
+        """Bytes of decoded weights (types without a kernel, vectors), of repacked ones, of tiles, of the rotary tables."""
         kept = (*self._decoded.values(), *self._vectors.values())
         return {
             "weights": sum(w.nbytes for w in kept),
+            "packed": sum(w.nbytes for w in self._packed.values()),
             "tiles": sum(t.nbytes for t in self._tiles),
             "rotary": sum(c.nbytes + s.nbytes for c, s in self._turns.values()),
         }
@@ -96,17 +132,15 @@ class JitEngine(Engine):
         """Forget decoded weights and buffers, end the threads."""
         self._pool.shutdown()
         self._tiles.clear()
-        for held in (self._weights, self._decoded, self._vectors, self._turns):
+        for held in (self._weights, self._packed, self._decoded, self._vectors, self._turns):
             held.clear()
 
     def warm(self) -> None:
-        """Compile, or load from disk, the kernels that this model's matrices need."""
-        seen = set()
-        for tensor in self.model.tensors.values():
-            if len(tensor.shape) == 2 and tensor.type not in seen:
-                seen.add(tensor.type)
-                for count in (1, FUSED + 1):
-                    self.matmul(np.zeros((count, tensor.cols), np.float32), tensor.name)
+        """Compile, or load from disk, the kernels that this model's matrices need: on the smallest of each type."""
+        matrices = sorted((t for t in self.model.tensors.values() if len(t.shape) == 2), key=lambda t: t.size)
+        for tensor in {t.type: t for t in reversed(matrices)}.values():
+            for count in (1, FUSED + 1):
+                self.matmul(np.ones((count, tensor.cols), np.float32), tensor.name)
 
     # -- moving in and out ---------------------------------------------------------------------------------------
 
@@ -142,25 +176,41 @@ class JitEngine(Engine):
         tensor = self.matrix(weight, x.shape[-1])
         x, y = _plain(x), np.empty((x.shape[0], tensor.shape[0]), np.float32)
         plus = _NONE if bias is None else self._vector(bias, tensor.shape[0])
-        if len(x) > FUSED:
+        kind, raw, row_bytes = self._matrix(tensor)
+        packs = kernels.packable(kind)
+        if len(x) > FUSED or (packs and not self.repack and self.contract == "q8"):
             self._tiled(tensor, x, y)
             return y if bias is None else np.add(y, plus, out=y)
-        kind, raw, row_bytes = self._matrix(tensor)
+        if packs and self.repack:
+            raw = self._packed_matrix(tensor)
+        elif self.contract == "q8" and not kind.type.quantised:
+            x = _rounded_to(kind, x)
         args: tuple[Any, ...] = (self.isa, kind, raw, row_bytes, x, plus, y)
         parallel = self.tasks > 1 and tensor.shape[0] * tensor.shape[1] >= _PARALLEL_VALUES
-        if parallel:
-            args += (self.tasks,)
-        if self.contract == "q8" and not kind.type.quantised:
-            args = (*args[:4], _rounded_to(kind, x), *args[5:])
-        entry = self._entries.get((kind, parallel))
-        if entry is None:
-            self._entries[kind, parallel] = kernels.entry(self._kernel(kind, parallel), *args)
-        else:
-            entry(*args)
+        refused = self._call(self._kernel(kind, parallel), kind, (*args, self.tasks) if parallel else args)
+        for t in range(len(x)) if refused else ():
+            if refused >> t & 1:  # not for integers: plain float products, on the file's own bytes
+                args = (self.isa, kind, self._matrix(tensor)[1], row_bytes, x[t : t + 1], plus, y[t : t + 1])
+                self._call(kernels.matmul_f32_serial, kind, args)
         return y
+
+    def _call(self, kernel: Any, kind: kernels.Kind, args: tuple[Any, ...]) -> Any:
+        """kernel(*args), by way of its compiled code after the first time."""
+        entry = self._entries.get((kernel, kind))
+        if entry is not None:
+            return entry(*args)
+        done = kernel(*args)
+        self._entries[kernel, kind] = kernels.entry(kernel, *args)
+        return done
 
     def _kernel(self, kind: kernels.Kind, parallel: bool) -> Any:
         """The fused kernel of this engine's contract for a block type; plain floats have one for both contracts."""
+        if self.repack and kernels.packable(kind):
+            if self.contract == "q8":
+                return kernels.packed_q8_parallel if parallel else kernels.packed_q8_serial
+            return kernels.packed_f32_parallel if parallel else kernels.packed_f32_serial
+        if kind.type is Q8_0 and self.contract == "f32":
+            return kernels.q8_0_f32_parallel if parallel else kernels.q8_0_f32_serial
         if self.contract == "q8" and kind.type.quantised:
             return kernels.matmul_q8_parallel if parallel else kernels.matmul_q8_serial
         return kernels.matmul_f32_parallel if parallel else kernels.matmul_f32_serial
@@ -179,8 +229,9 @@ class JitEngine(Engine):
         decode = self._decoders.get(kind)
         if decode is None:
             block = raw[: kind.type.block_bytes], kind.type.block_elements
-            decode = kernels.entry(kernels.decode_serial, kind, *block, np.empty(block[1], np.float32))
-            self._decoders[kind] = decode
+            sample = kind, *block, np.empty(block[1], np.float32)
+            kernels.decode_serial(*sample)
+            decode = self._decoders[kind] = kernels.entry(kernels.decode_serial, *sample)
 
         def multiply(first: int) -> None:
             last = min(first + step, rows)
@@ -202,6 +253,8 @@ class JitEngine(Engine):
                     multiply(first)
             else:
                 list(self._pool.map(multiply, starts))
+        if tensor.name in self._packed:
+            drop_pages(tensor.raw)
 
     def rope(self, x: np.ndarray, positions: np.ndarray, theta: float, style: str) -> np.ndarray:
         if style not in ("neox", "norm"):

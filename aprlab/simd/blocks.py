@@ -27,7 +27,6 @@ from numba.extending import intrinsic, overload, typeof_impl
 
 from aprlab.simd.vectors import (
     Marker,
-    add,
     band,
     bits_to_bytes,
     bor,
@@ -168,38 +167,7 @@ _by_kind(
     },
 )
 
-
-def unsigned(kind, w, at, j):
-    """`integers` plus the type's `zero_point`, so that none is negative. Only for kernels."""
-    raise NotImplementedError
-
-
-def _q4_0_unsigned(kind, w, at, j):
-    return nibbles(load_i8x16(w, at + 2))
-
-
-def _q5_0_unsigned(kind, w, at, j):
-    return bor(nibbles(load_i8x16(w, at + 6)), band(bits_to_bytes(load_u32(w, at + 2)), splat_i8(16)))
-
-
-def _q6_k_unsigned(kind, w, at, j):
-    return add(integers(kind, w, at, j), splat_i8(32))  # LLVM drops the - 32 + 32
-
-
-_by_kind(
-    unsigned,
-    {
-        "Q4_0": _q4_0_unsigned,
-        "Q4_1": _q4_1,
-        "Q5_0": _q5_0_unsigned,
-        "Q5_1": _q5_1,
-        "Q2_K": _q2_k,
-        "Q4_K": _q4_k,
-        "Q5_K": _q5_k,
-        "Q6_K": _q6_k_unsigned,
-    },
-)
-ZERO_POINT = {"Q4_0": 8, "Q5_0": 16, "Q6_K": 32}
+ZERO_POINT = {"Q4_0": 8, "Q5_0": 16, "Q6_K": 32}  # what was taken off their bits
 
 
 # -- integer scales of the K types: (low, high, minimum) ----------------------------------------------------------------

@@ -28,10 +28,23 @@ from aprlab.simd.ops import (
     swiglu_parallel,
     swiglu_serial,
 )
+from aprlab.simd.packed import (
+    FIELDS,
+    ROWS,
+    fields,
+    pack,
+    packed_f32_parallel,
+    packed_f32_serial,
+    packed_q8_parallel,
+    packed_q8_serial,
+    q8_0_f32_parallel,
+    q8_0_f32_serial,
+)
 from aprlab.simd.q8 import matmul_q8_parallel, matmul_q8_serial, quantise_rows, rounded
 
 __all__ = [
     "KINDS",
+    "ROWS",
     "Kind",
     "attend_one_parallel",
     "attend_parallel",
@@ -41,11 +54,20 @@ __all__ = [
     "decode_serial",
     "embed_rows",
     "entry",
+    "fields",
     "frozen",
     "matmul_f32_parallel",
     "matmul_f32_serial",
     "matmul_q8_parallel",
     "matmul_q8_serial",
+    "pack",
+    "packable",
+    "packed_f32_parallel",
+    "packed_f32_serial",
+    "packed_q8_parallel",
+    "packed_q8_serial",
+    "q8_0_f32_parallel",
+    "q8_0_f32_serial",
     "quantise_rows",
     "rms_norm",
     "rotate",
@@ -67,14 +89,18 @@ def check_threads(threads: int | None) -> int:
 
 
 def entry(kernel: Any, *args: Any) -> Callable[..., Any]:
-    """Run ``kernel(*args)`` and return its compiled code for arguments of these types.
+    """The compiled code of `kernel` for arguments of these types, with which it has been called before.
 
     Calling that skips numba's look at the types of the arguments, 10 µs a call on a slow machine; it checks none of
     them, so they must be of the same types: dtype, dimensions, contiguity and all.
     """
-    kernel(*args)
     found: Callable[..., Any] = kernel.overloads[tuple(numba.typeof(a) for a in args)].entry_point
     return found
+
+
+def packable(kind: Kind) -> bool:
+    """Whether fused kernels want matrices of this block type packed (`pack`)."""
+    return kind.type.name in FIELDS
 
 
 def frozen(raw: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""Fused matrix times few vectors on quantised blocks, contract ``q8``: activations rounded to 8 bits first, as ggml does.
+"""Contract ``q8``: activations rounded to 8 bits, as ggml does; and products of the types that are not packed.
 
-Products are summed in integers, which no order can change; scales come in once a block. Three roundings of
+Products are summed in integers, which no order can change; scales come in once a block. Other types go through
+`aprlab.simd.packed`. Three roundings of
 activations exist, each for its block types, and each gives the integers and scales of ggml's x86 code bit for bit:
 
 * Q8_0 (Q4_0, Q5_0, Q8_0): 32 values, ``d = max|x| / 127`` kept as a half, integers from ``x * (127 / max|x|)``;
@@ -16,7 +17,7 @@ import numpy as np
 from numba import float32, njit, prange
 from numba.extending import overload
 
-from aprlab.simd.blocks import ZERO_POINT, elements, has_plus, heads, integers, size, steps, unsigned
+from aprlab.simd.blocks import elements, heads, integers, steps
 from aprlab.simd.decode import FLAT, INLINE, OPTIONS
 from aprlab.simd.vectors import (
     absolute,
@@ -24,27 +25,21 @@ from aprlab.simd.vectors import (
     dot4,
     dot4_scaled,
     fma,
-    fma_scalar,
     half_round,
     hmax,
     hsum,
     hsum_i32,
     load_f32x8,
-    load_i8_as_f32x8,
     load_i8x32,
-    load_scale_halves,
     load_u8_as_i32x8,
-    load_u32,
     magnitude,
     maximum,
     mul,
     round_even,
-    scale_all,
     scale_halves,
     shr,
     splat_f32,
     splat_i32,
-    spread_u8,
     store_i8x8,
     sub,
     to_f32,
@@ -125,71 +120,6 @@ def _row_dot_q8(isa, kind, w, at, q, d, s, count):
 
         return signed
 
-    if kind.value in SIMPLE:
-        zero = float32(ZERO_POINT.get(kind.value, 0))
-
-        def simple(isa, kind, w, at, q, d, s, count):
-            total, offsets = splat_f32(0), float32(0)
-            for block in range(count // 32):
-                start = at + size(kind) * block
-                v = unsigned(kind, w, start, 0)
-                dots = dot4(isa, splat_i32(0), v, load_i8x32(q, 32 * block))
-                scale, plus = heads(kind, w, start, 0)
-                total = fma(splat_f32(scale * d[block]), to_f32(dots), total)
-                if has_plus(kind):
-                    offsets = fma_scalar(plus, s[block], offsets)
-                else:
-                    offsets = fma_scalar(scale, s[block], offsets)
-            return hsum(total) + (offsets if has_plus(kind) else -zero * offsets)
-
-        return simple
-
-    if kind.value in ("Q4_K", "Q5_K"):
-
-        def with_minima(isa, kind, w, at, q, d, s, count):
-            total, minima = splat_f32(0), splat_f32(0)
-            for block in range(count // 256):
-                start = at + size(kind) * block
-                scale, minimum = heads(kind, w, start, 0)
-                # twelve bytes: eight scales and eight minima of six bits, four at a time
-                a, b, c = load_u32(w, start + 4), load_u32(w, start + 8), load_u32(w, start + 12)
-                scales = (a & 0x3F3F3F3F) | (((c & 0x0F0F0F0F) | ((a >> 2) & 0x30303030)) << 32)
-                lows = (b & 0x3F3F3F3F) | ((((c >> 4) & 0x0F0F0F0F) | ((b >> 2) & 0x30303030)) << 32)
-                dots = splat_i32(0)
-                for j in range(0, 8, 2):  # two by hand, so that they share their bytes
-                    v = unsigned(kind, w, start, j)
-                    factor = scale_all(isa, (scales >> (8 * j)) & 255)
-                    dots = dot4_scaled(isa, dots, v, load_i8x32(q, 256 * block + 32 * j), factor)
-                    v = unsigned(kind, w, start, j + 1)
-                    factor = scale_all(isa, (scales >> (8 * j + 8)) & 255)
-                    dots = dot4_scaled(isa, dots, v, load_i8x32(q, 256 * block + 32 * j + 32), factor)
-                total = fma(splat_f32(scale * d[block]), to_f32(dots), total)
-                sums = load_f32x8(s, 8 * block)
-                minima = fma(splat_f32(minimum * d[block]), mul(spread_u8(lows), sums), minima)
-            return hsum(sub(total, minima))
-
-        return with_minima
-
-    if kind.value == "Q6_K":
-
-        def six(isa, kind, w, at, q, d, s, count):
-            total = splat_f32(0)
-            for block in range(count // 256):
-                start = at + 210 * block
-                dots = splat_i32(0)
-                for j in range(8):
-                    v = unsigned(kind, w, start, j)
-                    factor = load_scale_halves(isa, w, start + 192 + 2 * j)
-                    dots = dot4_scaled(isa, dots, v, load_i8x32(q, 256 * block + 32 * j), factor)
-                first = mul(load_i8_as_f32x8(w, start + 192), load_f32x8(s, 16 * block))
-                sums = fma(load_i8_as_f32x8(w, start + 200), load_f32x8(s, 16 * block + 8), first)
-                scale, _ = heads(kind, w, start, 0)
-                whole = sub(to_f32(dots), mul(splat_f32(32), sums))
-                total = fma(splat_f32(scale * d[block]), whole, total)
-            return hsum(total)
-
-        return six
-
     if kind.value == "Q3_K":
 
         def three(isa, kind, w, at, q, d, s, count):
@@ -216,7 +146,7 @@ def _row_dot_q8(isa, kind, w, at, q, d, s, count):
                 start = at + 84 * block
                 dots = splat_i32(0)
                 for j in range(8):
-                    v = unsigned(kind, w, start, j)
+                    v = integers(kind, w, start, j)
                     low, high, _, _ = steps(kind, w, start, j)
                     factor = scale_halves(isa, low, high)
                     dots = dot4_scaled(isa, dots, v, load_i8x32(q, 256 * block + 32 * j), factor)

@@ -2,10 +2,11 @@
 
 A value of `Vector(kind, bits, lanes)` is one LLVM vector, e.g. ``f32x8`` or ``i8x32``; it lives in a register. Every
 function below is an intrinsic that emits LLVM IR where it is called; none can be called from Python. Nearly all of it
-is portable IR that LLVM turns into whatever the processor has. Only `dot4` and `dot4_scaled` differ by instruction set.
+is portable IR that LLVM turns into whatever the processor has. Only `dot4`, `dot4_scaled` and the `pairs_*` differ by
+instruction set.
 
 Names: `load_*` take a 1-D array and an element index and need no alignment. Bytes are ``i8``; whether they are signed
-is up to the operation (`widen` signed, `widen_unsigned` not), as in LLVM.
+is up to the operation, as in LLVM.
 """
 
 from __future__ import annotations
@@ -252,17 +253,6 @@ def load_bfloat(typingctx: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
-def load_i8_as_f32x8(typingctx: Any, array: Any, index: Any) -> Any:
-    """Eight signed bytes at byte `index`, as float32."""
-
-    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        small = _load(b, _pointer(context, b, array, args[0], args[1], ir.VectorType(I8, 8)))
-        return b.sitofp(b.sext(small, i32x8.llvm), f32x8.llvm)
-
-    return f32x8(array, types.intp), emit
-
-
-@intrinsic
 def load_u8_as_i32x8(typingctx: Any, array: Any, index: Any) -> Any:
     """Eight unsigned bytes at byte `index`, as 32-bit integers."""
 
@@ -292,18 +282,6 @@ splat_f32x16 = _splatter(f32x16, types.float32, "One float32 in all sixteen lane
 splat_i32 = _splatter(i32x8, types.int64, "One integer, cut to 32 bits, in all eight lanes.")
 splat_i8 = _splatter(i8x32, types.int64, "One integer, cut to 8 bits, in all 32 lanes.")
 splat_i8x16 = _splatter(i8x16, types.int64, "One integer, cut to 8 bits, in all 16 lanes.")
-
-
-@intrinsic
-def halves_f32(typingctx: Any, low: Any, high: Any) -> Any:
-    """`low` in lanes 0-3, `high` in lanes 4-7."""
-
-    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        both = b.insert_element(ir.Constant(f32x8.llvm, ir.Undefined), args[0], ir.Constant(I32, 0))
-        both = b.insert_element(both, args[1], ir.Constant(I32, 1))
-        return _shuffle(b, both, [0] * 4 + [1] * 4)
-
-    return f32x8(types.float32, types.float32), emit
 
 
 # -- arithmetic ---------------------------------------------------------------------------------------------------------
@@ -356,16 +334,6 @@ def fma(typingctx: Any, x: Any, y: Any, z: Any) -> Any:
         return _call(b, f"llvm.fmuladd.v{x.lanes}f{x.bits}", x.llvm, list(args))
 
     return x(x, x, x), emit
-
-
-@intrinsic
-def fma_scalar(typingctx: Any, x: Any, y: Any, z: Any) -> Any:
-    """`fma` of three float32."""
-
-    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return _call(b, "llvm.fmuladd.f32", F32, list(args))
-
-    return types.float32(types.float32, types.float32, types.float32), emit
 
 
 @intrinsic
@@ -484,16 +452,6 @@ def half_round(typingctx: Any, x: Any) -> Any:
     return types.float32(types.float32), emit
 
 
-@intrinsic
-def half_round8(typingctx: Any, x: Any) -> Any:
-    """f32x8 rounded to IEEE halves and back."""
-
-    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return b.fpext(b.fptrunc(args[0], ir.VectorType(F16, 8)), f32x8.llvm)
-
-    return f32x8(f32x8), emit
-
-
 def _widener(target: Vector, part: int) -> Any:
     lanes, whole = target.lanes, Vector("i", 32, target.lanes)
 
@@ -560,17 +518,6 @@ def bits_to_bytes(typingctx: Any, bits: Any) -> Any:
         return b.sext(b.icmp_unsigned("==", b.and_(spread, bit), bit), i8x32.llvm)
 
     return i8x32(types.int64), emit
-
-
-@intrinsic
-def spread_u8(typingctx: Any, eight: Any) -> Any:
-    """The eight bytes of an int64, lowest first, unsigned, as f32x8."""
-
-    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        small = b.bitcast(args[0], ir.VectorType(I8, 8))
-        return b.sitofp(b.zext(small, i32x8.llvm), f32x8.llvm)
-
-    return f32x8(types.int64), emit
 
 
 @intrinsic
@@ -652,7 +599,7 @@ def dot4(typingctx: Any, isa: Any, acc: Any, unsigned: Any, signed: Any) -> Any:
 
 @intrinsic
 def dot4_scaled(typingctx: Any, isa: Any, acc: Any, unsigned: Any, signed: Any, scale: Any) -> Any:
-    """acc + scale * (the sums of `dot4`): i32x8; `scale` as `scale_all` or `scale_halves` made it for this set."""
+    """acc + scale * (the sums of `dot4`): i32x8; `scale` as `scale_halves` made it for this set."""
 
     def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         _, acc, u, s, factor = args
@@ -664,31 +611,6 @@ def dot4_scaled(typingctx: Any, isa: Any, acc: Any, unsigned: Any, signed: Any, 
         return b.add(acc, b.mul(sums, factor))
 
     return i32x8(isa, i32x8, i8x32, i8x32, i32x8), emit
-
-
-@intrinsic
-def scale_all(typingctx: Any, isa: Any, scale: Any) -> Any:
-    """A scale of -32768 … 32767 for all 32 products of `dot4_scaled`."""
-
-    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        if isa.value == isas.AVX2.name:
-            return b.bitcast(_splat(b, b.trunc(args[1], I16), 16), i32x8.llvm)
-        return _splat(b, b.trunc(args[1], I32), 8)
-
-    return i32x8(isa, types.int64), emit
-
-
-@intrinsic
-def load_scale_halves(typingctx: Any, isa: Any, array: Any, index: Any) -> Any:
-    """Two neighbouring signed bytes: the first for products 0-15 of `dot4_scaled`, the second for 16-31."""
-
-    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        two = _load(b, _pointer(context, b, array, args[1], args[2], ir.VectorType(I8, 2)))
-        if isa.value == isas.AVX2.name:
-            return b.bitcast(b.sext(_shuffle(b, two, [0] * 8 + [1] * 8), i16x16.llvm), i32x8.llvm)
-        return b.sext(_shuffle(b, two, [0] * 4 + [1] * 4), i32x8.llvm)
-
-    return i32x8(isa, array, types.intp), emit
 
 
 @intrinsic
@@ -704,3 +626,238 @@ def scale_halves(typingctx: Any, isa: Any, low: Any, high: Any) -> Any:
         return b.bitcast(_shuffle(b, two, [0] * half + [1] * half), i32x8.llvm)
 
     return i32x8(isa, types.int64, types.int64), emit
+
+
+# -- sums over several vectors of bytes ---------------------------------------------------------------------------------
+#
+# Where a few `dot4` go to the same sum, AVX2 does better to add products of byte pairs in 16 bits and to widen once. The
+# running sums are i16x16 there and in portable code, and i32x8 with VNNI, whose one instruction does it all. Activations
+# may have several digits; there is a sum for each, so sums, totals and digits are tuples of one length.
+
+
+def _pair_vector(isa: Any) -> Vector:
+    return i32x8 if isa.value == isas.AVX512.name else i16x16
+
+
+def _pair_products(b: ir.IRBuilder, isa: str, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
+    """Sums of two neighbouring products, i16x16; they must fit."""
+    if isa == isas.AVX2.name:
+        return _call(b, "llvm.x86.avx2.pmadd.ub.sw", i16x16.llvm, [unsigned, signed])
+    even, odd = _pairs(b, unsigned, signed)
+    return b.add(even, odd)
+
+
+def _in_order(b: ir.IRBuilder, isa: str, values: list[ir.Value]) -> list[ir.Value]:
+    """The values as they are, all of them reached before any is used and before anything more is loaded.
+
+    Without such stops LLVM turns long chains of additions into trees of many leaves, and spills most of them.
+    """
+    if isa == isas.PORTABLE.name or not isas.supported(isas.AVX2):  # the register class below is of x86
+        return values
+    count, vector = len(values), values[0].type
+    kind = ir.FunctionType(ir.LiteralStructType([vector] * count) if count > 1 else vector, [vector] * count)
+    constraints = ",".join([*["=x"] * count, *map(str, range(count)), "~{memory}"])
+    got = b.call(ir.InlineAsm(kind, "", constraints, side_effect=True), values)
+    return [b.extract_value(got, i) for i in range(count)] if count > 1 else [got]
+
+
+@intrinsic
+def totals_zero(typingctx: Any, digits: Any) -> Any:
+    """A tuple of i32x8 zeros, one for each of `digits`."""
+    kind = types.UniTuple(i32x8, digits.count)
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return context.make_tuple(b, kind, [_repeat(i32x8, 0)] * kind.count)
+
+    return kind(digits), emit
+
+
+@intrinsic
+def pairs_zero(typingctx: Any, isa: Any, digits: Any) -> Any:
+    """Running sums of nothing, one for each of `digits`."""
+    kind = types.UniTuple(_pair_vector(isa), digits.count)
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return context.make_tuple(b, kind, [_repeat(kind.dtype, 0)] * kind.count)
+
+    return kind(isa, digits), emit
+
+
+@intrinsic
+def pairs_load(typingctx: Any, isa: Any, zeros: Any, index: Any) -> Any:
+    """Running sums that start at two neighbouring integers of each int16 array: pair 0 of each lane and pair 1."""
+    kind = types.UniTuple(_pair_vector(isa), zeros.count)
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        made = []
+        for array in (b.extract_value(args[1], i) for i in range(kind.count)):
+            two = _load(b, _pointer(context, b, zeros.dtype, array, args[2], ir.VectorType(I16, 2)))
+            if kind.dtype == i16x16:
+                made.append(_shuffle(b, two, [0, 1] * 8))
+            else:
+                low, high = (b.sext(b.extract_element(two, ir.Constant(I32, i)), I32) for i in (0, 1))
+                made.append(_splat(b, b.add(low, high), 8))
+        return context.make_tuple(b, kind, made)
+
+    return kind(isa, zeros, types.intp), emit
+
+
+@intrinsic
+def pairs_add(typingctx: Any, isa: Any, sums: Any, unsigned: Any, digits: Any, index: Any) -> Any:
+    """sums + the products of unsigned bytes i8x32 with four signed ones of each int8 array, the same four in every lane.
+
+    Two products together must fit 16 bits, and so must whatever a pair has added up to at `pairs_close`.
+    """
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        made = []
+        for i in range(sums.count):
+            start, array = b.extract_value(args[1], i), b.extract_value(args[3], i)
+            word = _load(b, _pointer(context, b, digits.dtype, array, args[4], I32))
+            signed = b.bitcast(_splat(b, word, 8), i8x32.llvm)
+            if sums.dtype == i32x8:
+                made.append(_dot4_avx512(b, start, args[2], signed))
+            else:
+                made.append(b.add(start, _pair_products(b, isa.value, args[2], signed)))
+        return context.make_tuple(b, sums, _in_order(b, isa.value, made))
+
+    return sums(isa, sums, i8x32, digits, types.intp), emit
+
+
+@intrinsic
+def pairs_close(typingctx: Any, isa: Any, totals: Any, sums: Any, factor: Any) -> Any:
+    """totals + factor * sums, lane by lane; `factor` by `pairs_factor` or `pairs_one` for this set."""
+
+    def close(b: ir.IRBuilder, total: ir.Value, added: ir.Value, factor: ir.Value) -> ir.Value:
+        if sums.dtype == i32x8:
+            return b.add(total, b.mul(added, factor))
+        if isa.value == isas.AVX2.name:
+            factor = b.bitcast(factor, i16x16.llvm)
+            return b.add(total, _call(b, "llvm.x86.avx2.pmadd.wd", i32x8.llvm, [added, factor]))
+        sixteen = _repeat(i32x8, 16)
+        return b.add(total, b.mul(_fold(b, added), b.ashr(b.shl(factor, sixteen), sixteen)))
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        each = ((b.extract_value(args[1], i), b.extract_value(args[2], i)) for i in range(sums.count))
+        return context.make_tuple(b, totals, [close(b, total, added, args[3]) for total, added in each])
+
+    return totals(isa, totals, sums, i32x8), emit
+
+
+@intrinsic
+def totals_value(typingctx: Any, totals: Any) -> Any:
+    """What totals of digits of base 256, lowest first, mean together: f32x8, put together from the lowest up."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        floats = [b.sitofp(b.extract_value(args[0], i), f32x8.llvm) for i in range(totals.count)]
+        value = floats[0]
+        for i, high in enumerate(floats[1:], 1):
+            base = ir.Constant(f32x8.llvm, [ir.Constant(F32, float(256**i))] * 8)
+            value = _call(b, "llvm.fmuladd.v8f32", f32x8.llvm, [high, base, value])
+        return value
+
+    return f32x8(totals), emit
+
+
+@intrinsic
+def pairs_one(typingctx: Any, isa: Any) -> Any:
+    """The factor 1 of `pairs_close`."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return _repeat(i32x8, 1 if isa.value == isas.AVX512.name else 0x10001)
+
+    return i32x8(isa), emit
+
+
+def _factor(signed: bool) -> Any:
+    def factor(typingctx: Any, isa: Any, words: Any, byte: Any) -> Any:
+        wide = isa.value == isas.AVX512.name
+
+        def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            # the byte to the top of each 16 (or 32) bits, then down again, with its sign or without
+            lanes = i32x8 if wide else i16x16
+            shift = b.shl(b.trunc(args[2], I32), ir.Constant(I32, 3))
+            word = b.and_(b.lshr(args[1], _splat(b, shift, 8)), _repeat(i32x8, 255))
+            if not wide:
+                word = b.or_(word, b.shl(word, _repeat(i32x8, 16)))
+            if not signed:
+                return word
+            eight = _repeat(lanes, 24 if wide else 8)
+            return b.bitcast(b.ashr(b.shl(b.bitcast(word, lanes.llvm), eight), eight), i32x8.llvm)
+
+        return i32x8(isa, i32x8, types.int64), emit
+
+    factor.__doc__ = f"Byte 0-3, {'signed' if signed else 'unsigned'}, of each 32-bit lane, as a factor of `pairs_close`."
+    return intrinsic(factor)
+
+
+pairs_factor, pairs_factor_signed = _factor(False), _factor(True)
+
+
+def _storer(kind: ir.IntType, doc: str) -> Any:
+    def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+        def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+            b.store(b.trunc(args[2], kind), _pointer(context, b, array, args[0], args[1], kind), align=1)
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp, types.int64), emit
+
+    store.__doc__ = doc
+    return intrinsic(store)
+
+
+store_u16 = _storer(I16, "The low 16 bits of an int64, little-endian, at byte `index` of a uint8 array.")
+store_u32 = _storer(I32, "The low 32 bits of an int64, little-endian, at byte `index` of a uint8 array.")
+
+
+@intrinsic
+def load_u16(typingctx: Any, array: Any, index: Any) -> Any:
+    """The little-endian unsigned 16-bit integer at byte `index` of a uint8 array, as int64."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return b.zext(_load(b, _pointer(context, b, array, args[0], args[1], I16)), I64)
+
+    return types.int64(array, types.intp), emit
+
+
+# -- 16 bits ------------------------------------------------------------------------------------------------------------
+
+load_i16x16 = _loader(i16x16, "Sixteen integers of an int16 array.")
+
+
+@intrinsic
+def load_i8_as_i16x16(typingctx: Any, array: Any, index: Any) -> Any:
+    """Sixteen signed bytes at byte `index`, as 16-bit integers."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        small = _load(b, _pointer(context, b, array, args[0], args[1], i8x16.llvm))
+        return b.sext(small, i16x16.llvm)
+
+    return i16x16(array, types.intp), emit
+
+
+@intrinsic
+def dot2(typingctx: Any, isa: Any, x: Any, y: Any) -> Any:
+    """Sums of two neighbouring products of i16x16, as i32x8; exact unless all four are -32768."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        if isa.value == isas.AVX2.name or (isa.value == isas.AVX512.name and isas.supported(isas.AVX2)):
+            return _call(b, "llvm.x86.avx2.pmadd.wd", i32x8.llvm, [args[1], args[2]])
+        wide = ir.VectorType(I32, 16)
+        products = b.mul(b.sext(args[1], wide), b.sext(args[2], wide))
+        even = _shuffle(b, products, list(range(0, 16, 2)))
+        return b.add(even, _shuffle(b, products, list(range(1, 16, 2))))
+
+    return i32x8(isa, i16x16, i16x16), emit
+
+
+@intrinsic
+def store_i16x8(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """Eight 32-bit integers, cut to their low 16 bits, into an int16 array."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        small = b.trunc(args[2], ir.VectorType(I16, 8))
+        b.store(small, _pointer(context, b, array, args[0], args[1], small.type), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, i32x8), emit

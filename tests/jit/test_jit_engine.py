@@ -113,6 +113,22 @@ def test_types_without_a_kernel_are_decoded_once(model: Model) -> None:
     assert engine.memory()["weights"] == 0
 
 
+def test_activations_for_floats_take_the_plain_way_each_by_itself(model: Model) -> None:
+    engine, name = JitEngine(model, 2), "blk.0.attn_q.weight"
+    x = np.random.default_rng(9).normal(size=(3, 256)).astype(np.float32)
+    x[1, 7] = 1e6  # 2^20 times the others
+    got = engine.matmul(x, name)
+    w = model.tensor(name).dequantise().astype(np.float64)
+    assert (np.abs(got - x @ w.T) <= 260 * 2.0**-24 * (np.abs(x) @ np.abs(w.T))).all()
+    for t in (0, 1, 2):
+        np.testing.assert_array_equal(engine.matmul(x[t : t + 1], name)[0], got[t])
+    assert engine.memory()["packed"] == model.tensor(name).nbytes
+    x[1, 7] = np.nan
+    got = engine.matmul(x, name)
+    assert np.isnan(got[1]).all()
+    assert np.isfinite(got[[0, 2]]).all()
+
+
 def test_a_tensor_that_decodes_in_its_own_way_is_believed(model: Model) -> None:
     class Doubled(type(model.tensor("output.weight"))):  # type: ignore[misc]
         def dequantise(self, rows: Any = None) -> np.ndarray:

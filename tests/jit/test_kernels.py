@@ -70,13 +70,38 @@ def test_decode_in_parts_is_decode() -> None:
 # -- contract f32 -------------------------------------------------------------------------------------------------------
 
 
+def packed(type_: TensorType, raw: np.ndarray, cols: int) -> np.ndarray:
+    """The matrix with eight rows side by side, zeros filling up the last eight."""
+    step = kernels.ROWS * type_.row_bytes(cols)
+    whole = np.zeros(-(-raw.size // step) * step, np.uint8)
+    whole[: raw.size] = raw
+    out = np.empty_like(whole)
+    kernels.pack(kernels.fields(type_), type_.block_bytes, kernels.frozen(whole), type_.row_bytes(cols), out)
+    return kernels.frozen(out)
+
+
+def product(
+    contract: str, isa: isas.Isa, type_: TensorType, raw: np.ndarray, x: np.ndarray, rows: int, bias: np.ndarray = NONE,
+    tasks: int | None = None, refused: int = 0,
+) -> np.ndarray:  # fmt: skip
+    """What the engine's fused kernels make of it; `tasks` takes the parallel ones."""
+    kind, row_bytes = kernels.KINDS[type_], type_.row_bytes(x.shape[1])
+    name = "matmul_" + contract
+    if kernels.packable(kind):
+        name, raw = "packed_" + contract, packed(type_, raw, x.shape[1])
+    elif type_ is types.Q8_0 and contract == "f32":
+        name = "q8_0_f32"
+    out = np.full((len(x), rows), np.nan, np.float32)
+    kernel = getattr(kernels, f"{name}_{'serial' if tasks is None else 'parallel'}")
+    got = kernel(isa, kind, raw, row_bytes, x, bias, out, *(() if tasks is None else (tasks,)))
+    assert (got or 0) == refused
+    return out
+
+
 def product_f32(
     isa: isas.Isa, type_: TensorType, raw: np.ndarray, x: np.ndarray, rows: int, bias: np.ndarray = NONE
 ) -> np.ndarray:
-    out = np.empty((len(x), rows), np.float32)
-    kind = kernels.KINDS[type_]
-    kernels.matmul_f32_serial(isa, kind, raw, type_.row_bytes(x.shape[1]), x, bias, out)
-    return out
+    return product("f32", isa, type_, raw, x, rows, bias)
 
 
 def bound_f32(x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -86,7 +111,7 @@ def bound_f32(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("isa", "type_"),
-    [(BEST, t) for t in KINDS] + [(isa, t) for isa in OTHERS for t in (types.Q5_0, types.Q4_K, types.Q6_K)],
+    [(BEST, t) for t in KINDS] + [(isa, t) for isa in OTHERS for t in (types.Q5_0, types.Q6_K, types.Q8_0)],
     ids=named,
 )
 def test_products_of_contract_f32(isa: isas.Isa, type_: TensorType) -> None:
@@ -106,20 +131,74 @@ def test_products_of_contract_f32(isa: isas.Isa, type_: TensorType) -> None:
     assert (np.abs(product_f32(isa, type_, kernels.frozen(bad), x, rows, bias) - exact) > bound).any()
 
 
+def magnitudes(type_: TensorType, raw: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """|scale * integer| + |minimum| of every weight (rows, cols), in double: what the kernels' sums are made of."""
+    size = np.abs(w.astype(np.float64))
+    if type_.name in ("Q4_K", "Q4_1"):  # weight = a - m with a >= 0, and m is what an integer of 0 decodes to
+        zero = raw.reshape(-1, type_.block_bytes).copy()
+        zero[:, 16 if type_ is types.Q4_K else 4 :] = 0
+        m = np.abs(quants.dequantise(zero.reshape(-1), type_, w.shape).astype(np.float64))
+        return size + 2 * m
+    return size
+
+
+@pytest.mark.parametrize("type_", [types.Q5_0, types.Q4_1, types.Q4_K, types.Q6_K, types.Q8_0], ids=named)
+def test_products_of_contract_f32_with_one_huge_activation_a_block(type_: TensorType) -> None:
+    """The bound of docs/kernels.md, where it matters: 1000 times the others, and weights of all sizes opposite to it."""
+    rows, cols = 8, 1024
+    raw, w = weights(type_, rows, cols, 3)
+    rng = np.random.default_rng(4)
+    block = type_.block_elements
+    x = activations(2, cols, 6)
+    spots = np.arange(0, cols, block) + rng.integers(0, block, cols // block)
+    x[:, spots] = 1000 * np.sign(x[:, spots])
+    got = product_f32(BEST, type_, raw, x, rows)
+    exact = x.astype(np.float64) @ w.T.astype(np.float64)
+    size = magnitudes(type_, raw, w)
+    largest = np.abs(x).reshape(len(x), -1, block).max(-1)
+    moved = largest.astype(np.float64) @ np.abs(w.astype(np.float64)).reshape(rows, -1, block).sum(-1).T * 2.02 * UNIT
+    bound = moved + (cols // block + 12) * UNIT * (np.abs(x.astype(np.float64)) @ size.T)
+    assert (np.abs(got - exact) <= bound).all()
+    assert (bound <= 64 * bound_f32(x, w)).all()
+    # a kernel that lost the last digit would be far outside
+    step = np.repeat(2.0 ** (np.ceil(np.log2(largest)) - 15), block, axis=1)
+    cut = (np.round(x / step) * step).astype(np.float32)
+    assert (np.abs(product_f32(BEST, type_, raw, cut, rows) - exact) > bound).any()
+
+
+@pytest.mark.parametrize("type_", [types.Q4_K, types.Q8_0], ids=named)
+def test_activations_that_integers_do_not_suit_are_refused(type_: TensorType) -> None:
+    raw, _ = weights(type_, 8, 512)
+    healthy = activations(1, 512)[0]
+    for value in (np.nan, np.inf, -np.inf, 1e35, 2.0**23):
+        odd = healthy.copy()
+        odd[300] = value
+        product("f32", BEST, type_, raw, np.stack([healthy, odd, healthy, odd]), 8, refused=0b1010)
+    product("f32", BEST, type_, raw, np.stack([healthy * np.float32(1e-30), healthy]), 8, refused=0b01)
+    assert not product("f32", BEST, type_, raw, np.zeros((1, 512), np.float32), 8).any()
+
+
+def test_plain_float_products() -> None:
+    """What is left for refused rows, on the bytes of the file."""
+    for type_ in (types.Q5_0, types.Q4_K):
+        raw, w = weights(type_, 9, 512)
+        x, out = activations(3, 512), np.empty((3, 9), np.float32)
+        kernels.matmul_f32_serial(BEST, kernels.KINDS[type_], raw, type_.row_bytes(512), x, NONE, out)
+        assert (np.abs(out - x.astype(np.float64) @ w.T.astype(np.float64)) <= bound_f32(x, w)).all()
+
+
 # -- contract q8 --------------------------------------------------------------------------------------------------------
 
 
 def product_q8(
     isa: isas.Isa, type_: TensorType, raw: np.ndarray, x: np.ndarray, rows: int, bias: np.ndarray = NONE
 ) -> np.ndarray:
-    out = np.empty((len(x), rows), np.float32)
-    kernels.matmul_q8_serial(isa, kernels.KINDS[type_], raw, type_.row_bytes(x.shape[1]), x, bias, out)
-    return out
+    return product("q8", isa, type_, raw, x, rows, bias)
 
 
 @pytest.mark.parametrize(
     ("isa", "type_"),
-    [(BEST, t) for t in QUANTISED] + [(isa, t) for isa in OTHERS for t in (types.Q5_0, types.Q8_0, types.Q4_K, types.Q6_K)],
+    [(BEST, t) for t in QUANTISED] + [(isa, t) for isa in OTHERS for t in (types.Q8_0, types.Q4_K)],
     ids=named,
 )
 def test_products_of_contract_q8(isa: isas.Isa, type_: TensorType) -> None:
@@ -234,15 +313,11 @@ def test_neither_threads_nor_batches_change_a_bit(contract: str) -> None:
     type_, rows, cols = types.Q4_K, 37, 256
     raw, _ = weights(type_, rows, cols)
     x, bias = activations(3, cols), activations(1, rows, 5)[0]
-    product = product_f32 if contract == "f32" else product_q8
-    parallel = kernels.matmul_f32_parallel if contract == "f32" else kernels.matmul_q8_parallel
-    want = product(BEST, type_, raw, x, rows, bias)
+    want = product(contract, BEST, type_, raw, x, rows, bias)
     for tasks in (1, 2, 3, 64):
-        out = np.empty_like(want)
-        parallel(BEST, kernels.KINDS[type_], raw, type_.row_bytes(cols), x, bias, out, tasks)
-        np.testing.assert_array_equal(out, want)
+        np.testing.assert_array_equal(product(contract, BEST, type_, raw, x, rows, bias, tasks), want)
     for t in range(3):
-        np.testing.assert_array_equal(product(BEST, type_, raw, x[t : t + 1], rows, bias)[0], want[t])
+        np.testing.assert_array_equal(product(contract, BEST, type_, raw, x[t : t + 1], rows, bias)[0], want[t])
 
 
 # -- attention ----------------------------------------------------------------------------------------------------------
