@@ -165,6 +165,15 @@ def test_run_answers_for_one_pair(model, healthy, tmp_path) -> None:
     assert said["F-GOLDEN-RULE-002"].passed is True
 
 
+def test_a_re_encoding_that_was_meant_passes_and_another_does_not(model, tmp_path) -> None:
+    convert(model, tmp_path / "q8.apr", quantize="q8_0")
+    meant = gates.run(model, tmp_path / "q8.apr", max_tokens=2, requantised="q8_0")
+    assert [r.id for r in meant if r.passed is not True] == []
+    other = {r.id for r in gates.run(model, tmp_path / "q8.apr", max_tokens=2, requantised="q4_0") if r.passed is False}
+    unsaid = {r.id for r in gates.run(model, tmp_path / "q8.apr", max_tokens=2) if r.passed is False}
+    assert {"F-ROSETTA-FP-001", "I-1", "A-LOGITS"} <= other & unsaid
+
+
 def test_a_faulty_reader_of_a_healthy_file_is_given_as_a_session(model, healthy) -> None:
     said = {r.id: r for r in gates.run(model, healthy, None, session_with(model, ["gqa-modulo"]), max_tokens=4)}
     assert said["A-LOGITS"].passed is False and said["I-1"].passed is True
