@@ -103,11 +103,12 @@ def test_more_bits_for_half_of_the_layers() -> None:
 def test_random_blocks_decode_to_values_of_the_size_asked(kind: types.TensorType) -> None:
     from aprlab import quants
 
-    raw = synth.Scale(kind, 0.02).blocks(80_000 // kind.block_elements * 8, np.random.default_rng(3))
+    raw = synth.Scale(kind, 0.02).blocks(160_000 // kind.block_elements, np.random.default_rng(3))
     values = quants.decode(raw.reshape(-1, kind.block_bytes), kind).astype(np.float64)
     assert np.isfinite(values).all()
     assert abs(values.mean()) < 0.1 * 0.02 and 0.9 < values.std() / 0.02 < 1.1
-    assert len(np.unique(raw.reshape(-1, kind.block_bytes), axis=0)) > 0.9 * len(raw) / kind.block_bytes or not kind.quantised
+    if kind.quantised:  # no block stands there twice
+        assert len({block.tobytes() for block in raw.reshape(-1, kind.block_bytes)}) == len(raw) // kind.block_bytes
 
 
 def test_aprs_own_types_have_no_random_blocks() -> None:
