@@ -1,0 +1,50 @@
+"""The stored corpus through every target, and a short coverage-guided run of each (`fuzz.py` for long ones)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from fuzz import CORPUS  # noqa: E402
+from targets import TARGETS, run  # noqa: E402
+
+RUNS = 250
+STORED = sorted(path.relative_to(CORPUS).as_posix() for path in CORPUS.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_the_corpus_is_read_or_refused(name: str) -> None:
+    outcome = run(name.split("/")[0], (CORPUS / name).read_bytes())
+    assert (outcome == "ok") == ("refused" not in name), outcome
+
+
+def test_each_target_has_a_sound_file_to_start_from() -> None:
+    assert {name.split("/")[0] for name in STORED if "refused" not in name} == set(TARGETS)
+
+
+def fuzz(name: str, place: Path, before: str = "") -> subprocess.CompletedProcess[str]:
+    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import fuzz\n{before}\nfrom pathlib import Path\n"
+    code += f"fuzz.fuzz({name!r}, 60, 1, Path({str(place)!r}) / 'found', Path({str(place)!r}) / 'grown', runs={RUNS})"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_a_short_run_finds_nothing(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("atheris", reason="atheris has no wheel here")
+    done = fuzz(name, tmp_path)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert "stat::number_of_executed_units" in done.stderr and not list((tmp_path / "found").iterdir())
+
+
+def test_a_run_finds_a_reader_that_reads_past_the_end(tmp_path: Path) -> None:
+    """Without the bounds check the fuzzer must find something, or it looks at nothing."""
+    pytest.importorskip("atheris", reason="atheris has no wheel here")
+    mutant = "from aprlab.formats import common\ncommon.Cursor.need = lambda self, n, what: self.offset"
+    done = fuzz("safetensors", tmp_path, mutant)
+    assert done.returncode != 0 and list((tmp_path / "found").iterdir())
