@@ -15,6 +15,7 @@ import numpy as np
 from aprlab.richview import Cell, table
 
 Word = Literal["same", "equivalent", "broken", "ambiguous", "not-comparable"]
+_SHOWN = 12  # findings that a terminal is given; pages and JSON have all
 EXIT = {"same": 0, "equivalent": 0, "broken": 3, "ambiguous": 4, "not-comparable": 4}
 LAYERS = ("container", "naming", "dtype", "layout", "decode", "weights", "config", "tokenizer", "forward", "instrument")
 
@@ -123,14 +124,16 @@ class Verdict:
 
     def __str__(self) -> str:
         lines = [f"{self.title}: {self.verdict}" if self.title else self.verdict]
-        for finding in self.findings:
+        for finding in self.findings[:_SHOWN]:
             lines.append(f"  {finding}")
             lines += [f"    {key}: {short(value)}" for key, value in finding.evidence.items()]
+        if len(self.findings) > _SHOWN:
+            lines.append(f"  and {len(self.findings) - _SHOWN} findings more, all of them in the JSON")
         if self.first_divergence is not None:
             lines.append("  first divergence: " + ", ".join(f"{k} {short(v)}" for k, v in self.first_divergence.items()))
         if self.repair is not None:
             size = "smallest repair" if self.repair.minimal else "repair"
-            lines.append(f"  {size}: {', '.join(self.repair.set) or 'none needed'}")
+            lines.append(f"  {size}: {some(self.repair.set, _SHOWN) or 'none needed'}")
             lines += [f"    {key}: {short(value)}" for key, value in self.repair.proof.items()]
         void = [name for name, ok in self.instruments.items() if ok is not True]
         if void:

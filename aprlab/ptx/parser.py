@@ -761,4 +761,10 @@ def parse(text: str) -> Module:
     """The module in `text`. Raises `FormatError` with the PTX line where it breaks the grammar, `UnsupportedError` by
     name.
     """
-    return _Parser(text).parse()
+    parser = _Parser(text)
+    try:
+        return parser.parse()
+    except (ValueError, ArithmeticError, IndexError) as error:  # a number such as 09, 1/0, a constant that is no number
+        raise parser.fail(f"cannot read what stands here ({error})") from error
+    except RecursionError:
+        raise parser.fail("nested too deeply") from None

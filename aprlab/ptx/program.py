@@ -95,6 +95,10 @@ class Program:
 # ---- flattening ----------------------------------------
 
 
+# What the decoding of an instruction with too few, too many or unlike operands runs into.
+_MALFORMED = (IndexError, KeyError, ValueError, TypeError)
+
+
 class _Flattener:
     """Copies the entry's body, with each call replaced by the callee's body under fresh names.
 
@@ -117,12 +121,19 @@ class _Flattener:
                 self.code.append(Label(names.get(item.name, item.name), item.line))
             elif isinstance(item, BranchTargets):
                 self.tables[names.get(item.name, item.name)] = tuple(names.get(t, t) for t in item.targets)
-            elif item.parts[0] == "call":
-                self.call(item, names, [*stack, function.name])
-            elif end is not None and item.parts[0] == "ret":
-                self.code.append(replace(self.renamed(item, names), opcode="bra", operands=(Reg(end),)))
             else:
-                self.code.append(self.parameter_move(self.renamed(item, names)))
+                try:
+                    self.instruction(item, names, [*stack, function.name], end)
+                except _MALFORMED as error:
+                    raise FormatError(f"PTX line {item.line}: cannot decode {item} ({error})") from error
+
+    def instruction(self, item: Instruction, names: dict[str, str], stack: list[str], end: str | None) -> None:
+        if item.parts[0] == "call":
+            self.call(item, names, stack)
+        elif end is not None and item.parts[0] == "ret":
+            self.code.append(replace(self.renamed(item, names), opcode="bra", operands=(Reg(end),)))
+        else:
+            self.code.append(self.parameter_move(self.renamed(item, names)))
 
     def renamed(self, item: Instruction, names: dict[str, str]) -> Instruction:
         if not names:
@@ -499,7 +510,7 @@ class _Builder:
             else:
                 alu = ops.decode(item)
                 op.run, op.approximate = self.alu(alu), alu.approximate
-        except (IndexError, KeyError) as error:
+        except _MALFORMED as error:
             raise self.fail(f"cannot decode {item} ({type(error).__name__}: {error})") from error
         if item.guard is not None and base not in ("bra", "ret", "exit"):
             guard = self.get(Reg(item.guard), "pred")

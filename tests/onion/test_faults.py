@@ -999,7 +999,8 @@ def test_a_sequence_fed_again_is_the_same_as_a_longer_prompt(model: Model) -> No
         alone = healthy.generate(seen, max_tokens=1, keep_logits=True).logits
         assert alone is not None
         assert np.allclose(logits, alone[0], atol=1e-4 * np.abs(alone).max())
-    plain = healthy.generate(ids, max_tokens=4, keep_logits=True).logits
+    fresh = session_with(model, [])  # the other one has parts of the prompt in its cache, and so another last bit
+    plain = fresh.generate(ids, max_tokens=4, keep_logits=True).logits
     assert plain is not None
     assert np.array_equal(said.logits[0], plain[0])
     assert not np.allclose(said.logits[1], plain[1], atol=1e-3)

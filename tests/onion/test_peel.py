@@ -12,7 +12,7 @@ import pytest
 
 from aprlab import paths
 from aprlab.cli import run_cli
-from aprlab.convert import Seams, convert
+from aprlab.convert import Seams, convert, export
 from aprlab.errors import UsageError
 from aprlab.model import Model, Tensor
 from aprlab.onion.faults import convert_with
@@ -252,3 +252,13 @@ def test_two_engines(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["repair"]["minimal"] is True
     assert found["first_divergence"]["point"] == "layers.0.q_rope"
     assert found["first_divergence"]["position_0_equal"] is True
+
+
+@pytest.mark.parametrize(("ref", "cand"), [("bf16", "f32"), ("f32", "bf16"), ("f16", "f32")])
+def test_a_model_that_was_rounded_on_its_way_is_the_same_model(ref: str, cand: str, tiny, tmp_path) -> None:
+    for dtype in {ref, cand}:
+        export(tiny, tmp_path / dtype, format="safetensors", dtype=dtype)
+    verdict = peel(tmp_path / ref, tmp_path / cand)
+    assert verdict.verdict == "equivalent", str(verdict)
+    assert {f.layer for f in verdict.findings} == {"dtype"} and all("rounded to" in f.mechanism for f in verdict.findings)
+    assert 0 < max(f.evidence["rel_l2"] for f in verdict.findings) < 0.01

@@ -9,10 +9,11 @@ import numpy as np
 from aprlab import types
 from aprlab.errors import AprlabError
 from aprlab.formats import apr
+from aprlab.model import Tensor
 from aprlab.onion.layers.base import Case, Deviation, Layer, Match, correlation, sample
 from aprlab.onion.layers.naming import LIKELY, kinds_for, reference_sample
 from aprlab.quants import can_encode, dequantise
-from aprlab.types import TensorType
+from aprlab.types import BF16, F16, F32, TensorType
 
 _ALIKE = 0.8
 _WORSE = 1.5  # a re-encoding may lose that much more than ggml's own encoder would
@@ -66,20 +67,55 @@ class Dtype(Layer):
         """Tensors that are held in another type than the reference's: measured, not condemned."""
         found = []
         for match in case.matches:
-            if match.of is None or match.kind is None or match.kind is match.of.type:
+            if match.of is None or match.kind is None or match.equal:
+                continue
+            how = rounded(match)
+            if how is None and match.kind is match.of.type:
                 continue
             evidence = loss(case, match)
             if evidence is None:
                 continue
-            good = evidence["worse_than_ggml"] <= _WORSE and match.kind is not match.of.type
-            if not good:
+            if how is not None:
+                evidence = {"rel_l2": evidence["rel_l2"]}
+            elif evidence["worse_than_ggml"] > _WORSE:
                 continue  # the layers of bytes have to say what happened to it
-            how = f"re-encoded from {match.of.type.name} to {match.kind.name}"
+            else:
+                how = f"re-encoded from {match.of.type.name} to {match.kind.name}"
             if evidence["rel_l2"] == 0:
                 how = f"decoded from {match.of.type.name} and kept as {match.kind.name}, value for value"
             name, kind = match.true or "", match.kind.name
             found.append(Deviation("dtype", "encoding", name, kind, match.of, how, match, evidence, harmless=True))
         return found
+
+
+def rounded(match: Match) -> str | None:
+    """Words for floats of which one side's are the other's, rounded to 16 bits, to the last bit; None where they are not.
+
+    A model that went through a BF16 or F16 file has lost bits that way, and is the same model.
+    """
+    of, kind = match.of, match.kind
+    if of is None or kind is None or not {of.type, kind} <= {F32, F16, BF16} or len(match.piece.raw) != kind.nbytes(of.shape):
+        return None
+    held = Tensor(of.name, kind, of.shape, match.piece.raw, of.origin)
+    step = max(1, (1 << 20) // max(of.cols, 1)) if len(of.shape) > 1 else None
+    parts = [slice(n, n + step) for n in range(0, of.rows, step)] if step is not None else [None]
+    for narrow in (BF16, F16):
+        for finer, coarser, whose in ((of, held, "reference"), (held, of, "file")):
+            if all(_same(_narrowed(finer.dequantise(rows), narrow), coarser.dequantise(rows)) for rows in parts):
+                one, other = ("the file", "the reference") if whose == "reference" else ("the reference", "the file")
+                return f"values of {one} are those of {other} rounded to {narrow.name}"
+    return None
+
+
+def _narrowed(values: np.ndarray, kind: TensorType) -> np.ndarray:
+    from aprlab.quants import quantise
+
+    with np.errstate(over="ignore"):
+        return dequantise(quantise(values, kind).reshape(-1), kind, values.shape)
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
 def _or(kinds: tuple[TensorType, ...]) -> str:

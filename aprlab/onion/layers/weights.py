@@ -89,7 +89,7 @@ def unexplained(match: Match, evidence: dict[str, Any]) -> tuple[str, str, float
         return "weights", f"{evidence['differing_bytes']} bytes changed {where}", 0.9
     if fields and len(fields) < 3 and blocks:
         which = f"field{'s' if len(fields) > 1 else ''} {', '.join(map(repr, fields))}"
-        return "decode", f"{which} changed in {blocks} of {of} blocks", 0.8
+        return "decode", f"{which} changed in {'every block' if blocks == of else 'most blocks'}", 0.8  # counts: evidence
     corr = 0.0 if match.correlation is None else match.correlation
     if corr > 0.3:
         return "weights", f"values changed throughout (correlation {corr:.2f})", 0.7
