@@ -7,6 +7,8 @@ interleaved, the same bytes: `aprlab.simd.packed`), and the file's pages they ca
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
@@ -71,7 +73,7 @@ class JitEngine(Engine):
         self._vectors: dict[str, np.ndarray] = {}
         self._turns: dict[tuple[float, int], tuple[np.ndarray, np.ndarray]] = {}
         self._tiles: list[np.ndarray] = []  # one a thread, while none is at work
-        self._blas = ThreadpoolController()
+        self._blas, self._touched = ThreadpoolController(), False
         self._pool = ThreadPoolExecutor(self.tasks, "aprlab-jit")
 
     # -- weights -------------------------------------------------------------------------------------------------
@@ -248,6 +250,8 @@ class JitEngine(Engine):
 
         starts = range(0, rows, step)
         with self._blas.limit(limits=1, user_api="blas"):
+            if not self._touched:
+                self._touch()
             if self.tasks == 1:
                 for first in starts:
                     multiply(first)
@@ -255,6 +259,24 @@ class JitEngine(Engine):
                 list(self._pool.map(multiply, starts))
         if tensor.name in self._packed:
             drop_pages(tensor.raw)
+
+    def _touch(self) -> None:
+        """Let BLAS write all over its work space once, in as many threads as will use it.
+
+        OpenBLAS multiplies some sizes of tiles at a third of its speed until it has had one larger product (measured: 5 and
+        then 16 billion multiply-adds a second, see benchmarks/README.md); it costs 15 ms. Probably it prefetches where nothing
+        was ever written, and the processor looks in vain for pages that are not there.
+        """
+        self._touched = True
+        one, other = np.ones((512, 384), np.float32), np.ones((768, 384), np.float32)
+        meet = threading.Barrier(self.tasks)  # each at the same time, or one work space would serve them all
+
+        def product(task: int) -> None:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                meet.wait(timeout=1)
+            np.matmul(one, other.T)
+
+        list(self._pool.map(product, range(self.tasks)))
 
     def rope(self, x: np.ndarray, positions: np.ndarray, theta: float, style: str) -> np.ndarray:
         if style not in ("neox", "norm"):
