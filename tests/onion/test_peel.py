@@ -262,3 +262,14 @@ def test_a_model_that_was_rounded_on_its_way_is_the_same_model(ref: str, cand: s
     assert verdict.verdict == "equivalent", str(verdict)
     assert {f.layer for f in verdict.findings} == {"dtype"} and all("rounded to" in f.mechanism for f in verdict.findings)
     assert 0 < max(f.evidence["rel_l2"] for f in verdict.findings) < 0.01
+
+
+@pytest.mark.parametrize("second", ["q4k-min-lost", "q4k-nibble-pairs", "q4k-nibbles-exchanged"])
+def test_a_wrong_label_over_wrong_values_is_still_read_as_the_right_type(second: str, tiny, tmp_path) -> None:
+    """Byte 8 makes legal AprQ4 of Q4_K, and the values are not the reference's: what they look like has to tell."""
+    convert_with(tiny, tmp_path / "b.apr", ["GH-191", second])
+    verdict = peel(tiny, tmp_path / "b.apr")
+    assert {f.fault for f in verdict.findings} == {"GH-191", second}
+    assert verdict.repair is not None and verdict.repair.proof["after"]["bitwise"]
+    repair(tmp_path / "b.apr", tmp_path / "fixed.apr", tiny)  # the README's example
+    assert peel(tiny, tmp_path / "fixed.apr").verdict == "same"

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from aprlab import types
-from aprlab.errors import AprlabError
+from aprlab.errors import AprlabError, NumericError
 from aprlab.formats import apr
 from aprlab.model import Tensor
 from aprlab.onion.layers.base import Case, Deviation, Layer, Match, correlation, sample
@@ -16,6 +16,7 @@ from aprlab.quants import can_encode, dequantise
 from aprlab.types import BF16, F16, F32, TensorType
 
 _ALIKE = 0.8
+_LIKER = 0.3  # a correlation by which one type beats all others where none is alike: wrong types are at 0.1 and below
 _WORSE = 1.5  # a re-encoding may lose that much more than ggml's own encoder would
 
 
@@ -101,21 +102,21 @@ def rounded(match: Match) -> str | None:
     parts = [slice(n, n + step) for n in range(0, of.rows, step)] if step is not None else [None]
     for narrow in (BF16, F16):
         for finer, coarser, whose in ((of, held, "reference"), (held, of, "file")):
-            if all(_same(_narrowed(finer.dequantise(rows), narrow), coarser.dequantise(rows)) for rows in parts):
+            if all(_rounds_to(finer.dequantise(rows), narrow, coarser.dequantise(rows)) for rows in parts):
                 one, other = ("the file", "the reference") if whose == "reference" else ("the reference", "the file")
                 return f"values of {one} are those of {other} rounded to {narrow.name}"
     return None
 
 
-def _narrowed(values: np.ndarray, kind: TensorType) -> np.ndarray:
+def _rounds_to(finer: np.ndarray, kind: TensorType, coarser: np.ndarray) -> bool:
+    """Whether `finer`, held as `kind`, has the very bits of `coarser`; what cannot be held (NaN, too large) has not."""
     from aprlab.quants import quantise
 
-    with np.errstate(over="ignore"):
-        return dequantise(quantise(values, kind).reshape(-1), kind, values.shape)
-
-
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return np.array_equal(a.view(np.uint32), b.view(np.uint32))
+    try:
+        held = dequantise(quantise(finer, kind).reshape(-1), kind, finer.shape)
+    except NumericError:
+        return False
+    return np.array_equal(held.view(np.uint32), coarser.view(np.uint32))
 
 
 def _or(kinds: tuple[TensorType, ...]) -> str:
@@ -139,9 +140,15 @@ def settle(match: Match) -> None:
         if best is not None and scores[best] > _ALIKE:
             match.kind, match.correlation = best, scores[best]
             return
-        # The values are nobody's: then the label if it is legal, or the reference's type, is the nearest guess.
+        ranked = sorted(scores.values(), reverse=True)
+        if best is not None and ranked[0] > _LIKER and (len(ranked) == 1 or ranked[0] - ranked[1] > _LIKER):
+            match.kind, match.correlation = best, scores[best]  # changed values, and still those of one type only
+            return
+        # The values are nobody's: then what they look like, the label if it is legal, or the reference's type.
+        looks = by_looks(p.raw, match.of.shape, options) if len(options) > 1 else None
         label = [t for t in apr.candidates(p.code) if t.fits(match.of.shape, p.size)]
-        likely = [*label, *(t for t in options if t is match.of.type)] or (options if len(options) == 1 else [])
+        likely = [*([looks] if looks else []), *label, *(t for t in options if t is match.of.type)]
+        likely = likely or (options if len(options) == 1 else [])
         match.kind = likely[0] if likely else None
         match.correlation = None if match.kind is None else scores[match.kind]
         match.open_kinds = tuple(options)
