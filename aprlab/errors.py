@@ -50,6 +50,15 @@ def _rebuild(kind: type[AprlabError], message: str, path: Any, tensor: str | Non
     return kind(message, path=path, tensor=tensor, offset=offset)
 
 
+# What a broken model may raise on its way through tokenizer and layers: words where it is refused, NumPy's where it is not.
+BROKEN = (AprlabError, ValueError, IndexError, TypeError)
+
+
+def reason(error: BaseException) -> str:
+    """Why something stopped, without the file's name in front."""
+    return str(getattr(error, "message", error))
+
+
 class FormatError(AprlabError):
     """A file breaks the rules of its own format."""
 

@@ -76,15 +76,11 @@ SURPRISED = 4.0  # nats a token; answers in good order of the tuning part stay b
 def surprise(text: str, sound: Session, prompt: str) -> float:
     """Mean of -log p of the text's tokens as an answer to `prompt`, in nats; infinite where there are no tokens."""
     from aprlab.compare import log_softmax
-    from aprlab.qwen2.forward import forward
 
-    head, ids = sound.prompt_tokens(prompt or "\n", raw=sound.model.tokenizer.chat_template is None), sound.tokenizer.encode(text)
+    head, ids = sound.prompt_tokens(prompt or "\n", raw=sound.wants_raw), sound.tokenizer.encode(text)
     if not ids:
         return float("inf")
-    engine = sound.engine
-    cache = engine.new_cache(sound.config, len(head) + len(ids))
-    logits = engine.to_numpy(forward(engine, sound.config, [*head, *ids][:-1], cache))
-    chances = log_softmax(logits)[np.arange(len(head) - 1, len(head) + len(ids) - 1), ids]
+    chances = log_softmax(sound.follow(head, ids))[np.arange(len(ids)), ids]
     return float(-chances.mean())
 
 

@@ -10,7 +10,6 @@ import html
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from urllib.parse import quote
 
 from aprlab import paths
 from aprlab.errors import AprlabError, UsageError
+from aprlab.formats.common import write_text
 
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 
@@ -350,7 +350,5 @@ def write_findings(notebook: str, findings: Mapping[str, Any], out: str | Path) 
         return None
     path = Path(out) / f"{notebook}.json"
     text = json.dumps({"notebook": notebook, **findings}, indent=1, ensure_ascii=False, allow_nan=False)
-    temporary = path.with_suffix(".json.part")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    shutil.move(temporary, path)
+    write_text(path, text + "\n")
     return path

@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 
 from aprlab import figures
 from aprlab.compare import layer_errors, position_errors
-from aprlab.errors import AprlabError, UsageError
+from aprlab.errors import BROKEN, AprlabError, UsageError, reason
 from aprlab.formats import apr
 from aprlab.known import QUESTION
 from aprlab.onion.golden import best_engine
@@ -49,8 +49,10 @@ _WHAT_TO_SEE = {
 }
 
 
-def caption(finding: Finding) -> str:
-    """One or two sentences about what the picture of this finding shows."""
+def caption(finding: Finding, *, run: bool = False) -> str:
+    """One or two sentences about what the picture of this finding shows; `run`: the one that `of_run` draws."""
+    if run and finding.layer != "tokenizer":
+        return _WHAT_TO_SEE["forward"]
     runs = finding.layer in ("config", "forward", "tokenizer", "instrument")
     where = "" if runs else "Left: all tensors of the model, a row a kind, a column a layer. "
     return where + _WHAT_TO_SEE[finding.layer]
@@ -74,10 +76,9 @@ def of_file(
     if case.ref is None:
         raise UsageError("a picture of a finding needs a reference; there is none in this case")
     if finding.layer in ("config", "tokenizer"):
-        model = drafted(case, [])
-        if not isinstance(model, AprlabError):
-            engine = best_engine(case.ref.model)
-            return of_run(finding, Session(case.ref.model, engine=engine), Session(model, engine=engine), axes, prompt=prompt)
+        sides = _sides(case)
+        if sides is not None:
+            return of_run(finding, *sides, axes, prompt=prompt)
     left, right = _pair(axes)
     _where(finding, case, others, left)
     if finding.layer in ("container", "naming"):
@@ -101,16 +102,16 @@ def of_run(
         a, b: the believed session and the suspected one.
     """
     left, right = _pair(axes)
-    if finding.layer == "tokenizer":
-        _tokens(a, b, left, right, prompt)
-        return left, right
     try:
-        sound = trace(a, prompt)
+        if finding.layer == "tokenizer":
+            _tokens(a, b, left, right, prompt)
+            return left, right
+        sound = trace(a, prompt, raw=a.wants_raw)
         steps, alone = layer_errors(sound, replay(b, sound))
         positions = position_errors(sound, trace(b, sound.tokens))
-    except (AprlabError, ValueError, IndexError, TypeError) as error:
+    except BROKEN as error:
         _say(left, "a run to its end is not possible:")
-        _say(right, f"{getattr(error, 'message', error)}"[:90])
+        _say(right, reason(error)[:90])
         return left, right
     layers = range(a.config.block_count)
     figures.error_map(alone, layers, steps, left, xlabel="", limits=_LIMITS)
@@ -118,6 +119,18 @@ def of_run(
     figures.error_map(positions, layers, range(positions.shape[1]), right, xlabel="position", limits=_LIMITS)
     right.set_title("after each layer, by position")
     return left, right
+
+
+def _sides(case: Case) -> tuple[Session, Session] | None:
+    """Both files ready to run; None where one cannot."""
+    model = drafted(case, [])
+    if case.ref is None or isinstance(model, AprlabError):
+        return None
+    engine = best_engine(case.ref.model)
+    try:
+        return Session(case.ref.model, engine=engine), Session(model, engine=engine)
+    except BROKEN:
+        return None
 
 
 def _pair(axes: Sequence[Axes] | None) -> tuple[Axes, Axes]:
@@ -214,7 +227,7 @@ def _concerned(finding: Finding, case: Case) -> list[Match]:
 
 def _tokens(a: Session, b: Session, left: Axes, right: Axes, prompt: str) -> None:
     """The prompt's ids on both sides: how many, and where they agree."""
-    ids = [side.prompt_tokens(prompt, raw=side.model.tokenizer.chat_template is None) for side in (a, b)]
+    ids = [side.prompt_tokens(prompt, raw=side.wants_raw) for side in (a, b)]
     longest = max(map(len, ids))
     agree = [n < min(map(len, ids)) and ids[0][n] == ids[1][n] for n in range(longest)]
     figures.check_strip(agree, left, xlabel="token of the prompt")

@@ -15,7 +15,7 @@ import numpy as np
 
 from aprlab import paths, pictures
 from aprlab.compare import layer_errors
-from aprlab.errors import AprlabError, UsageError
+from aprlab.errors import BROKEN, AprlabError, UsageError, reason
 from aprlab.known import QUESTION
 from aprlab.model import Model
 from aprlab.onion.faults import Fault, by_id, convert_with, session_with
@@ -30,8 +30,6 @@ from aprlab.trace import replay, trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_STOPS = (AprlabError, ValueError, IndexError, TypeError)  # what a broken model may raise on its way through the layers
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,10 @@ class Pair(ABC):
     ) -> tuple[Axes, Axes]:
         """Two axes about one finding, see `aprlab.pictures`."""
 
+    def caption(self, finding: Finding) -> str:
+        """What to see in `picture`."""
+        return pictures.caption(finding)
+
     @abstractmethod
     def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
         """``believed``, ``suspected`` and, where a repair was found, ``mended``; a side that cannot run is its reason."""
@@ -88,10 +90,9 @@ class Pair(ABC):
                 said[label] = f"<{session}>"
                 continue
             try:
-                raw = session.model.tokenizer.chat_template is None
-                said[label] = session.generate(prompt, max_tokens=max_tokens, raw=raw).text
-            except _STOPS as error:
-                said[label] = f"<{getattr(error, 'message', error)}>"
+                said[label] = session.generate(prompt, max_tokens=max_tokens, raw=session.wants_raw).text
+            except BROKEN as error:
+                said[label] = f"<{reason(error)}>"
         return said
 
     def error_maps(self, verdict: Verdict, prompt: str = QUESTION) -> ErrorMaps | None:
@@ -101,10 +102,10 @@ class Pair(ABC):
         if not isinstance(a, Session) or not isinstance(b, Session):
             return None
         try:
-            sound = trace(a, prompt, raw=a.model.tokenizer.chat_template is None)
+            sound = trace(a, prompt, raw=a.wants_raw)
             steps, alone = layer_errors(sound, replay(b, sound))
             return ErrorMaps(steps, layer_errors(sound, trace(b, sound.tokens))[1], alone)
-        except _STOPS:
+        except BROKEN:
             return None
 
     def named(self, verdict: Verdict) -> set[str]:
@@ -158,8 +159,8 @@ class Files(Pair):
             return model.message
         try:
             return Session(model, engine=self.engine or best_engine(model))
-        except _STOPS as error:
-            return f"{getattr(error, 'message', error)}"
+        except BROKEN as error:
+            return reason(error)
 
 
 class Engines(Pair):
@@ -181,6 +182,9 @@ class Engines(Pair):
         self, finding: Finding, *, others: Sequence[Finding] = (), prompt: str = QUESTION, axes: Sequence[Axes] | None = None
     ) -> tuple[Axes, Axes]:
         return pictures.of_run(finding, self._a, self._b, axes, prompt=prompt)
+
+    def caption(self, finding: Finding) -> str:
+        return pictures.caption(finding, run=True)
 
     def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
         sides: dict[str, Session | str] = {"believed": self._a, "suspected": self._b}
@@ -237,6 +241,21 @@ def pair(
     raise UsageError(f"{', '.join(alone['file'])} can be in a file only, {', '.join(alone['engine'])} in an engine only")
 
 
+def given_for(chosen: Sequence[Fault]) -> dict[str, Any]:
+    """What a conversion has to be told so that all these faults can show: types that the source may not have.
+
+    Raises:
+        UsageError: two of them need different ones.
+    """
+    given: dict[str, Any] = {}
+    for f in chosen:
+        for key, value in f.given.items():
+            if given.setdefault(key, value) != value:
+                ids = ", ".join(f.id for f in chosen)
+                raise UsageError(f"faults {ids} need different types: {key} {given[key]} and {value}")
+    return given
+
+
 def _refuse_rulers(chosen: Sequence[Fault]) -> None:
     for f in chosen:
         if f.instrument is not None:
@@ -247,12 +266,7 @@ def _refuse_rulers(chosen: Sequence[Fault]) -> None:
 
 def _with_faulty_file(source: Path, chosen: Sequence[Fault], folder: Path, engine: str | None) -> Pair:
     """The source against its faulty conversion; where a fault needs other types, against the healthy conversion to them."""
-    ids = [f.id for f in chosen]
-    given: dict[str, Any] = {}
-    for f in chosen:
-        for key, value in f.given.items():
-            if given.setdefault(key, value) != value:
-                raise UsageError(f"faults {', '.join(ids)} need different types: {key} {given[key]} and {value}")
+    ids, given = [f.id for f in chosen], given_for(chosen)
     candidate = folder / "candidate.apr"
     convert_with(source, candidate, ids, **given)
     reference = source
@@ -262,4 +276,4 @@ def _with_faulty_file(source: Path, chosen: Sequence[Fault], folder: Path, engin
     return Files(reference, candidate, engine=engine, faults=ids)
 
 
-__all__ = ["Engines", "ErrorMaps", "Files", "Pair", "named", "pair"]
+__all__ = ["Engines", "ErrorMaps", "Files", "Pair", "given_for", "named", "pair"]

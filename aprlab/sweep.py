@@ -28,6 +28,7 @@ from urllib.parse import quote
 
 from aprlab import lab
 from aprlab.errors import FormatError, UsageError
+from aprlab.formats.common import write_text
 from aprlab.yamlfile import LineOf, load
 
 KEYS = ("notebooks", "parameters", "matrix", "exclude")
@@ -383,9 +384,7 @@ def _keep(cell: Cell, result: Result, folder: Path) -> Outcome:
     record |= {"holds": step.holds} | {
         name: value for name, value in asdict(step).items() if name in ("failure", "checks", "headline")
     }
-    temporary = place / f"{RECORD}.part"
-    temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, place / RECORD)
+    write_text(place / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return Outcome(cell, step, skipped=False)
 
 

@@ -365,7 +365,7 @@ def test_investigate_refuses_an_unknown_engine_before_it_starts(cli, tmp_path: P
 @pytest.mark.real
 def test_the_golden_rule_on_the_real_model(cli, real_05b: Path, tmp_path: Path) -> None:
     status, out, err = cli(
-        "investigate", "--model", real_05b, "--expected", "2 + 2 equals 4.", "--out", tmp_path
+        "investigate", "--model", real_05b, "--expected", "2 + 2 equals 4.", "--backend", "jit", "--out", tmp_path
     )
     assert status == 0, err
     assert "NO" not in out

@@ -144,6 +144,11 @@ class Engine(ABC):
     def close(self) -> None:  # noqa: B027 - an engine without resources is whole
         """Give back memory; the engine is not used afterwards."""
 
+    @property
+    def alike(self) -> dict[str, Any]:
+        """Options for `create`, beside name and threads, that make another engine compute as this one does."""
+        return {} if self.contract == "f32" else {"contract": self.contract}
+
     # -- shared checks -------------------------------------------------------------------------------------------
 
     def matrix(self, name: str, cols: int | None = None) -> Tensor:

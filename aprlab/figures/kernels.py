@@ -69,7 +69,7 @@ def ptx_profile(
             ax.barh(len(shown), rest / scale, **bar)
             names.append(f"the other {len(lines) - len(shown)} lines")
         ax.set_yticks(range(len(names)), names, fontsize=7, family="monospace")
-        ax.set_xlabel("executed instructions: " + ("% of all" if per is None else "a weight"))
+        ax.set_xlabel("executed instructions: " + ("% of all" if per is None else "per weight"))
         ax.set_xlim(right=1.25 * max([*values, rest / scale]))
         ax.set_ylim(len(names) - 0.4, -0.6)
         ax.grid(visible=False, axis="y")

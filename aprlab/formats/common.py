@@ -264,6 +264,12 @@ def write_all(file: IO[bytes], data: Any) -> int:
     return size
 
 
+def write_text(output: Path, text: str) -> None:
+    """A whole text file in UTF-8, or what was there before."""
+    with atomic(output) as file:
+        write_all(file, text.encode())
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from aprlab.compare import log_softmax
 from aprlab.engines.base import Array, Engine
 from aprlab.errors import AprlabError, UsageError
 from aprlab.model import Model
@@ -251,8 +252,7 @@ _HEADS = ("output.weight", "token_embd.weight")  # both are multiplied for logit
 def divergence(healthy: np.ndarray, other: np.ndarray) -> float:
     """Bits by which the distribution of `other` misses that of `healthy`: logits ``(vocab,)`` both, not all finite ones Inf."""
     with np.errstate(all="ignore"):
-        p, q = (x.astype(np.float64) - x.max() for x in (healthy, other))
-        p, q = (x - np.log(np.exp(x).sum()) for x in (p, q))
+        p, q = log_softmax(healthy), log_softmax(other)
         found = float((np.exp(p) * (p - q)).sum() / np.log(2))
     return max(0.0, found) if np.isfinite(found) else float("inf")
 
@@ -344,10 +344,9 @@ class Bench:
 
     def cost(self, session: Session, text: Sequence[int]) -> float:
         """Bits a token that `text` costs as an answer, `DEAREST` at most for each."""
-        x = session.follow(session.prompt_tokens(self.prompt, **self.options), text).astype(np.float64)
+        x = session.follow(session.prompt_tokens(self.prompt, **self.options), text)
         with np.errstate(all="ignore"):
-            x -= x.max(-1, keepdims=True)
-            bits = (np.log(np.exp(x).sum(-1)) - x[np.arange(len(text)), list(text)]) / np.log(2)
+            bits = -log_softmax(x)[np.arange(len(text)), list(text)] / np.log(2)
         return float(np.minimum(np.where(np.isfinite(bits), bits, DEAREST), DEAREST).mean())
 
     def hear(self, broken: Session, faults: tuple[str, ...], telling: Sequence[int] = ()) -> Suspect:

@@ -20,6 +20,7 @@ from typing import Any
 
 import aprlab
 from aprlab.errors import UsageError
+from aprlab.formats.common import write_text
 from aprlab.model import Model
 from aprlab.onion.faults import run_faults
 from aprlab.onion.forensics import FITS, Forensics, Suspect, forensics
@@ -155,9 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
             "about": ABOUT.splitlines(), "model": known, "ticket": TICKET, "fits": FITS,
             "parts": {n: parts[n] for n in PARTS if n in parts},
         }  # fmt: skip
-        draft = chosen.output.with_name(f".{chosen.output.name}.new")
-        draft.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(draft, chosen.output)
+        write_text(chosen.output, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
 
 
 if __name__ == "__main__":

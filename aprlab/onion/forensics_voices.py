@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from aprlab.errors import AprlabError, UsageError
+from aprlab.formats.common import write_text
 from aprlab.model import Model
 from aprlab.onion.faults import run_faults, session_with
 from aprlab.onion.forensics import Bench, Ear, Suspect, healthy_session
@@ -173,12 +174,13 @@ Gains = dict[tuple[str, int, str, int], float]  # candidate, its prompt, fault w
 def _gains(session: Session, benches: list[Bench], candidates: list[str], ears: dict[tuple[str, int], Ear]) -> Gains:
     """By how many bits a token each candidate makes each text likelier, as an answer to each other prompt."""
     gains: Gains = {}
+    sound = {(prompt, *key): bench.cost(session, ear.saw) for prompt, bench in enumerate(benches) for key, ear in ears.items()}
     for candidate in candidates:
         broken = session_with(session, [candidate])
         for prompt, bench in enumerate(benches):
             for (id, n), ear in ears.items():
                 if n != prompt:
-                    gains[candidate, prompt, id, n] = bench.cost(session, ear.saw) - bench.cost(broken, ear.saw)
+                    gains[candidate, prompt, id, n] = sound[prompt, id, n] - bench.cost(broken, ear.saw)
         broken.engine.close()
         gc.collect()
     return gains
@@ -292,7 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("output", type=Path)
     chosen = parser.parse_args(arguments)
     if chosen.verb == "page":
-        chosen.output.write_text(page(json.loads(chosen.record.read_text(encoding="utf-8"))), encoding="utf-8")
+        write_text(chosen.output, page(json.loads(chosen.record.read_text(encoding="utf-8"))))
         return
     started = time.process_time()
     heard = voices(
@@ -310,7 +312,7 @@ def main(arguments: list[str] | None = None) -> None:
         "command": command, "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "engine": chosen.engine,
         "seconds": round(time.process_time() - started, 1), **heard.to_json(),
     }  # fmt: skip
-    chosen.output.write_text(json.dumps(known, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_text(chosen.output, json.dumps(known, ensure_ascii=False, indent=1) + "\n")
     print(f"first {heard.top1:.0%}, among three {heard.top3:.0%}, of {heard.counted}; silent: {', '.join(heard.silent)}")
 
 

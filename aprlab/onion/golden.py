@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from aprlab.compare import log_softmax
-from aprlab.errors import AprlabError
+from aprlab.errors import BROKEN, AprlabError, reason
 from aprlab.model import Model
 from aprlab.qwen2.forward import forward
 from aprlab.qwen2.generate import Session
@@ -114,8 +114,8 @@ class Golden:
             ids, probe = _ids(session, self.prompt)
             logits = self._logits(session)
             loops = type(session) is type(self.session) or session.generate(ids, max_tokens=self.max_tokens).tokens == self.answer
-        except (AprlabError, ValueError, IndexError, TypeError) as error:
-            return Outcome(error=f"{type(error).__name__}: {getattr(error, 'message', error)}")
+        except BROKEN as error:
+            return Outcome(error=f"{type(error).__name__}: {reason(error)}")
         return self.judge(session, ids, probe, logits, loops=loops)
 
     def judge(self, session: Session, ids: list[int], probe: list[int], logits: np.ndarray, *, loops: bool = True) -> Outcome:
@@ -139,8 +139,7 @@ class Golden:
 
 def _ids(session: Session, prompt: str) -> tuple[list[int], list[int]]:
     """Prompt ids as this side makes them (raw where it has no template), and those of a probe text."""
-    raw = session.model.tokenizer.chat_template is None
-    return session.prompt_tokens(prompt, raw=raw), session.tokenizer.encode(_PROBE)
+    return session.prompt_tokens(prompt, raw=session.wants_raw), session.tokenizer.encode(_PROBE)
 
 
 def _text(session: Session, ids: Sequence[int]) -> str:

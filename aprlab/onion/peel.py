@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aprlab.errors import AprlabError, FormatError, UnsupportedError
+from aprlab.errors import BROKEN, AprlabError, FormatError, UnsupportedError
 from aprlab.known import QUESTION
 from aprlab.model import Model
 from aprlab.onion.golden import MAX_TOKENS, Golden, Outcome, best_engine
@@ -316,7 +316,7 @@ def first_divergence(golden: Golden, model: Model) -> dict[str, Any] | None:
 
     try:
         return compare_runs(golden.session, golden.session_of(model), golden.ids)
-    except (AprlabError, ValueError, IndexError, TypeError):
+    except BROKEN:
         return None
 
 
@@ -332,9 +332,9 @@ def _alone(case: Case, mends: list[Mend], clock: Clock, engine: str | None, thre
         before = drafted(case, [])
         try:
             name = engine if engine is not None else best_engine(model)
-            raw = model.tokenizer.chat_template is None
-            answer = Session(model, engine=name, threads=threads).generate(prompt, max_tokens=MAX_TOKENS, raw=raw)
-        except (AprlabError, ValueError, IndexError, TypeError) as error:
+            session = Session(model, engine=name, threads=threads)
+            answer = session.generate(prompt, max_tokens=MAX_TOKENS, raw=session.wants_raw)
+        except BROKEN as error:
             return Mended([m.label for m in possible], False, {"after": f"does not run: {error}"})
         proof = {"before": str(before) if isinstance(before, AprlabError) else "opens", "after": "opens", "answer": answer.text}
         needed = [m for m in possible if isinstance(drafted(case, [o for o in possible if o is not m]), AprlabError)]

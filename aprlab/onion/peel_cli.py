@@ -9,7 +9,7 @@ from typing import Any
 
 from aprlab.cli import _print_json
 from aprlab.errors import UsageError
-from aprlab.formats.common import check_output
+from aprlab.formats.common import check_output, write_text
 
 
 def show_peel(
@@ -34,9 +34,9 @@ def show_peel(
             raise UsageError("is not a directory", path=out)
         stem = "-".join(file.stem for file in files) or "engines"
         check_output(out / f"{stem}.json", files, force=True)
-        (out / f"{stem}.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        write_text(out / f"{stem}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         page = f"<!doctype html><meta charset=utf-8><title>{stem}</title>{verdict._repr_html_()}\n"
-        (out / f"{stem}.html").write_text(page)
+        write_text(out / f"{stem}.html", page)
     if as_json:
         _print_json(found)
     else:

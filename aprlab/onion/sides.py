@@ -20,10 +20,10 @@ import numpy as np
 
 from aprlab import engines as all_engines
 from aprlab.engines.base import Array, Cache, Engine
-from aprlab.errors import AprlabError, UsageError
+from aprlab.errors import BROKEN, AprlabError, UsageError
 from aprlab.model import Model, ModelConfig, Tensor
 from aprlab.onion.faults import FAULTS, Fault, session_with
-from aprlab.onion.faults.apply import for_other_engines, misread
+from aprlab.onion.faults.apply import for_other_engines, loop_of, misread
 from aprlab.onion.faults.wrapped import Wrapped
 from aprlab.onion.golden import MAX_TOKENS, Golden, Outcome, best_engine, is_small
 from aprlab.onion.repair import Mend, search
@@ -166,7 +166,7 @@ class Shadow(Engine):
             difference = _difference(due, got, self.exact)
             if difference is not None:
                 call.other, call.difference = got, {**difference, "at": what}
-        except (AprlabError, ValueError, IndexError, TypeError) as error:
+        except BROKEN as error:
             call.difference = {"refuses": f"{type(error).__name__}: {error}", "at": what}
         self.calls.append(call)
         return out
@@ -256,18 +256,22 @@ def shadow(a: Session, b: Engine, ids: Sequence[int], prompt: int, *, exact: boo
 # ── hypotheses ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-_ENGINES: list[tuple[Model, str, int | None, dict[tuple[str, ...], Engine | None]]] = []
+_ENGINES: list[tuple[Model, tuple[object, ...], dict[tuple[str, ...], Engine | None]]] = []
 
 
-def _kept_engines(model: Model, kind: str, threads: int | None) -> dict[tuple[str, ...], Engine | None]:
-    """Engines with faults of the catalogue over a small model, kept for the next suspect; none are kept of large ones."""
+def _kept_engines(model: Model, *key: object) -> dict[tuple[str, ...], Engine | None]:
+    """Engines with faults of the catalogue over a small model, kept for the next suspect; none are kept of large ones.
+
+    Args:
+        model, key: what they are over, and how they are made: kind, threads, contract.
+    """
     if not is_small(model):
         return {}
-    for known, name, count, kept in _ENGINES:
-        if known is model and (name, count) == (kind, threads):
+    for known, made, kept in _ENGINES:
+        if known is model and made == key:
             return kept
-    _ENGINES[:] = [(model, kind, threads, {})]
-    return _ENGINES[0][3]
+    _ENGINES[:] = [(model, key, {})]
+    return _ENGINES[0][2]
 
 
 class _Guesses:
@@ -282,10 +286,11 @@ class _Guesses:
     def __init__(self, a: Session, kind: str, seen: Shadow) -> None:
         self.model, self.config, self.kind, self.seen = a.model, a.config, kind, seen
         self.threads = a.engine.threads
-        self.healthy = a.engine if a.engine.name == kind else all_engines.create(kind, a.model, self.threads)
+        self.options = a.engine.alike
+        self.healthy = a.engine if a.engine.name == kind else self._engine(a.model)
         self.wrong = {c.group for c in seen.calls if c.difference is not None}
         self.most = 64 if is_small(a.model) else 2  # an engine may hold all weights, decoded
-        self._engines = _kept_engines(a.model, kind, self.threads)
+        self._engines = _kept_engines(a.model, kind, self.threads, a.engine.contract)
         # One operation of each sort, deep enough in the model that faults of some layers show: asked before all others.
         self.probes: dict[Group, list[Call]] = {}
         for call in seen.calls:
@@ -295,6 +300,9 @@ class _Guesses:
             wrong = [c for c in calls if c.difference is not None][:2]
             chosen = {id(c): c for c in (*wrong, calls[0], calls[len(calls) // 2], calls[-1])}
             self.probes[group] = list(chosen.values())
+
+    def _engine(self, model: Model) -> Engine:
+        return all_engines.create(self.kind, model, self.threads, **self.options)
 
     def engine(self, faults: Sequence[Fault]) -> Engine | None:
         """The healthy engine with these faults, None where they need another model."""
@@ -320,7 +328,7 @@ class _Guesses:
                 wrong = misread(self.model, registry, as_floats=False)
             else:  # the way a session with these faults goes, so that the last bit can agree
                 wrong = for_other_engines(self.model, [f for f in faults if f.registry is not None])
-            runner = all_engines.create(self.kind, wrong, self.threads)
+            runner = self._engine(wrong)
         for fault in faults:
             runner = fault.engine(runner) if fault.engine is not None else runner
         return runner
@@ -380,7 +388,7 @@ class _Guesses:
                     at = np.arange(cache.length, cache.length + len(due), dtype=np.int64)
                     return np.asarray(engine.to_numpy(engine.attend(q, k, v, cache, layer, at)))
                 return np.asarray(engine.to_numpy(getattr(engine, call.op)(*call.args)))
-        except (AprlabError, ValueError, IndexError, TypeError):
+        except BROKEN:
             return None
 
 
@@ -687,13 +695,11 @@ def _loop_parts(a: Session, b: Session, ids: Sequence[int]) -> list[_Part]:
     if due == seen:
         return []
     known = [f for f in FAULTS.values() if f.session is not None]
-    part: Callable[[Fault], Finding] = lambda fault: Finding(fault.layer, fault.id, [], fault.title, evidence)  # noqa: E731
     at = next((n for n, (x, y) in enumerate(zip(due, seen, strict=False)) if x != y), min(len(due), len(seen)))
     evidence = {"differs_at_pass": at, **{w: _pass(p[at]) for w, p in (("due", due), ("seen", seen)) if at < len(p)}}
     for some in [[f] for f in known] + [list(pair) for pair in itertools.permutations(known, 2)]:
-        made = type("Loop", tuple(f.session for f in reversed(some) if f.session is not None), {})
-        if fed(made, a, ids) == seen:
-            return [_Part(part(f), loop=True) for f in some]
+        if fed(loop_of(some), a, ids) == seen:
+            return [_Part(Finding(f.layer, f.id, [], f.title, evidence), loop=True) for f in some]
     how = "the loop feeds other tokens, or at other positions"
     return [_Part(Finding("forward", None, [], how, evidence), loop=True)]
 
@@ -741,7 +747,7 @@ def _cost_parts(a: Session, b: Session, token: int) -> list[_Part]:
     """Work done in vain: values right, weights decoded anew at every product."""
     try:
         mine, theirs = decodings(a.engine, a.config, token), decodings(b.engine, a.config, token)
-    except (AprlabError, ValueError, IndexError, TypeError):
+    except BROKEN:
         return []
     more = sorted(name for name, count in theirs.items() if count > mine.get(name, 0))
     if not more:
@@ -753,7 +759,7 @@ def _cost_parts(a: Session, b: Session, token: int) -> list[_Part]:
                 if decodings(fault.engine(a.engine), a.config, token) == theirs:
                     id = fault
                     break
-            except (AprlabError, ValueError, IndexError, TypeError):
+            except BROKEN:
                 continue
     evidence = {"decoded_again": len(more), "due": sum(mine.values())}
     layer, how = (id.layer, id.title) if id is not None else ("forward", "weights are decoded anew at every product")
@@ -847,7 +853,7 @@ def examine_sessions(
     with clock("run"):
         try:
             verdict.first_divergence = compare_runs(a, b, golden.ids, len(golden.prompt_ids))
-        except (AprlabError, ValueError, IndexError, TypeError) as error:
+        except BROKEN as error:
             verdict.first_divergence = {"point": "none", "refuses": str(error)}
     with clock("repair"):
         if mends:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from aprlab.formats.common import write_text
 from aprlab.qualify import scoring
 from aprlab.qualify.playbook import AREAS, ASKS
 from aprlab.qualify.runner import Qualification
@@ -43,9 +44,7 @@ def write(found: Qualification, stem: str | Path) -> tuple[Path, Path]:
     paths = []
     for suffix, text in texts.items():
         path = stem.with_name(stem.name + suffix)
-        part = path.with_name(path.name + ".part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        write_text(path, text)
         paths.append(path)
     return paths[0], paths[1]
 
@@ -405,4 +404,4 @@ if __name__ == "__main__":
     import sys
 
     target = Path(sys.argv[1])
-    target.write_text(markdown(recorded(target.parent / "qualification")), encoding="utf-8")
+    write_text(target, markdown(recorded(target.parent / "qualification")))

@@ -20,10 +20,11 @@ from typing import Any
 
 import aprlab
 from aprlab.errors import FormatError, UsageError
+from aprlab.formats.common import write_text
 from aprlab.model import Model
 from aprlab.qualify import oracles, scoring, worker
 from aprlab.qualify.oracles import Answer
-from aprlab.qualify.playbook import Playbook, Scenario
+from aprlab.qualify.playbook import FORMATS, Playbook, Scenario
 from aprlab.qualify.scoring import CRASH, ERROR, FAIL, MEMORY, PASS, SKIP, TIMEOUT, Row
 
 START = 300.0  # seconds for a child to open a model
@@ -199,12 +200,12 @@ def qualify(
         }  # fmt: skip
     chosen = tuple(formats or playbook.formats)
     for name in chosen:
-        if name not in ("gguf", "apr", "safetensors"):
-            raise UsageError(f"unknown format {name!r}; known: gguf, apr, safetensors")
+        if name not in FORMATS:
+            raise UsageError(f"unknown format {name!r}; known: {', '.join(FORMATS)}")
     run = _Run(Path(model).resolve(), source_format, playbook, chosen, engine, threads, memory, serve)
     facts_of_run = {"aprlab": aprlab.__version__, "peer": _peer_version()}
     header = {**run.header, **facts_of_run}
-    kept = _Journal(journal, header) if journal is not None else _Journal(None, header)
+    kept = _Journal(journal, header)
     rows: list[Row] = []
     resumed, began = 0, time.monotonic()
     try:
@@ -272,9 +273,7 @@ class _Journal:
             whole = first + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if whole != text:
-            part = self.path.with_name(self.path.name + ".part")
-            part.write_text(whole, encoding="utf-8")
-            part.replace(self.path)
+            write_text(self.path, whole)
 
     def add(self, key: str, row: Row) -> None:
         """Keep a row, on disk before the next one begins. What was not run, or met an error, is tried again next time."""

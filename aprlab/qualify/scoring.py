@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from aprlab.onion import upstream
-from aprlab.qualify.playbook import AREAS, ASKS
+from aprlab.qualify.playbook import AREAS, ASKS, FORMATS
 
 PASS, FAIL, ERROR, CRASH, TIMEOUT, MEMORY, SKIP = "pass", "fail", "error", "crash", "timeout", "out of memory", "not run"
 OUTCOMES = (PASS, FAIL, ERROR, CRASH, TIMEOUT, MEMORY, SKIP)
@@ -142,13 +142,10 @@ def ticket_rows() -> list[Row]:
     other number, so there were two more that did not pass; nothing is known of them.
     """
     asked = [Row(f"scenario-{n}", "QUAL", "ask", "gguf", PASS, tokens=[1]) for n in range(1, 11)]
-    names = [f"{a}→{b} ({d})" for d in ("cpu", "gpu") for a in _THREE for b in _THREE if a != b]
+    names = [f"{a}→{b} ({d})" for d in ("cpu", "gpu") for a in FORMATS for b in FORMATS if a != b]
     converted = [Row(f"conversion {n}", "QUAL", "convert", n, FAIL) for n in names]
     unknown = [Row(f"unknown-{n}", "QUAL", "?", "", FAIL) for n in (1, 2)]
     return asked + converted + unknown
-
-
-_THREE = ("gguf", "apr", "safetensors")
 
 
 def rows_for(points: int, passed: int, maximum: int = 200) -> list[int]:

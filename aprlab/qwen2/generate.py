@@ -140,6 +140,11 @@ class Session:
         }
         return self.tokenizer.encode(render(data.chat_template, turns, **special))
 
+    @property
+    def wants_raw(self) -> bool:
+        """Whether a text can only go in as it is, since the file has no chat template: a fit `raw` for any model."""
+        return self.model.tokenizer.chat_template is None
+
     def raw_tokens(self, prompt: str) -> list[int]:
         """Prompt ids of a text as it is; control tokens spelled out in it count as themselves."""
         ids = self.tokenizer.encode(prompt)

@@ -90,9 +90,12 @@ def session_with(
     name = model.engine.name if isinstance(model, Session) else engine
     others, kernels = mutations.select(faults, name, FAULTS)
     if kernels:
-        options |= kernels
-        healthy = model.model if isinstance(model, Session) else model if isinstance(model, Model) else Model.open(model)
-        model = Session(healthy, engine=name, threads=threads, **options)
+        if isinstance(model, Session):
+            threads, options = model.engine.threads, options | model.engine.alike
+            model = model.model
+        elif not isinstance(model, Model):
+            model = Model.open(model)
+        model = Session(model, engine=name, threads=threads, **options | kernels)
         if not others:
             return model
     return session_faulty(model, find(others, FAULTS), engine, threads, **options)

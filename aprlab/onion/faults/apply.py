@@ -211,7 +211,7 @@ def session_faulty(
     owner = model if isinstance(model, Session) else None
     if owner is not None:
         model, engine, threads = owner.model, owner.engine.name, owner.engine.threads
-        options |= {"contract": owner.engine.contract} if owner.engine.contract != "f32" else {}
+        options |= owner.engine.alike
     elif isinstance(model, str | Path):
         model = Model.open(model)
     assert isinstance(model, Model)
@@ -249,12 +249,16 @@ def session_faulty(
     for fault in runs:
         if fault.prompt is not None:
             tokenizer = fault.prompt(tokenizer)
-    loops = [fault.session for fault in reversed(runs) if fault.session is not None]
-    loop: type[Session] = type("Loop", tuple(loops), {}) if loops else Session
-    session = loop(runner, config=config, tokenizer=tokenizer)
+    session = loop_of(runs)(runner, config=config, tokenizer=tokenizer)
     if owner is not None and type(runner) is Borrowed and type(session) is Session and config == owner.config:
         session._cache, session._cached = owner._cache, owner._cached  # the passes are healthy: so is what is cached
     return session
+
+
+def loop_of(faults: Sequence[Fault]) -> type[Session]:
+    """The loop around the engine with these faults, the later ones around the earlier; `Session` itself without any."""
+    loops = tuple(fault.session for fault in reversed(faults) if fault.session is not None)
+    return type("Loop", loops, {}) if loops else Session
 
 
 def _changed(fault: Fault, before: Any, after: Any) -> Any:

@@ -80,10 +80,10 @@ class Dtype(Layer):
                 evidence = {"rel_l2": evidence["rel_l2"]}
             elif evidence["worse_than_ggml"] > _WORSE:
                 continue  # the layers of bytes have to say what happened to it
+            elif evidence["rel_l2"] == 0:
+                how = f"decoded from {match.of.type.name} and kept as {match.kind.name}, value for value"
             else:
                 how = f"re-encoded from {match.of.type.name} to {match.kind.name}"
-            if evidence["rel_l2"] == 0:
-                how = f"decoded from {match.of.type.name} and kept as {match.kind.name}, value for value"
             name, kind = match.true or "", match.kind.name
             found.append(Deviation("dtype", "encoding", name, kind, match.of, how, match, evidence, harmless=True))
         return found
@@ -101,9 +101,8 @@ def rounded(match: Match) -> str | None:
     step = max(1, (1 << 20) // max(of.cols, 1)) if len(of.shape) > 1 else None
     parts = [slice(n, n + step) for n in range(0, of.rows, step)] if step is not None else [None]
     for narrow in (BF16, F16):
-        for finer, coarser, whose in ((of, held, "reference"), (held, of, "file")):
+        for one, coarser, other, finer in (("the file", held, "the reference", of), ("the reference", of, "the file", held)):
             if all(_rounds_to(finer.dequantise(rows), narrow, coarser.dequantise(rows)) for rows in parts):
-                one, other = ("the file", "the reference") if whose == "reference" else ("the reference", "the file")
                 return f"values of {one} are those of {other} rounded to {narrow.name}"
     return None
 

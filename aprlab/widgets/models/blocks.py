@@ -101,6 +101,11 @@ class Block:
         return found
 
 
+def _width(kind: TensorType) -> int:
+    """Values that are shown as one block."""
+    return kind.block_elements if kind.block_elements > 1 else WINDOW
+
+
 def faults_of(kind: TensorType) -> dict[str, Quant]:
     """Id -> decoder of each fault of the catalogue that decodes this type otherwise."""
     found = {}
@@ -151,7 +156,7 @@ class BlockMicroscope(Observable):
     def blocks(self) -> int:
         """Blocks in a row."""
         tensor = self.tensor()
-        return -(-tensor.cols // max(tensor.type.block_elements, WINDOW if tensor.type.block_elements == 1 else 0))
+        return -(-tensor.cols // _width(tensor.type))
 
     @property
     def faults(self) -> list[str]:
@@ -202,7 +207,7 @@ class BlockMicroscope(Observable):
         if tensor is None or self.row >= tensor.rows:
             return None
         kind = tensor.type
-        step = kind.block_bytes * (WINDOW if kind.block_elements == 1 else 1)
+        step = kind.block_bytes * (_width(kind) // kind.block_elements)
         raw = tensor.blocks()[self.row, self.block * step : (self.block + 1) * step]
         if not raw.size:
             return None
@@ -264,10 +269,7 @@ class BlockMicroscope(Observable):
             at = np.unravel_index(int(np.argmax(apart)), apart.shape)
             if apart[at] > best:
                 best = float(apart[at])
-                where = (
-                    start + int(at[0]),
-                    int(at[1]) // max(a.type.block_elements, WINDOW if a.type.block_elements == 1 else 0),
-                )
+                where = start + int(at[0]), int(at[1]) // _width(a.type)
         self.row, self.block = where
         self._decoded, self.byte, self.value = {}, -1, -1
         against = self.fault or list(self.sides)[1]

@@ -49,9 +49,7 @@ def of_runs(healthy: Session, other: Session, finding: Finding, prompt: str) -> 
     image = png(lambda axes: pictures.of_run(finding, healthy, other, axes, prompt=prompt), _SIZE, columns=2)
     rows = _tokens(healthy, other, prompt) if finding.layer == "tokenizer" else ()
     columns = ("position", "healthy", "other", "") if rows else ()
-    words = "Left: error that each step adds by itself, on sound inputs. Right: error at each position. Grey is equal."
-    caption = pictures.caption(finding) if finding.layer in ("config", "forward", "tokenizer") else words
-    return Evidence(caption, image, columns, rows)
+    return Evidence(pictures.caption(finding, run=True), image, columns, rows)
 
 
 def facts(finding: Finding) -> Evidence:
@@ -65,7 +63,7 @@ def _tokens(healthy: Session, other: Session, prompt: str) -> tuple[tuple[object
     sides = []
     for session in (healthy, other):
         try:
-            ids = session.prompt_tokens(prompt, raw=session.model.tokenizer.chat_template is None)
+            ids = session.prompt_tokens(prompt, raw=session.wants_raw)
             sides.append([f"{n} {session.tokenizer.decode([n])!r}" for n in ids])
         except (AprlabError, ValueError, IndexError, KeyError) as error:
             sides.append([str(error)])

@@ -8,9 +8,9 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from aprlab.errors import AprlabError, UsageError
+from aprlab.errors import BROKEN, AprlabError, UsageError
 from aprlab.known import QUESTION
 from aprlab.model import Model
 from aprlab.onion.faults import FAULTS, Fault, convert_with, session_with
@@ -21,6 +21,7 @@ from aprlab.onion.repair import Mend, drafted
 from aprlab.onion.sides import examine_sessions
 from aprlab.onion.verdict import Finding, Verdict
 from aprlab.qwen2.generate import Session
+from aprlab.suspects import given_for
 from aprlab.widgets.models.base import Observable
 from aprlab.widgets.models.evidence import Evidence, facts, of_file, of_runs
 from aprlab.widgets.models.files import known_files
@@ -163,16 +164,13 @@ class OnionExplorer(Observable):
         if self._build is not None:
             self.work.tell("asking both sides", 0.97)
             assert self._sessions is not None
-            self.healthy = self._ask((), lambda: self._healthy())
+            self.healthy = self._ask((), self._healthy)
             self.answers = [self._answer(())]
 
     def _run_file(self, reference: Model) -> None:
         path = Path(self.candidate) if self.candidate else Path(self._folder) / f"{'+'.join(self.faults) or 'healthy'}.apr"
         if not self.candidate:
-            given: dict[str, Any] = {}
-            for id in self.faults:
-                given |= FAULTS[id].given
-            convert_with(reference, path, self.faults, force=True, **given)
+            convert_with(reference, path, self.faults, force=True, **given_for([FAULTS[id] for id in self.faults]))
         self.verdict, self._case, self._mends = examine(
             self.files[self.model], path, prompt=self.prompt, max_tokens=self.max_tokens, progress=self._told
         )
@@ -285,11 +283,10 @@ class OnionExplorer(Observable):
             session = make()
             if isinstance(session, AprlabError):
                 return Answer(labels, "", session.message)
-            raw = session.model.tokenizer.chat_template is None
-            return Answer(labels, session.generate(self.prompt, max_tokens=self.max_tokens, raw=raw).text)
+            return Answer(labels, session.generate(self.prompt, max_tokens=self.max_tokens, raw=session.wants_raw).text)
         except AprlabError as error:
             return Answer(labels, "", error.message)
-        except (ValueError, IndexError, TypeError) as error:  # a broken model may break anything
+        except BROKEN as error:
             return Answer(labels, "", f"{type(error).__name__}: {error}")
 
     @property

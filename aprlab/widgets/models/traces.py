@@ -68,6 +68,7 @@ class TraceExplorer(Observable):
         self.chosen = ""
         self.detail: Detail | None = None
         self.runs: dict[str, Trace] = {}
+        self._maps: dict[str, tuple[list[str], np.ndarray]] = {}  # by mode; drawn anew at every click
         self.words = ""
 
     @property
@@ -79,12 +80,15 @@ class TraceExplorer(Observable):
         """What to run next; what was run before is forgotten."""
         self.faults = self.faults if faults is None else tuple(faults)
         self.prompt = self.prompt if prompt is None else prompt
-        self.runs, self.chosen, self.detail, self.words = {}, "", None, ""
+        self._forget()
         self.changed()
+
+    def _forget(self) -> None:
+        self.runs, self._maps, self.chosen, self.detail, self.words = {}, {}, "", None, ""
 
     def run(self) -> None:
         """Trace both sides, and the other one's steps on the healthy inputs, beside the caller."""
-        self.runs, self.chosen, self.detail, self.words = {}, "", None, ""
+        self._forget()
         self.work.start("opening the model", self._run)
 
     def _run(self) -> None:
@@ -92,7 +96,7 @@ class TraceExplorer(Observable):
             engine = self.engine or best_engine(model)
             self.work.tell(f"running the healthy side on {engine}", 0.1)
             healthy = Session(model, engine=engine)
-            whole = trace(healthy, self.prompt)
+            whole = trace(healthy, self.prompt, raw=healthy.wants_raw)
             self.work.tell("running the other side", 0.4)
             with Model.open(self.other if self.other is not None else self.model) as second:
                 other = session_with(second, self.faults, self.other_engine or engine)
@@ -122,7 +126,9 @@ class TraceExplorer(Observable):
         """Names of the steps, and relative l2 errors ``(layers, steps)``; 0 is equal bit for bit, inf a NaN or Inf."""
         if not self.ready:
             raise UsageError("run it first")
-        return layer_errors(self.runs["healthy"], self.runs[self.mode])
+        if self.mode not in self._maps:
+            self._maps[self.mode] = layer_errors(self.runs["healthy"], self.runs[self.mode])
+        return self._maps[self.mode]
 
     def first(self) -> str:
         """The first point that differs, '' where none does."""
