@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from aprlab import engines, paths
 from aprlab.errors import AprlabError, NumericError
 from aprlab.formats.common import map_file
 from aprlab.garbage import is_garbage
@@ -324,11 +325,18 @@ def check(
         engine: for the new one.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: there is no such file, or no such engine.
+        UnsupportedError: the engine does not run on this machine.
     """
+    engines.known(engine)
     patient = _Patient(file if isinstance(file, Model) else Path(file), session, engine)
     if not isinstance(file, Model) and not patient.path.is_dir():
         map_file(patient.path)  # raises where there is none
+    try:
+        _ = patient.session
+    except AprlabError:
+        with Model.open(paths.embedded_model()) as sound:
+            engines.create(engine, sound)  # raises where it is the engine that is at fault, and not the file
     found = []
     for name, look in STAGES.items():
         try:

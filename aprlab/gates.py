@@ -20,6 +20,7 @@ from aprlab import instruments, names, types
 from aprlab.compare import compare_models
 from aprlab.convert import convert, export
 from aprlab.errors import AprlabError, FormatError, NumericError, UsageError
+from aprlab.formats.common import write_text
 from aprlab.garbage import is_garbage
 from aprlab.instruments import PERCENTILES, InstrumentResult, Statistics
 from aprlab.known import QUESTION
@@ -110,13 +111,18 @@ class Reference:
     def session(self) -> Session:
         return self._session if self._session is not None else Session(self.model, engine=self.engine, threads=self.threads)
 
+    @property
+    def raw(self) -> bool:
+        """Both sides are given texts as they are, since this one has no chat template."""
+        return self.session.wants_raw
+
     @cached_property
     def answers(self) -> list[Generation]:
-        return [self.session.generate(p, max_tokens=self.max_tokens, keep_logits=True) for p in self.prompts]
+        return [self.session.generate(p, max_tokens=self.max_tokens, raw=self.raw, keep_logits=True) for p in self.prompts]
 
     @cached_property
     def work(self) -> int:
-        return decodes(self.session)
+        return decodes(self.session, self.raw)
 
     def hash(self, name: str) -> tuple[int, int]:
         if name not in self._hashes:
@@ -189,7 +195,8 @@ class Case:
 
     @cached_property
     def answers(self) -> list[Generation]:
-        return [self.session.generate(p, max_tokens=self.ref.max_tokens, keep_logits=True) for p in self.ref.prompts]
+        ref = self.ref
+        return [self.session.generate(p, max_tokens=ref.max_tokens, raw=ref.raw, keep_logits=True) for p in ref.prompts]
 
     @property
     def source(self) -> Reference:
@@ -216,9 +223,9 @@ class Case:
         return found
 
 
-def decodes(session: Session) -> int:
+def decodes(session: Session, raw: bool = False) -> int:
     """How many times a warm pass of one token decodes a tensor's blocks."""
-    return sum(decodings(session.engine, session.config, session.chat_tokens(QUESTION)[0]).values())
+    return sum(decodings(session.engine, session.config, session.prompt_tokens(QUESTION, raw=raw)[0]).values())
 
 
 # ── the gates ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -395,9 +402,11 @@ def _tokenizer(case: Case) -> tuple[bool, str]:
             return False, f"{text!r}: {len(ids)} ids became {len(found)} others"
         if b.tokenizer.decode(ids) != a.tokenizer.decode(ids):
             return False, f"{text!r} comes back as {b.tokenizer.decode(ids)!r}"
-    due = a.chat_tokens(QUESTION)
+    if a.wants_raw and not b.wants_raw:
+        return False, "there is a chat template that the source has not"
+    due = a.prompt_tokens(QUESTION, raw=case.ref.raw)
     try:
-        prompt = b.chat_tokens(QUESTION)
+        prompt = b.prompt_tokens(QUESTION, raw=case.ref.raw)
     except UsageError as error:
         return False, error.message
     if due != prompt:
@@ -427,7 +436,7 @@ def _logits(case: Case) -> tuple[bool, str]:
 
 @_gate("A-SERIAL", f"tokens together or one by one: logits within {SERIAL_TOLERANCE:g}", "comparison", "trace")
 def _serial(case: Case) -> tuple[bool, str]:
-    tokens = case.session.chat_tokens(QUESTION)[:6]
+    tokens = case.session.prompt_tokens(QUESTION, raw=case.ref.raw)[:6]
     together, single = (trace(case.session, tokens, "logits", chunk=chunk)["logits"].values for chunk in (None, 1))
     size = np.linalg.norm(together, axis=1)
     far = np.linalg.norm(together - single, axis=1) / np.where(size > 0, size, 1)
@@ -437,7 +446,7 @@ def _serial(case: Case) -> tuple[bool, str]:
 
 @_gate("A-WORK", "a warm pass decodes no more tensors than the reference's", "comparison")
 def _work(case: Case) -> tuple[bool, str]:
-    a, b = case.ref.work, decodes(case.session)
+    a, b = case.ref.work, decodes(case.session, case.ref.raw)
     return b <= a, f"{a} decoded, then {b}"
 
 
@@ -474,7 +483,7 @@ def run(
         ids: only these gates.
 
     Raises:
-        UsageError, FormatError, UnsupportedError: the reference cannot be read.
+        UsageError, FormatError, UnsupportedError: the reference cannot be read, or the engine is not to be had.
     """
     model = ref if isinstance(ref, Model) else Model.open(ref)
     if not Path(cand).is_file():
@@ -484,6 +493,7 @@ def run(
         origin = Reference(model, session_ref, engine, prompts, max_tokens)
         model, session_ref = _requantised(model, requantised), None
     reference = Reference(model, session_ref, engine, prompts, max_tokens)
+    _ = reference.session  # what the believed side or its engine refuses is raised here: no fault of the candidate's
     return results(Case(reference, CandidateFile(Path(cand)), session_cand, origin, replaced or {}), ids)
 
 
@@ -815,7 +825,7 @@ if __name__ == "__main__":
 
     page = Path(sys.argv[1])
     found = kill_matrix(paths.embedded_model(), progress=lambda id: print(id, file=sys.stderr))
-    page.write_text(markdown(found), encoding="utf-8")
+    write_text(page, markdown(found))
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "aprlab"}):
         axes = figures.kill_plot(figure_cells(found), [short(id) for id in GATES])
         assert isinstance(axes.figure, Figure)

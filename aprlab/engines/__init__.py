@@ -21,6 +21,13 @@ _ENGINES: dict[str, tuple[str, str]] = {
 NAMES: tuple[str, ...] = tuple(_ENGINES)
 
 
+def known(name: str) -> str:
+    """`name`, where an engine goes by it; raises UsageError where none does."""
+    if name not in _ENGINES:
+        raise UsageError(f"unknown engine {name!r}; known: {', '.join(NAMES)}")
+    return name
+
+
 def create(name: str, model: Model, threads: int | None = None, *, stream: bool = False, **options: Any) -> Engine:
     """The engine called `name` over `model`'s weights; `options` are that engine's own.
 
@@ -33,9 +40,7 @@ def create(name: str, model: Model, threads: int | None = None, *, stream: bool 
     Raises:
         UsageError: no engine has this name, or its library is not installed on this machine.
     """
-    if name not in _ENGINES:
-        raise UsageError(f"unknown engine {name!r}; known: {', '.join(NAMES)}")
-    module, attribute = _ENGINES[name]
+    module, attribute = _ENGINES[known(name)]
     try:
         kind: type[Engine] = getattr(import_module(module), attribute)
     except ImportError as error:
@@ -64,4 +69,4 @@ def _streaming(engine: Engine) -> Engine:
     return engine
 
 
-__all__ = ["NAMES", "Array", "Cache", "Engine", "create"]
+__all__ = ["NAMES", "Array", "Cache", "Engine", "create", "known"]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from aprlab import check as module
+from aprlab import engines
 from aprlab.check import STAGES, check
 from aprlab.cli import run_cli
 from aprlab.engines import create
@@ -99,6 +100,14 @@ def test_a_file_that_the_strict_reader_refuses_fails_every_stage_and_says_why(mo
     results = check(path)
     assert failed(results) == list(STAGES)
     assert all("dtype byte" in r.detail for r in results)
+
+
+def test_an_engine_that_is_not_to_be_had_is_no_fault_of_the_files(model, monkeypatch, capfd) -> None:
+    assert run_cli(["check", str(model.path), "--backend", "abacus"]) == 2
+    assert capfd.readouterr().err.startswith("aprlab: unknown engine 'abacus'")
+    monkeypatch.setitem(engines._ENGINES, "abacus", ("aprlab.engines.abacus", "Abacus"))
+    with pytest.raises(UsageError, match="engine 'abacus' is not available here"):
+        check(model, engine="abacus")
 
 
 def test_the_verb(tiny, tmp_path, capfd) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
 
-from aprlab import figures, gates
+from aprlab import engines, figures, gates
 from aprlab.cli import run_cli
 from aprlab.convert import convert
 from aprlab.errors import UsageError
@@ -192,6 +193,32 @@ def test_every_gate_rests_on_instruments_that_exist() -> None:
 
     for gate in GATES.values():
         assert set(gate.rests_on) <= INSTRUMENTS.keys() and (gate.rests_on or gate.id == "A-SELFTEST")
+
+
+def test_an_engine_that_is_not_to_be_had_is_no_fault_of_the_candidates(model, healthy, monkeypatch) -> None:
+    with pytest.raises(UsageError, match="unknown engine 'abacus'"):
+        gates.run(model, healthy, engine="abacus")
+    monkeypatch.setitem(engines._ENGINES, "abacus", ("aprlab.engines.abacus", "Abacus"))
+    with pytest.raises(UsageError, match="engine 'abacus' is not available here"):
+        gates.run(model, healthy, engine="abacus")
+    assert engines.known("abacus") == "abacus"
+
+
+def test_a_model_without_a_chat_template_is_asked_all_the_same(model, healthy, tmp_path) -> None:
+    tokenizer = replace(model.tokenizer, chat_template=None)
+    draft = Model(
+        path=model.path, format="apr", dialect="aprender", tensors=model.tensors, metadata={},
+        make_config=lambda: model.config, make_tokenizer=lambda: tokenizer,
+    )  # fmt: skip
+    convert(draft, tmp_path / "bare.apr")
+    convert(tmp_path / "bare.apr", tmp_path / "again.apr")
+    asked = ["F-GOLDEN-RULE-001", "I-5", "A-LOGITS", "A-SERIAL", "A-WORK"]
+
+    def said(cand: Path, *ids: str) -> dict[str, bool | None]:
+        return {r.id: r.passed for r in gates.run(tmp_path / "bare.apr", cand, max_tokens=1, prompts=["Hi"], ids=ids)}
+
+    assert said(tmp_path / "again.apr", *asked) == dict.fromkeys(asked, True)
+    assert said(healthy, "I-5") == {"I-5": False}, "it has a template that the source has not"
 
 
 def test_the_verb_prints_and_tells_by_its_status(tiny, healthy, tmp_path, capfd) -> None:
