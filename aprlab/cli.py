@@ -419,9 +419,13 @@ def _ask() -> str | None:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (gives `input` its line editing and history)
     try:
-        return input("> " if sys.stdin.isatty() else "").strip()
+        line = input("> " if sys.stdin.isatty() else "").strip()
+        line.encode()  # in some locales Python lets other bytes through, as surrogates
+        return line
     except EOFError:
         return None
+    except UnicodeError:
+        raise UsageError("the input is not UTF-8") from None
 
 
 def _reply(session: Session, messages: list[dict[str, str]], **options: Any) -> str | None:
@@ -562,8 +566,8 @@ def investigate(
     from aprlab import engines, lab
     from aprlab.model import Model
 
-    if backend is not None and backend not in engines.NAMES:
-        raise UsageError(f"unknown engine {backend!r}; known: {', '.join(engines.NAMES)}")
+    if backend is not None:
+        engines.known(backend)
     if model is not None:
         Model.open(model).close()  # a bad file is refused here, in one line, and not in a notebook's cell
     if fault is not None and candidate is not None:
@@ -590,6 +594,8 @@ def investigate(
 
     default = "00_golden_rule" if fault is None and candidate is None else "07_peel"
     names = [] if walk else _ids(only if only is not None else default)
+    if not walk and not names:
+        raise UsageError("--only names no notebook; --all runs every one")
     steps = lab.walk(names, parameters, out, optional=optional, progress=sys.stderr.isatty(), on_step=show)
     print(out / "index.html")
     return int(any(not step.holds for step in steps))

@@ -95,16 +95,17 @@ def run_notebook(
     written by the notebook itself through `write_findings`; the notebook's parameter `out` is set for it).
 
     Raises:
-        UsageError: unknown notebook or parameter, a parameter of the wrong type, or an `out` that cannot be a folder.
-        NotebookError: a cell failed, or the notebook wrote no findings; notebook and page up to there are left.
+        UsageError: unknown notebook or parameter, a parameter of the wrong type, an `out` that cannot be a folder, or is
+            the notebook's own.
+        NotebookError: a cell failed, the kernel died, or the notebook wrote no findings; notebook and page up to there
+            are left.
     """
-    source, folder = find_notebook(name), Path(out)
-    parameters = check_parameters(source, {**(parameters or {}), "out": str(folder.resolve())})
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot be a folder for reports: {error.strerror}", path=folder) from None
+    source = find_notebook(name)
+    parameters = check_parameters(source, {**(parameters or {}), "out": str(Path(out).resolve())})
+    folder = reports_folder(out)
     executed, page, report = (folder / f"{source.stem}{suffix}" for suffix in (".ipynb", ".html", ".json"))
+    if executed.exists() and executed.samefile(source):
+        raise UsageError("the report would replace the notebook itself; name another folder", path=folder)
     for stale in (executed, page, report):  # an old result must never be taken for this run's
         stale.unlink(missing_ok=True)
     failure = _execute(source, executed, parameters, progress)
@@ -112,10 +113,20 @@ def run_notebook(
     if failure:
         raise NotebookError(failure, path=executed)
     try:
-        findings = json.loads(report.read_text())
+        findings = json.loads(report.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NotebookError(f"ran to its end but wrote no {report.name}", path=executed) from None
     return Run(executed, page, report, findings)
+
+
+def reports_folder(out: str | Path) -> Path:
+    """`out`, made where it is not there yet; raises UsageError where it cannot be a folder."""
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot be a folder for reports: {error.strerror}", path=folder) from None
+    return folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +206,7 @@ def walk(
     steps: list[Step] = []
     for name in chosen:
         steps.append(_step(name, mine[name], Path(out), progress))
-        (Path(out) / "index.html").write_text(index_page(steps, given), encoding="utf-8")
+        write_text(Path(out) / "index.html", index_page(steps, given))
         if on_step is not None:
             on_step(steps[-1])
     return steps
@@ -207,7 +218,7 @@ def _step(name: str, parameters: Mapping[str, Any], out: Path, progress: bool) -
         run_notebook(name, parameters, out, progress=progress)
     except NotebookError as error:
         failure = error.message
-    return read_step(name, out, failure)
+    return read_step(find_notebook(name).stem, out, failure)
 
 
 def read_step(name: str, out: Path, failure: str = "") -> Step:
@@ -301,6 +312,7 @@ def index_page(steps: Sequence[Step], parameters: Mapping[str, Any]) -> str:
 def _execute(source: Path, executed: Path, parameters: dict[str, Any], progress: bool) -> str:
     """Run `source` into `executed`; the failing cell and its error in one line, or nothing when all cells ran."""
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     options: dict[str, Any] = {
@@ -317,6 +329,8 @@ def _execute(source: Path, executed: Path, parameters: dict[str, Any], progress:
         papermill.execute_notebook(str(source), str(executed), parameters=parameters, **options)
     except PapermillExecutionError as error:
         return f"cell {error.exec_count} failed: {error.ename}: {error.evalue}".splitlines()[0]
+    except DeadKernelError as error:
+        return f"the kernel ended: {error}"
     finally:
         _set_environment(kept)
     return ""
@@ -338,7 +352,7 @@ def _write_page(executed: Path, page: Path) -> None:
     exporter = HTMLExporter(embed_images=True)
     exporter.raw_template = _PAGE
     body, _ = exporter.from_filename(str(executed))
-    page.write_text(body, encoding="utf-8")
+    write_text(page, body)
 
 
 def write_findings(notebook: str, findings: Mapping[str, Any], out: str | Path) -> Path | None:

@@ -16,8 +16,10 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -27,13 +29,14 @@ from typing import Any
 from urllib.parse import quote
 
 from aprlab import lab
-from aprlab.errors import FormatError, UsageError
+from aprlab.errors import AprlabError, FormatError, UsageError
 from aprlab.formats.common import write_text
 from aprlab.yamlfile import LineOf, load
 
 KEYS = ("notebooks", "parameters", "matrix", "exclude")
 RECORD = "cell.json"  # written last: a folder that has it is done
 _PLAIN = (str, int, float, bool)
+_ALONE = threading.Lock()  # papermill changes the process's folder, `lab` and `_limited` its environment
 
 
 @dataclass(frozen=True)
@@ -249,6 +252,8 @@ def _cell(notebook: Path, point: Mapping[str, Any], fixed: Mapping[str, Any], fo
 def run_cell(cell: Cell, source: bytes | None = None, threads: int | None = None) -> Result:
     """Run one cell in a temporary folder and bring its files back; a failing notebook is a result, not an error.
 
+    Threads of one process wait for each other here: a cell runs alone in its process.
+
     Args:
         cell: the run.
         source: the notebook's content, for a worker that may not have the file; None: it is read from the path.
@@ -258,7 +263,7 @@ def run_cell(cell: Cell, source: bytes | None = None, threads: int | None = None
         notebook = Path(folder) / cell.notebook.name
         notebook.write_bytes(cell.notebook.read_bytes() if source is None else source)
         out, failure = Path(folder) / "out", ""
-        with _limited(threads):
+        with _ALONE, _limited(threads):
             try:
                 lab.run_notebook(notebook, cell.parameters, out)
             except lab.NotebookError as error:
@@ -304,23 +309,20 @@ def sweep(
 
     Raises:
         UsageError, FormatError: the matrix is not right, `jobs` below 1, no cluster at that address; nothing was run.
+        AprlabError: a process was killed from outside; what is done is kept.
     """
     from tqdm import tqdm
 
     if jobs < 1:
         raise UsageError(f"jobs {jobs}: at least 1 is needed")
-    cells, folder = read_matrix(matrix), Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot be a folder for reports: {error.strerror}", path=folder) from None
+    cells, folder = read_matrix(matrix), lab.reports_folder(out)
     done = {cell.id: outcome for cell in cells if (outcome := _done(cell, folder)) is not None}
     outcomes = dict(done)
 
     def note(outcome: Outcome) -> None:
         outcomes[outcome.cell.id] = outcome
         page = index_page([outcomes[cell.id] for cell in cells if cell.id in outcomes], len(cells), Path(matrix).name)
-        (folder / "index.html").write_text(page, encoding="utf-8")
+        write_text(folder / "index.html", page)
         if on_cell is not None:
             on_cell(outcome)
 
@@ -328,11 +330,12 @@ def sweep(
         note(outcome)
     by_id = {cell.id: cell for cell in cells}
     missing = [cell for cell in cells if cell.id not in done]
+    keys = {cell.id: cell.key for cell in missing}  # of what will be run; it may have changed by the end of the run
     with tqdm(total=len(cells), initial=len(done), disable=not progress, unit="run") as bar:
         for result in _results(missing, jobs, scheduler):
             cell = by_id[result.id]
             bar.set_postfix_str(cell.id[:40])
-            note(_keep(cell, result, folder))
+            note(_keep(cell, keys[cell.id], result, folder))
             bar.update()
     return [outcomes[cell.id] for cell in cells]
 
@@ -346,10 +349,12 @@ def _results(cells: Sequence[Cell], jobs: int, scheduler: str | None) -> Iterato
     else:
         threads = max(1, (os.cpu_count() or 1) // jobs)
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            futures: list[Future[Result]] = [pool.submit(run_cell, cell, None, threads) for cell in cells]
             try:
+                futures: list[Future[Result]] = [pool.submit(run_cell, cell, None, threads) for cell in cells]
                 for future in as_completed(futures):
                     yield future.result()
+            except BrokenProcessPool:
+                raise AprlabError("a worker process was killed; run again to go on from here") from None
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
@@ -372,7 +377,7 @@ def _on_cluster(cells: Sequence[Cell], address: str) -> Iterator[Result]:
         yield from (future.result() for future in distributed.as_completed(futures, loop=client.loop))
 
 
-def _keep(cell: Cell, result: Result, folder: Path) -> Outcome:
+def _keep(cell: Cell, key: str, result: Result, folder: Path) -> Outcome:
     """Write what a cell left; the record comes last, so that a folder with a record is whole."""
     place = folder / cell.id
     shutil.rmtree(place, ignore_errors=True)
@@ -380,7 +385,7 @@ def _keep(cell: Cell, result: Result, folder: Path) -> Outcome:
     for name, content in result.files.items():
         (place / name).write_bytes(content)
     step = lab.read_step(cell.notebook.stem, place, result.failure)
-    record = {"key": cell.key, "notebook": cell.notebook.stem, "axes": dict(cell.axes), "parameters": dict(cell.parameters)}
+    record = {"key": key, "notebook": cell.notebook.stem, "axes": dict(cell.axes), "parameters": dict(cell.parameters)}
     record |= {"holds": step.holds} | {
         name: value for name, value in asdict(step).items() if name in ("failure", "checks", "headline")
     }
@@ -404,7 +409,7 @@ def _done(cell: Cell, folder: Path) -> Outcome | None:
 
 
 def index_page(outcomes: Sequence[Outcome], total: int, title: str) -> str:
-    """One page: a table of all runs, then each run that does not hold with its traceback, then the key figures."""
+    """One page: a table of all runs with verdict and headline, then each that does not hold with traceback and figure."""
     held, axes = sum(o.holds for o in outcomes), list(dict.fromkeys(name for o in outcomes for name in o.cell.axes))
     waiting = f", {total - len(outcomes)} not run yet" if total > len(outcomes) else ""
     heads = "".join(f"<th>{html.escape(name)}</th>" for name in ("notebook", *axes, "verdict", "files"))

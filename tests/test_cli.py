@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -16,7 +17,9 @@ import pytest
 import typer
 
 from aprlab import __version__
-from aprlab.cli import app, run_cli
+from aprlab.cli import _ask, app, run_cli
+from aprlab.errors import UsageError
+from aprlab.onion.peel_cli import show_peel
 
 VERBS = {command.name or command.callback.__name__ for command in app.registered_commands}
 
@@ -320,6 +323,48 @@ def test_chat_remembers_and_survives_a_refusal(tiny: Path) -> None:
     assert answers[0] == "2 + 2 equals 4."
     assert answers[1] == ""
     assert "no room in a context" in err
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_what_is_piped_into_chat_is_utf8(monkeypatch: pytest.MonkeyPatch, errors: str) -> None:
+    def piped(line: bytes) -> str | None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(line), "utf-8", errors))
+        return _ask()
+
+    assert piped("größer\n".encode()) == "größer"
+    with pytest.raises(UsageError, match="not UTF-8"):
+        piped(b"gr\xf6\xdfer\n")
+
+
+# -- the onion -------------------------------------------------------------------------------------------------------
+
+
+def test_peel_refuses_its_output_before_the_work(cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def peel(*args: object, **options: object) -> None:
+        raise AssertionError("it began")
+
+    monkeypatch.setattr(sys.modules["aprlab.onion.peel"], "peel", peel)
+    assert cli("peel", tiny, "--out", tmp_path / "none")[::2] == (2, f"aprlab: {tmp_path / 'none'}: is not a directory\n")
+    (tmp_path / f"{tiny.stem}.html").mkdir()
+    status, _, err = cli("peel", tiny, "--out", tmp_path)
+    assert status == 2
+    assert "is a directory" in err
+
+
+def test_the_title_of_a_verdict_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Verdict:
+        exit_code = 0
+
+        def to_json(self) -> dict[str, str]:
+            return {}
+
+        def _repr_html_(self) -> str:
+            return "<p>"
+
+    monkeypatch.setattr(sys.modules["aprlab.onion.peel"], "peel", lambda *args, **options: Verdict())
+    options: dict[str, Any] = {"fast": False, "backend": None, "threads": None, "prompt": "", "as_json": True}
+    assert show_peel([Path("<b>&.gguf")], [], out=tmp_path, **options) == 0
+    assert "<title>&lt;b&gt;&amp;</title>" in (tmp_path / "<b>&.html").read_text()
 
 
 # -- the lab ---------------------------------------------------------------------------------------------------------

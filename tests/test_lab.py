@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from pathlib import Path
 
+import nbclient.exceptions
 import nbformat
 import numpy as np
+import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from aprlab import lab
+from aprlab import gates, lab, sweep
 from aprlab.cli import run_cli
 from aprlab.errors import UsageError
 
@@ -100,6 +104,39 @@ def test_a_notebook_without_findings_has_failed(tmp_path: Path) -> None:
         lab.run_notebook(write(tmp_path, "1 + 1"), {}, tmp_path / "out")
 
 
+def test_a_notebook_is_never_replaced_by_its_own_report(tmp_path: Path) -> None:
+    path = write(tmp_path, "1 + 1")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sample.ipynb").symlink_to(path)
+    for out in (tmp_path, tmp_path / "out"):
+        with pytest.raises(UsageError, match="would replace the notebook itself"):
+            lab.run_notebook(path, {}, out)
+    assert nbformat.read(path, 4).cells[1].source == "1 + 1"
+
+
+def test_a_kernel_that_dies_is_a_failure_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def execute(source: str, executed: str, **options: object) -> None:
+        Path(executed).write_text(Path(source).read_text())
+        raise nbclient.exceptions.DeadKernelError("Kernel died")
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    monkeypatch.setattr(lab, "_write_page", lambda executed, page: None)
+    with pytest.raises(lab.NotebookError, match="the kernel ended: Kernel died"):
+        lab.run_notebook(write(tmp_path, "1 + 1"), {}, tmp_path / "out")
+
+
+def test_reports_are_written_whole_or_not_at_all() -> None:
+    for module in (lab, sweep, gates):
+        assert not re.search(r"\.write_text\(|\.read_text\(\)", inspect.getsource(module)), module.__name__
+
+
+def test_a_folder_for_reports_that_cannot_be(tmp_path: Path) -> None:
+    assert lab.reports_folder(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot be a folder for reports: File exists"):
+        lab.reports_folder(tmp_path / "file")
+
+
 @pytest.mark.parametrize("value", [float("nan"), np.float32(1)])
 def test_findings_are_plain_json(tmp_path: Path, value: object) -> None:
     with pytest.raises((ValueError, TypeError)):
@@ -162,6 +199,18 @@ def test_a_walk_with_a_parameter_that_nobody_has_runs_nothing(tmp_path: Path, mo
     assert not (tmp_path / "out").exists()
 
 
+def test_a_walk_takes_a_notebook_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(name: str, parameters: object, out: Path, *, progress: bool) -> None:
+        (out / "sample.ipynb").write_text(Path(name).read_text())
+        lab.write_findings("sample", {"checks": {"it ran": True}}, out)
+
+    monkeypatch.setattr(lab, "run_notebook", run)
+    (tmp_path / "out").mkdir()
+    (step,) = lab.walk([str(write(tmp_path, "1 + 1"))], {}, tmp_path / "out")
+    assert (step.name, step.holds) == ("sample", True)
+    assert 'href="sample.html"' in (tmp_path / "out" / "index.html").read_text()
+
+
 def test_a_walk_that_holds_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_as(tmp_path, "b", FINDINGS.format(name="b"))
     monkeypatch.setattr(lab.paths, "notebooks_dir", lambda: tmp_path)
@@ -192,6 +241,8 @@ def test_investigate_with_a_fault_or_a_candidate_is_notebook_07(
         (["--fault", "GH-19O"], "unknown fault"),
         (["--fault", "GH-191", "--candidate", str(tiny)], "which of them"),
         (["--candidate", "none.apr"], "there is no such file"),
+        (["--only", ""], "names no notebook"),
+        (["--only", " ,"], "names no notebook"),
     ):
         assert run_cli(["investigate", *options]) == 2
         assert message in capsys.readouterr().err

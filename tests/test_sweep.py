@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import nbformat
@@ -12,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from aprlab import lab, sweep
 from aprlab.cli import run_cli
-from aprlab.errors import FormatError, UsageError
+from aprlab.errors import AprlabError, FormatError, UsageError
 
 PARAMETERS = """\
 model: str = ""  # file
@@ -157,6 +159,60 @@ def test_a_cell_changes_with_the_file_that_it_names(folder: Path) -> None:
     (after,) = sweep.read_matrix(matrix)
     assert after.id == before.id
     assert after.key != key
+
+
+def test_what_changes_while_it_runs_is_run_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def run_cell(cell: sweep.Cell) -> sweep.Result:
+        source = cell.notebook.read_bytes()
+        if not ran:
+            cell.notebook.write_bytes(source + b"\n")  # saved by somebody in the middle of the run
+        ran.append(cell.id)
+        return sweep.Result(cell.id, "", {"sample.ipynb": source, "sample.json": b'{"checks": {"a": true}}'})
+
+    monkeypatch.setattr(sweep, "run_cell", run_cell)
+    matrix = write(folder, "notebooks: [sample.ipynb]\n")
+    assert [[o.skipped for o in sweep.sweep(matrix, folder / "out")] for _ in range(3)] == [[False], [False], [True]]
+    assert len(ran) == 2
+
+
+def test_a_cell_runs_alone_in_its_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone: list[bool] = []
+
+    def run(notebook: Path, parameters: object, out: Path) -> None:
+        out.mkdir()
+        alone.append(sweep._ALONE.locked())
+
+    monkeypatch.setattr(lab, "run_notebook", run)
+    (cell,) = sweep.read_matrix(write(folder, "notebooks: [sample.ipynb]\n"))
+    assert sweep.run_cell(cell, threads=1).failure == ""
+    assert alone == [True]
+    assert not sweep._ALONE.locked()
+
+
+def test_a_killed_process_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Pool:
+        def __init__(self, *args: object, **options: object) -> None: ...
+
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+        def submit(self, *args: object) -> Future:
+            future: Future = Future()
+            future.set_exception(BrokenProcessPool("A process in the process pool was terminated abruptly"))
+            return future
+
+        def shutdown(self, **options: object) -> None: ...
+
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Pool)
+    matrix = write(folder, "notebooks: [sample.ipynb]\nmatrix:\n  fault: [good, bad]\n")
+    with pytest.raises(AprlabError, match="a worker process was killed; run again"):
+        sweep.sweep(matrix, folder / "out", jobs=2)
+    assert run_cli(["sweep", str(matrix), "--out", str(folder / "out"), "--jobs", "2"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("aprlab: a worker process was killed")
 
 
 def check_two(outcomes: list[sweep.Outcome], out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import sys
 from pathlib import Path
@@ -19,6 +20,12 @@ def show_peel(
     """`aprlab peel`: the verdict in words or JSON, and its exit status."""
     from aprlab.onion.peel import peel
 
+    stem = "-".join(file.stem for file in files)
+    if out is not None:
+        if not out.is_dir():
+            raise UsageError("is not a directory", path=out)
+        for kind in ("json", "html"):  # refused before the work, not after it
+            check_output(out / f"{stem}.{kind}", files, force=True)
     options: dict[str, Any] = {"fast": fast, "threads": threads, "prompt": prompt}
     if engines:
         if len(engines) != 2 or len(files) != 1:
@@ -30,12 +37,8 @@ def show_peel(
         verdict = peel(files[0] if len(files) == 2 else None, files[-1], engine=backend, **options)
     found = verdict.to_json()
     if out is not None:
-        if not out.is_dir():
-            raise UsageError("is not a directory", path=out)
-        stem = "-".join(file.stem for file in files) or "engines"
-        check_output(out / f"{stem}.json", files, force=True)
         write_text(out / f"{stem}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-        page = f"<!doctype html><meta charset=utf-8><title>{stem}</title>{verdict._repr_html_()}\n"
+        page = f"<!doctype html><meta charset=utf-8><title>{html.escape(stem)}</title>{verdict._repr_html_()}\n"
         write_text(out / f"{stem}.html", page)
     if as_json:
         _print_json(found)
