@@ -51,6 +51,8 @@ def load(path: str | Path) -> tuple[Any, LineOf]:
         raise FormatError(f"{where}{error.problem or error.context}", path=path) from None
     except yaml.YAMLError as error:  # a character that YAML forbids
         raise FormatError(" ".join(str(error).split()), path=path) from None
+    except (ValueError, RecursionError) as error:  # a date that there is not, a number or a nest beyond Python's bounds
+        raise FormatError(f"{error}", path=path) from None
     finally:
         if loader is not None:
             loader.dispose()

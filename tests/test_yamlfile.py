@@ -62,6 +62,9 @@ def test_a_missing_key_has_the_line_of_what_lacks_it(tmp_path: Path) -> None:
         ("a: *nobody\n", "line 1, column 4: found undefined alias"),
         ("a: \x01\n", "special characters are not allowed"),
         (b"a: \xff\n", "not UTF-8"),
+        ("a: 2026-13-45\n", "month must be in"),
+        ("a: " + "9" * 5000 + "\n", "integer string conversion"),
+        ("[" * 700, "recursion"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, text: str | bytes, message: str) -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aprlab.cli import Debug, Json, Threads, _console, _ids, _print_json, _table, app
-from aprlab.errors import UsageError
 
 if TYPE_CHECKING:
     from aprlab.qualify.runner import Qualification
@@ -44,7 +43,7 @@ def qualify(
     """Put a model through a playbook in every format; two scores, the ticket's gates, every prompt and answer."""
     from tqdm import tqdm
 
-    from aprlab import engines
+    from aprlab import engines, lab
     from aprlab.model import Model
     from aprlab.onion.golden import best_engine
     from aprlab.qualify import playbook as playbooks
@@ -55,13 +54,8 @@ def qualify(
     if backend is None:
         with Model.open(model) as opened:
             backend = best_engine(opened)
-    if backend not in engines.NAMES:
-        raise UsageError(f"unknown engine {backend!r}; known: {', '.join(engines.NAMES)}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot be a folder for reports: {error.strerror}", path=out) from None
-    stem = out / f"qualify-{model.stem}-{book.name}"
+    engines.known(backend)
+    stem = lab.reports_folder(out) / f"qualify-{_called(model)}-{book.name}"
     journal = stem.with_name(stem.name + ".jsonl")
     if fresh:
         journal.unlink(missing_ok=True)
@@ -85,6 +79,11 @@ def qualify(
     if found.resumed:
         print(f"{found.resumed} of {len(found.rows)} rows are an earlier run's (--fresh runs them again)", file=sys.stderr)
     return report.STATUS[found.own.verdict]
+
+
+def _called(model: Path) -> str:
+    """How a model is called in the names of its reports; a folder's dots are part of its name."""
+    return model.resolve().name if model.is_dir() else model.stem
 
 
 def _show(found: Qualification) -> None:

@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from aprlab.garbage import is_garbage
+from aprlab.qualify.playbook import ASKS
 
 GAP = 0.3  # nats between llama.cpp's first choice and ours that still count as a near tie
 
@@ -65,10 +66,9 @@ class Oracle:
 
 
 ORACLES: dict[str, Oracle] = {}
-_ASKS = ("ask", "complete", "talk")
 
 
-def _oracle(name: str, check: Callable[[Any], str], kinds: tuple[str, ...] = _ASKS) -> Callable[[Judge], Judge]:
+def _oracle(name: str, check: Callable[[Any], str], kinds: tuple[str, ...] = ASKS) -> Callable[[Judge], Judge]:
     def keep(judge: Judge) -> Judge:
         ORACLES[name] = Oracle(name, judge, check, kinds)
         return judge
@@ -183,7 +183,11 @@ _SCRIPTS = {"latin": ("LATIN",), "han": ("CJK", "IDEOGRAPHIC"),
             "japanese": ("HIRAGANA", "KATAKANA", "CJK", "IDEOGRAPHIC"), "cyrillic": ("CYRILLIC",)}  # fmt: skip
 
 
-@_oracle("script", lambda v: "" if v in _SCRIPTS else f"unknown {v!r}; known: {', '.join(_SCRIPTS)}")
+def _known_script(value: Any) -> str:
+    return "" if isinstance(value, str) and value in _SCRIPTS else f"unknown {value!r}; known: {', '.join(_SCRIPTS)}"
+
+
+@_oracle("script", _known_script)
 def _script(answer: Answer, wanted: str, prompt: Any) -> tuple[bool, str]:
     """At least half of the letters are of this script; ``japanese`` also wants one kana."""
     letters = [c for c in answer.text if c.isalpha()]
@@ -206,7 +210,13 @@ def _numbers(text: str) -> list[Fraction]:
     return [Fraction(n.replace(",", "").replace("−", "-")) for n in re.findall(_NUMBER, unicodedata.normalize("NFKC", text))]
 
 
-@_oracle("arithmetic", _is("a number", int, float))
+def _finite(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"wants a finite number, got {value!r}"
+    return _is("a number", int, float)(value)
+
+
+@_oracle("arithmetic", _finite)
 def _arithmetic(answer: Answer, wanted: float, prompt: Any) -> tuple[bool, str]:
     """The last number that the answer brings is this, and each sum that it spells out is true.
 
@@ -349,6 +359,8 @@ def _bounds(value: Any) -> str:
     keys = set(value) if isinstance(value, dict) else set()
     if "of" not in keys or not keys & {"at_least", "at_most"} or keys - {"of", "at_least", "at_most"}:
         return f"wants of, and at_least or at_most, got {value!r}"
+    if not isinstance(value["of"], str):
+        return f"of: wants the name of a figure, got {value['of']!r}"
     limits = [value[k] for k in keys - {"of"}]
     return "" if all(type(v) in (int, float) for v in limits) else f"limits are numbers, got {limits}"
 

@@ -190,7 +190,7 @@ def qualify(
 
     Raises:
         UsageError: no such model, or an unknown format.
-        FormatError, UnsupportedError: the model itself cannot be opened.
+        FormatError, UnsupportedError: the model itself cannot be opened, or the journal is none.
     """
     with Model.open(model) as opened:
         source_format = opened.format
@@ -205,10 +205,10 @@ def qualify(
     run = _Run(Path(model).resolve(), source_format, playbook, chosen, engine, threads, memory, serve)
     facts_of_run = {"aprlab": aprlab.__version__, "peer": _peer_version()}
     header = {**run.header, **facts_of_run}
-    kept = _Journal(journal, header)
     rows: list[Row] = []
     resumed, began = 0, time.monotonic()
     try:
+        kept = _Journal(journal, header)
         for scenario, format in run.plan():
             key = f"{scenario.id}@{format}"
             row = kept.rows.get(key)
@@ -262,17 +262,20 @@ class _Journal:
         if self.path is None:
             return
         first = json.dumps({"journal": header}, sort_keys=True)
-        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
-        whole = text[: text.rfind("\n") + 1]
-        lines = whole.splitlines()
+        found = self.path.read_bytes() if self.path.is_file() else b""
+        whole = found[: found.rfind(b"\n") + 1].decode("utf-8", "replace")
+        lines = whole.split("\n")[:-1]  # answers may hold what `splitlines` takes for other ends of a line
         if lines and lines[0] == first:
-            for line in lines[1:]:
-                entry = json.loads(line)
-                self.rows[entry["key"]] = Row(**entry["row"])
+            for n, line in enumerate(lines[1:], 2):
+                try:
+                    entry = json.loads(line)
+                    self.rows[entry["key"]] = Row(**entry["row"])
+                except (ValueError, KeyError, TypeError):
+                    raise FormatError(f"not a journal: line {n} holds no row; --fresh begins anew", path=self.path) from None
         else:
             whole = first + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if whole != text:
+        if whole.encode() != found:
             write_text(self.path, whole)
 
     def add(self, key: str, row: Row) -> None:
@@ -302,10 +305,10 @@ class _Run:
         self._peer: Child | None = None
         self._peers: dict[str, dict[str, Any]] = {}
         self._words: dict[str, dict[str, Any]] | Broken | None = None
-        stat = model.stat()
+        stats = [file.stat() for file in (model.iterdir() if model.is_dir() else [model]) if file.is_file()]
         self.header = {
-            "model": model.name, "bytes": stat.st_size, "modified": stat.st_mtime_ns, "playbook": playbook.digest,
-            "engine": engine, "threads": threads, "memory": memory,
+            "model": model.name, "bytes": sum(s.st_size for s in stats), "modified": max(s.st_mtime_ns for s in stats),
+            "playbook": playbook.digest, "engine": engine, "threads": threads, "memory": memory,
         }  # fmt: skip
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from aprlab.errors import AprlabError
+from aprlab.errors import AprlabError, NumericError
 
 Request = dict[str, Any]
 Reply = dict[str, Any]
@@ -105,7 +105,11 @@ class Bench:
                 "ends": sorted(self.session.tokenizer.eog)}  # fmt: skip
 
     def do_serial(self) -> Reply:
-        """Logits of a prompt run together, and token by token: how far they are apart, at worst over positions."""
+        """Logits of a prompt run together, and token by token: how far they are apart, at worst over positions.
+
+        Raises:
+            NumericError: they are not finite, or all zero at a position.
+        """
         import numpy as np
 
         from aprlab.known import QUESTION
@@ -113,7 +117,10 @@ class Bench:
 
         tokens = self.session.chat_tokens(QUESTION)[:8]
         together, single = (trace(self.session, tokens, "logits", chunk=chunk)["logits"].values for chunk in (None, 1))
-        far = np.linalg.norm(together - single, axis=1) / np.linalg.norm(together, axis=1)
+        with np.errstate(all="ignore"):
+            far = np.linalg.norm(together - single, axis=1) / np.linalg.norm(together, axis=1)
+        if not np.isfinite(far).all():
+            raise NumericError("the logits are no numbers, or all zero")
         return {"figures": {"relative_l2": float(far.max()), "tokens": len(tokens)}}
 
     def do_speed(self) -> Reply:
@@ -159,7 +166,7 @@ class Bench:
             assert before is not None
             assert after is not None  # they were asked for
             n = min(len(before), len(after))
-            far = float(np.linalg.norm(before[:n] - after[:n]) / np.linalg.norm(before[:n]))
+            far = float(np.linalg.norm(before[:n] - after[:n]) / (np.linalg.norm(before[:n]) or 1))
             golden = (due.prompt_tokens, due.tokens, due.text, due.stop) == (got.prompt_tokens, got.tokens, got.text, got.stop)
             rows.append({"prompt": prompt, "golden": golden, "texts": [due.text, got.text], "tokens": len(due.tokens),
                          "bitwise": bool(np.array_equal(before, after)), "relative_l2": far})  # fmt: skip

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from aprlab.qualify import oracles
+from aprlab.qualify import oracles, playbook
 from aprlab.qualify.oracles import Answer, judge
 
 
@@ -147,6 +147,28 @@ def test_figures_lie_within_their_bounds() -> None:
     assert judge("figure", answer, {"of": "speed", "at_least": 5.1}, "").passed is False
     assert judge("figure", answer, {"of": "speed", "at_most": 4.9}, "").passed is False
     assert judge("figure", answer, {"of": "weight", "at_most": 4}, "").passed is None
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "kind", "said"),
+    [
+        ("script", ["latin"], "ask", "unknown ['latin']"),
+        ("script", {"latin": 1}, "ask", "unknown"),
+        ("figure", {"of": ["x"], "at_least": 1}, "speed", "wants the name of a figure"),
+        ("arithmetic", float("inf"), "ask", "wants a finite number, got inf"),
+        ("arithmetic", float("nan"), "ask", "wants a finite number, got nan"),
+        ("arithmetic", True, "ask", "wants a number"),
+        ("arithmetic", 10**400, "ask", ""),
+    ],
+)
+def test_arguments_that_an_oracle_cannot_use_are_told(name: str, argument: object, kind: str, said: str) -> None:
+    found = oracles.check(name, argument, kind, "What is 2+2?")
+    assert found.startswith(f"{name}: ") == bool(said)
+    assert said in found
+
+
+def test_what_is_asked_is_said_once() -> None:
+    assert oracles.ORACLES["exact"].kinds is playbook.ASKS
 
 
 def test_agreement_takes_a_near_tie_and_nothing_more() -> None:

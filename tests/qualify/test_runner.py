@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import children
+import numpy as np
 import pytest
 
-from aprlab.errors import FormatError, UsageError
+from aprlab.errors import FormatError, NumericError, UsageError
 from aprlab.qualify import playbook, runner, scoring
+from aprlab.qualify.cli import _called
 from aprlab.qualify.runner import Broken, Child, Qualification, qualify
 from aprlab.qualify.scoring import CRASH, ERROR, FAIL, MEMORY, PASS, SKIP, TIMEOUT
 
@@ -100,6 +103,67 @@ def test_a_run_goes_on_where_it_stopped(tiny: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
     late = qualify(tiny, book(tmp_path, [ask("a", "z"), ask("n", "new")]), serve=children.stub, minutes=0)
     assert [(row.outcome, row.note) for row in late.rows] == [(SKIP, "the time was up")] * 2
+
+
+def test_a_journal_is_read_again_whatever_the_answers_hold(tmp_path: Path) -> None:
+    path, header = tmp_path / "j.jsonl", {"model": "x"}
+    texts = [f"a{end}b" for end in "\x85\u2028\u2029\x0b日"]
+    rows = {f"{n}@gguf": scoring.Row(str(n), "QUAL", "ask", "gguf", PASS, text=text) for n, text in enumerate(texts)}
+    first = runner._Journal(path, header)
+    for key, row in rows.items():
+        first.add(key, row)
+    whole = path.read_bytes()
+    path.write_bytes(whole + '{"key": "日'.encode()[:-1])  # torn in the middle of a character
+    assert runner._Journal(path, header).rows == rows
+    assert path.read_bytes() == whole
+    for line in (b"3\n", b'{"key": "a"}\n', b'{"key": "a", "row": {"odd": 1}}\n', b"\xff\n"):
+        path.write_bytes(whole + line)
+        with pytest.raises(FormatError, match="not a journal: line 7 holds no row; --fresh begins anew"):
+            runner._Journal(path, header)
+    assert runner._Journal(path, {"model": "y"}).rows == {}, "another model's may be as it will"
+
+
+def test_folders_are_told_apart_by_their_names_and_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [tmp_path / "qwen2.5-0.5b", tmp_path / "qwen2.5-1.5b"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.chdir(folders[0])
+    assert [_called(path) for path in (*folders, Path(), Path("m.v1.gguf"))] == [
+        "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-0.5b", "m.v1",
+    ]  # fmt: skip
+    plan = book(tmp_path, [ask("a", "x")])
+
+    def header(path: Path) -> dict[str, object]:
+        run = runner._Run(path, "safetensors", plan, ("safetensors",), "reference", None, None, children.stub)
+        run.close()
+        return run.header
+
+    weights = folders[0] / "model.safetensors"
+    before, stat = header(folders[0]), weights.stat()
+    assert before["bytes"] == 7
+    assert header(weights) == before | {"model": weights.name, "modified": stat.st_mtime_ns}
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert header(folders[0]) != before
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.0])
+def test_logits_that_are_no_numbers_are_an_error_in_words(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    seen = {"logits": SimpleNamespace(values=np.full((2, 3), value, np.float32))}
+    monkeypatch.setattr(sys.modules["aprlab.trace"], "trace", lambda *args, **options: seen)
+    bench = runner.worker.Bench()
+    bench.session = SimpleNamespace(chat_tokens=lambda text: [1, 2])
+    with pytest.raises(NumericError, match="no numbers, or all zero"):
+        bench.do_serial()
+
+
+def test_a_pair_of_silent_models_is_still_plain_json(tiny: Path, tmp_path: Path) -> None:
+    from aprlab.onion.faults import convert_with
+
+    convert_with(tiny, tmp_path / "silent.apr", ["zero-lm-head"])
+    path = str(tmp_path / "silent.apr")
+    pair = runner.worker.Bench().do_pair(path, path, "reference", 1, ["Hi"], 1)
+    assert json.loads(json.dumps(pair, allow_nan=False))["pair"]["answers"][0]["relative_l2"] == 0
 
 
 def test_children_and_their_files_are_gone_afterwards(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
