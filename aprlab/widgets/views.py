@@ -70,6 +70,12 @@ def _observed(widget: w.Widget, action: Callable[[Any], None]) -> w.Widget:
     return widget
 
 
+def _lock(busy: bool, *controls: w.Widget) -> None:
+    """While something is under way, what would disturb it cannot be pressed."""
+    for control in controls:
+        control.disabled = busy
+
+
 def _image() -> w.Image:
     return w.Image(format="png", layout=w.Layout(max_width="100%", display="none", object_fit="contain", align_self="flex-start"))
 
@@ -140,7 +146,7 @@ class OnionView(View):
         self.faults.html = pages.fault_chips(onion.choices)
         self.faults.currents = list(onion.faults)
         self.stories.html = pages.fault_stories(FAULTS[id] for id in onion.faults)
-        self.run.disabled = onion.work.busy
+        _lock(onion.work.busy, self.run, self.clear, self.model_choice, self.form, self.candidate, self.prompt)
         idle = not onion.work.busy and onion.verdict is None
         self.stages.html = "" if idle and not onion.work.error else pages.stages(onion)
         self.verdict.html = pages.verdict_line(onion)
@@ -182,7 +188,7 @@ class TraceView(View):
 
     def refresh(self) -> None:
         explorer = self.explorer
-        self.run.disabled = explorer.work.busy
+        _lock(explorer.work.busy, self.run, self.fault, self.prompt)
         self.words.html = pages.para(explorer.words)
         self.map.html = pages.heat_map(explorer)
         self.map.currents = [explorer.chosen] if explorer.chosen else []
@@ -242,10 +248,7 @@ class TensorView(View):
     def __init__(self, browser: TensorBrowser) -> None:
         self.browser = browser
         self.text = w.Text(placeholder="part of a name, e.g. attn bias", description="filter", style=_LABEL, layout=_WIDE)
-        self.statuses = w.SelectMultiple(
-            options=[s for s in STATUSES if s in browser.counts], rows=min(5, max(2, len(browser.counts))), description="status",
-            style=_LABEL, layout=w.Layout(width="22em"),
-        )  # fmt: skip
+        self.statuses = w.SelectMultiple(description="status", style=_LABEL, layout=w.Layout(width="22em"))
         self.head, self.table = Clickable(), Clickable(self._clicked)
         self.detail, self.histogram = Clickable(), _image()
         self._drawn: Any = None
@@ -263,6 +266,9 @@ class TensorView(View):
 
     def refresh(self) -> None:
         browser = self.browser
+        statuses = tuple(s for s in STATUSES if s in browser.counts)
+        if self.statuses.options != statuses:  # they are known when both files have been compared
+            self.statuses.options, self.statuses.rows = statuses, min(5, max(2, len(statuses)))
         self.head.html = pages.tensor_head(browser)
         self.table.html = pages.tensor_table(browser)
         self.table.currents = [f"row:{browser.chosen}"] if browser.chosen else []
@@ -325,6 +331,7 @@ class BlockView(View):
             self.fault.value = scope.fault
         finally:
             self._busy = False
+        _lock(scope.work.busy, self.name, self.row, self.block, self.fault)
         self.worst.disabled = scope.work.busy or (len(scope.sides) < 2 and not scope.fault)
         self.words.html = pages.block_words(scope)
         bytes_, values = scope.marked()
@@ -405,6 +412,10 @@ class KernelView(View):
 
     def refresh(self) -> None:
         stepper = self.stepper
+        _lock(
+            stepper.work.busy, self.operation, self.name, self.fault, self.warp, self.lane, self.line, self.ten,
+            self.instruction, self.restart, self.profile,
+        )  # fmt: skip
         if stepper.work.busy:
             return  # the machine is at work in another thread
         self._busy = True

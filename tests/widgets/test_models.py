@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from aprlab.model import Model
 from aprlab.onion.faults import FAULTS
 from aprlab.onion.peel import peel
 from aprlab.quants import REGISTRY
+from aprlab.widgets.models import evidence, tensors
 from aprlab.widgets.models.base import Observable
 from aprlab.widgets.models.blocks import WINDOW, Block, BlockMicroscope, faults_of
 from aprlab.widgets.models.files import Side, known_files
@@ -65,6 +68,42 @@ def test_work_is_one_at_a_time_and_can_be_stopped() -> None:
     go.set()
     thing.work.wait()
     assert (thing.work.busy, thing.work.error) == (False, "stopped")
+
+
+def test_a_listener_that_raises_leaves_nothing_busy() -> None:
+    def listener() -> None:
+        raise ZeroDivisionError
+
+    thing = Observable()
+    thing.listen(listener)
+    with pytest.raises(ZeroDivisionError):
+        thing.work.start("a", lambda: None)
+    thing.work.free()
+    assert (thing.work.busy, thing.work.doing) == (False, "")
+
+
+def test_what_is_under_way_is_not_disturbed(tiny: Path) -> None:
+    onion, traces = OnionExplorer(), TraceExplorer(tiny)
+    scope, stepper = BlockMicroscope(Side.open(tiny, "a")), KernelStepper()
+    tries: list[tuple[Observable, Callable[[], None]]] = [
+        (onion, lambda: onion.choose(faults=[])), (onion, onion.run),
+        (traces, lambda: traces.choose(prompt="x")), (traces, traces.run),
+        (scope, lambda: scope.choose(row=1)), (scope, lambda: scope.toggle("")),
+        (stepper, lambda: stepper.choose(operation="matvec")), (stepper, lambda: stepper.watch(lane=3)),
+        (stepper, stepper.restart), (stepper, stepper.step),
+    ]  # fmt: skip
+    go = threading.Event()
+    for model in (onion, traces, scope, stepper):
+        model.work.start("long", lambda: go.wait(30) and None)
+        before = {name: value for name, value in vars(model).items() if name != "work"}
+        for owner, action in tries:
+            if owner is model:
+                with pytest.raises(UsageError, match="still busy: long"):
+                    action()
+        assert {name: value for name, value in vars(model).items() if name != "work"} == before
+    go.set()
+    for model in (onion, traces, scope, stepper):
+        model.work.wait()
 
 
 @pytest.mark.parametrize(("error", "line"), [(UsageError("no", path="f"), "f: no"), (ValueError("x"), "ValueError: x")])
@@ -126,7 +165,30 @@ def test_a_refused_file_is_looked_at_all_the_same(mislabelled: Path) -> None:
 
 @pytest.fixture
 def browser(tiny: Path, mislabelled: Path) -> TensorBrowser:
-    return TensorBrowser(Side.open(tiny, "a"), Side.open(mislabelled, "b"))
+    found = TensorBrowser(Side.open(tiny, "a"), Side.open(mislabelled, "b"))
+    found.work.wait()
+    return found
+
+
+def test_two_files_are_compared_beside_the_caller(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, told = threading.Event(), []
+
+    def status(here: Side, there: Side, name: str) -> str:
+        assert go.wait(30)
+        return "same"
+
+    monkeypatch.setattr(TensorBrowser, "_status", staticmethod(status))
+    monkeypatch.setattr(tensors, "_TOLD", 1 << 18)
+    found = TensorBrowser(Side.open(tiny, "a"), Side.open(tiny, "b"))
+    found.listen(lambda: told.append(found.work.done))
+    assert found.work.busy
+    assert len(found.rows) == 99
+    assert found.counts == {}
+    go.set()
+    found.work.wait()
+    assert found.counts == {"same": 99}
+    assert len(told) > 2
+    assert told == sorted(told)
 
 
 def test_every_tensor_has_its_status(browser: TensorBrowser, tiny: Path, one_scale: Path) -> None:
@@ -137,6 +199,7 @@ def test_every_tensor_has_its_status(browser: TensorBrowser, tiny: Path, one_sca
     there.tensors["extra"] = lost
     there.tensors["blk.1.attn_norm.weight"] = lost.replace(shape=(2, 128))
     other = TensorBrowser(here, there)
+    other.work.wait()
     assert other.counts == {"same": 48, "bytes": 49, "shape": 1, "only here": 1, "only there": 1}
     assert [row.name for row in other.all][-1] == "extra"
     with pytest.raises(UsageError, match="3 files"):
@@ -162,6 +225,7 @@ def test_sorting_and_filtering(browser: TensorBrowser) -> None:
 
 def test_a_tensor_is_looked_at(browser: TensorBrowser, tiny: Path, one_scale: Path) -> None:
     other = TensorBrowser(Side.open(tiny, "a"), Side.open(one_scale, "b"))
+    other.work.wait()
     other.choose(GATE)
     other.work.wait()
     assert other.detail is not None
@@ -240,6 +304,11 @@ def test_a_fault_is_held_against_the_truth_and_the_worst_block_found(tiny: Path)
     scope.choose(name="blk.0.attn_norm.weight", row=99, block=99)
     assert (scope.row, scope.block, scope.fault, scope.blocks) == (0, 7, "", 8)
     assert len(scope.first.raw) == 4 * WINDOW
+
+
+def test_without_a_tensor_to_look_at_there_is_no_microscope() -> None:
+    with pytest.raises(UsageError, match="a has no tensor that can be decoded"):
+        BlockMicroscope(Side("a", Path("a.apr")))
 
 
 def test_two_sides_of_one_block(tiny: Path, one_scale: Path) -> None:
@@ -326,6 +395,34 @@ def test_stepping_goes_through_the_source() -> None:
     stepper.work.wait()
     assert stepper.view.finished
     assert "the warp has ended" in stepper.words()
+
+
+@pytest.mark.parametrize("run", [lambda s: s.run_to(1), lambda s: s.run_to_ptx(1)], ids=["line", "PTX line"])
+def test_a_warp_stands_where_it_was_stopped(run: Callable[[KernelStepper], None]) -> None:
+    stepper = KernelStepper(operation="matvec")
+    busy: list[bool] = []
+
+    def stop() -> None:
+        busy.append(stepper.work.busy)
+        stepper.work.stop()
+
+    stepper.listen(stop)
+    run(stepper)
+    stepper.work.wait()
+    assert stepper.work.error == "stopped"
+    assert busy[0]
+    assert not stepper.view.finished
+    stood = stepper.view.step
+    assert stood > 0
+    stepper.step("instruction")
+    assert stepper.view.step > stood
+
+
+def test_a_file_without_a_matrix_for_the_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm = SimpleNamespace(type=types.F32, shape=(8,))
+    monkeypatch.setattr(Model, "open", lambda path: SimpleNamespace(path=path, tensors={NORM: norm}))
+    with pytest.raises(UsageError, match=r"a.apr: no matrix of a type that there is a kernel for: .*Q4_K"):
+        KernelStepper("a.apr")
 
 
 @pytest.mark.parametrize("operation", ["dequantise", "matvec"])
@@ -421,6 +518,15 @@ def test_a_faulty_reader_is_peeled_and_mended() -> None:
     onion.mend("config/rope-norm")
     onion.work.wait()
     assert onion.restored
+
+
+def test_a_tokenizer_that_breaks_is_shown_in_words() -> None:
+    def refuse(prompt: str, raw: bool) -> None:
+        raise TypeError("no merges")
+
+    sound = SimpleNamespace(wants_raw=True, prompt_tokens=lambda prompt, raw: [1], tokenizer=SimpleNamespace(decode=str))
+    broken = SimpleNamespace(wants_raw=True, prompt_tokens=refuse)
+    assert evidence._tokens(sound, broken, "Hi") == ((0, "1 '[1]'", "no merges", "differs"),)  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_is_refused(mislabelled: Path, tmp_path: Path) -> None:

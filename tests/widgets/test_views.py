@@ -115,6 +115,8 @@ def test_traces(tiny: Path) -> None:
 
 def test_tensors(tiny: Path, mislabelled: Path) -> None:
     view = widgets.tensor_browser(tiny, mislabelled)
+    view.browser.work.wait()
+    assert view.statuses.options == ("same", "type", "unreadable")
     well_formed(view)
     assert "is refused by a strict reader" in view.head.html
     view.text.value = "ffn_down"
@@ -190,6 +192,27 @@ def test_kernels() -> None:
     view.operation.value = "dequantise"
     assert view.stepper.kernel.entry == "dequantise_q6_k_f32"
     assert view.warp.max == 7
+
+
+def test_controls_are_locked_while_something_is_under_way(tiny: Path) -> None:
+    onion, traces, kernel = widgets.onion_explorer(), widgets.trace_explorer(tiny), widgets.kernel_stepper()
+    blocks = widgets.block_microscope(tiny)
+    locked: list[tuple[View, list[w.Widget]]] = [
+        (onion, [onion.run, onion.clear, onion.model_choice, onion.form, onion.candidate, onion.prompt]),
+        (traces, [traces.run, traces.fault, traces.prompt]),
+        (blocks, [blocks.name, blocks.row, blocks.block, blocks.fault, blocks.worst]),
+        (kernel, [kernel.operation, kernel.name, kernel.fault, kernel.warp, kernel.lane, kernel.line, kernel.ten,
+                  kernel.instruction, kernel.restart, kernel.profile]),
+    ]  # fmt: skip
+    for view, controls in locked:
+        work, seen = view.model_.work, []
+        work.start("long", lambda work=work, seen=seen, controls=controls: (
+            work.tell("on", 0.5), seen.extend(control.disabled for control in controls)
+        ))  # fmt: skip
+        work.wait()
+        assert work.error == ""
+        assert seen == [True] * len(controls)
+        assert not any(control.disabled for control in controls if control is not blocks.worst)
 
 
 @pytest.mark.parametrize(

@@ -48,16 +48,24 @@ class Work:
         self._stop = threading.Event()
         self.busy, self.doing, self.done, self.error = False, "", 0.0, ""
 
+    def free(self) -> None:
+        """Raises UsageError while something is under way."""
+        if self.busy:
+            raise UsageError(f"still busy: {self.doing}")
+
     def start(self, what: str, job: Callable[[], None]) -> None:
         """Run `job()` beside the caller; raises UsageError while another is under way.
 
         An error of this library is kept as one line; any other too, with its class: a widget has no stack to show.
         """
-        if self.busy:
-            raise UsageError(f"still busy: {self.doing}")
+        self.free()
         self.busy, self.doing, self.done, self.error = True, what, 0.0, ""
         self._stop.clear()
-        self._changed()
+        try:
+            self._changed()
+        except BaseException:  # a listener's: nothing has begun
+            self.busy, self.doing = False, ""
+            raise
 
         def run() -> None:
             try:

@@ -137,6 +137,8 @@ class BlockMicroscope(Observable):
         self._decoded: dict[str, Block] = {}
         self.name, self.row, self.block, self.fault, self.byte, self.value = "", 0, 0, "", -1, -1
         self.worst_words = ""
+        if not name and not self.names:
+            raise UsageError(f"{sides[0].label} has no tensor that can be decoded")
         self.choose(name or next((n for n in self.names if self.tensor(n).type.quantised), self.names[0]))
 
     @property
@@ -165,6 +167,7 @@ class BlockMicroscope(Observable):
 
     def choose(self, name: str | None = None, row: int | None = None, block: int | None = None) -> None:
         """Go elsewhere; a row or block beyond the end becomes the last one, and a fault of other types is switched off."""
+        self.work.free()
         if name is not None and name != self.name:
             self.tensor(name)
             self.name, self.row, self.block, self.worst_words = name, 0, 0, ""
@@ -178,6 +181,7 @@ class BlockMicroscope(Observable):
 
     def toggle(self, fault: str) -> None:
         """Hold a decoding fault against the truth ('' none)."""
+        self.work.free()
         if fault and fault not in self.faults:
             raise UsageError(
                 f"{fault!r} does not decode {self.tensor().type.name}; there are: {', '.join(self.faults) or 'none'}"

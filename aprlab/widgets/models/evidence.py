@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from aprlab import pictures
-from aprlab.errors import AprlabError
+from aprlab.errors import BROKEN
 from aprlab.onion.layers import Case
 from aprlab.onion.verdict import Finding, plain, short
 from aprlab.qwen2.generate import Session
@@ -65,7 +65,7 @@ def _tokens(healthy: Session, other: Session, prompt: str) -> tuple[tuple[object
         try:
             ids = session.prompt_tokens(prompt, raw=session.wants_raw)
             sides.append([f"{n} {session.tokenizer.decode([n])!r}" for n in ids])
-        except (AprlabError, ValueError, IndexError, KeyError) as error:
+        except (*BROKEN, KeyError) as error:
             sides.append([str(error)])
     if sides[0] == sides[1]:
         return ()

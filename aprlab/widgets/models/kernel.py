@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from aprlab.ptx.machine import LaunchReport
 from aprlab.ptx.memory import Pointer
 from aprlab.ptx.stepper import Number, Stepper, View
 from aprlab.ptx.tool import Comparison, compare_exactly, compare_product
-from aprlab.widgets.models.base import Observable
+from aprlab.widgets.models.base import Observable, Stopped
 
 OPERATIONS = ("dequantise", "matvec")
 ROWS = 8  # of the tensor that a kernel is run on: a block of the mat-vec does eight
@@ -33,6 +34,20 @@ class Line:
     number: int
     text: str
     cost: LineProfile | None = None
+
+
+class _Told(Stepper):
+    """A stepper that calls `tick` after every 256 instructions of its warp; what that raises ends the run."""
+
+    def __init__(self, tick: Callable[[], None], *args: Any, **options: Any) -> None:
+        self._tick, self._advanced = tick, 0
+        super().__init__(*args, **options)
+
+    def _advance(self) -> None:
+        super()._advance()
+        self._advanced += 1
+        if self._advanced % 256 == 0:
+            self._tick()
 
 
 class KernelStepper(Observable):
@@ -56,6 +71,9 @@ class KernelStepper(Observable):
         self.report: LaunchReport | None = None
         self.comparison: Comparison | None = None
         quantised = [n for n, t in self.model.tensors.items() if t.type is types.Q4_K and len(t.shape) == 2] or self.names
+        if not name and not quantised:
+            kinds = ", ".join(sorted(kind.name for kind in launch.PACKED))
+            raise UsageError(f"no matrix of a type that there is a kernel for: {kinds}", path=self.model.path)
         self.name = name or quantised[0]
         self._load(operation, self.name, fault)
 
@@ -73,6 +91,7 @@ class KernelStepper(Observable):
 
     def choose(self, *, operation: str | None = None, name: str | None = None, fault: str | None = None) -> None:
         """Load another kernel, tensor or seeded bug, and begin again."""
+        self.work.free()
         other = (operation or self.operation) != self.operation or (name or self.name) != self.name
         wanted = self.fault if fault is None and not other else fault or ""
         self._load(operation or self.operation, name or self.name, wanted)
@@ -82,6 +101,7 @@ class KernelStepper(Observable):
         self, *, block_number: int | None = None, warp: int | None = None, lane: int | None = None, register: str | None = None
     ) -> None:
         """Look at another warp (which begins again), lane or register."""
+        self.work.free()
         if lane is not None:
             self.lane = min(max(lane, 0), 31)
         if register is not None:
@@ -142,9 +162,9 @@ class KernelStepper(Observable):
         if not 0 <= block_number < blocks:
             raise UsageError(f"block {block_number} of {blocks}")
         self.grid, self.threads = made.grid, made.kernel.threads
-        self.stepper = Stepper(
-            self._machine, made.kernel.entry, made.grid, made.block, made.arguments, block_number=block_number, warp=warp,
-            shared=made.shared,
+        self.stepper = _Told(
+            self._tell, self._machine, made.kernel.entry, made.grid, made.block, made.arguments, block_number=block_number,
+            warp=warp, shared=made.shared,
         )  # fmt: skip
         self.block_number, self.warp = block_number, warp
 
@@ -155,38 +175,54 @@ class KernelStepper(Observable):
         """The warp now."""
         return self.stepper.view
 
+    def _tell(self) -> None:
+        """On with it, unless told to stop."""
+        if self.work.busy:
+            self.work.tell(self.work.doing, self.work.done)
+
     def restart(self) -> None:
         """From the first instruction."""
+        self.work.free()
         self._begin(self.block_number, self.warp)
         self.changed()
 
     def step(self, by: str = "line", count: int = 1) -> None:
         """Go on by source lines or instructions."""
+        self.work.free()
         self.stepper.step(by, count)
         self.changed()
 
     def run_to(self, line: int, file: str = "") -> None:
         """Go on to a source line (at least one instruction), beside the caller: it may never be reached."""
-
-        def job() -> None:
-            self.stepper.run_to(line, file or self.view.file)
-
-        self.work.start(f"running to line {line}", job)
+        self._go(f"running to line {line}", lambda: self.stepper.run_to(line, file or self.view.file))
 
     def run_to_ptx(self, line: int) -> None:
         """Go on to an instruction, by its line in the PTX text."""
 
-        def job() -> None:
+        def run() -> None:
             while not self.stepper.step("instruction").finished and self.stepper.view.ptx_line != line:
                 pass
 
-        self.work.start(f"running to PTX line {line}", job)
+        self._go(f"running to PTX line {line}", run)
+
+    def _go(self, what: str, run: Callable[[], object]) -> None:
+        """Run the warp beside the caller; where it is stopped, it stands."""
+
+        def job() -> None:
+            try:
+                run()
+            except Stopped:
+                self.stepper.step("instruction", 0)  # only looks
+                raise
+
+        self.work.start(what, job)
 
     def profile(self) -> None:
         """Run all blocks with counters, beside the caller, and hold the result against the right one."""
 
         def job() -> None:
             made, _, compare = self._launch()
+            self._tell()
             self.report = self._machine.launch(made.kernel.entry, made.grid, made.block, made.arguments, counters=True)
             self.comparison = compare()
 

@@ -118,8 +118,7 @@ class OnionExplorer(Observable):
         candidate: str | None = None, prompt: str | None = None,
     ) -> None:  # fmt: skip
         """What to run next. Faults that cannot enter at `form` are dropped when it changes, and refused when they are given."""
-        if self.work.busy:
-            raise UsageError(f"still busy: {self.work.doing}")
+        self.work.free()
         if model is not None:
             if model not in self.files:
                 raise UsageError(f"no model {model!r}; there are: {', '.join(self.files)}")
@@ -148,6 +147,7 @@ class OnionExplorer(Observable):
 
     def run(self) -> None:
         """Break it, peel it, ask both sides; beside the caller, `stages` tell how far it is."""
+        self.work.free()
         if self.candidate and self.form != "file":
             raise UsageError("a file of your own is looked at as a file")
         self._forget()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from aprlab.instruments import Fingerprint, compare_fingerprints, fingerprint
 from aprlab.widgets.models.base import Observable
 from aprlab.widgets.models.files import Side
 
+_TOLD = 1 << 26  # bytes that are compared between two words about it
 COLUMNS = ("name", "status", "type", "other type", "shape", "bytes")
 STATUSES = ("same", "bytes", "type", "shape", "unreadable", "only here", "only there")
 
@@ -46,7 +48,7 @@ class Detail:
 
 
 class TensorBrowser(Observable):
-    """Two files (or one) as a table.
+    """Two files (or one) as a table. Two are compared beside the caller, and have no statuses until that has ended.
 
     Attributes:
         sides: one or two.
@@ -68,19 +70,35 @@ class TensorBrowser(Observable):
         self.text, self.statuses = "", frozenset[str]()
         self.chosen = ""
         self.detail: Detail | None = None
-        self.all = self._rows()
+        self.all = self._rows(lambda name: "")
+        if len(sides) == 2:
+            self.work.start("comparing both files", self._compare)
 
-    def _rows(self) -> list[Row]:
+    def _compare(self) -> None:
+        here, there = self.sides
+        total = sum(here.nbytes_of(name) for name in here.names) or 1
+        seen = told = 0
+
+        def status(name: str) -> str:
+            nonlocal seen, told
+            if seen - told >= _TOLD:
+                self.work.tell(f"comparing {name}", seen / total)
+                told = seen
+            seen += here.nbytes_of(name)
+            return self._status(here, there, name)
+
+        self.all = self._rows(status)
+
+    def _rows(self, status: Callable[[str], str]) -> list[Row]:
         here = self.sides[0]
         there = self.sides[1] if len(self.sides) == 2 else None
         names = [*here.names, *(name for name in (there.names if there else []) if name not in here.names)]
         rows = []
         for name in names:
-            status = "" if there is None else self._status(here, there, name)
             home = here if name in here.names else there
             assert home is not None
             other = there.type_of(name) if there else ""
-            rows.append(Row(name, status, here.type_of(name), other, home.shape_of(name), home.nbytes_of(name)))
+            rows.append(Row(name, status(name), here.type_of(name), other, home.shape_of(name), home.nbytes_of(name)))
         return rows
 
     @staticmethod

@@ -78,6 +78,7 @@ class TraceExplorer(Observable):
 
     def choose(self, *, faults: Iterable[str] | None = None, prompt: str | None = None) -> None:
         """What to run next; what was run before is forgotten."""
+        self.work.free()
         self.faults = self.faults if faults is None else tuple(faults)
         self.prompt = self.prompt if prompt is None else prompt
         self._forget()
@@ -88,6 +89,7 @@ class TraceExplorer(Observable):
 
     def run(self) -> None:
         """Trace both sides, and the other one's steps on the healthy inputs, beside the caller."""
+        self.work.free()
         self._forget()
         self.work.start("opening the model", self._run)
 
