@@ -2,7 +2,7 @@
 
 Reading a page of a map that the file no longer has raises SIGBUS, which Python cannot turn into an exception: the faulting
 instruction would run again for ever. So the command line installs a handler that names the file and the offset, removes
-the command's temporary files and leaves. It does not return, hence may be Python called back from C. Libraries and
+the command's temporary files and folders and leaves. It does not return, hence may be Python called back from C. Libraries and
 notebooks are left alone: there the process (the kernel) dies, as it would without aprlab.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import sys
 from typing import Any
@@ -63,7 +64,10 @@ def _leave(number: int, info: int, context: int) -> None:
     try:
         address = ctypes.c_uint64.from_address(info + _ADDRESS_AT).value
         os.write(2, f"aprlab: {line(address)}\n".encode())
-        for name in _common("PARTS", set()):
-            os.unlink(name)
+        for name in tuple(_common("PARTS", ())):
+            try:
+                os.unlink(name)
+            except OSError:  # a folder, or gone already
+                shutil.rmtree(name, ignore_errors=True)
     finally:
         os._exit(2)

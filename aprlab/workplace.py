@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from aprlab import paths
 from aprlab.errors import FormatError, UsageError
+from aprlab.formats.common import atomic, write_all, write_text
 
 FOLDER = "aprlab-notebooks"
 FIRST = "00_golden_rule.ipynb"
@@ -39,7 +41,8 @@ def copy_notebooks(folder: str | Path) -> Copied:
     record = folder / _RECORD
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        known = json.loads(record.read_text()) if record.is_file() else {}
+        before = record.read_text(encoding="utf-8") if record.is_file() else ""
+        known = json.loads(before) if record.is_file() else {}
         if not isinstance(known, dict):
             raise ValueError("not an object")
         done = Copied()
@@ -48,19 +51,20 @@ def copy_notebooks(folder: str | Path) -> Copied:
                 continue
             name = notebook.relative_to(source).as_posix()
             target, due = folder / name, _hash(notebook)
-            if target.exists():
-                found = _hash(target)
-                if found != due and found != known.get(name):
-                    done.kept.append(name)
-                    continue
-                if found != due:
-                    done.renewed.append(name)
-            else:
-                done.new.append(name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(notebook, target)
+            found = _hash(target) if target.exists() else None
+            if found not in (None, due, known.get(name)):
+                done.kept.append(name)
+                continue
             known[name] = due
-        record.write_text(json.dumps(known, indent=1) + "\n")
+            if found == due:
+                continue
+            (done.new if found is None else done.renewed).append(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic(target) as file:
+                write_all(file, notebook.read_bytes())
+        text = json.dumps(known, indent=1) + "\n"
+        if text != before:
+            write_text(record, text)
     except OSError as error:
         raise UsageError(f"cannot be used: {error.strerror or error}", path=folder) from None
     except ValueError as error:
@@ -86,6 +90,17 @@ def command(root: Path, notebook: str, port: int | None = None, *, browser: bool
     return [sys.executable, "-m", "jupyterlab", *options, *more]
 
 
+def _run(line: list[str]) -> int:
+    """Run JupyterLab. Ctrl-C is JupyterLab's to answer (it asks first): `subprocess.call` would kill it soon after."""
+    if threading.current_thread() is not threading.main_thread():
+        return subprocess.call(line)
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)  # not SIG_IGN, which a child inherits
+    try:
+        return subprocess.call(line)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+
+
 def open_lab(
     folder: Path | None = None, port: int | None = None, *, browser: bool = True, more: Sequence[str] = ()
 ) -> tuple[int, Copied]:
@@ -96,12 +111,12 @@ def open_lab(
     """
     project = checkout()
     if folder is None and project is not None:
-        return subprocess.call(command(project, f"notebooks/{FIRST}", port, browser=browser, more=more)), Copied()
+        return _run(command(project, f"notebooks/{FIRST}", port, browser=browser, more=more)), Copied()
     place = folder if folder is not None else Path(FOLDER)
     copied = copy_notebooks(place)
     for name in copied.kept:
         print(f"{place / name}: changed by you, kept as it is", file=sys.stderr)
-    return subprocess.call(command(place, FIRST, port, browser=browser, more=more)), copied
+    return _run(command(place, FIRST, port, browser=browser, more=more)), copied
 
 
 __all__ = ["FIRST", "FOLDER", "Copied", "checkout", "command", "copy_notebooks", "open_lab"]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import math
 import mmap
 import os
+import re
+import secrets
 import shutil
 import struct
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -81,7 +84,7 @@ def check_spans(spans: list[Span], end: int, path: Path) -> None:
 
 
 MAPPED: dict[int, tuple[int, Path]] = {}  # address → size and path of each file that is mapped now, for `aprlab.guard`
-PARTS: set[str] = set()  # temporary files of this process that bear a name, likewise
+PARTS: set[str] = set()  # temporary files and folders of this process that bear a name, likewise
 
 
 def map_file(path: Path) -> np.ndarray:
@@ -113,8 +116,11 @@ def drop_pages(raw: np.ndarray) -> None:
     root.base.madvise(mmap.MADV_DONTNEED, first, start + raw.nbytes - first)
 
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
 def json_object(text: str, what: str, path: Path, offset: int | None = None) -> dict[str, Any]:
-    """A JSON object by the letter: no key twice, no NaN, no nesting without end; raises FormatError."""
+    """A JSON object by the letter: no key twice, no NaN, no nesting without end, nothing that cannot be written again."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -127,8 +133,15 @@ def json_object(text: str, what: str, path: Path, offset: int | None = None) -> 
     def refuse(constant: str) -> float:
         raise ValueError(f"{constant} is not JSON")
 
+    def finite(digits: str) -> float:
+        if math.isinf(value := float(digits)):
+            raise ValueError(f"{digits[:40]} is beyond any float")
+        return value
+
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
+        if _SURROGATE.search(text):  # half a character parses, and then cannot be written or printed
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{what} is not sound JSON: {error}", path=path, offset=offset) from None
     if not isinstance(value, dict):
@@ -178,14 +191,14 @@ def atomic(output: Path) -> Iterator[IO[bytes]]:
             os.fchmod(handle, mode & 0o7777)
             os.fsync(handle)
             if not name:
-                given = str(target.with_name(f".{target.name}.{os.getpid()}-{handle}.part"))
+                PARTS.add(name := str(target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")))
                 # with a folder's descriptor (not looked at: the path is absolute) Python calls linkat, which can follow links
-                os.link(f"/proc/self/fd/{handle}", given, src_dir_fd=handle, follow_symlinks=True)
-                PARTS.add(name := given)
+                os.link(f"/proc/self/fd/{handle}", name, src_dir_fd=handle, follow_symlinks=True)
         os.replace(name, target)
     except BaseException as error:
         if name:
-            Path(name).unlink(missing_ok=True)
+            with suppress(OSError):
+                os.unlink(name)
         if isinstance(error, OSError):
             raise UsageError(f"cannot be written: {error.strerror or error}", path=output) from None
         raise
@@ -214,7 +227,11 @@ def atomic_folder(output: Path, *, force: bool = False, ours: Callable[[str], bo
     `ours` knows every name in it, so that nothing is deleted that this project does not write.
     """
     target = output.resolve()
-    if output.exists():
+
+    def occupied() -> bool:
+        """Whether there are files to be replaced; raises where they may not be."""
+        if not target.exists():
+            return False
         if not target.is_dir():
             raise UsageError("is a file; name a folder to write", path=output)
         names = sorted(os.listdir(target))
@@ -223,12 +240,16 @@ def atomic_folder(output: Path, *, force: bool = False, ours: Callable[[str], bo
         strange = [name for name in names if not ours(name) or not (target / name).is_file()]
         if strange:
             raise UsageError(f"holds {strange[0]!r}, which an export does not write; it is not replaced", path=output)
-    elif not target.parent.is_dir():
+        return bool(names)
+
+    occupied()
+    if not target.parent.is_dir():
         raise UsageError(f"the folder {str(output.parent)!r} does not exist", path=output)
     try:
         made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     except OSError as error:
         raise UsageError(f"cannot be written: {error.strerror}", path=output) from None
+    PARTS.add(str(made))
     try:
         yield made
         for path in made.iterdir():
@@ -236,7 +257,7 @@ def atomic_folder(output: Path, *, force: bool = False, ours: Callable[[str], bo
             _sync(path)
         made.chmod(0o777 & ~_umask())
         _sync(made)
-        if target.exists() and os.listdir(target):
+        if occupied():  # asked again: minutes have passed, and somebody may have put a file there
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
             os.replace(target, old)  # a folder with files cannot be replaced in one step: for a moment there is none
             try:
@@ -252,6 +273,8 @@ def atomic_folder(output: Path, *, force: bool = False, ours: Callable[[str], bo
         if isinstance(error, OSError):
             raise UsageError(f"cannot be written: {error.strerror or error}", path=output) from None
         raise
+    finally:
+        PARTS.discard(str(made))
     _sync(target.parent)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aprlab import guard
+from aprlab.errors import UsageError
 from aprlab.formats import common
 
 SHRINK = """
@@ -33,6 +36,9 @@ with common.atomic(path.with_name("out")) as file:
     elif how == "named":
         common.PARTS.add(str(path.with_name(".out.part")))
         path.with_name(".out.part").write_bytes(b"half")
+        common.PARTS.add(str(path.with_name(".gone.part")))
+        folder = common.atomic_folder(path.with_name("folder"))
+        (folder.__enter__() / "half").write_bytes(b"half")
     print(raw.sum())
 """
 
@@ -49,6 +55,41 @@ def test_a_file_that_shrinks(how: str, tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == f"aprlab: {path}: at offset 4096: cut short while it was read (4096 bytes now, 1048576 at open)\n"
     assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_an_interrupt_between_two_steps_leaves_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        link(*args, **options)
+        assert any(str(tmp_path) in part for part in common.PARTS)  # the guard would find it
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "link", interrupted)
+    try:
+        with common.atomic(tmp_path / "out") as file:
+            file.write(b"whole")
+    except KeyboardInterrupt:
+        assert list(tmp_path.iterdir()) == []
+    assert not any(str(tmp_path) in part for part in common.PARTS)
+
+
+def test_a_name_too_long_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be written"), common.atomic(tmp_path / ("a" * 250)):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_appears_in_a_folder_meanwhile_is_not_lost(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "ours").touch()
+    with pytest.raises(UsageError, match="holds 'thesis'"), common.atomic_folder(out, force=True, ours="ours".__eq__) as made:
+        assert str(made) in common.PARTS
+        (made / "ours").write_text("new")
+        (out / "thesis").write_text("precious")
+    assert (out / "thesis").read_text() == "precious" and [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert not any(str(tmp_path) in part for part in common.PARTS)
 
 
 def test_an_address_has_a_file_only_while_it_is_mapped(tmp_path: Path) -> None:

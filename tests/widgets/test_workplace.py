@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,30 @@ def test_changed_copies_are_kept_and_old_ones_renewed(tmp_path: Path) -> None:
     assert (third.new, third.renewed, third.kept) == (["01_naming.ipynb"], ["02_dtype.ipynb"], ["00_golden_rule.ipynb"])
     assert mine.read_text() == "mine"
     assert old.read_bytes() == (paths.notebooks_dir() / "02_dtype.ipynb").read_bytes()
+
+
+def test_a_copy_is_whole_and_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workplace.copy_notebooks(tmp_path)
+    before = {path: path.stat().st_ino for path in tmp_path.rglob("*") if path.is_file()}
+    workplace.copy_notebooks(tmp_path)
+    assert {path: path.stat().st_ino for path in tmp_path.rglob("*") if path.is_file()} == before
+    (tmp_path / "01_naming.ipynb").unlink()
+
+    def fail(file: object, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(workplace, "write_all", fail)
+    with pytest.raises(UsageError, match="No space left"):
+        workplace.copy_notebooks(tmp_path)
+    assert not (tmp_path / "01_naming.ipynb").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_an_interrupt_is_jupyterlabs_to_answer() -> None:
+    """It goes to both; the child, which asks first, is neither killed nor left behind, and says how it ended."""
+    before = signal.getsignal(signal.SIGINT)
+    assert workplace._run(["sh", "-c", "trap '' INT; kill -INT $PPID; sleep 0.5; exit 7"]) == 7
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_what_cannot_be_written_or_read_is_one_line(tmp_path: Path) -> None:
