@@ -29,7 +29,7 @@ PAIRS: tuple[tuple[str, str], ...] = (
     ("output.weight", "lm_head.weight"),
 )
 
-_NUMBER = re.compile(r"(?<=\.)(0|[1-9]\d*)(?=\.)")
+_NUMBER = re.compile(r"(?<=\.)(0|[1-9][0-9]{0,5})(?=\.)")
 
 
 @lru_cache(1 << 14)
@@ -66,7 +66,7 @@ def from_gguf(name: str, naming: str = "canonical") -> str:
     """GGUF name -> name in an APR file of that `naming`; a name outside the table stays as it is."""
     template, layer = _template(name)
     other = _WRITE[naming].get(template)
-    return name if other is None else _fill(other, layer)
+    return name if other is None or _literal(other, layer) else _fill(other, layer)
 
 
 @lru_cache(1 << 14)
@@ -74,7 +74,12 @@ def to_gguf(name: str, naming: str = "canonical") -> str | None:
     """Name in an APR file of that `naming` -> GGUF name, or None where the table does not know it."""
     template, layer = _template(f".{name}") if naming == "short" else _template(name)
     gguf = VARIANTS[naming].get(template.removeprefix("."))
-    return None if gguf is None else _fill(gguf, layer)
+    return None if gguf is None or _literal(gguf, layer) else _fill(gguf, layer)
+
+
+def _literal(template: str, layer: str) -> bool:
+    """Whether a name was no instance of its template but the template itself, ``N`` and all."""
+    return not layer and "N" in template.split(".")
 
 
 def _fill(template: str, layer: str) -> str:

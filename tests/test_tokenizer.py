@@ -139,6 +139,9 @@ def changed(index: int, token: str) -> list[str]:
         ({"tokens": changed(299, "hello")}, FormatError, "'hello' stands twice.*299"),
         ({"tokens": changed(3, "§§")}, FormatError, "no token for byte"),
         ({"token_types": [1]}, FormatError, "300 tokens, but 1"),
+        ({"eos_token_id": 300}, FormatError, "eos token 300 is outside the vocabulary of 300"),
+        ({"bos_token_id": -1}, FormatError, "bos token -1 is outside"),
+        ({"pad_token_id": 2**40}, FormatError, "padding token 1099511627776 is outside"),
     ],
 )
 def test_senseless_data_is_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -6,7 +6,6 @@ tables. `scan` reads whatever can be parsed and lists what is wrong; `open_model
 
 from __future__ import annotations
 
-import io
 import json
 import queue
 import struct
@@ -22,7 +21,7 @@ import numpy as np
 
 from aprlab import names, types
 from aprlab.errors import AprlabError, FormatError, UnsupportedError
-from aprlab.formats.common import Cursor, Span, atomic, check_spans, json_object, map_file, padding, write_all
+from aprlab.formats.common import Cursor, Span, atomic, check_spans, drop_pages, json_object, map_file, padding, write_all
 from aprlab.formats.gguf import check_config
 from aprlab.model import Model, ModelConfig, Origin, Tensor, TokenizerData, require_qwen2
 from aprlab.types import TensorType
@@ -33,7 +32,8 @@ assert HEADER_SIZE == 64
 ALIGNMENT = 64
 METADATA_LIMIT = 16 * 2**20
 NAME_LIMIT, DIMS_LIMIT = 256, 8
-_ENTRY_LEAST = 2 + 1 + 1 + 8 + 8  # the shortest index entry: empty name, no dimension
+_ENTRY_LEAST = 2 + 1 + 1 + 1 + 8 + 8 + 8  # the shortest index entry: a name of one byte, one dimension
+LZ4_LIMIT = 0x7E000000  # bytes of an LZ4 block before it is packed
 
 FLAGS = {
     "lz4": 0x0001, "zstd": 0x0002, "encrypted": 0x0004, "signed": 0x0008, "sharded": 0x0010, "quantized": 0x0020,
@@ -365,7 +365,7 @@ def _decompress(path: Path, file: np.ndarray, kind: str, data_offset: int, count
 
     if data_offset > HEADER_SIZE + METADATA_LIMIT + (count + 1) * (_ENTRY_LEAST + NAME_LIMIT + 8 * DIMS_LIMIT) + 2 * ALIGNMENT:
         raise FormatError(f"data cannot start at {data_offset} with {count} tensors", path=path, offset=32)
-    stream = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(body.tobytes()))
+    stream = zstandard.ZstdDecompressor().stream_reader(body.data)
     try:
         front = file[:HEADER_SIZE].tobytes() + stream.read(data_offset - HEADER_SIZE)
         index = int.from_bytes(front[24:32], "little")
@@ -499,38 +499,37 @@ def _false_flags(box: Container, tensors: dict[str, Tensor]) -> list[str]:
     ]
 
 
-def _config_value(metadata: dict[str, Any], name: str, path: Path) -> Any:
-    """The value of a config field under any of its keys; two keys that disagree, or none, are an error."""
+def _config_value(metadata: dict[str, Any], name: str, path: Path) -> tuple[str, Any]:
+    """Key and value of a config field under any of its keys; two keys that disagree, or none, are an error."""
     keys, default = CONFIG_KEYS[name]
     found = {key: metadata[key] for key in keys if metadata.get(key) is not None}
     if not found:
         raise FormatError(f"metadata has no {keys[0]!r}; upstream would assume {default}, which is refused here", path=path)
     if len({json.dumps(v) for v in found.values()}) > 1:
         raise FormatError(f"metadata keys disagree: {found}", path=path)
-    return next(iter(found.values()))
+    return next(iter(found.items()))
 
 
 def _whole(metadata: dict[str, Any], name: str, path: Path) -> int:
-    value = _config_value(metadata, name, path)
+    key, value = _config_value(metadata, name, path)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-        raise FormatError(f"metadata key {CONFIG_KEYS[name][0][0]!r} is {value!r}, not a whole number in range", path=path)
+        raise FormatError(f"metadata key {key!r} is {value!r:.60}, not a whole number in range", path=path)
     return value
 
 
 def _float32(metadata: dict[str, Any], name: str, path: Path) -> float:
-    value = _config_value(metadata, name, path)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise FormatError(f"metadata key {CONFIG_KEYS[name][0][0]!r} is {value!r}, not a number", path=path)
-    with np.errstate(over="ignore"):
-        return float(np.float32(value))  # every writer has an f32 there; 1e-6 and its f32 neighbour are the same value
+    key, value = _config_value(metadata, name, path)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 3.4e38:
+        raise FormatError(f"metadata key {key!r} is {value!r:.60}, not a number that a float32 can hold", path=path)
+    return float(np.float32(value))  # every writer has an f32 there; 1e-6 and its f32 neighbour are the same value
 
 
 def config(metadata: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> ModelConfig:
     """The Qwen2 config of an APR file; a missing key raises and names the default that upstream would assume."""
-    architecture = _config_value(metadata, "architecture", path)
+    _, architecture = _config_value(metadata, "architecture", path)
     require_qwen2(str(architecture), path)
     number = {name: _whole(metadata, name, path) for name in WHOLE}
-    rope = _config_value(metadata, "rope_type", path)
+    _, rope = _config_value(metadata, "rope_type", path)
     if not isinstance(rope, int) or rope not in ROPE_TYPES:
         raise FormatError(f"metadata key 'rope_type' is {rope!r}; 0 (NORM) and 2 (NEOX) are known", path=path)
     embedding = tensors.get("token_embd.weight")
@@ -587,6 +586,9 @@ def tokenizer(metadata: dict[str, Any], path: Path) -> TokenizerData:
     if not all(isinstance(t, int) and not isinstance(t, bool) for t in token_types):
         raise FormatError("metadata key 'tokenizer.token_type' holds something that is not a number", path=path)
     model_key = "tokenizer.model" if "tokenizer.model" in metadata else "tokenizer.model_type"
+    add_bos = metadata.get("tokenizer.add_bos_token")
+    if add_bos is not None and not isinstance(add_bos, bool):
+        raise FormatError(f"metadata key 'tokenizer.add_bos_token' is {add_bos!r:.60}, not true or false", path=path)
     template = metadata.get("chat_template", metadata.get("tokenizer.chat_template"))
     if template is not None and not isinstance(template, str):
         raise FormatError("the chat template is not text", path=path)
@@ -599,7 +601,7 @@ def tokenizer(metadata: dict[str, Any], path: Path) -> TokenizerData:
         bos_token_id=identity("tokenizer.bos_token_id"),
         eos_token_id=identity("tokenizer.eos_token_id"),
         pad_token_id=identity("tokenizer.padding_token_id"),
-        add_bos=metadata.get("tokenizer.add_bos_token"),
+        add_bos=add_bos,
         chat_template=template,
     )
 
@@ -694,6 +696,8 @@ def write(
     )  # fmt: skip
     header[40:44] = header_crc(bytes(header)).to_bytes(4, "little")
     front = [text, bytes(padding(len(text), ALIGNMENT)), index, bytes(padding(index_at + len(index), ALIGNMENT))]
+    if compress == "lz4" and (due := sum(map(len, front)) + body) > LZ4_LIMIT:
+        raise UnsupportedError(f"an LZ4 block holds {LZ4_LIMIT} bytes, and {due} are to be packed; zstd can", path=output)
     with atomic(Path(output)) as file:
         if compress is None:
             return _write_body(_Crc(file), header, front, plans, dialect, progress)
@@ -701,7 +705,7 @@ def write(
             size = _write_body(_Crc(plain), header, front, plans, dialect, progress)
             image = np.memmap(plain, np.uint8, "r", shape=(size,))
             file.write(header)
-            write_all(file, _compress(image[HEADER_SIZE:], compress))
+            _compress(image[HEADER_SIZE:], compress, file)
         return file.tell()
 
 
@@ -732,11 +736,27 @@ def _write_body(
     return out.size + (4 if dialect.footer else 0)
 
 
-def _compress(body: np.ndarray, kind: str) -> memoryview:
+def _compress(body: np.ndarray, kind: str, file: IO[bytes], step: int = 1 << 22) -> None:
+    """Write `body`, a view on a mapped file, as one LZ4 block or as a stream of zstd, whose memory does not grow with it."""
     if kind == "lz4":
         import lz4.block
 
-        return memoryview(lz4.block.compress(body.data, store_size=True))
+        write_all(file, lz4.block.compress(body.data, store_size=True))
+        return
     import zstandard
 
-    return memoryview(zstandard.ZstdCompressor(level=3).compress(body.data))
+    whole: Any = _Whole(file)
+    with zstandard.ZstdCompressor(level=3).stream_writer(whole, size=len(body), closefd=False) as out:
+        for start in range(0, len(body), step):
+            out.write(body[start : start + step].data)
+            drop_pages(body[start : start + step])
+
+
+class _Whole:
+    """A file each of whose writes takes everything."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def write(self, data: Any) -> int:
+        return write_all(self._file, data)

@@ -22,6 +22,7 @@ from aprlab.types import TensorType
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
+LAYERS_LIMIT = 10_000  # of any config, so that no number in a file makes names without end
 
 # Value types of the key-value section by number: name and struct code.
 _SCALARS = ("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")
@@ -135,7 +136,7 @@ def read_header(path: str | Path) -> Header:
         kind = "a big-endian GGUF file" if swapped in (1, 2, 3) else f"GGUF version {version}"
         raise UnsupportedError(f"{kind} is not handled (versions 2 and 3 are)", path=path, offset=4)
     tensor_count, field_count = at.unpack("Q", "the tensor count"), at.unpack("Q", "the key-value count")
-    _plausible(at, tensor_count, 8 + 4 + 4 + 8, "tensors", 8)
+    _plausible(at, tensor_count, 8 + 4 + 8 + 4 + 8, "tensors", 8)  # an empty name, one dimension
     _plausible(at, field_count, 8 + 4 + 1, "key-value pairs", 16)
 
     fields: dict[str, Field] = {}
@@ -258,7 +259,7 @@ def tensor_type(header: Header, info: TensorInfo) -> TensorType:
 def open_model(path: str | Path) -> Model:
     """Open a GGUF file: header, config, tokenizer data, tensors as views. Checks every span before anything is decoded."""
     header = read_header(path)
-    split = header.value("split.count")
+    split = _optional(header, "split.count", int)
     if split is not None and split > 1:
         raise UnsupportedError(
             f"is part {header.value('split.no')} of a model split into {split} files; join them first (llama-gguf-split --merge)",
@@ -362,6 +363,8 @@ def check_config(config: ModelConfig, path: Path) -> ModelConfig:
     for name in ("block_count", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "head_dim"):
         if getattr(config, name) < 1:
             raise FormatError(f"{name} is {getattr(config, name)}; it must be at least 1", path=path)
+    if config.block_count > LAYERS_LIMIT:
+        raise FormatError(f"block_count is {config.block_count}; at most {LAYERS_LIMIT} are handled", path=path)
     if config.head_count % config.head_count_kv:
         raise FormatError(f"{config.head_count} heads cannot share {config.head_count_kv} key/value heads", path=path)
     if config.head_dim % 2:
@@ -375,7 +378,10 @@ def tokenizer(header: Header) -> TokenizerData:
     """The tokenizer data of a GGUF file; a missing key raises and names it."""
     prefix = "tokenizer.ggml."
     tokens = list(_key(header, f"{prefix}tokens", Strings))
-    token_types = _key(header, f"{prefix}token_type", np.ndarray).tolist()
+    numbers = _key(header, f"{prefix}token_type", np.ndarray)
+    if numbers.dtype.kind not in "iu":
+        raise FormatError(f"key '{prefix}token_type' holds {numbers.dtype.name}, no token types", path=header.path)
+    token_types = numbers.tolist()
     if len(token_types) != len(tokens):
         raise FormatError(f"{len(tokens)} tokens but {len(token_types)} token types", path=header.path)
     return TokenizerData(
@@ -407,7 +413,35 @@ def _pack_field(item: Field) -> bytes:
     head += struct.pack("<IQ", item.element, len(item.value))
     if item.element == STRING:
         return head + b"".join(map(_pack_string, item.value))
-    return head + np.asarray(item.value).astype(_DTYPES[item.element]).tobytes()
+    values = np.asarray(item.value)
+    made = values.astype(_DTYPES[item.element])
+    if values.shape != (len(item.value),) or (made.dtype.kind != "f" and not np.array_equal(made, values)):
+        raise ValueError(f"key {item.key!r} holds something that is no {VALUE_TYPES[item.element]}")
+    return head + made.tobytes()
+
+
+def _pack_info(info: TensorInfo) -> bytes:
+    return _pack_string(info.name) + struct.pack(f"<I{len(info.ne)}QIQ", len(info.ne), *info.ne, info.code, info.offset)
+
+
+def gives_back(header: Header) -> bool:
+    """Whether `pack_header` makes the very bytes that `header` was read from.
+
+    It does not where the padding in front of the data is not zero, nor for a NaN whose bits Python changes. Strings and
+    table rows have only one spelling, so that the long arrays need not be looked at.
+    """
+    last = header.infos[-1]
+    if header.file[last.at + len(_pack_info(last)) : header.data_offset].any():
+        return False
+    packed = ((item.offset, _pack_field(item)) for item in header.fields.values() if not isinstance(item.value, Strings))
+    return all(header.file[at : at + len(raw)].tobytes() == raw for at, raw in packed)
+
+
+def field_of(key: str, type_name: str, value: Any) -> Field:
+    """A key-value pair whose type is given by name, as `Field.type_name` has it."""
+    inner = type_name.removeprefix("array[").removesuffix("]")
+    number = VALUE_TYPES.index(inner)
+    return Field(key, number, value) if inner == type_name else Field(key, ARRAY, value, number)
 
 
 def pack_header(
@@ -416,8 +450,7 @@ def pack_header(
     """The bytes in front of the data, padded to `alignment`. `TensorInfo.offset` is written as it stands."""
     parts = [MAGIC, struct.pack("<IQQ", version, len(infos), len(fields))]
     parts += map(_pack_field, fields)
-    for info in infos:
-        parts += [_pack_string(info.name), struct.pack(f"<I{len(info.ne)}QIQ", len(info.ne), *info.ne, info.code, info.offset)]
+    parts += map(_pack_info, infos)
     head = b"".join(parts)
     return head + bytes(padding(len(head), alignment))
 

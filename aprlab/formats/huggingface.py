@@ -26,7 +26,8 @@ CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION = (
 )  # fmt: skip
 TEMPLATE = "chat_template.jinja"
 WRITTEN = (SINGLE, CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION)
-JSON_LIMIT = 64 * 2**20  # the largest JSON file that is read at all; Qwen2's tokenizer.json has 7 MB
+READ = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, INDEX)  # beside the weights
+JSON_LIMIT = 64 * 2**20  # the largest text file that is read at all; Qwen2's tokenizer.json has 7 MB
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # ggml's token types
 
@@ -77,10 +78,15 @@ def open_model(path: str | Path) -> Model:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of the folder; a missing one is an error that names it."""
+    return json_object(_read_text(path), "the file", path)
+
+
+def _read_text(path: Path) -> str:
+    """A text file of the folder, of a size that one may have."""
     try:
         if path.stat().st_size > JSON_LIMIT:
             raise FormatError(f"has {path.stat().st_size} bytes; at most {JSON_LIMIT} are read", path=path)
-        return json_object(path.read_bytes().decode(), "the file", path)
+        return path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise FormatError(f"is not UTF-8 ({error.reason})", path=path, offset=error.start) from None
     except FileNotFoundError:
@@ -169,7 +175,7 @@ def config(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Model
         if value is None:
             raise FormatError(f"has no {key!r}", path=path)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise FormatError(f"{key!r} is {value!r}", path=path)
+            raise FormatError(f"{key!r} is {value!r:.60}", path=path)
         return value
 
     require_qwen2(need("model_type", str), path)
@@ -192,8 +198,11 @@ def config(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Model
                           path=embedding.origin.path, tensor=embedding.origin.name)  # fmt: skip
     head_dim = number["embedding_length"] // max(number["head_count"], 1)
     theta = need("rope_theta", int | float, rope if "rope_theta" in rope else None)  # type: ignore[arg-type]
-    with np.errstate(over="ignore"):
-        floats = [float(np.float32(value)) for value in (theta, need("rms_norm_eps", int | float))]  # type: ignore[arg-type]
+    floats = []
+    for key, value in (("rope_theta", theta), ("rms_norm_eps", need("rms_norm_eps", int | float))):  # type: ignore[arg-type]
+        if not abs(value) <= 3.4e38:
+            raise FormatError(f"{key!r} is {value!r:.60}, more than a float32 can hold", path=path)
+        floats.append(float(np.float32(value)))
     found = ModelConfig(
         architecture="qwen2",
         **number,
@@ -224,8 +233,10 @@ def tokenizer(folder: Path, raw_config: dict[str, Any], tensors: dict[str, Tenso
     pre = _pre_tokenizer(raw, path)
     added = _added(raw, path)
     by_id = _by_id(model.get("vocab"), added, path)
-    rows = tensors["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else raw_config.get("vocab_size")
-    if not isinstance(rows, int) or max(by_id) >= rows:
+    if "token_embd.weight" not in tensors:
+        raise FormatError("has no tensor 'model.embed_tokens.weight'", path=folder)
+    rows = tensors["token_embd.weight"].shape[0]
+    if max(by_id) >= rows:
         raise FormatError(f"token {max(by_id)} has no row in an embedding of {rows}", path=path)
     tokens = [by_id.get(id, f"[PAD{id}]") for id in range(rows)]
     token_types = [UNUSED if id not in by_id else added.get(by_id[id], (id, NORMAL))[1] for id in range(rows)]
@@ -311,8 +322,8 @@ def _special(name: str, settings: dict[str, Any], raw_config: dict[str, Any], id
     token = settings.get(f"{name}_token")
     token = token.get("content") if isinstance(token, dict) else token
     if token is not None:
-        if token not in ids:
-            raise FormatError(f"{name}_token {token!r} is no token of {TOKENIZER}", path=folder / TOKENIZER_CONFIG)
+        if not isinstance(token, str) or token not in ids:
+            raise FormatError(f"{name}_token {token!r:.60} is no token of {TOKENIZER}", path=folder / TOKENIZER_CONFIG)
         return ids[token]
     number = raw_config.get(f"{name}_token_id")
     number = number[0] if isinstance(number, list) and number else number
@@ -324,7 +335,7 @@ def _special(name: str, settings: dict[str, Any], raw_config: dict[str, Any], id
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     """The template in its own file first, as transformers has it, else in tokenizer_config.json."""
     if (folder / TEMPLATE).is_file():
-        return (folder / TEMPLATE).read_text(encoding="utf-8")
+        return _read_text(folder / TEMPLATE)
     found = settings.get("chat_template")
     if isinstance(found, list):  # several by name
         found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), found)

@@ -47,7 +47,8 @@ class Qwen2Tokenizer:
 
     Raises:
         UnsupportedError: a model or pre-tokeniser other than Qwen2's, by name.
-        FormatError: vocabulary and merges contradict each other, a token stands twice, a byte has no token.
+        FormatError: vocabulary and merges contradict each other, a token stands twice, a byte has no token, a special id
+            is outside the vocabulary.
     """
 
     def __init__(self, data: TokenizerData) -> None:
@@ -59,6 +60,9 @@ class Qwen2Tokenizer:
             raise FormatError(f"{len(data.tokens)} tokens, but {len(data.token_types)} token types")
         self.data = data
         self.vocab_size = len(data.tokens)
+        for name, id in (("bos", data.bos_token_id), ("eos", data.eos_token_id), ("padding", data.pad_token_id)):
+            if id is not None and not 0 <= id < self.vocab_size:
+                raise FormatError(f"the {name} token {id} is outside the vocabulary of {self.vocab_size}")
         self._ids = _vocabulary(data.tokens)
         self._tokenizer = _build(data, self._ids)
         self.eog: frozenset[int] = frozenset(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 
 from aprlab import names, types
 from aprlab.convert import convert, export
 from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats import apr
+from aprlab.formats.common import json_object
 from aprlab.model import Model
 
 
@@ -115,6 +119,47 @@ def test_compressed_bodies(kind: str, tiny: Path, tmp_path: Path) -> None:
     assert_same_model(Model.open(tiny), model)
     export(path, tmp_path / "back.gguf")
     assert (tmp_path / "back.gguf").read_bytes() == tiny.read_bytes()
+
+
+def test_more_than_one_lz4_block_holds_is_refused_before_a_byte(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apr, "LZ4_LIMIT", 1_000_000)
+    with pytest.raises(UnsupportedError, match="zstd can"):
+        convert(tiny, tmp_path / "a.apr", compress="lz4", progress=lambda n: pytest.fail("written already"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_zstd_is_a_stream_both_ways(tmp_path: Path) -> None:
+    """Neither side holds the body, and a file that takes writes in parts gets all of it."""
+    body = np.random.default_rng(1).integers(0, 256, 24 << 20, np.uint8)
+    plan = apr.Plan("x", 0, (len(body) // 4,), len(body), lambda: iter([body.data]))
+    tracemalloc.start()
+    try:
+        apr.write(tmp_path / "a.apr", {}, [plan], apr.DIALECTS["realizar"], compress="zstd")
+        box = apr.scan(tmp_path / "a.apr")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(box.bytes_of(box.entries[0]), body) and peak < 20 << 20, peak
+
+    class Slow(io.BytesIO):
+        def write(self, data: Any) -> int:
+            return super().write(bytes(data)[:5000])
+
+    slow = Slow()
+    apr._compress(body[:100_000], "zstd", slow)
+    assert zstandard.ZstdDecompressor().decompress(slow.getvalue()) == body[:100_000].tobytes()
+
+
+def test_a_count_that_the_index_cannot_hold(tmp_path: Path) -> None:
+    """An entry has at least a name of one byte and one dimension: 29 bytes."""
+    index = 28 * 64
+    head = bytearray(apr.HEADER.pack(b"APR\0", 2, 0, 0, 64, 64, 0, 64, 64 + index, 0))
+    head[40:44] = struct.pack("<I", apr.header_crc(bytes(head)))
+    (tmp_path / "m.apr").write_bytes(bytes(head) + bytes(index))
+    with pytest.raises(FormatError, match="claims 64 tensors, at least 1856 bytes"):
+        apr.scan(tmp_path / "m.apr")
 
 
 # ── dtype bytes ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -317,6 +362,11 @@ def test_no_tokenizer_value_is_assumed(aprender: Path, tmp_path: Path, key: str)
         model.tokenizer  # noqa: B018
 
 
+def test_a_switch_is_true_or_false(aprender: Path, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"'tokenizer\.add_bos_token' is 'no', not true or false"):
+        assert Model.open(rebuilt(aprender, tmp_path, metadata=lambda m: {**m, "tokenizer.add_bos_token": "no"})).tokenizer
+
+
 @pytest.mark.parametrize("alias", ["n_layers", "num_hidden_layers", "n_layer"])
 def test_aliases_are_read_and_must_agree(aprender: Path, tmp_path: Path, alias: str) -> None:
     model = Model.open(rebuilt(aprender, tmp_path, metadata=lambda m: {**without("num_layers")(m), alias: 8}))
@@ -331,7 +381,8 @@ def test_aliases_are_read_and_must_agree(aprender: Path, tmp_path: Path, alias: 
     [({"num_layers": "8"}, "not a whole number"), ({"num_layers": 8.0}, "not a whole number"), ({"num_heads": 2**40}, "in range"),
      ({"rope_type": 1}, "rope_type"), ({"rope_theta": "big"}, "not a number"), ({"rope_theta": 1e400}, "JSON|range"),
      ({"num_kv_heads": 3}, "cannot share"), ({"architecture": "llama"}, "only 'qwen2'"), ({"vocab_size": 5}, "has shape"),
-     ({"rms_norm_eps": -1.0}, "out of range"), ({"num_heads": 0}, "at least 1")],
+     ({"rms_norm_eps": -1.0}, "out of range"), ({"num_heads": 0}, "at least 1"), ({"rope_theta": 10**400}, "float32 can hold"),
+     ({"num_heads": None, "n_head": "6"}, "'n_head' is '6'"), ({"rms_norm_eps": None, "norm_eps": "x"}, "'norm_eps' is 'x'")],
 )  # fmt: skip
 def test_senseless_config_values(aprender: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     if change.get("rope_theta") == 1e400:
@@ -345,7 +396,8 @@ def test_senseless_config_values(aprender: Path, tmp_path: Path, change: dict[st
 @pytest.mark.parametrize(
     ("text", "message"),
     [(b"{}x", "not sound JSON"), (b"[1]", "list, not an object"), (b'{"a":1,"a":2}', "twice"), (b'{"a":NaN}', "not JSON"),
-     (b"\xff{}", "not UTF-8"), (b"[" * 100_000, "not sound JSON")],
+     (b"\xff{}", "not UTF-8"), (b"[" * 100_000, "not sound JSON"), (rb'{"a":["\ud800"]}', "surrogates"),
+     (b'{"a":-1e999}', "beyond any float")],
 )  # fmt: skip
 def test_bad_metadata(aprender: Path, tmp_path: Path, text: bytes, message: str) -> None:
     size = -(-len(text) // 64) * 64
@@ -354,6 +406,10 @@ def test_bad_metadata(aprender: Path, tmp_path: Path, text: bytes, message: str)
     (tmp_path / "m.apr").write_bytes(bytes(head) + text.ljust(size, b"\0"))
     with pytest.raises(FormatError, match=message):
         apr.scan(tmp_path / "m.apr")
+
+
+def test_a_character_in_two_escapes_is_one() -> None:
+    assert json_object(r'{"a": "\ud83d\ude00", "b": 1e300}', "it", Path("x")) == {"a": "\U0001f600", "b": 1e300}
 
 
 def test_realizars_json_payload_is_refused_by_name(tmp_path: Path) -> None:

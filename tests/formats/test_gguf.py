@@ -111,6 +111,38 @@ def test_a_split_file_is_refused_by_name(tiny: Path, tmp_path: Path) -> None:
         Model.open(path)
 
 
+def test_keys_of_another_type_are_one_line(tiny: Path, tmp_path: Path) -> None:
+    header = gguf.read_header(tiny)
+    count = len(header.value("tokenizer.ggml.tokens"))
+    path = tmp_path / "odd.gguf"
+    for field in (
+        gguf.field_of("split.count", "string", "two"),
+        gguf.field_of("split.count", "array[uint8]", [1, 2]),
+        gguf.field_of("tokenizer.ggml.token_type", "array[float32]", np.ones(count)),
+        gguf.field_of("qwen2.block_count", "uint32", 2**32 - 1),
+    ):
+        fields = {**header.fields, field.key: field}
+        path.write_bytes(gguf.pack_header(list(fields.values()), header.infos) + header.file[header.data_offset :].tobytes())
+        with pytest.raises(FormatError, match=field.key.rpartition(".")[2]):
+            model = Model.open(path)
+            assert model.config and model.tokenizer
+
+
+def test_a_field_is_made_by_the_name_of_its_type(varied: Path) -> None:
+    for field in gguf.read_header(varied).fields.values():
+        made = gguf.field_of(field.key, field.type_name, field.value)
+        assert (made.type, made.element, made.type_name) == (field.type, field.element, field.type_name)
+    with pytest.raises(ValueError, match="holds something that is no uint8"):
+        gguf.pack_header([gguf.field_of("x", "array[uint8]", [1, -1])], [])
+
+
+def test_a_count_that_the_table_cannot_hold(tmp_path: Path) -> None:
+    """A row has at least an empty name and one dimension: 32 bytes."""
+    (tmp_path / "m.gguf").write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 10, 0) + bytes(319))
+    with pytest.raises(FormatError, match="claims 10 tensors, at least 320 bytes"):
+        gguf.read_header(tmp_path / "m.gguf")
+
+
 @pytest.mark.parametrize(
     ("offset", "data", "kind", "message"),
     [

@@ -95,6 +95,9 @@ def test_names_by_example() -> None:
     }
     assert names.to_gguf("model.layers.27.self_attn.r_proj.bias") is None
     assert names.to_gguf("model.layers.027.self_attn.q_proj.bias") is None  # a number has one spelling
+    for layer in ("N", "1" * 5000, "٣"):
+        assert names.to_gguf(f"model.layers.{layer}.self_attn.q_proj.bias") is None
+        assert names.from_gguf(f"blk.{layer}.attn_q.bias") == f"blk.{layer}.attn_q.bias"
     assert set(names.namings_of("lm_head.weight")) == {"canonical", "bare", "short"}
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from aprlab import names, types
 from aprlab.formats import apr
 from aprlab.formats.common import drop_pages
+from aprlab.formats.gguf import LAYERS_LIMIT
 from aprlab.model import Tensor
 from aprlab.onion.layers.base import Case, Deviation, Layer, Match, correlation, sample
 from aprlab.onion.seen import Piece
@@ -62,7 +63,7 @@ class Naming(Layer):
             due: dict[str, Tensor | None] = dict(case.ref.tensors)
         else:
             layers = case.seen.config["block_count"]
-            layers = layers if isinstance(layers, int) and 0 < layers < 10_000 else 0
+            layers = layers if isinstance(layers, int) and 0 < layers <= LAYERS_LIMIT else 0
             due = dict.fromkeys(names.inventory(layers, separate_output=False))
         fused = [m for m in case.matches if m.true is None]
         found = []
