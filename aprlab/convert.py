@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import itertools
 import os
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -196,7 +197,7 @@ def convert(
     _known_target(quantize)
     output = Path(output)
     model = source if isinstance(source, Model) else Model.open(source)
-    check_output(output, [model.path], force=force)
+    check_output(output, _inputs(model), force=force)
     if output.suffix == ".safetensors":
         raise UsageError("is a SafeTensors file; `export --format safetensors` writes a folder of them", path=output)
     _only_qwen2(model)
@@ -223,7 +224,15 @@ def convert(
     size = apr.write(
         output, metadata, used.plans(plans), replace(into, flags=flags), compress=compress, progress=progress
     )
-    same = all(a.type is b.type and a.shape == b.shape for a, b in zip(model.tensors.values(), written, strict=True))
+    reversible = seams is None and _promised(metadata, written)
+    return _report(model, output, dialect, size, lines, written, started, quantize, reversible)
+
+
+def _report(
+    model: Model, output: Path, dialect: str, size: int, lines: list[TensorLine], written: list[Tensor], started: float,
+    quantize: str | None = None, reversible: bool | None = None, notes: Iterable[str] = (),
+) -> ConversionReport:  # fmt: skip
+    """The report of what was just written; `notes` stand behind those about types."""
     costs = _costs(written)
     return ConversionReport(
         source=model.path,
@@ -235,10 +244,19 @@ def convert(
         types_out=_count(t.type.name for t in written),
         lines=lines,
         seconds=time.perf_counter() - started,
-        reversible=same and "gguf" in metadata.get("source_metadata", {}) and seams is None,
-        notes=_notes(lines, quantize, costs),
+        reversible=reversible,
+        notes=[*_notes(lines, quantize, costs), *notes],
         costs=costs,
     )
+
+
+def _inputs(model: Model) -> list[Path]:
+    """Every file that `model` is read from; none of them may be written to."""
+    found = {model.path, *(t.origin.path for t in model.tensors.values())}
+    if model.format == "safetensors":
+        folder = model.path if model.path.is_dir() else model.path.parent
+        found.update(folder / name for name in huggingface.READ)
+    return sorted(found)
 
 
 def _bytes_of(model: Model) -> int:
@@ -251,7 +269,7 @@ def _bytes_of(model: Model) -> int:
 def _only_qwen2(model: Model) -> None:
     known = set(names.VARIANTS["raw"])
     for name in model.tensors:
-        if names.template_of(name) not in known:
+        if names.template_of(name) not in known or "N" in name.split("."):
             raise UnsupportedError("is no tensor of a Qwen2 model", path=model.path, tensor=name)
 
 
@@ -291,9 +309,11 @@ def _notes(lines: list[TensorLine], quantize: str | None, costs: list[Cost]) -> 
     if quantize is None or quantize.lower() in mixes.MIXES:
         return notes
     target = encodable(quantize)
-    if any(line.type_out not in (target.name, line.type_in) for line in lines if len(line.shape) > 1):
-        rows = f"rows that are no multiple of {target.block_elements}"
-        notes.append(f"{rows} were written as {SUBSTITUTES[target].name}, as llama.cpp does")
+    other = SUBSTITUTES.get(target)
+    if other is not None and any(line.type_in != line.type_out == other.name for line in lines if len(line.shape) > 1):
+        notes.append(f"rows that are no multiple of {target.block_elements} were written as {other.name}, as llama.cpp does")
+    if any(line.type_in != line.type_out for line in lines):
+        return notes
     return notes or [f"every 2-D weight was {target.name} already"]
 
 
@@ -344,9 +364,7 @@ def re_encoded(tensor: Tensor, target: TensorType) -> Tensor:
     """`tensor` in another type: 2-D weights only; the same object where nothing is to be done."""
     if len(tensor.shape) < 2 or tensor.type is target:
         return tensor
-    if tensor.cols % target.block_elements:
-        target = SUBSTITUTES.get(target, target)
-        target.row_bytes(tensor.cols)  # raises where the substitute does not fit either
+    target = mixes.fitting(target, tensor.shape, tensor.name)
     return tensor if tensor.type is target else Recoded(tensor, target)
 
 
@@ -415,7 +433,8 @@ def _encode_rows(tensor: Recoded) -> Iterator[Any]:
         values = source.dequantise(rows)
         if not np.isfinite(values).all():
             raise FormatError(f"rows {start}..{start + len(values)} hold values that are not finite",
-                              path=source.origin.path, tensor=source.name, offset=source.origin.offset)  # fmt: skip
+                              path=source.origin.path, tensor=source.name,
+                              offset=source.origin.offset if source.origin.offset >= 0 else None)  # fmt: skip
         try:
             raw = quants.quantise(values, tensor.type).reshape(-1)
         except NumericError as error:
@@ -499,6 +518,8 @@ def _origin_record(model: Model) -> dict[str, Any]:
         source = model.metadata.get("source_metadata")
         return {"gguf": source["gguf"]} if isinstance(source, dict) and "gguf" in source else {}
     header = model.metadata.header if isinstance(model.metadata, gguf.FieldView) else gguf.read_header(model.path)
+    if header.alignment > GAP_LIMIT or not gguf.gives_back(header):
+        return {}
     kv = [[f.key, f.type_name, _plain(f)] for f in header.fields.values()]
     record: dict[str, Any] = {
         "version": header.version,
@@ -533,12 +554,14 @@ def _plain(item: gguf.Field) -> Any:
 
 
 def _gaps(header: gguf.Header, model: Model) -> list[list[Any]] | None:
-    """Bytes that belong to no tensor and are not zero, or do not follow ggml's layout: [offset, base64]."""
+    """Bytes that belong to no tensor and are not zero, or do not follow ggml's layout: [offset, base64]; None where too many."""
     ends = sorted((t.origin.offset, t.origin.offset + t.nbytes) for t in model.tensors.values())
     gaps, at, total = [], header.data_offset, 0
     for start, stop in [*ends, (header.file_size, header.file_size)]:
         if start > at:
             between = header.file[at:start]
+            if len(between) > GAP_LIMIT:
+                return None
             last = stop == start == header.file_size
             if between.any() or (last and len(between) != padding(at, header.alignment)):
                 total += len(between)
@@ -606,7 +629,7 @@ def export(
         return _to_safetensors(model, output, dtype or "f32", force, progress, started)
     if model.format == "gguf":
         raise UsageError("is a GGUF file; export takes APR", path=model.path)
-    check_output(output, [model.path], force=force)
+    check_output(output, _inputs(model), force=force)
     retype = _retyping(model, None)
     return _to_gguf(model, output, [retype(t) for t in model.tensors.values()], None, progress, started)
 
@@ -620,8 +643,8 @@ def _to_safetensors(
     if kind is None:
         raise UsageError(f"unknown dtype {dtype!r}; known: {', '.join(name.lower() for name in safetensors.DTYPES)}")
     _only_qwen2(model)
-    for path in {model.path, *(t.origin.path for t in model.tensors.values())}:
-        if output.resolve() in (path.resolve(), path.resolve().parent) and output.exists():
+    for path in _inputs(model):
+        if output.exists() and output.resolve() in (path.resolve(), path.resolve().parent, path.parent.resolve()):
             raise UsageError("holds the input", path=output)
     tok = model.tokenizer
     eog = Qwen2Tokenizer(tok).eog
@@ -636,26 +659,14 @@ def _to_safetensors(
         huggingface.write_companions(folder, files)
         known = {key: text for key, text in about.items() if text is not None}
         size = safetensors.write(folder / huggingface.SINGLE, plans, known, progress)
-    costs = _costs(written)
-    notes = [str(cost) for cost in costs]
+    notes = []
     if foreign := huggingface.foreign_tokens(tok):
         notes.append(f"{len(foreign)} tokens, first {foreign[0]}, are of types that tokenizer.json has not; they became ordinary")
-    return ConversionReport(
-        source=model.path,
-        output=output,
-        dialect=f"hugging face, {kind.name}",
-        bytes_in=_bytes_of(model),
-        bytes_out=size,
-        types_in=model.by_type(),
-        types_out=_count(t.type.name for t in written),
-        lines=[
-            TensorLine(a.name, names.from_gguf(a.name), a.shape, a.type.name, b.type.name, b.nbytes)
-            for a, b in zip(model.tensors.values(), written, strict=True)
-        ],
-        seconds=time.perf_counter() - started,
-        notes=notes,
-        costs=costs,
-    )
+    lines = [
+        TensorLine(a.name, names.from_gguf(a.name), a.shape, a.type.name, b.type.name, b.nbytes)
+        for a, b in zip(model.tensors.values(), written, strict=True)
+    ]
+    return _report(model, output, f"hugging face, {kind.name}", size, lines, written, started, notes=notes)
 
 
 def _to_gguf(
@@ -665,18 +676,19 @@ def _to_gguf(
     altered = replace(model, tensors={t.name: t for t in written})
     recorded = model.metadata.get("source_metadata") if model.format == "apr" else None
     record = recorded.get("gguf") if isinstance(recorded, dict) else None
+    what = "the metadata" if record is None else "source_metadata.gguf"
     try:
-        header, ordered, record = _header_for(altered, record)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise FormatError(f"source_metadata.gguf is damaged: {type(error).__name__}: {error}", path=model.path) from None
-    infos, alignment = header.infos, header.alignment
-    gaps = {at: base64.b64decode(text) for at, text in (record or {}).get("gaps", [])}
-    front = gguf.pack_header(list(header.fields.values()), infos, version=header.version, alignment=alignment)
-    proof = xxhash.xxh3_128(front)
+        header, ordered, record = _header_for(altered, record, quantize)
+        infos, alignment = header.infos, header.alignment
+        gaps = {at: base64.b64decode(text) for at, text in (record or {}).get("gaps", [])}
+        front = gguf.pack_header(list(header.fields.values()), infos, version=header.version, alignment=alignment)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:
+        raise FormatError(f"{what} is damaged: {type(error).__name__}: {error}", path=model.path) from None
+    parts: dict[str, bytes] = {}  # hash of each tensor; written by offset, proved in the order of the table
     with atomic(output) as file:
         file.write(front)
         position = len(front)
-        for info, tensor in zip(infos, ordered, strict=True):
+        for info, tensor in sorted(zip(infos, ordered, strict=True), key=lambda pair: pair[0].offset):
             position = _fill(file, position, len(front) + info.offset, gaps)
             part = xxhash.xxh3_64()
             for chunk in chunks_of(tensor)():
@@ -684,35 +696,29 @@ def _to_gguf(
                 size = write_all(file, chunk)
                 if progress is not None:
                     progress(size)
-            proof.update(part.digest())
+            parts[tensor.name] = part.digest()
             position += tensor.nbytes
         end = position + (len(gaps[position]) if position in gaps else padding(position, alignment))
         _fill(file, position, end, gaps)
+    proof = xxhash.xxh3_128(front)
+    for tensor in ordered:
+        proof.update(parts[tensor.name])
     expected = (record or {}).get("xxh3_128")
+    reversible = None if expected is None else proof.hexdigest() == expected
+    notes = ["this is not the original GGUF file: its hash differs"] if reversible is False else []
     lines = [
         TensorLine(t.name, t.name, t.shape, model.tensors[t.name].type.name, t.type.name, t.nbytes) for t in ordered
     ]
-    costs = _costs(ordered)
-    return ConversionReport(
-        source=model.path,
-        output=output,
-        dialect=f"gguf v{header.version}",
-        bytes_in=_bytes_of(model),
-        bytes_out=output.stat().st_size,
-        types_in=model.by_type(),
-        types_out=_count(t.type.name for t in ordered),
-        lines=lines,
-        seconds=time.perf_counter() - started,
-        reversible=None if expected is None else proof.hexdigest() == expected,
-        notes=_notes(lines, quantize, costs),
-        costs=costs,
-    )
+    size = output.stat().st_size
+    return _report(model, output, f"gguf v{header.version}", size, lines, ordered, started, quantize, reversible, notes)
 
 
 def _fill(file: Any, position: int, start: int, gaps: dict[int, bytes]) -> int:
     """Write what stands between two tensors: the recorded bytes, else zeros."""
     if start < position:
         raise FormatError(f"recorded offsets overlap: {start} after {position}")
+    if start - position > GAP_LIMIT:
+        raise FormatError(f"recorded offsets leave {start - position} bytes open; at most {GAP_LIMIT} are written")
     between = gaps.get(position, bytes(start - position))
     if len(between) != start - position:
         raise FormatError(f"recorded gap of {len(between)} bytes at {position}, {start - position} are open")
@@ -720,14 +726,26 @@ def _fill(file: Any, position: int, start: int, gaps: dict[int, bytes]) -> int:
     return start
 
 
-def _header_for(model: Model, record: dict[str, Any] | None) -> tuple[gguf.Header, list[Tensor], dict[str, Any] | None]:
+def _promised(metadata: dict[str, Any], tensors: list[Tensor]) -> bool:
+    """Whether these metadata hold the record of a GGUF file of just these tensors."""
+    try:
+        return _holds(metadata["source_metadata"]["gguf"], tensors)
+    except (LookupError, TypeError, ValueError):
+        return False
+
+
+def _holds(record: dict[str, Any], tensors: Iterable[Tensor]) -> bool:
+    """Whether the recorded table is that of these tensors, in whatever order."""
+    return {(n, tuple(ne), code) for n, ne, code in record["tensors"]} == {(t.name, t.ne, t.type.code) for t in tensors}
+
+
+def _header_for(
+    model: Model, record: dict[str, Any] | None, quantize: str | None
+) -> tuple[gguf.Header, list[Tensor], dict[str, Any] | None]:
     """Header and tensors in file order: the recorded ones where they still hold, else made from config and tokenizer."""
-    unchanged = record is not None and {(n, tuple(ne), code) for n, ne, code in record["tensors"]} == {
-        (t.name, t.ne, t.type.code) for t in model.tensors.values()
-    }
+    unchanged = record is not None and _holds(record, model.tensors.values())
     order = [row[0] for row in record["tensors"]] if record is not None else natural_order(model.tensors)
-    ordered = [model.tensors[name] for name in order if name in model.tensors]
-    ordered += [t for t in model.tensors.values() if t.name not in order]
+    ordered = [model.tensors[name] for name in dict.fromkeys([*order, *model.tensors]) if name in model.tensors]
     for tensor in ordered:
         if tensor.type in (types.APR_Q4, types.APR_Q8):
             raise UnsupportedError(f"is {tensor.type.name}, which GGUF does not have; convert with --quantize first",
@@ -736,6 +754,10 @@ def _header_for(model: Model, record: dict[str, Any] | None) -> tuple[gguf.Heade
     own = model.metadata.header if isinstance(model.metadata, gguf.FieldView) else None
     if own is not None:  # GGUF to GGUF: everything but the types stays
         version, alignment, ordered = own.version, own.alignment, [model.tensors[info.name] for info in own.infos]
+        same = [t.type.code for t in ordered] == [info.code for info in own.infos]
+        unchanged = same and (quantize or "").lower() not in mixes.MIXES
+    if isinstance(alignment, int) and alignment > GAP_LIMIT:
+        raise FormatError(f"the alignment is {alignment}; at most {GAP_LIMIT} is written", path=model.path)
     if version not in (2, 3) or not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
         raise ValueError(f"version {version!r}, alignment {alignment!r}")
     if own is not None:
@@ -743,7 +765,7 @@ def _header_for(model: Model, record: dict[str, Any] | None) -> tuple[gguf.Heade
     else:
         fields = _recorded_fields(model, record) if record else made_fields(model.config, model.tokenizer, model.metadata)
     if not unchanged:
-        fields = _with_file_type(fields, ordered)
+        fields = with_file_type(fields, (t.type.name for t in ordered if len(t.shape) > 1), quantize)
     infos = gguf.layout([(t.name, t.type, t.shape) for t in ordered], alignment)
     if unchanged and record is not None and "offsets" in record:
         infos = [replace(info, offset=offset) for info, offset in zip(infos, record["offsets"], strict=True)]
@@ -754,16 +776,12 @@ def _header_for(model: Model, record: dict[str, Any] | None) -> tuple[gguf.Heade
 def _recorded_fields(model: Model, record: dict[str, Any]) -> list[gguf.Field]:
     fields = []
     for key, type_name, value in record["kv"]:
-        inner = type_name.removeprefix("array[").removesuffix("]")
-        number, element = gguf.VALUE_TYPES.index(inner), None
-        if type_name != inner:
-            number, element = gguf.ARRAY, number
         if isinstance(value, dict) and "same_as" in value:
             value = model.metadata[value["same_as"]]
         elif isinstance(value, dict):
-            bits = np.frombuffer(base64.b64decode(value["base64"]), "<f4" if inner == "float32" else "<f8")
-            value = bits if element is not None else float(bits[0])
-        fields.append(gguf.Field(key, number, value, element))
+            bits = np.frombuffer(base64.b64decode(value["base64"]), "<f4" if "float32" in type_name else "<f8")
+            value = bits if type_name.startswith("array[") else float(bits[0])
+        fields.append(gguf.field_of(key, type_name, value))
     return fields
 
 
@@ -776,11 +794,11 @@ def made_fields(config: ModelConfig, tok: TokenizerData, metadata: Any) -> list[
     """The key-value section of a GGUF file for a model that does not come from one. Same keys as llama.cpp's converter."""
     if config.rope_type != "neox":
         raise UnsupportedError(f"rope_type is {config.rope_type!r}; GGUF has no key for it, a Qwen2 file is always NEOX")
-    number = {name: gguf.VALUE_TYPES.index(name) for name in ("uint32", "int32", "float32", "string", "bool")}
+    text = {key: value for key in ("name", "license") if isinstance(value := metadata.get(key), str)}
     values: list[tuple[str, str, Any]] = [
         ("general.architecture", "string", config.architecture),
-        ("general.name", "string", metadata.get("name")),
-        ("general.license", "string", metadata.get("license")),
+        ("general.name", "string", text.get("name")),
+        ("general.license", "string", text.get("license")),
         ("qwen2.block_count", "uint32", config.block_count),
         ("qwen2.context_length", "uint32", config.context_length),
         ("qwen2.embedding_length", "uint32", config.embedding_length),
@@ -805,23 +823,17 @@ def made_fields(config: ModelConfig, tok: TokenizerData, metadata: Any) -> list[
     if config.head_dim * config.head_count != config.embedding_length:
         values.insert(9, ("qwen2.attention.key_length", "uint32", config.head_dim))
         values.insert(10, ("qwen2.attention.value_length", "uint32", config.head_dim))
-    fields = []
-    for key, type_name, value in values:
-        if value is None:
-            continue
-        inner = type_name.removeprefix("array[").removesuffix("]")
-        kind, element = (number[inner], None) if inner == type_name else (gguf.ARRAY, number[inner])
-        fields.append(gguf.Field(key, kind, value, element))
-    return fields
+    return [gguf.field_of(key, type_name, value) for key, type_name, value in values if value is not None]
 
 
-def _with_file_type(fields: list[gguf.Field], tensors: list[Tensor]) -> list[gguf.Field]:
-    """`general.file_type` as llama.cpp counts it: by the type of most 2-D weights."""
-    counts = _count(t.type.name for t in tensors if len(t.shape) > 1)
-    most = next(iter(counts), "F32")
+def with_file_type(fields: list[gguf.Field], matrices: Iterable[str], quantize: str | None) -> list[gguf.Field]:
+    """The fields with a true `general.file_type`: the mix asked for, else the type of most 2-D weights, as llama.cpp counts."""
+    most = next(iter(_count(matrices)), "F32")
     known = {"F32": "ALL_F32", "Q4_K": "MOSTLY_Q4_K_M", "Q5_K": "MOSTLY_Q5_K_M", "Q3_K": "MOSTLY_Q3_K_M"}
-    label = LlamaFileType[known.get(most, f"MOSTLY_{most}")]
-    return [replace(f, value=int(label)) if f.key == "general.file_type" else f for f in fields]
+    mix = quantize is not None and quantize.lower() in mixes.MIXES
+    label = f"MOSTLY_{quantize}".upper() if mix else known.get(most, f"MOSTLY_{most}")
+    number = int(LlamaFileType.__members__.get(label, LlamaFileType.GUESSED))
+    return [replace(f, value=number) if f.key == "general.file_type" and type(f.value) is int else f for f in fields]
 
 
 __all__ = ["ConversionReport", "Seams", "TensorLine", "convert", "export", "healthy_seams"]

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from aprlab import __version__, mixes, quants, types
-from aprlab.convert import made_fields, natural_order
-from aprlab.errors import UnsupportedError
+from aprlab.convert import made_fields, natural_order, with_file_type
+from aprlab.errors import UnsupportedError, UsageError
 from aprlab.formats import gguf
 from aprlab.formats.common import atomic, check_output, padding, write_all
 from aprlab.known import KnownModel, known_model
@@ -158,7 +158,11 @@ def write(
     output = Path(output)
     check_output(output, [], force=force)
     listed = inventory(config, mix)
+    for kind, _ in listed.values():
+        if kind in (types.APR_Q4, types.APR_Q8):
+            raise UsageError(f"{kind.name} is a type of APR's own, which GGUF does not have", path=output)
     fields = made_fields(config, tokenizer(config.vocab_size), {"name": f"random weights, shaped like {like}"})
+    fields = with_file_type(fields, (kind.name for kind, shape in listed.values() if len(shape) > 1), mix)
     fields.append(gguf.Field("general.description", gguf.STRING, f"made by aprlab {__version__} synth, seed {seed}"))
     infos = gguf.layout([(name, kind, shape) for name, (kind, shape) in listed.items()])
     by_type: dict[str, int] = {}

@@ -116,13 +116,21 @@ def test_aprs_own_types_have_no_random_blocks() -> None:
         synth.Scale(types.APR_Q8, 0.02)
 
 
-@pytest.mark.parametrize("mix", ["q4_k_m", "q8_0", "f16"])
-def test_a_file_that_everything_takes(mix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mix", ["aprq4", "aprq8"])
+def test_no_file_of_a_type_that_gguf_does_not_have(mix: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="APR's own"):
+        synth.write(SMALL, tmp_path / "a.gguf", mix=mix)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("mix", "label"), [("q4_k_m", 15), ("q8_0", 7), ("f16", 1)])
+def test_a_file_that_everything_takes(mix: str, label: int, tmp_path: Path) -> None:
     path = tmp_path / "random.gguf"
     done = synth.write(SMALL, path, mix=mix, seed=7)
     assert done.bytes == path.stat().st_size
     model = Model.open(path)
     model.check_values()
+    assert model.metadata["general.file_type"] == label
     assert model.config == SMALL and model.by_type() == dict(sorted(done.by_type.items(), key=lambda i: (-i[1], i[0])))
     text = "def f(x): <|im_end|> Grüße"
     tokenizer = Qwen2Tokenizer(model.tokenizer)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from gguf.constants import LlamaFileType
 
 from aprlab import convert as conversion
 from aprlab import quants, types
@@ -89,6 +94,41 @@ def test_more_than_padding_between_tensors_is_not_promised_back(tiny: Path, tmp_
     assert export(tmp_path / "a.apr", tmp_path / "b.gguf").reversible is None
 
 
+@pytest.mark.parametrize("odd", [{"gap": bytes(conversion.GAP_LIMIT + 32)}, {"alignment": 2 * conversion.GAP_LIMIT}, {}])
+def test_what_export_would_refuse_is_not_promised(odd: dict, tiny: Path, tmp_path: Path) -> None:
+    """Holes and alignments beyond the limit, and a header that packing does not give back: the padding is not zero."""
+    model = Model.open(tiny)
+    few = [t for n, t in model.tensors.items() if not n.startswith("blk.") or n.startswith("blk.0.")]
+    fields = {**model.metadata.header.fields, "qwen2.block_count": gguf.field_of("qwen2.block_count", "uint32", 1)}
+    fields["general.alignment"] = gguf.field_of("general.alignment", "uint32", odd.get("alignment", 32))
+    data, infos, step = b"", [], odd.get("alignment", 32)
+    for tensor in few:
+        data += odd.get("gap", b"") * (len(infos) == 1)
+        data += bytes(-len(data) % step)
+        infos.append(gguf.TensorInfo(tensor.name, tensor.ne, tensor.type.code, len(data), 0))
+        data += tensor.raw.tobytes()
+    front = bytearray(gguf.pack_header(list(fields.values()), infos, alignment=step))
+    if not odd:
+        last = tensor.name.encode() + struct.pack("<IQQI", 2, *tensor.ne, tensor.type.code)
+        end = front.index(last) + len(last) + 8
+        assert len(front) > end, "a header that needs no padding shows nothing"
+        front[end] = 7
+    (tmp_path / "odd.gguf").write_bytes(bytes(front) + data)
+    report = convert(tmp_path / "odd.gguf", tmp_path / "a.apr")
+    assert report.reversible is False
+    assert export(tmp_path / "a.apr", tmp_path / "b.gguf").reversible is None
+
+
+def test_a_table_in_another_order_than_the_data_comes_back(tiny: Path, tmp_path: Path) -> None:
+    header = gguf.read_header(tiny)
+    infos = [*header.infos[1::2], *header.infos[::2]]
+    front = gguf.pack_header(list(header.fields.values()), infos)
+    (tmp_path / "odd.gguf").write_bytes(front + header.file[header.data_offset :].tobytes())
+    assert convert(tmp_path / "odd.gguf", tmp_path / "a.apr").reversible
+    assert export(tmp_path / "a.apr", tmp_path / "b.gguf").reversible
+    assert (tmp_path / "b.gguf").read_bytes() == (tmp_path / "odd.gguf").read_bytes()
+
+
 def test_a_changed_tensor_is_not_called_the_original(tiny: Path, tmp_path: Path) -> None:
     """The hash has to see one flipped bit of one block, though names, types and shapes still agree."""
     convert(tiny, tmp_path / "a.apr")
@@ -97,7 +137,8 @@ def test_a_changed_tensor_is_not_called_the_original(tiny: Path, tmp_path: Path)
     raw = tensor.raw.copy()
     raw[77] ^= 1
     model.tensors[tensor.name] = tensor.replace(raw=raw)
-    assert export(model, tmp_path / "b.gguf").reversible is False
+    report = export(model, tmp_path / "b.gguf")
+    assert report.reversible is False and "not the original" in report.notes[-1]
     assert export(Model.open(tmp_path / "a.apr"), tmp_path / "c.gguf").reversible is True
 
 
@@ -120,6 +161,62 @@ def test_a_damaged_record_is_an_error(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"source_metadata\.gguf is damaged"):
         export(tmp_path / "a.apr", tmp_path / "b.gguf")
     assert not (tmp_path / "b.gguf").exists()
+
+
+@pytest.fixture(scope="module")
+def back(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The embedded model as APR, with the record of the GGUF that it was."""
+    path = tmp_path_factory.mktemp("back") / "a.apr"
+    convert(tiny, path)
+    return Model.open(path)
+
+
+DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "text for a number": lambda r: r["kv"].append(["x", "uint32", "abc"]),
+    "a table for a row": lambda r: r["kv"].append(["x", "array[uint8]", [[1, 2], [3, 4]]]),
+    "a number too large": lambda r: r["kv"].append(["x", "array[uint8]", [1, 256]]),
+    "gaps of no pairs": lambda r: r.update(gaps=[5]),
+    "gaps of no base64": lambda r: r.update(gaps=[[1, "x"]]),
+    "offsets of floats": lambda r: r.update(offsets=[32.0 * n for n in range(len(r["tensors"]))]),
+    "alignment without end": lambda r: r.update(alignment=2**33),
+    "a file of 16 GB": lambda r: r.update(offsets=[0, *(2**34 * n for n in range(1, len(r["tensors"])))]),
+    "no table": lambda r: r.pop("tensors"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_hostile_record_is_one_line_and_no_file(damage: str, back: Model, tmp_path: Path) -> None:
+    metadata = {**back.metadata, "source_metadata": copy.deepcopy(back.metadata["source_metadata"])}
+    DAMAGES[damage](metadata["source_metadata"]["gguf"])
+    with pytest.raises(FormatError) as caught:
+        export(replace(back, metadata=metadata), tmp_path / "b.gguf")
+    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+def test_a_tensor_listed_twice_is_written_once(back: Model, tiny: Path, tmp_path: Path) -> None:
+    metadata = {**back.metadata, "source_metadata": copy.deepcopy(back.metadata["source_metadata"])}
+    listed = metadata["source_metadata"]["gguf"]["tensors"]
+    listed.append(listed[0])
+    assert export(replace(back, metadata=metadata), tmp_path / "b.gguf").tensors == len(back.tensors)
+    assert (tmp_path / "b.gguf").read_bytes() == tiny.read_bytes()
+
+
+def test_a_copy_promises_only_what_its_source_held(back: Model) -> None:
+    """APR to APR hands the record on; it is a promise only for the very tensors that it lists."""
+    tensors = list(back.tensors.values())
+    assert conversion._promised(back.metadata, tensors)
+    assert not conversion._promised(back.metadata, [tensors[0].replace(type=types.F16), *tensors[1:]])
+    assert not conversion._promised({"source_metadata": {"gguf": ["x"]}}, tensors)
+
+
+def test_without_a_record_it_is_the_metadata_that_are_damaged(back: Model, tmp_path: Path) -> None:
+    plain = {**back.metadata, "source_metadata": {}, "name": 7, "license": ["MIT"]}
+    types_ = [10**30, *back.tokenizer.token_types[1:]]
+    model = replace(back, metadata=plain, make_tokenizer=lambda: replace(back.tokenizer, token_types=types_))
+    with pytest.raises(FormatError, match=r"a\.apr: the metadata is damaged"):
+        export(model, tmp_path / "b.gguf")
+    export(replace(back, metadata=plain), tmp_path / "b.gguf")
+    assert not {"general.name", "general.license"} & Model.open(tmp_path / "b.gguf").metadata.keys()
 
 
 # ── re-encoding, on purpose ───────────────────────────────────────────────────────────────────────────────────────
@@ -152,6 +249,45 @@ def test_rows_that_do_not_fit_get_llama_cpps_substitute(tiny: Path, tmp_path: Pa
     with pytest.raises(UnsupportedError, match=r"row of 33 values.*Q5_0"):
         odd = tensor.replace(type=types.F32, shape=(6, 33), raw=np.zeros(6 * 33 * 4, np.uint8))
         conversion.re_encoded(odd, types.Q4_K)
+
+
+def test_the_file_type_is_that_of_the_mix_or_of_most_matrices(tiny: Path, tmp_path: Path) -> None:
+    header = gguf.read_header(tiny)
+    fields = {**header.fields, "general.file_type": gguf.field_of("general.file_type", "uint32", 99)}
+    front = gguf.pack_header(list(fields.values()), header.infos)
+    (tmp_path / "own.gguf").write_bytes(front + header.file[header.data_offset :].tobytes())
+    own = Model.open(tmp_path / "own.gguf")
+    half = {n: t.replace(type=types.Q8_1) if len(t.shape) > 1 else t for n, t in own.tensors.items()}
+
+    def label(tensors: dict[str, Any], quantize: str | None) -> int:
+        made, _, _ = conversion._header_for(replace(own, tensors=tensors), None, quantize)
+        return int(made.value("general.file_type"))
+
+    assert label(own.tensors, None) == label(own.tensors, "q4_k") == 99  # nothing was changed, so nothing is known better
+    assert label(own.tensors, "q4_k_s") == LlamaFileType.MOSTLY_Q4_K_S
+    assert label(own.tensors, "Q5_K_M") == LlamaFileType.MOSTLY_Q5_K_M
+    assert label(half, "q8_1") == LlamaFileType.GUESSED  # llama.cpp has no word for it
+
+
+def test_a_fault_over_re_encoding(tiny: Path) -> None:
+    from aprlab.onion.faults.dtypes import dequantise_all
+
+    seams = dequantise_all(conversion.healthy_seams(apr.DIALECTS["aprender"], types.Q8_0))
+    tensor = Model.open(tiny).tensors["blk.0.attn_k.weight"]
+    out = seams.tensor(tensor)
+    once = quants.dequantise(quants.quantise(tensor.dequantise(), types.Q8_0).reshape(-1), types.Q8_0, tensor.shape)
+    assert b"".join(map(bytes, conversion.chunks_of(out)())) == once.tobytes()
+    line = conversion.TensorLine(tensor.name, tensor.name, tensor.shape, tensor.type.name, out.type.name, out.nbytes)
+    assert conversion._notes([line], "q8_0", []) == [] == conversion._notes([line], "q4_k", [])
+
+
+def test_a_place_in_a_packed_file_is_no_offset(tiny: Path, tmp_path: Path) -> None:
+    tensor = Model.open(tiny).tensors["blk.0.attn_k.weight"]
+    raw = np.full(tensor.size, np.nan, "<f4").view(np.uint8)
+    lost = tensor.replace(type=types.F32, raw=raw, origin=replace(tensor.origin, offset=-1))
+    with pytest.raises(FormatError, match="not finite") as caught:
+        list(conversion.chunks_of(conversion.Recoded(lost, types.F16))())
+    assert caught.value.offset is None
 
 
 def test_default_keeps_every_block(tiny: Path, tmp_path: Path) -> None:
@@ -207,6 +343,10 @@ def test_a_tensor_that_is_no_qwen2s_is_refused(tiny: Path, tmp_path: Path) -> No
     with pytest.raises(UnsupportedError, match="no tensor of a Qwen2 model") as caught:
         convert(model, tmp_path / "a.apr")
     assert caught.value.tensor == "blk.0.attn_sinks.weight"
+    model = Model.open(tiny)
+    model.tensors["blk.N.attn_norm.weight"] = model.tensors["blk.0.attn_norm.weight"].replace(name="blk.N.attn_norm.weight")
+    with pytest.raises(UnsupportedError, match=r"blk\.N\..*no tensor of a Qwen2 model"):
+        convert(model, tmp_path / "a.apr")
 
 
 def test_a_scale_that_is_no_number_stops_the_conversion(tiny: Path, tmp_path: Path) -> None:

@@ -299,6 +299,8 @@ BAD_FILES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("config.json", lambda c: c.update(use_sliding_window=True), "use_sliding_window is true"),
     ("config.json", lambda c: c.update(tie_word_embeddings="no"), "tie_word_embeddings is 'no'"),
     ("config.json", lambda c: [c], "not an object"),
+    ("config.json", lambda c: c.update(rope_theta=10**400), "more than a float32 can hold"),
+    ("config.json", lambda c: c.update(num_hidden_layers=2**31 - 1), "at most 10000"),
     ("tokenizer.json", lambda t: t.pop("model"), "has no model"),
     ("tokenizer.json", lambda t: t["model"].update(type="Unigram"), "not plain byte-level BPE"),
     ("tokenizer.json", lambda t: t["model"].update(merges=["a b c"]), "not a pair"),
@@ -310,6 +312,7 @@ BAD_FILES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("tokenizer.json", lambda t: t["added_tokens"][0].update(lstrip=True), "strips"),
     ("tokenizer_config.json", lambda t: t.update(eos_token="<|nothing|>"), "is no token"),
     ("tokenizer_config.json", lambda t: t.update(chat_template=7), "not text"),
+    ("tokenizer_config.json", lambda t: t.update(eos_token=["<|im_end|>"]), "is no token"),
 ]
 
 
@@ -338,6 +341,47 @@ def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
         Model.open(folder / "model.safetensors")
     with pytest.raises(UsageError, match="is a directory, not a model file"):
         Model.open(tmp_path)
+
+
+def test_a_template_is_text_of_some_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / huggingface.TEMPLATE).write_bytes("Grüße".encode("latin-1"))
+    with pytest.raises(FormatError, match=r"chat_template\.jinja.*not UTF-8"):
+        assert huggingface._chat_template(folder, {})
+    monkeypatch.setattr(huggingface, "JSON_LIMIT", 4)
+    with pytest.raises(FormatError, match="at most 4 are read"):
+        assert huggingface._chat_template(folder, {})
+
+
+def test_rows_are_the_embeddings_and_nobody_elses(folder: Path) -> None:
+    with pytest.raises(FormatError, match=r"no tensor 'model\.embed_tokens\.weight'"):
+        huggingface.tokenizer(folder, {"vocab_size": 2**60}, {})
+
+
+def test_an_id_outside_the_vocabulary_is_one_line(folder: Path, tmp_path: Path) -> None:
+    rewrite(folder / "tokenizer_config.json", lambda t: t.update(eos_token=None))
+    rewrite(folder / "config.json", lambda c: c.update(eos_token_id=10**6))
+    with pytest.raises(FormatError, match="the eos token 1000000 is outside the vocabulary"):
+        export(folder, tmp_path / "out", format="safetensors")
+
+
+def test_nothing_that_is_read_is_written_to(folder: Path, tiny: Path, tmp_path: Path) -> None:
+    (folder / huggingface.TEMPLATE).write_text("hello")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", huggingface.TEMPLATE):
+        for source in (folder, folder / "model.safetensors"):
+            for action in (convert, export):
+                with pytest.raises(UsageError, match="same file"):
+                    action(source, folder / name, force=True)
+    # a folder of links, as the hub's cache has them
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for name in before:
+        (snapshot / name).symlink_to(folder / name)
+    (snapshot / huggingface.TEMPLATE).unlink()
+    for source in (snapshot, snapshot / "model.safetensors"):
+        with pytest.raises(UsageError, match="holds the input"):
+            export(source, snapshot, format="safetensors", force=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_spellings_of_the_hub(folder: Path) -> None:

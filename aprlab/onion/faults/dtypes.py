@@ -9,7 +9,7 @@ from dataclasses import replace
 from aprlab import types
 from aprlab.convert import Seams, re_encoded
 from aprlab.onion.faults.base import Fault, lines
-from aprlab.onion.faults.tensors import change_tensors
+from aprlab.onion.faults.tensors import change_tensors, whole
 from aprlab.types import TensorType
 
 # The ticket's table of what the writer wrote before GH-191, and the same function as the ticket's diff shows it.
@@ -44,7 +44,7 @@ def fall_through_warned(s: Seams) -> Seams:
 
 def dequantise_all(s: Seams) -> Seams:
     """Every matrix is decoded and written as F32."""
-    return change_tensors(s, lambda tensor: re_encoded(tensor, types.F32))
+    return change_tensors(s, lambda t: t if t.type is types.F32 else re_encoded(whole(t), types.F32))
 
 
 _SIZE_LAW = "The size law: bytes in the index do not fit the labelled type, and fit the true one exactly."
