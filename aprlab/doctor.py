@@ -91,7 +91,6 @@ def threading_layer() -> Check:
 
 def instructions() -> Check:
     """Which instruction set the kernels of engine jit use."""
-    from aprlab.errors import AprlabError
     from aprlab.simd import isa
 
     try:

@@ -87,21 +87,19 @@ def fetch(
     known = known_model(name)
     folder = Path(folder) if folder is not None else paths.models_dir()
     target, note = folder / known.file, folder / f"{known.file}.sha256"
-    offer: _Offer | None = None
     if target.is_file() and not force:
         due = known.sha256 or _noted(note)
         if due is None and offline:
             raise UsageError("is here, but without network nobody knows its SHA-256", path=target)
         if due is None:
-            offer = _offer(known, endpoint)
-            due = offer.sha256
+            due = _offer(known, endpoint).sha256
         found = sha256(target, progress)
         if found == due:
             return Fetched(target, target.stat().st_size, found, False, 0, time.perf_counter() - started)
         raise UsageError(f"is here, but its SHA-256 is {found}, not {due}; --force fetches it again", path=target)
     if offline:
         raise UsageError(f"is not here; without --offline it would be fetched from {known.repository}", path=target)
-    offer = offer or _offer(known, endpoint)
+    offer = _offer(known, endpoint)
     for what, ours, theirs in (("SHA-256", known.sha256, offer.sha256), ("size", known.bytes, offer.size)):
         if ours is not None and ours != theirs:
             raise FormatError(f"the hub offers {known.file} of {what} {theirs}, the known one has {ours}; nothing was fetched")
