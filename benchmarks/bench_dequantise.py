@@ -66,7 +66,10 @@ def main() -> None:
             actions["numpy"] = lambda: gguf.quants.dequantize(raw, code)  # noqa: B023
             for action in actions.values():
                 action()
-            rounds = [{key: seconds(action) for key, action in actions.items()} for _ in range(options.rounds)]
+            rounds = []
+            for n in range(options.rounds):  # a different one begins each time
+                order = [*actions][n % len(actions) :] + [*actions][: n % len(actions)]
+                rounds.append({key: seconds(actions[key]) for key in order})
         columns = []
         for key in ("jit", "c", "numpy"):
             speeds = [count * 4 / each[key] / 1e9 for each in rounds if key in each]

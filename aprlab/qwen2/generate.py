@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,8 +111,14 @@ class Session:
         self.model = self.engine.model
         self.config = config if config is not None else self.model.config
         check(self.model, self.config)
-        self.tokenizer = tokenizer if tokenizer is not None else Qwen2Tokenizer(self.model.tokenizer)
-        self.engine.warm()
+        if tokenizer is not None:
+            self.tokenizer = tokenizer
+            self.engine.warm()
+        else:  # both take half a second for a real model, and the engine needs Python little meanwhile
+            with ThreadPoolExecutor(1, "aprlab-tokenizer") as pool:
+                built = pool.submit(Qwen2Tokenizer, self.model.tokenizer)
+                self.engine.warm()
+                self.tokenizer = built.result()
         self.load_seconds = time.perf_counter() - started
         self._cache: Cache | None = None
         self._cached: list[int] = []  # the tokens whose positions the cache holds

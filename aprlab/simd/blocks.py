@@ -78,6 +78,10 @@ def _constant(doc: str, number: Callable[[TensorType], int]) -> Any:
     return intrinsic(constant)
 
 
+# Options of code that only other compiled code calls. Entries for Python and C would cost a fifth of the time to compile.
+INLINE = {
+    "forceinline": True, "boundscheck": False, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True,
+}  # fmt: skip
 K_TYPES = {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
 
 elements = _constant("Values in one block.", lambda t: t.block_elements)
@@ -87,9 +91,7 @@ has_plus = _constant("1 where the type has minima or offsets to add.", lambda t:
 
 def _by_kind(stub: Callable[..., Any], table: dict[str, Callable[..., Any]]) -> None:
     """Make calls of `stub(kind, …)` inside kernels go to `table[kind]`."""
-    inline = {"forceinline": True, "boundscheck": False, "error_model": "numpy"}
-
-    @overload(stub, jit_options=inline, strict=False)
+    @overload(stub, jit_options=INLINE, strict=False)
     def choose(kind, w, at, j):
         return table[kind.value]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from numba import njit, prange
 from numba.extending import overload
 
-from aprlab.simd.blocks import FLOATS, elements, factors, has_plus, integers, size
+from aprlab.simd.blocks import FLOATS, INLINE, elements, factors, has_plus, integers, size
 from aprlab.simd.vectors import (
     fma,
     load_bfloat,
@@ -30,8 +30,7 @@ from aprlab.simd.vectors import (
 )
 
 OPTIONS = {"cache": True, "nogil": True, "boundscheck": False, "error_model": "numpy"}
-INLINE = {"forceinline": True, "boundscheck": False, "error_model": "numpy"}
-FLAT = {"forceinline": True, **OPTIONS}  # a helper that is compiled into its callers
+FLAT = {**INLINE, "nogil": True}  # a helper that is compiled into its callers
 
 
 def decode_span(kind, w, at, count, out, o):
