@@ -10,6 +10,7 @@ import html
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,20 @@ def find_notebook(name: str | Path) -> Path:
     return path
 
 
+def _papermill() -> Any:
+    """papermill, without the grammars of internationalised addresses that jsonschema builds where it can: four seconds."""
+    unwanted = "rfc3987_syntax"
+    absent = unwanted not in sys.modules
+    if absent:
+        sys.modules[unwanted] = None  # type: ignore[assignment]
+    try:
+        import papermill
+    finally:
+        if absent:
+            del sys.modules[unwanted]
+    return papermill
+
+
 def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters as they may be given to the notebook (an int where a float is wanted becomes one).
 
@@ -67,8 +82,7 @@ def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dic
         UsageError: a name that the notebook does not declare in its cell tagged `parameters`, or a value whose type
             is not exactly the declared one. A NumPy scalar is not a Python number: papermill cannot save it.
     """
-    import papermill
-
+    papermill = _papermill()
     path = find_notebook(notebook)
     declared = papermill.inspect_notebook(str(path))
     checked: dict[str, Any] = {}
@@ -193,8 +207,7 @@ def walk(
     Raises:
         UsageError: an unknown notebook, a parameter that none of them declares, a value of another type; nothing was run.
     """
-    import papermill
-
+    papermill = _papermill()
     chosen = list(dict.fromkeys(names)) or notebook_names()
     declared = {name: papermill.inspect_notebook(str(find_notebook(name))) for name in chosen}
     given, asked = {**(optional or {}), **(parameters or {})}, dict(parameters or {})
@@ -311,7 +324,7 @@ def index_page(steps: Sequence[Step], parameters: Mapping[str, Any]) -> str:
 
 def _execute(source: Path, executed: Path, parameters: dict[str, Any], progress: bool) -> str:
     """Run `source` into `executed`; the failing cell and its error in one line, or nothing when all cells ran."""
-    import papermill
+    papermill = _papermill()
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
