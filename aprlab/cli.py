@@ -199,7 +199,10 @@ def inspect(file: ModelFile, as_json: Json = False, debug: Debug = False) -> Non
     total = ("total", *(sum(row[key] for row in seen["by_type"].values()) for key in counted))
     console.print(_table("inventory", ("type", *counted), [*kinds, total], right=counted))
     columns = ("name", "type", "shape", "offset", "bytes")
-    rows = [[t["name"], t["type"], " × ".join(map(str, t["shape"])), t["offset"], t["bytes"]] for t in seen["tensors"]]
+    rows = [
+        [t["name"], t["type"], " × ".join(map(str, t["shape"])), "-" if t["offset"] is None else t["offset"], t["bytes"]]
+        for t in seen["tensors"]
+    ]
     console.print(_table("tensors (shapes rows first)", columns, rows, right=("offset", "bytes")))
     for problem in ("missing", "unexpected", "warnings"):
         for line in seen[problem]:

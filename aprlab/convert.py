@@ -434,7 +434,7 @@ def _encode_rows(tensor: Recoded) -> Iterator[Any]:
         if not np.isfinite(values).all():
             raise FormatError(f"rows {start}..{start + len(values)} hold values that are not finite",
                               path=source.origin.path, tensor=source.name,
-                              offset=source.origin.offset if source.origin.offset >= 0 else None)  # fmt: skip
+                              offset=source.origin.place())  # fmt: skip
         try:
             raw = quants.quantise(values, tensor.type).reshape(-1)
         except NumericError as error:

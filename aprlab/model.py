@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a tensor stood: the file, its name there, the absolute byte offset of its data."""
+    """Where a tensor stood: the file, its name there, the absolute byte offset of its data (-1 in a compressed body)."""
 
     path: Path
     name: str
     offset: int
+
+    def place(self, at: int = 0) -> int | None:
+        """Absolute offset of byte `at` of its data; None in a compressed body, where there is none."""
+        return self.offset + at if self.offset >= 0 else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +113,7 @@ class Tensor:
             at = start + bad * self.type.block_bytes
             raise FormatError(
                 f"{self.type.name} block {at // self.type.block_bytes} has a scale that is not a finite number",
-                path=self.origin.path, tensor=self.name, offset=self.origin.offset + self.type.tensor_bytes + at,
+                path=self.origin.path, tensor=self.name, offset=self.origin.place(self.type.tensor_bytes + at),
             )  # fmt: skip
 
     def replace(self, **changes: Any) -> Tensor:

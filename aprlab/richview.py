@@ -122,7 +122,10 @@ def model_page(model: Model) -> str:
         head |= {"heads": f"{config['head_count']} ({config['head_count_kv']} for keys and values)"}
     notes = [Cell(f"missing: {name}", "bad") for name in seen["missing"]] + [Cell(word, "open") for word in seen["warnings"]]
     kinds = [[kind, row["tensors"], row["values"], size(row["bytes"])] for kind, row in seen["by_type"].items()]
-    tensors = [[t["name"], t["type"], shape(t["shape"]), t["bytes"], t["offset"]] for t in seen["tensors"]]
+    tensors = [
+        [t["name"], t["type"], shape(t["shape"]), t["bytes"], "-" if t["offset"] is None else t["offset"]]
+        for t in seen["tensors"]
+    ]
     return "".join([
         facts(head), *(f"<div>{note.html()}</div>" for note in notes),
         table(("type", "tensors", "values", "bytes"), kinds),
@@ -136,7 +139,7 @@ def tensor_page(tensor: Tensor) -> str:
 
     head: dict[str, Any] = {
         "tensor": tensor.name, "type": tensor.type.name, "shape": shape(tensor.shape), "bytes": size(tensor.nbytes),
-        "offset": tensor.origin.offset, "in": tensor.origin.path.name,
+        "offset": "-" if tensor.origin.place() is None else tensor.origin.place(), "in": tensor.origin.path.name,
     }  # fmt: skip
     if tensor.origin.name != tensor.name:
         head["called there"] = tensor.origin.name

@@ -43,7 +43,7 @@ def describe(model: Model) -> dict[str, Any]:
                 "name_in_file": t.origin.name,
                 "type": t.type.name,
                 "shape": list(t.shape),
-                "offset": t.origin.offset,
+                "offset": t.origin.place(),
                 "bytes": t.nbytes,
             }
             for t in model.tensors.values()

@@ -240,6 +240,7 @@ def test_the_tensor_browser(opened: Callable[..., Page], shoot: Callable[[Page, 
     page.run_all()
     page.wait_for_cells()
     page.page.click("th[data-key='sort:bytes']")
+    page.settle()  # rows move
     page.page.click("tr[data-key='row:blk.0.attn_k.weight']")
     pictures(page, 1)
     assert "decoded values (XXH3)" in page.page.locator(WIDGET).first.inner_text()

@@ -12,6 +12,7 @@ from builders import CONFIG, random_model, tensor
 
 from aprlab import engines, types
 from aprlab.engines.base import Cache, Engine
+from aprlab.engines.blas import blas_threads
 from aprlab.engines.reference import ReferenceEngine
 from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.model import Model
@@ -280,7 +281,7 @@ def test_threads_hold_for_the_matmul_only(model: Model, threads: int) -> None:
     before = threadpool_info()
     x = np.random.default_rng(0).normal(size=(2, 256)).astype(np.float32)
     engine = ReferenceEngine(model, threads=threads)
-    with engine._threads():
+    with blas_threads(threads):
         assert all(pool["num_threads"] <= threads for pool in threadpool_info() if pool["user_api"] == "blas")
     np.testing.assert_allclose(engine.matmul(x, "output.weight"), ReferenceEngine(model).matmul(x, "output.weight"), atol=1e-4)
     assert threadpool_info() == before

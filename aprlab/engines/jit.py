@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from aprlab.engines.base import Cache, Engine
+from aprlab.engines.blas import blas_threads
 from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.formats.common import drop_pages
 from aprlab.model import Model, ModelConfig, Tensor
@@ -73,7 +73,7 @@ class JitEngine(Engine):
         self._vectors: dict[str, np.ndarray] = {}
         self._turns: dict[tuple[float, int], tuple[np.ndarray, np.ndarray]] = {}
         self._tiles: list[np.ndarray] = []  # one a thread, while none is at work
-        self._blas, self._touched = ThreadpoolController(), False
+        self._touched = False
         self._pool = ThreadPoolExecutor(self.tasks, "aprlab-jit")
 
     # -- weights -------------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ class JitEngine(Engine):
             self._tiles.append(buffer)
 
         starts = range(0, rows, step)
-        with self._blas.limit(limits=1, user_api="blas"):
+        with blas_threads(1):
             if not self._touched:
                 self._touch()
             if self.tasks == 1:

@@ -7,14 +7,12 @@ more than multiplying; else every pass decodes each block again and memory stays
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import numpy as np
 import psutil
-from threadpoolctl import ThreadpoolController
 
 from aprlab.engines.base import Cache, Engine
+from aprlab.engines.blas import blas_threads
 from aprlab.errors import FormatError, UnsupportedError
 from aprlab.formats.common import drop_pages
 from aprlab.model import Model, ModelConfig, Tensor
@@ -43,7 +41,6 @@ class ReferenceEngine(Engine):
         self.cache_weights = cache_weights
         self._kept: dict[str, np.ndarray] = {}
         self._vectors: dict[tuple[str, int], np.ndarray] = {}
-        self._blas = ThreadpoolController() if threads is not None else None
 
     # -- weights -------------------------------------------------------------------------------------------------
 
@@ -105,7 +102,7 @@ class ReferenceEngine(Engine):
 
     def matmul(self, x: np.ndarray, weight: str, bias: str | None = None) -> np.ndarray:
         tensor = self.matrix(weight, x.shape[-1])
-        with self._threads():
+        with blas_threads(self.threads):
             if self.cache_weights:
                 y = x @ self._matrix(tensor).T  # (T, cols) @ (cols, rows)
             else:
@@ -159,9 +156,6 @@ class ReferenceEngine(Engine):
 
     def add(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return a + b
-
-    def _threads(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._blas is None else self._blas.limit(limits=self.threads, user_api="blas")
 
 
 def _row_blocks(tensor: Tensor) -> list[slice]:

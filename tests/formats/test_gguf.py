@@ -24,9 +24,14 @@ def assert_same_as_the_package(path: Path) -> None:
     for field in listed:
         found = ours.fields[field.name]
         assert [int(t) for t in field.types[:2]] == [found.type, *([] if found.element is None else [found.element])]
-        value = found.value.tolist() if isinstance(found.value, np.ndarray) else found.value
-        contents = field.contents()
-        assert (list(value) if isinstance(value, gguf.Strings) else value) == contents, field.name
+        some = slice(None, None, 1 if len(field.data) < 10_000 else 101)  # the package takes its time
+        value, contents = found.value, field.contents(some) if found.element is not None else field.contents()
+        if isinstance(value, np.ndarray):
+            value = value[some].tolist()
+        elif isinstance(value, gguf.Strings):
+            assert len(value) == len(field.data)
+            value = list(value)[some]
+        assert value == contents, field.name
     model = Model.open(path)
     assert [t.name for t in theirs.tensors] == list(model.tensors)
     for tensor, found in zip(theirs.tensors, model.tensors.values(), strict=True):
