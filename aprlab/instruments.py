@@ -444,6 +444,7 @@ def fingerprint(thing: Model | Tensor | str | Path) -> list[Fingerprint]:
         values = thing.dequantise()
         flat = np.ascontiguousarray(values).reshape(-1)
         hashes = [xxhash.xxh3_64_hexdigest(np.ascontiguousarray(part).data) for part in (thing.raw, flat.view(np.uint8))]
+        drop_pages(thing.raw)
         return [Fingerprint(thing.name, thing.type.name, thing.shape, hashes[0], hashes[1], statistics(values))]
     model = thing if isinstance(thing, Model) else Model.open(thing)
     if not model.tensors:
@@ -486,6 +487,7 @@ def _in_parts(tensor: Tensor) -> Fingerprint:
         squares += float(wide @ wide) + apart * apart * count * finite.size / total  # Chan, Golub and LeVeque
         mean += apart * finite.size / total
         count = total
+    drop_pages(tensor.raw)  # the kernel also maps what lies around a page that is asked for
     if not count:
         return Fingerprint(tensor.name, tensor.type.name, tensor.shape, raw.hexdigest(), hashed.hexdigest(),
                            Statistics(tensor.size, None, None, None, None, (), 0, nan, inf, float("nan")))  # fmt: skip
