@@ -312,9 +312,9 @@ def _notes(lines: list[TensorLine], quantize: str | None, costs: list[Cost]) -> 
     other = SUBSTITUTES.get(target)
     if other is not None and any(line.type_in != line.type_out == other.name for line in lines if len(line.shape) > 1):
         notes.append(f"rows that are no multiple of {target.block_elements} were written as {other.name}, as llama.cpp does")
-    if any(line.type_in != line.type_out for line in lines):
-        return notes
-    return notes or [f"every 2-D weight was {target.name} already"]
+    if not notes and all(line.type_in == line.type_out for line in lines):
+        notes.append(f"every 2-D weight was {target.name} already")
+    return notes
 
 
 def _costs(written: list[Tensor]) -> list[Cost]:
@@ -433,8 +433,7 @@ def _encode_rows(tensor: Recoded) -> Iterator[Any]:
         values = source.dequantise(rows)
         if not np.isfinite(values).all():
             raise FormatError(f"rows {start}..{start + len(values)} hold values that are not finite",
-                              path=source.origin.path, tensor=source.name,
-                              offset=source.origin.place())  # fmt: skip
+                              path=source.origin.path, tensor=source.name, offset=source.origin.place())  # fmt: skip
         try:
             raw = quants.quantise(values, tensor.type).reshape(-1)
         except NumericError as error:

@@ -319,15 +319,15 @@ def sweep(
     done = {cell.id: outcome for cell in cells if (outcome := _done(cell, folder)) is not None}
     outcomes = dict(done)
 
-    def note(outcome: Outcome) -> None:
-        outcomes[outcome.cell.id] = outcome
+    def publish(*news: Outcome) -> None:
         page = index_page([outcomes[cell.id] for cell in cells if cell.id in outcomes], len(cells), Path(matrix).name)
         write_text(folder / "index.html", page)
-        if on_cell is not None:
-            on_cell(outcome)
+        for outcome in news:
+            if on_cell is not None:
+                on_cell(outcome)
 
-    for outcome in done.values():
-        note(outcome)
+    if done:
+        publish(*done.values())
     by_id = {cell.id: cell for cell in cells}
     missing = [cell for cell in cells if cell.id not in done]
     keys = {cell.id: cell.key for cell in missing}  # of what will be run; it may have changed by the end of the run
@@ -335,7 +335,8 @@ def sweep(
         for result in _results(missing, jobs, scheduler):
             cell = by_id[result.id]
             bar.set_postfix_str(cell.id[:40])
-            note(_keep(cell, keys[cell.id], result, folder))
+            outcomes[cell.id] = _keep(cell, keys[cell.id], result, folder)
+            publish(outcomes[cell.id])
             bar.update()
     return [outcomes[cell.id] for cell in cells]
 

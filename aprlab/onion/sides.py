@@ -287,7 +287,7 @@ class _Guesses:
         self.model, self.config, self.kind, self.seen = a.model, a.config, kind, seen
         self.threads = a.engine.threads
         self.options = a.engine.alike
-        self.healthy = a.engine if a.engine.name == kind else self._engine(a.model)
+        self.healthy = a.engine if a.engine.name == kind else self._create(a.model)
         self.wrong = {c.group for c in seen.calls if c.difference is not None}
         self.most = 64 if is_small(a.model) else 2  # an engine may hold all weights, decoded
         self._engines = _kept_engines(a.model, kind, self.threads, a.engine.contract)
@@ -301,7 +301,7 @@ class _Guesses:
             chosen = {id(c): c for c in (*wrong, calls[0], calls[len(calls) // 2], calls[-1])}
             self.probes[group] = list(chosen.values())
 
-    def _engine(self, model: Model) -> Engine:
+    def _create(self, model: Model) -> Engine:
         return all_engines.create(self.kind, model, self.threads, **self.options)
 
     def engine(self, faults: Sequence[Fault]) -> Engine | None:
@@ -328,7 +328,7 @@ class _Guesses:
                 wrong = misread(self.model, registry, as_floats=False)
             else:  # the way a session with these faults goes, so that the last bit can agree
                 wrong = for_other_engines(self.model, [f for f in faults if f.registry is not None])
-            runner = self._engine(wrong)
+            runner = self._create(wrong)
         for fault in faults:
             runner = fault.engine(runner) if fault.engine is not None else runner
         return runner

@@ -25,6 +25,7 @@ from aprlab.onion.peel import peel
 from aprlab.onion.sides import peel_sessions
 from aprlab.onion.verdict import Verdict
 from aprlab.qwen2.generate import Session
+from aprlab.suspects import given_for
 
 PROMPT = "What is 2+2?"
 TOKENS = 4  # of the answer: enough to tell any of these apart
@@ -74,11 +75,9 @@ def believed() -> Session:
 
 def file_row(folder: Path, ids: tuple[str, ...], **options: Any) -> Row | None:
     """A file with these faults, peeled; None where they do not go together or one hides the other without a trace."""
-    given: dict[str, Any] = {}
-    for id in ids:
-        given |= FAULTS[id].given
     path = folder / "broken.apr"
     try:
+        given = given_for([FAULTS[id] for id in ids])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             convert_with(reference(), path, ids, force=True, **given)
