@@ -56,7 +56,7 @@ def main() -> None:
         if kind.type.block_elements == 1:  # plain halves: keep clear of NaN, which is slow in C
             source &= 0x3F
         raw, out = kernels.frozen(source), np.zeros(count, np.float32)
-        actions: dict[str, Callable[[], object]] = {"jit": lambda: kernels.decode_serial(kind, raw, count, out)}  # noqa: B023
+        actions: dict[str, Callable[[], object]] = {"jit": lambda: kernels.decode(kind, raw, count, out)}  # noqa: B023
         own = f"dequantize_row_{name.lower().replace('_k', '_K')}"
         if library is not None and hasattr(library, own):
             args = ctypes.c_void_p(raw.ctypes.data), ctypes.c_void_p(out.ctypes.data), ctypes.c_int64(count)

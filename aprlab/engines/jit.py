@@ -1,7 +1,7 @@
 """The fast CPU engine: kernels compiled by numba, on quantised blocks.
 
-Few tokens go through fused kernels; many through tiles of decoded rows and BLAS, one thread and one tile at a time each.
-Nothing is decoded ahead. Matrices of the common types are repacked when a fused kernel first asks for them (eight rows
+Tokens go through fused kernels, prompts four at a time; where BLAS is faster (contract f32 without AVX-512, types that are not
+packed), prompts go through tiles of decoded rows and BLAS, one thread and one tile at a time each. Nothing is decoded ahead. Matrices of the common types are repacked when a fused kernel first asks for them (eight rows
 interleaved, the same bytes: `aprlab.simd.packed`), and the file's pages they came from are given back.
 """
 
@@ -11,6 +11,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,7 +27,8 @@ from aprlab.types import BF16, F16, F32, Q8_0
 
 _TILE_VALUES = 1 << 19  # most decoded values of a tile, 2 MiB: a quarter of that costs BLAS half its speed
 CONTRACTS = ("f32", "q8")
-FUSED = 4  # most tokens for which fused kernels beat decoding and BLAS
+FUSED = 4  # most tokens for which fused kernels beat decoding and BLAS, where they do not take tiles of tokens
+_TOKENS = 256  # most tokens of one call: three bytes of each activation are kept meanwhile, a thread
 _PARALLEL_VALUES = 1 << 14  # below this, handing work to threads costs more than it saves
 _NONE = np.empty(0, np.float32)
 
@@ -67,7 +69,7 @@ class JitEngine(Engine):
         self.tasks = kernels.check_threads(threads)
         self._weights: dict[str, tuple[kernels.Kind, np.ndarray, int]] = {}
         self._packed: dict[str, np.ndarray] = {}
-        self._entries: dict[tuple[Any, kernels.Kind], Callable[..., Any]] = {}  # compiled code, types resolved
+        self._entries: dict[tuple[Any, kernels.Kind], tuple[Callable[..., Any], int]] = {}  # compiled code, and where it is
         self._decoders: dict[kernels.Kind, Callable[..., Any]] = {}
         self._decoded: dict[str, np.ndarray] = {}  # whole matrices of types without a kernel
         self._vectors: dict[str, np.ndarray] = {}
@@ -179,43 +181,55 @@ class JitEngine(Engine):
         x, y = _plain(x), np.empty((x.shape[0], tensor.shape[0]), np.float32)
         plus = _NONE if bias is None else self._vector(bias, tensor.shape[0])
         kind, raw, row_bytes = self._matrix(tensor)
-        packs = kernels.packable(kind)
-        if len(x) > FUSED or (packs and not self.repack and self.contract == "q8"):
+        packs = kernels.packable(kind) and self.repack
+        tiles = packs and (self.contract == "q8" or self.isa is isas.AVX512)  # else BLAS is faster
+        if (len(x) > FUSED and not tiles) or (kernels.packable(kind) and not packs and self.contract == "q8"):
             self._tiled(tensor, x, y)
             return y if bias is None else np.add(y, plus, out=y)
-        if packs and self.repack:
+        if packs:
             raw = self._packed_matrix(tensor)
         elif self.contract == "q8" and not kind.type.quantised:
             x = _rounded_to(kind, x)
-        args: tuple[Any, ...] = (self.isa, kind, raw, row_bytes, x, plus, y)
-        parallel = self.tasks > 1 and tensor.shape[0] * tensor.shape[1] >= _PARALLEL_VALUES
-        refused = self._call(self._kernel(kind, parallel), kind, (*args, self.tasks) if parallel else args)
-        for t in range(len(x)) if refused else ():
-            if refused >> t & 1:  # not for integers: plain float products, on the file's own bytes
-                args = (self.isa, kind, self._matrix(tensor)[1], row_bytes, x[t : t + 1], plus, y[t : t + 1])
-                self._call(kernels.matmul_f32_serial, kind, args)
+        kernel = self._kernel(kind, tiles and len(x) > 2)
+        for first in range(0, len(x), _TOKENS):
+            part = slice(first, first + _TOKENS)
+            refused = np.zeros(len(x[part]), np.uint8)
+            if self._product(kernel, kind, raw, row_bytes, x[part], plus, y[part], refused):
+                for t in first + np.flatnonzero(refused):  # not for integers: plain float products, on the file's own bytes
+                    one = x[t : t + 1], plus, y[t : t + 1], refused
+                    self._product(kernels.matmul_f32, kind, self._matrix(tensor)[1], row_bytes, *one)
         return y
 
-    def _call(self, kernel: Any, kind: kernels.Kind, args: tuple[Any, ...]) -> Any:
-        """kernel(*args), by way of its compiled code after the first time."""
-        entry = self._entries.get((kernel, kind))
-        if entry is not None:
-            return entry(*args)
-        done = kernel(*args)
-        self._entries[kernel, kind] = kernels.entry(kernel, *args)
-        return done
+    def _product(self, kernel: Any, kind: kernels.Kind, raw: np.ndarray, row_bytes: int, *arrays: np.ndarray) -> int:
+        """kernel on x, bias, out and refused, in parallel where that pays; by way of its compiled code after the first time."""
+        rows = arrays[2].shape[1]
+        known = self._entries.get((kernel, kind))
+        if known is None:
+            args = self.isa, kind, raw, row_bytes, *arrays, 0, 0  # no rows
+            kernel(*args)
+            known = self._entries[kernel, kind] = kernels.entry(kernel, *args), kernels.address(kernel, *args)
+        entry, address = known
+        if self.tasks == 1 or rows * arrays[0].shape[1] < _PARALLEL_VALUES:
+            return int(entry(self.isa, kind, raw, row_bytes, *arrays, 0, rows))
+        return int(self._parallel(address, raw, row_bytes, *arrays, self.tasks))
 
-    def _kernel(self, kind: kernels.Kind, parallel: bool) -> Any:
+    @cached_property
+    def _parallel(self) -> Callable[..., Any]:
+        """The compiled code of `kernels.product_parallel`."""
+        none = np.empty((0, 0), np.float32)
+        args = 0, kernels.frozen(np.empty(0, np.uint8)), 0, none, _NONE, none, np.empty(0, np.uint8), 0  # no part, no call
+        kernels.product_parallel(*args)
+        return kernels.entry(kernels.product_parallel, *args)
+
+    def _kernel(self, kind: kernels.Kind, tiles: bool) -> Any:
         """The fused kernel of this engine's contract for a block type; plain floats have one for both contracts."""
         if self.repack and kernels.packable(kind):
             if self.contract == "q8":
-                return kernels.packed_q8_parallel if parallel else kernels.packed_q8_serial
-            return kernels.packed_f32_parallel if parallel else kernels.packed_f32_serial
+                return kernels.packed_q8_tiles if tiles else kernels.packed_q8
+            return kernels.packed_f32_tiles if tiles else kernels.packed_f32
         if kind.type is Q8_0 and self.contract == "f32":
-            return kernels.q8_0_f32_parallel if parallel else kernels.q8_0_f32_serial
-        if self.contract == "q8" and kind.type.quantised:
-            return kernels.matmul_q8_parallel if parallel else kernels.matmul_q8_serial
-        return kernels.matmul_f32_parallel if parallel else kernels.matmul_f32_serial
+            return kernels.q8_0_f32
+        return kernels.matmul_q8 if self.contract == "q8" and kind.type.quantised else kernels.matmul_f32
 
     def _tiled(self, tensor: Tensor, x: np.ndarray, y: np.ndarray) -> None:
         """Rows are decoded tile by tile and multiplied by BLAS, each thread on tiles of its own.
@@ -232,8 +246,8 @@ class JitEngine(Engine):
         if decode is None:
             block = raw[: kind.type.block_bytes], kind.type.block_elements
             sample = kind, *block, np.empty(block[1], np.float32)
-            kernels.decode_serial(*sample)
-            decode = self._decoders[kind] = kernels.entry(kernels.decode_serial, *sample)
+            kernels.decode(*sample)
+            decode = self._decoders[kind] = kernels.entry(kernels.decode, *sample)
 
         def multiply(first: int) -> None:
             last = min(first + step, rows)

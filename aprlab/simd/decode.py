@@ -8,7 +8,7 @@ the same bits as two operations.
 
 from __future__ import annotations
 
-from numba import njit, prange
+from numba import njit
 from numba.extending import overload
 
 from aprlab.simd.blocks import FLOATS, INLINE, elements, factors, has_plus, integers, size
@@ -82,15 +82,6 @@ def _decode_span(kind, w, at, count, out, o):
 
 
 @njit(**OPTIONS)
-def decode_serial(kind, w, count, out):
+def decode(kind, w, count, out):
     """Decode `count` values, whole blocks, from `w` uint8 into `out` float32, both 1-D."""
     decode_span(kind, w, 0, count, out, 0)
-
-
-@njit(parallel=True, **OPTIONS)
-def decode_parallel(kind, w, count, out, tasks):
-    """`decode_serial` in `tasks` parts of whole blocks."""
-    blocks = count // elements(kind)
-    for task in prange(tasks):
-        first, last = task * blocks // tasks, (task + 1) * blocks // tasks
-        decode_span(kind, w, first * size(kind), (last - first) * elements(kind), out, first * elements(kind))

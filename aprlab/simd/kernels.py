@@ -15,8 +15,9 @@ import numpy as np
 
 from aprlab.errors import UsageError
 from aprlab.simd.blocks import KINDS, Kind
-from aprlab.simd.decode import decode_parallel, decode_serial
-from aprlab.simd.matmul_f32 import matmul_f32_parallel, matmul_f32_serial
+from aprlab.simd.decode import decode
+from aprlab.simd.drive import address, product_parallel
+from aprlab.simd.matmul_f32 import matmul_f32
 from aprlab.simd.ops import (
     attend_one_parallel,
     attend_parallel,
@@ -33,41 +34,38 @@ from aprlab.simd.packed import (
     ROWS,
     fields,
     pack,
-    packed_f32_parallel,
-    packed_f32_serial,
-    packed_q8_parallel,
-    packed_q8_serial,
-    q8_0_f32_parallel,
-    q8_0_f32_serial,
+    packed_f32,
+    packed_f32_tiles,
+    packed_q8,
+    packed_q8_tiles,
+    q8_0_f32,
 )
-from aprlab.simd.q8 import matmul_q8_parallel, matmul_q8_serial, quantise_rows, rounded
+from aprlab.simd.q8 import matmul_q8, quantise_rows, rounded
 
 __all__ = [
     "KINDS",
     "ROWS",
     "Kind",
+    "address",
     "attend_one_parallel",
     "attend_parallel",
     "attend_serial",
     "check_threads",
-    "decode_parallel",
-    "decode_serial",
+    "decode",
     "embed_rows",
     "entry",
     "fields",
     "frozen",
-    "matmul_f32_parallel",
-    "matmul_f32_serial",
-    "matmul_q8_parallel",
-    "matmul_q8_serial",
+    "matmul_f32",
+    "matmul_q8",
     "pack",
     "packable",
-    "packed_f32_parallel",
-    "packed_f32_serial",
-    "packed_q8_parallel",
-    "packed_q8_serial",
-    "q8_0_f32_parallel",
-    "q8_0_f32_serial",
+    "packed_f32",
+    "packed_f32_tiles",
+    "packed_q8",
+    "packed_q8_tiles",
+    "product_parallel",
+    "q8_0_f32",
     "quantise_rows",
     "rms_norm",
     "rotate",

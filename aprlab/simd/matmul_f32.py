@@ -8,7 +8,7 @@ weight exactly before it is multiplied; symmetric types take their scale out of 
 
 from __future__ import annotations
 
-from numba import float32, njit, prange
+from numba import float32, njit
 from numba.extending import overload
 
 from aprlab.simd.blocks import FLOATS, K_TYPES, OFFSET, factors, integers, size
@@ -159,28 +159,17 @@ def _symmetric_wide(kind, w, start, j, x, i, sums):
     return fma(splat_f32x16(low), first, a), fma(splat_f32x16(high), second, b)
 
 
-@njit(**FLAT)
-def _rows(isa, kind, w, row_bytes, x, bias, out, first, last):
+@njit(**OPTIONS)
+def matmul_f32(isa, kind, w, row_bytes, x, bias, out, refused, first, last):
+    """Rows first … last - 1 of out (T, rows) = x (T, cols) times the transpose of `w`, plus `bias` (rows,) unless that is empty.
+
+    `w` is uint8, 1-D, rows of `row_bytes`. A row of w is read once for all T, which should be few. Returns 0: no row of x is
+    refused (see `aprlab.simd.packed`).
+    """
     flat = x.reshape(-1)
     cols = x.shape[1]
     for r in range(first, last):
         plus = bias[r] if bias.size else float32(0)
         for t in range(x.shape[0]):
             out[t, r] = row_dot(isa, kind, w, r * row_bytes, flat, t * cols, cols) + plus
-
-
-@njit(**OPTIONS)
-def matmul_f32_serial(isa, kind, w, row_bytes, x, bias, out):
-    """out (T, rows) = x (T, cols) times the transpose of `w`, plus `bias` (rows,) or nothing where that is empty.
-
-    `w` is uint8, 1-D, rows of `row_bytes`. A row of w is read once for all T, which should be few.
-    """
-    _rows(isa, kind, w, row_bytes, x, bias, out, 0, out.shape[1])
-
-
-@njit(parallel=True, **OPTIONS)
-def matmul_f32_parallel(isa, kind, w, row_bytes, x, bias, out, tasks):
-    """`matmul_f32_serial` with the rows of w in `tasks` parts."""
-    for task in prange(tasks):
-        rows = out.shape[1]
-        _rows(isa, kind, w, row_bytes, x, bias, out, task * rows // tasks, (task + 1) * rows // tasks)
+    return 0

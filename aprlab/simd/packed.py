@@ -13,7 +13,8 @@ The products are those of unsigned weights with signed bytes of activations, exa
   product of floats. `docs/kernels.md` derives what that does to a sum; `split` says which activations this does not suit:
   they go through plain float products.
 
-The sum of one row depends on nothing but that row and x.
+Tokens come in tiles (`TILE_F32`, `TILE_Q8`), for which weights are unpacked once; one token is a tile of its own. What comes
+out for a token is the same, bit for bit, in either: the sum of one row depends on nothing but that row and its x.
 """
 
 # mypy: ignore-errors
@@ -23,11 +24,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import float32, njit, prange
+from numba import float32, njit
 from numba.extending import overload
 
 from aprlab.simd.blocks import K_TYPES, OFFSET, ZERO_POINT, elements, size
 from aprlab.simd.decode import FLAT, INLINE, OPTIONS
+from aprlab.simd.isa import AVX512
 from aprlab.simd.q8 import _buffers, _round_rows
 from aprlab.simd.vectors import (
     absolute,
@@ -35,6 +37,12 @@ from aprlab.simd.vectors import (
     band,
     bor,
     dot2,
+    each_add,
+    each_fma,
+    each_scaled,
+    each_store,
+    each_sub,
+    each_zero,
     fma,
     hmax,
     hsum,
@@ -49,6 +57,7 @@ from aprlab.simd.vectors import (
     load_u32,
     maximum,
     mul,
+    pair_word,
     pairs_add,
     pairs_close,
     pairs_factor,
@@ -56,6 +65,7 @@ from aprlab.simd.vectors import (
     pairs_load,
     pairs_one,
     pairs_zero,
+    prefetch,
     round_even,
     sar,
     shl,
@@ -63,7 +73,6 @@ from aprlab.simd.vectors import (
     splat_f32,
     splat_i8,
     splat_i32,
-    store_f32x8,
     store_i8x8,
     store_i16x8,
     store_u16,
@@ -79,19 +88,31 @@ ROWS = 8  # rows side by side
 
 # -- layout -------------------------------------------------------------------------------------------------------------
 #
-# The fields of a block in the file's order, each (how many, bytes): eight rows' halves, then eight rows' words, … Fifth
+# The fields of a block, each (how many, bytes, where it begins in the file's block): eight rows' halves, then eight rows'
+# words, … Mostly that is the file's order; halves of Q6_K lie by themselves, so that memory is read from front to back. Fifth
 # bits of 32 values in one word (Q5_0, Q5_1) also change places: bit 4 s + k, of value 4 s + k, goes to bit s of byte k.
 FIELDS = {
-    "Q4_0": ((1, 2), (4, 4)),  # d, qs
-    "Q4_1": ((2, 2), (4, 4)),  # d, m, qs
-    "Q5_0": ((1, 2), (1, 0), (4, 4)),  # d, qh, qs; 0 marks the fifth bits
-    "Q5_1": ((2, 2), (1, 0), (4, 4)),
-    "Q4_K": ((2, 2), (35, 4)),  # d, dmin, scales, qs
-    "Q5_K": ((2, 2), (43, 4)),  # d, dmin, scales, qh, qs
-    "Q6_K": ((52, 4), (1, 2)),  # ql, qh, scales, d
-}
+    "Q4_0": ((1, 2, 0), (4, 4, 2)),  # d, qs
+    "Q4_1": ((2, 2, 0), (4, 4, 4)),  # d, m, qs
+    "Q5_0": ((1, 2, 0), (1, 0, 2), (4, 4, 6)),  # d, qh, qs; 0 marks the fifth bits
+    "Q5_1": ((2, 2, 0), (1, 0, 4), (4, 4, 8)),
+    "Q4_K": ((2, 2, 0), (35, 4, 4)),  # d, dmin, scales, qs
+    "Q5_K": ((2, 2, 0), (43, 4, 4)),  # d, dmin, scales, qh, qs
+    "Q6_K": (
+        (16, 4, 0), (8, 4, 128), (2, 4, 192),  # ql, qh, scales of the first 128 values
+        (16, 4, 64), (8, 4, 160), (2, 4, 200), (1, 2, 208),  # and of the others; d
+    ),
+}  # fmt: skip
 SPANS = {"Q4_0": 8, "Q4_1": 8, "Q4_K": 8, "Q5_0": 4, "Q5_1": 4, "Q5_K": 4, "Q6_K": 2}
 """Steps of four values whose products stay within 16 bits, zero point taken off: 4 * span * |weight| * 128 / 2 < 2^15."""
+
+
+def _span(isa, kind):
+    """Steps of four values that are summed before a factor: all that share one where sums have 32 bits from the start (VNNI)."""
+    if isa.value == AVX512.name:
+        return 4 if kind.value == "Q6_K" else 8
+    return SPANS[kind.value]
+
 
 
 @njit(**FLAT)
@@ -108,7 +129,7 @@ def _turn(x):
 
 
 def fields(type_: TensorType) -> np.ndarray:
-    """`FIELDS` of a type as `pack` wants them: int64 (n, 2)."""
+    """`FIELDS` of a type as `pack` wants them: int64 (n, 3)."""
     return np.array(FIELDS[type_.name], np.int64)
 
 
@@ -117,9 +138,10 @@ def pack(fields, block_bytes, w, row_bytes, out):
     """`w` uint8, 1-D, rows of `row_bytes` in whole eights, into `out` uint8 of the same length. One kernel for all types."""
     for start in range(0, w.size, block_bytes * ROWS):
         group, block = start // (row_bytes * ROWS), start % (row_bytes * ROWS) // ROWS
-        at, to = group * row_bytes * ROWS + block, start
+        to = start
         for n in range(fields.shape[0]):
             count, width = fields[n, 0], fields[n, 1]
+            at = group * row_bytes * ROWS + block + fields[n, 2]
             for _ in range(count):
                 if width == 4:
                     for r in range(ROWS):
@@ -180,8 +202,9 @@ def _q5_k(kind, p, at, j, n, s):
 
 
 def _q6_k(kind, p, at, j, n, s):
-    low = band(shr(load_i8x32(p, at + 128 * j + 256 * (n % 2) + 32 * s), 4 * (n // 2)), splat_i8(15))
-    bits = load_i8x32(p, at + 1024 + 64 * j + 32 * s)
+    half = at + 208 * j
+    low = band(shr(load_i8x32(p, half + 256 * (n % 2) + 32 * s), 4 * (n // 2)), splat_i8(15))
+    bits = load_i8x32(p, half + 512 + 32 * s)
     bits = shl(bits, 4 - 2 * n) if n < 3 else shr(bits, 2)
     return bor(low, band(bits, splat_i8(0x30)))
 
@@ -202,33 +225,36 @@ _by_kind(
 
 # -- 32 products --------------------------------------------------------------------------------------------------------
 #
-# `digits` is a tuple of int8 arrays, lowest digit first, and `zeros` one of int16 arrays (see `_zero_points`).
+# `tile` has no values that matter, see `aprlab.simd.vectors`; digits and zeros lie as `pairs_add` and `pairs_load` say.
+
+ONE_F32, TILE_F32 = ((0, 0, 0),), ((0, 0, 0), (0, 0, 0), (0, 0, 0), (0, 0, 0))
+ONE_Q8, TILE_Q8 = ((0,),), ((0,), (0,), (0,), (0,))
 
 
-def _start(isa, kind, zeros, i):
+def _start(isa, kind, tile, zeros, unit):
     """Running sums at the beginning of a span."""
     raise NotImplementedError
 
 
 @overload(_start, jit_options=INLINE, strict=False)
-def _start_overload(isa, kind, zeros, i):
+def _start_overload(isa, kind, tile, zeros, unit):
     if kind.value in ZERO_POINT:
-        return lambda isa, kind, zeros, i: pairs_load(isa, zeros, i)
-    return lambda isa, kind, zeros, i: pairs_zero(isa, zeros)
+        return lambda isa, kind, tile, zeros, unit: pairs_load(isa, tile, zeros, unit)
+    return lambda isa, kind, tile, zeros, unit: pairs_zero(isa, tile)
 
 
-def _group(isa, kind, totals, p, at, j, n, digits, zeros, i, low, high):
+def _group(isa, kind, tile, totals, p, at, j, n, digits, zeros, i, low, high):
     """The 32 products of group j; `low` and `high` are the factors of their halves. i: where its activations begin."""
     raise NotImplementedError
 
 
 @overload(_group, jit_options=INLINE, strict=False)
-def _group_overload(isa, kind, totals, p, at, j, n, digits, zeros, i, low, high):
-    span = SPANS[kind.value]
+def _group_overload(isa, kind, tile, totals, p, at, j, n, digits, zeros, i, low, high):
+    span = _span(isa, kind)
     if span == 8:
 
-        def eight(isa, kind, totals, p, at, j, n, digits, zeros, i, low, high):
-            c = _start(isa, kind, zeros, i // 16)
+        def eight(isa, kind, tile, totals, p, at, j, n, digits, zeros, i, low, high):
+            c = _start(isa, kind, tile, zeros, i // 32)
             c = pairs_add(isa, c, _weights(kind, p, at, j, n, 0), digits, i)
             c = pairs_add(isa, c, _weights(kind, p, at, j, n, 1), digits, i + 4)
             c = pairs_add(isa, c, _weights(kind, p, at, j, n, 2), digits, i + 8)
@@ -242,14 +268,14 @@ def _group_overload(isa, kind, totals, p, at, j, n, digits, zeros, i, low, high)
         return eight
     if span == 4:
 
-        def four(isa, kind, totals, p, at, j, n, digits, zeros, i, low, high):
-            c = _start(isa, kind, zeros, i // 8)
+        def four(isa, kind, tile, totals, p, at, j, n, digits, zeros, i, low, high):
+            c = _start(isa, kind, tile, zeros, i // 16)
             c = pairs_add(isa, c, _weights(kind, p, at, j, n, 0), digits, i)
             c = pairs_add(isa, c, _weights(kind, p, at, j, n, 1), digits, i + 4)
             c = pairs_add(isa, c, _weights(kind, p, at, j, n, 2), digits, i + 8)
             c = pairs_add(isa, c, _weights(kind, p, at, j, n, 3), digits, i + 12)
             totals = pairs_close(isa, totals, c, low)
-            c = _start(isa, kind, zeros, i // 8 + 2)
+            c = _start(isa, kind, tile, zeros, i // 16 + 1)
             c = pairs_add(isa, c, _weights(kind, p, at, j, n, 4), digits, i + 16)
             c = pairs_add(isa, c, _weights(kind, p, at, j, n, 5), digits, i + 20)
             c = pairs_add(isa, c, _weights(kind, p, at, j, n, 6), digits, i + 24)
@@ -258,20 +284,20 @@ def _group_overload(isa, kind, totals, p, at, j, n, digits, zeros, i, low, high)
 
         return four
 
-    def two(isa, kind, totals, p, at, j, n, digits, zeros, i, low, high):
-        c = _start(isa, kind, zeros, i // 4)
+    def two(isa, kind, tile, totals, p, at, j, n, digits, zeros, i, low, high):
+        c = _start(isa, kind, tile, zeros, i // 8)
         c = pairs_add(isa, c, _weights(kind, p, at, j, n, 0), digits, i)
         c = pairs_add(isa, c, _weights(kind, p, at, j, n, 1), digits, i + 4)
         totals = pairs_close(isa, totals, c, low)
-        c = _start(isa, kind, zeros, i // 4 + 2)
+        c = _start(isa, kind, tile, zeros, i // 8 + 1)
         c = pairs_add(isa, c, _weights(kind, p, at, j, n, 2), digits, i + 8)
         c = pairs_add(isa, c, _weights(kind, p, at, j, n, 3), digits, i + 12)
         totals = pairs_close(isa, totals, c, low)
-        c = _start(isa, kind, zeros, i // 4 + 4)
+        c = _start(isa, kind, tile, zeros, i // 8 + 2)
         c = pairs_add(isa, c, _weights(kind, p, at, j, n, 4), digits, i + 16)
         c = pairs_add(isa, c, _weights(kind, p, at, j, n, 5), digits, i + 20)
         totals = pairs_close(isa, totals, c, high)
-        c = _start(isa, kind, zeros, i // 4 + 6)
+        c = _start(isa, kind, tile, zeros, i // 8 + 3)
         c = pairs_add(isa, c, _weights(kind, p, at, j, n, 6), digits, i + 24)
         c = pairs_add(isa, c, _weights(kind, p, at, j, n, 7), digits, i + 28)
         return pairs_close(isa, totals, c, high)
@@ -282,40 +308,51 @@ def _group_overload(isa, kind, totals, p, at, j, n, digits, zeros, i, low, high)
 # -- eight rows ---------------------------------------------------------------------------------------------------------
 
 
-def eight_rows(isa, kind, p, at, digits, zeros, scale, sums, i, count):
-    """Dot products f32x8 of the eight rows packed at byte `at` of `p` with activations i … i + count - 1. For kernels."""
+def eight_rows(isa, kind, tile, p, at, digits, zeros, scale, sums, count):
+    """The eight rows packed at byte `at` of `p` times a tile of `count` values a token: f32x8 for each. For kernels."""
     raise NotImplementedError
 
 
 @overload(eight_rows, jit_options=INLINE, strict=False)
-def _eight_rows(isa, kind, p, at, digits, zeros, scale, sums, i, count):
+def _eight_rows(isa, kind, tile, p, at, digits, zeros, scale, sums, count):
     if kind.value in K_TYPES:
         block = _block_6 if kind.value == "Q6_K" else _block_minima
 
-        def large(isa, kind, p, at, digits, zeros, scale, sums, i, count):
-            total, minima = splat_f32(0), splat_f32(0)
+        def large(isa, kind, tile, p, at, digits, zeros, scale, sums, count):
+            total, minima = each_zero(tile), each_zero(tile)
             for b in range(count // 256):
                 start = at + ROWS * size(kind) * b
-                total, minima = block(isa, kind, p, start, digits, zeros, scale, sums, i + 256 * b, total, minima)
-            return sub(total, minima)
+                total, minima = block(isa, kind, tile, p, start, digits, zeros, scale, sums, b, total, minima)
+            return each_sub(total, minima)
 
         return large
 
     plus = kind.value in OFFSET
 
-    def small(isa, kind, p, at, digits, zeros, scale, sums, i, count):
-        total = splat_f32(0)
+    def small(isa, kind, tile, p, at, digits, zeros, scale, sums, count):
+        total, one = each_zero(tile), pairs_one(isa)
         for b in range(count // 32):
-            start, o = at + ROWS * size(kind) * b, i + 32 * b
-            one = pairs_one(isa)
-            dots = _group(isa, kind, totals_zero(digits), p, start, 0, 0, digits, zeros, o, one, one)
-            d = mul(load_half8(p, start), splat_f32(scale[o // 32]))
-            total = fma(d, totals_value(dots), total)
+            start = at + ROWS * size(kind) * b
+            for line in range(0, ROWS * size(kind), 64):
+                prefetch(p, start + AHEAD + line)
+            dots = _group(isa, kind, tile, totals_zero(tile), p, start, 0, 0, digits, zeros, 32 * b, one, one)
+            total = each_scaled(total, load_half8(p, start), scale, b, totals_value(tile, dots))
             if plus:
-                total = fma(load_half8(p, start + 16), splat_f32(sums[o // 32]), total)
+                total = each_fma(total, load_half8(p, start + 16), sums, b)
         return total
 
     return small
+
+
+AHEAD = 4096
+"""Bytes from what is being multiplied to what memory is asked for; by itself the processor does not see fields a block apart."""
+
+
+@njit(**FLAT)
+def _ask(kind, p, at, part):
+    """Ask memory for an eighth of a block, AHEAD of the one at `at`."""
+    for line in range(0, size(kind), 64):
+        prefetch(p, at + AHEAD + size(kind) * part + line)
 
 
 @njit(**FLAT)
@@ -325,46 +362,51 @@ def _byte(x, i):
 
 
 @njit(**FLAT)
-def _block_minima(isa, kind, p, at, digits, zeros, scale, sums, i, total, minima):  # Q4_K, Q5_K
+def _block_minima(isa, kind, tile, p, at, digits, zeros, scale, sums, block, total, minima):  # Q4_K, Q5_K
     a, b, c = load_i32x8(p, at + 32), load_i32x8(p, at + 64), load_i32x8(p, at + 96)
     six, four, two = splat_i32(0x3F3F3F3F), splat_i32(0x0F0F0F0F), splat_i32(0x30303030)
     # first four scales and minima of each row, then the last four
-    steps, lows, o = band(a, six), band(b, six), i // 32
-    dots, low = totals_zero(digits), splat_f32(0)
+    steps, lows, o = band(a, six), band(b, six), 8 * block
+    dots, low = totals_zero(tile), each_zero(tile)
     for half in range(2):
-        low = fma(_byte(lows, 0), splat_f32(sums[o]), low)
-        low = fma(_byte(lows, 1), splat_f32(sums[o + 1]), low)
-        low = fma(_byte(lows, 2), splat_f32(sums[o + 2]), low)
-        low = fma(_byte(lows, 3), splat_f32(sums[o + 3]), low)
+        low = each_fma(low, _byte(lows, 0), sums, o)
+        low = each_fma(low, _byte(lows, 1), sums, o + 1)
+        low = each_fma(low, _byte(lows, 2), sums, o + 2)
+        low = each_fma(low, _byte(lows, 3), sums, o + 3)
         for j in range(4 * half, 4 * half + 4, 2):
+            i = 256 * block + 32 * j
+            _ask(kind, p, at, j)
             f = pairs_factor(isa, steps, 0)
-            dots = _group(isa, kind, dots, p, at, j, 0, digits, zeros, i + 32 * j, f, f)
+            dots = _group(isa, kind, tile, dots, p, at, j, 0, digits, zeros, i, f, f)
+            _ask(kind, p, at, j + 1)
             f = pairs_factor(isa, steps, 1)
-            dots = _group(isa, kind, dots, p, at, j, 1, digits, zeros, i + 32 * j + 32, f, f)
+            dots = _group(isa, kind, tile, dots, p, at, j, 1, digits, zeros, i + 32, f, f)
             steps = shr(steps, 16)
         steps, o = bor(band(c, four), band(shr(a, 2), two)), o + 4
         lows = bor(band(shr(c, 4), four), band(shr(b, 2), two))
-    step = splat_f32(scale[i // 256])
-    total = fma(mul(load_half8(p, at), step), totals_value(dots), total)
-    return total, fma(mul(load_half8(p, at + 16), step), low, minima)
+    total = each_scaled(total, load_half8(p, at), scale, block, totals_value(tile, dots))
+    return total, each_scaled(minima, load_half8(p, at + 16), scale, block, low)
 
 
 @njit(**FLAT)
-def _block_6(isa, kind, p, at, digits, zeros, scale, sums, i, total, minima):
-    dots = totals_zero(digits)
+def _block_6(isa, kind, tile, p, at, digits, zeros, scale, sums, block, total, minima):
+    dots = totals_zero(tile)
     for j in range(0, 8, 4):  # halves of 128 values; a word of scales is for two groups, 16 values each
-        o, steps = i + 32 * j, load_i32x8(p, at + 1536 + 16 * j)
+        o, steps = 256 * block + 32 * j, load_i32x8(p, at + 768 + 208 * j)
+        _ask(kind, p, at, j)
         f, g = pairs_factor_signed(isa, steps, 0), pairs_factor_signed(isa, steps, 1)
-        dots = _group(isa, kind, dots, p, at, j, 0, digits, zeros, o, f, g)
+        dots = _group(isa, kind, tile, dots, p, at, j, 0, digits, zeros, o, f, g)
+        _ask(kind, p, at, j + 1)
         f, g = pairs_factor_signed(isa, steps, 2), pairs_factor_signed(isa, steps, 3)
-        dots = _group(isa, kind, dots, p, at, j, 1, digits, zeros, o + 32, f, g)
-        steps = load_i32x8(p, at + 1568 + 16 * j)
+        dots = _group(isa, kind, tile, dots, p, at, j, 1, digits, zeros, o + 32, f, g)
+        steps = load_i32x8(p, at + 800 + 208 * j)
+        _ask(kind, p, at, j + 2)
         f, g = pairs_factor_signed(isa, steps, 0), pairs_factor_signed(isa, steps, 1)
-        dots = _group(isa, kind, dots, p, at, j, 2, digits, zeros, o + 64, f, g)
+        dots = _group(isa, kind, tile, dots, p, at, j, 2, digits, zeros, o + 64, f, g)
+        _ask(kind, p, at, j + 3)
         f, g = pairs_factor_signed(isa, steps, 2), pairs_factor_signed(isa, steps, 3)
-        dots = _group(isa, kind, dots, p, at, j, 3, digits, zeros, o + 96, f, g)
-    step = mul(load_half8(p, at + 1664), splat_f32(scale[i // 256]))
-    return fma(step, totals_value(dots), total), minima
+        dots = _group(isa, kind, tile, dots, p, at, j, 3, digits, zeros, o + 96, f, g)
+    return each_scaled(total, load_half8(p, at + 1664), scale, block, totals_value(tile, dots)), minima
 
 
 # -- activations --------------------------------------------------------------------------------------------------------
@@ -375,75 +417,81 @@ SPIKE = float32(2.0**-12)
 
 
 @njit(**FLAT)
-def split(x, first, last, block, digits, scale, sums, whole):
-    """x[first:last] in blocks of `block` -> digits (three int8 arrays), scale by block, sums by 32; indexed as x is.
+def split(x, block, tile, n, digits, scale, sums, whole):
+    """x (cols,) in blocks of `block`, as token n of a tile: into three digits, a scale a block, and sums of 32.
 
     ``x = scale * k`` with ``k = d0 + 256 d1 + 65536 d2`` rounded to nearest, digits in -128 … 127. The scale is a power of
     two such that the block's largest value takes 22 or 23 bits and the sign. Sums are of 32 values of x, over the scale
-    where `whole`.
+    where `whole`. Digits lie as `pairs_add` wants them, scales and sums as [block][token].
 
     Returns False, with nothing of use in the arrays, where plain float products are called for: a block holds NaN or
     infinity, its largest value lies outside 2^-90 … 2^100, or that is more than 2^12 times the mean of the others.
     """
-    for b in range(first // block, last // block):
+    tokens, count = len(tile), len(tile) * 3
+    for b in range(x.size // block):
         high, size_ = splat_f32(0), splat_f32(0)
         for i in range(b * block, b * block + block, 8):
             a = absolute(load_f32x8(x, i))
             high, size_ = maximum(high, a), add(size_, a)
         largest, total = hmax(high), hsum(size_)
-        factor = float32(0)
-        scale[b] = 0
+        factor = step = float32(0)
         if total != 0:  # NaN too
             if not (total < _MOST) or largest < _LEAST or total - largest < float32(block) * SPIKE * largest:
                 return False
             _, exponent = math.frexp(largest * _REACH)
             factor = float32(math.ldexp(1.0, 23 - exponent))
-            scale[b] = float32(math.ldexp(1.0, exponent - 23))
+            step = float32(math.ldexp(1.0, exponent - 23))
+        scale[b * tokens + n] = step
         for i in range(b * block, b * block + block, 32):
             around = splat_f32(0)
             for o in range(i, i + 32, 8):
                 scaled = mul(load_f32x8(x, o), splat_f32(factor))
                 around = add(around, scaled)
                 k = round_even(scaled)
-                store_i8x8(digits[0], o, k)
+                at = count * o + 12 * n
+                store_i8x8(digits, at, 4 * count, k)
                 k = sar(add(k, splat_i32(128)), 8)
-                store_i8x8(digits[1], o, k)
-                store_i8x8(digits[2], o, sar(add(k, splat_i32(128)), 8))
-            sums[i // 32] = hsum(around) if whole else hsum(around) * scale[b]
+                store_i8x8(digits, at + 4, 4 * count, k)
+                store_i8x8(digits, at + 8, 4 * count, sar(add(k, splat_i32(128)), 8))
+            sums[i // 32 * tokens + n] = hsum(around) if whole else hsum(around) * step
     return True
 
 
-def _zero_points(kind, digit, zeros, first, last):
-    """What sums of unsigned weights start at, so that they end as those of signed ones: - zero point * digits, in pairs."""
+def _zero_points(isa, kind, count, digits, zeros):
+    """What sums of unsigned weights start at, so that they end as those of signed ones: - zero point * digits, in pairs.
+
+    `count` digits of tokens lie side by side. For kernels.
+    """
     raise NotImplementedError
 
 
 @overload(_zero_points, jit_options=INLINE, strict=False)
-def _zero_points_overload(kind, digit, zeros, first, last):
-    zero, values = ZERO_POINT.get(kind.value), 4 * SPANS[kind.value]
+def _zero_points_overload(isa, kind, count, digits, zeros):
+    zero, span = ZERO_POINT.get(kind.value), _span(isa, kind)
     if zero is None:
-        return lambda kind, digit, zeros, first, last: None
+        return lambda isa, kind, count, digits, zeros: None
 
-    def start(kind, digit, zeros, first, last):
-        for unit in range(first // values, last // values):
+    def start(isa, kind, count, digits, zeros):
+        for place in range(zeros.size):
+            first = place // count * span * count + place % count
             a = b = 0
-            for i in range(unit * values, unit * values + values, 4):
-                a += np.int64(digit[i]) + np.int64(digit[i + 1])
-                b += np.int64(digit[i + 2]) + np.int64(digit[i + 3])
-            zeros[2 * unit], zeros[2 * unit + 1] = -zero * a, -zero * b
+            for at in range(4 * first, 4 * (first + span * count), 4 * count):
+                a += np.int64(digits[at]) + np.int64(digits[at + 1])
+                b += np.int64(digits[at + 2]) + np.int64(digits[at + 3])
+            zeros[place] = pair_word(isa, -zero * a, -zero * b)
 
     return start
 
 
-def _unit(kind):
-    """Activations that share a pair of starting values."""
+def _unit(isa, kind):
+    """Activations that share a starting value."""
     raise NotImplementedError
 
 
 @overload(_unit, jit_options=INLINE, strict=False)
-def _unit_overload(kind):
-    values = 4 * SPANS[kind.value]
-    return lambda kind: values
+def _unit_overload(isa, kind):
+    values = 4 * _span(isa, kind)
+    return lambda isa, kind: values
 
 
 def _whole(kind):
@@ -458,119 +506,125 @@ def _whole_overload(kind):
 
 
 @njit(**FLAT)
-def _thirds(x):
-    """A 1-D array in three; numba hands no tuples to parallel code, so digits travel in one array."""
-    n = x.size // 3
-    return x[:n], x[n : 2 * n], x[2 * n :]
+def _tiles(isa, kind, tile, count, cols):
+    """Empty (digits, zeros, scale, sums) for `count` tokens in whole tiles, one behind the other."""
+    m = -(-count // len(tile)) * len(tile) * cols
+    each = m * len(tile[0])
+    return (
+        np.empty(each, np.int8),
+        np.empty(each // _unit(isa, kind), np.int32),
+        np.empty(m // elements(kind), np.float32),
+        np.empty(m // 32, np.float32),
+    )
 
 
 @njit(**FLAT)
-def _prepare_f32(kind, x):
-    """(digits, zeros, scale, sums, refused) of x (T, n); `refused` has bit t set where `split` said no to row t."""
-    count, n = x.shape
-    m, flat = count * n, x.reshape(-1)
-    digits, zeros = np.empty(3 * m, np.int8), np.empty(6 * (m // _unit(kind)), np.int16)
-    parts, starts = _thirds(digits), _thirds(zeros)
-    scale, sums = np.empty(m // elements(kind), np.float32), np.empty(m // 32, np.float32)
-    refused = 0
-    for t in range(count):
-        first, last = t * n, t * n + n
-        if not split(flat, first, last, elements(kind), parts, scale, sums, _whole(kind)):
-            refused |= 1 << t
-            continue
-        _zero_points(kind, parts[0], starts[0], first, last)
-        _zero_points(kind, parts[1], starts[1], first, last)
-        _zero_points(kind, parts[2], starts[2], first, last)
-    return digits, zeros, scale, sums, refused
+def _of_tile(isa, kind, tile, t, cols, digits, zeros, scale, sums):
+    """What belongs to the tile that token t begins."""
+    m = t * cols
+    each = m * len(tile[0])
+    return digits[each:], zeros[each // _unit(isa, kind) :], scale[m // elements(kind) :], sums[m // 32 :]
 
 
 @njit(**FLAT)
-def _prepare_q8(kind, x):
-    """As `_prepare_f32`, of activations rounded to 8 bits: one digit."""
-    n = x.shape[1]
+def _prepare_f32(isa, kind, tile, x, refused):
+    """(digits, zeros, scale, sums, number refused) of x (T, cols); refused[t] = 1 where `split` said no to token t.
+
+    The last tile is filled up with its last token.
+    """
+    count, cols = x.shape
+    tokens, odd = len(tile), 0
+    digits, zeros, scale, sums = _tiles(isa, kind, tile, count, cols)
+    for t in range(-(-count // tokens) * tokens):
+        row = min(t, count - 1)
+        d, _, c, s = _of_tile(isa, kind, tile, t // tokens * tokens, cols, digits, zeros, scale, sums)
+        if not split(x[row], elements(kind), tile, t % tokens, d, c, s, _whole(kind)):
+            refused[row] = 1
+            odd += 1
+    _zero_points(isa, kind, tokens * 3, digits, zeros)
+    return digits, zeros, scale, sums, odd
+
+
+@njit(**FLAT)
+def _prepare_q8(isa, kind, tile, x):
+    """As `_prepare_f32`, of activations rounded to 8 bits: one digit, none refused."""
+    count, cols = x.shape
+    tokens = len(tile)
+    digits, zeros, scale, sums = _tiles(isa, kind, tile, count, cols)
     q, d, s = _buffers(kind, x)
     _round_rows(kind, x, q, d, s)
-    sums = s
-    if s.shape[1] != n // 32:  # of 16 each, of which Q4_K and Q5_K fill the first half and Q6_K needs none
-        sums = np.ascontiguousarray(s[:, : n // 32])
-    digit, zeros = q.reshape(-1), np.empty(2 * q.size // _unit(kind), np.int16)
-    _zero_points(kind, digit, zeros, 0, q.size)
-    return digit, zeros, d.reshape(-1), sums.reshape(-1), 0
+    for t in range(-(-count // tokens) * tokens):
+        row, n = min(t, count - 1), t % tokens
+        places, _, steps, whole = _of_tile(isa, kind, tile, t - n, cols, digits, zeros, scale, sums)
+        for i in range(0, cols, 4):
+            store_u32(places, tokens * i + 4 * n, load_u32(q[row], i))
+        for b in range(d.shape[1]):
+            steps[b * tokens + n] = d[row, b]
+        for b in range(cols // 32):  # of K types the first half of a row of s, if they have minima at all
+            whole[b * tokens + n] = s[row, b]
+    _zero_points(isa, kind, tokens, digits, zeros)
+    return digits, zeros, scale, sums
 
 
 # -- matrices -----------------------------------------------------------------------------------------------------------
 
-
-@njit(**FLAT)
-def _groups(isa, kind, p, row_bytes, digits, zeros, scale, sums, refused, cols, bias, out, first, last):
-    """Eights of rows first … last - 1 into out (T, rows)."""
-    rows, flat, spare = out.shape[1], out.reshape(-1), np.empty(ROWS, np.float32)
-    for group in range(first, last):
-        r = ROWS * group
-        for t in range(out.shape[0]):
-            if (refused >> t) & 1:
-                continue
-            y = eight_rows(isa, kind, p, r * row_bytes, digits, zeros, scale, sums, t * cols, cols)
-            if r + ROWS <= rows:
-                store_f32x8(flat, t * rows + r, add(y, load_f32x8(bias, r)) if bias.size else y)
-            else:
-                store_f32x8(spare, 0, y)
-                for i in range(rows - r):
-                    out[t, r + i] = spare[i] + (bias[r + i] if bias.size else float32(0))
+_NEAR = 1 << 17  # bytes of a matrix that all tiles are multiplied with in turn: they stay in a second-level cache
 
 
 @njit(**FLAT)
-def _groups_f32(isa, kind, p, row_bytes, digits, zeros, scale, sums, refused, cols, bias, out, first, last):
-    parts, starts = _thirds(digits), _thirds(zeros)
-    _groups(isa, kind, p, row_bytes, parts, starts, scale, sums, refused, cols, bias, out, first, last)
-
-
-@njit(**FLAT)
-def _groups_q8(isa, kind, p, row_bytes, digits, zeros, scale, sums, refused, cols, bias, out, first, last):
-    _groups(isa, kind, p, row_bytes, (digits,), (zeros,), scale, sums, refused, cols, bias, out, first, last)
+def _rows(isa, kind, tile, p, row_bytes, digits, zeros, scale, sums, cols, bias, out, first, last):
+    """Rows first … last - 1 into out (T, rows); first is a multiple of eight."""
+    (count, rows), flat, spare = out.shape, out.reshape(-1), np.empty(ROWS * len(tile), np.float32)
+    near = max(_NEAR // row_bytes // ROWS, 1) * ROWS
+    for low in range(first, last, near):
+        for t in range(0, count, len(tile)):
+            d, z, c, s = _of_tile(isa, kind, tile, t, cols, digits, zeros, scale, sums)
+            for r in range(low, min(low + near, last), ROWS):
+                y = eight_rows(isa, kind, tile, p, r * row_bytes, d, z, c, s, cols)
+                if r + ROWS <= rows:
+                    if bias.size:
+                        y = each_add(y, load_f32x8(bias, r))
+                    each_store(flat, t * rows + r, rows, y, count - t)
+                else:
+                    each_store(spare, 0, ROWS, y, count - t)
+                    for n in range(min(len(tile), count - t)):
+                        for i in range(rows - r):
+                            out[t + n, r + i] = spare[ROWS * n + i] + (bias[r + i] if bias.size else float32(0))
 
 
 @njit(**OPTIONS)
-def packed_f32_serial(isa, kind, p, row_bytes, x, bias, out):
-    """out (T, rows) = x (T, cols) times the transpose of a packed matrix, plus `bias` (rows,) or nothing where empty.
+def packed_f32(isa, kind, p, row_bytes, x, bias, out, refused, first, last):
+    """`aprlab.simd.matmul_f32.matmul_f32` of a packed matrix, token by token; `first` is a multiple of eight.
 
-    T is 60 at most. Returns the rows of x that are left to `matmul_f32_serial`, as bits (see `split`).
+    Tokens whose `refused` (T,) becomes 1 are left to `matmul_f32` (see `split`). Returns how many; it depends on nothing but x.
     """
-    digits, zeros, scale, sums, refused = _prepare_f32(kind, x)
-    groups = (out.shape[1] + ROWS - 1) // ROWS
-    _groups_f32(isa, kind, p, row_bytes, digits, zeros, scale, sums, refused, x.shape[1], bias, out, 0, groups)
-    return refused
-
-
-@njit(parallel=True, **OPTIONS)
-def packed_f32_parallel(isa, kind, p, row_bytes, x, bias, out, tasks):
-    """`packed_f32_serial` with the rows of the matrix in `tasks` parts."""
-    digits, zeros, scale, sums, refused = _prepare_f32(kind, x)
-    groups, cols = (out.shape[1] + ROWS - 1) // ROWS, x.shape[1]
-    for task in prange(tasks):
-        first, last = task * groups // tasks, (task + 1) * groups // tasks
-        _groups_f32(isa, kind, p, row_bytes, digits, zeros, scale, sums, refused, cols, bias, out, first, last)
-    return refused
+    digits, zeros, scale, sums, odd = _prepare_f32(isa, kind, ONE_F32, x, refused)
+    _rows(isa, kind, ONE_F32, p, row_bytes, digits, zeros, scale, sums, x.shape[1], bias, out, first, last)
+    return odd
 
 
 @njit(**OPTIONS)
-def packed_q8_serial(isa, kind, p, row_bytes, x, bias, out):
-    """`packed_f32_serial` in contract q8: activations rounded to 8 bits first; none are refused."""
-    digits, zeros, scale, sums, refused = _prepare_q8(kind, x)
-    groups = (out.shape[1] + ROWS - 1) // ROWS
-    _groups_q8(isa, kind, p, row_bytes, digits, zeros, scale, sums, refused, x.shape[1], bias, out, 0, groups)
-    return refused
+def packed_f32_tiles(isa, kind, p, row_bytes, x, bias, out, refused, first, last):
+    """`packed_f32`, four tokens at a time: for prompts."""
+    digits, zeros, scale, sums, odd = _prepare_f32(isa, kind, TILE_F32, x, refused)
+    _rows(isa, kind, TILE_F32, p, row_bytes, digits, zeros, scale, sums, x.shape[1], bias, out, first, last)
+    return odd
 
 
-@njit(parallel=True, **OPTIONS)
-def packed_q8_parallel(isa, kind, p, row_bytes, x, bias, out, tasks):
-    """`packed_q8_serial` with the rows of the matrix in `tasks` parts."""
-    digits, zeros, scale, sums, refused = _prepare_q8(kind, x)
-    groups, cols = (out.shape[1] + ROWS - 1) // ROWS, x.shape[1]
-    for task in prange(tasks):
-        first, last = task * groups // tasks, (task + 1) * groups // tasks
-        _groups_q8(isa, kind, p, row_bytes, digits, zeros, scale, sums, refused, cols, bias, out, first, last)
-    return refused
+@njit(**OPTIONS)
+def packed_q8(isa, kind, p, row_bytes, x, bias, out, refused, first, last):
+    """`packed_f32` in contract q8: activations rounded to 8 bits first; none are refused."""
+    digits, zeros, scale, sums = _prepare_q8(isa, kind, ONE_Q8, x)
+    _rows(isa, kind, ONE_Q8, p, row_bytes, digits, zeros, scale, sums, x.shape[1], bias, out, first, last)
+    return 0
+
+
+@njit(**OPTIONS)
+def packed_q8_tiles(isa, kind, p, row_bytes, x, bias, out, refused, first, last):
+    """`packed_q8`, four tokens at a time: for prompts."""
+    digits, zeros, scale, sums = _prepare_q8(isa, kind, TILE_Q8, x)
+    _rows(isa, kind, TILE_Q8, p, row_bytes, digits, zeros, scale, sums, x.shape[1], bias, out, first, last)
+    return 0
 
 
 # -- Q8_0 under contract f32 --------------------------------------------------------------------------------------------
@@ -607,22 +661,26 @@ def split_16(x, first, last, low, high, scale):
 
 
 @njit(**FLAT)
-def _prepare_16(x):
+def _prepare_16(x, refused):
     count, n = x.shape
     flat, low, high = x.reshape(-1), np.empty(count * n, np.int16), np.empty(count * n, np.int16)
-    scale, refused = np.empty(count * n // 32, np.float32), 0
+    scale, odd = np.empty(count * n // 32, np.float32), 0
     for t in range(count):
         if not split_16(flat, t * n, t * n + n, low, high, scale):
-            refused |= 1 << t
-    return low, high, scale, refused
+            refused[t] = 1
+            odd += 1
+    return low, high, scale, odd
 
 
-@njit(**FLAT)
-def _rows_16(isa, w, row_bytes, d0, d1, scale, refused, cols, bias, out, first, last):
+@njit(**OPTIONS)
+def q8_0_f32(isa, kind, w, row_bytes, x, bias, out, refused, first, last):
+    """`packed_f32` of Q8_0, whose matrix is not packed."""
+    d0, d1, scale, odd = _prepare_16(x, refused)
+    cols = x.shape[1]
     for r in range(first, last):
         plus = bias[r] if bias.size else float32(0)
         for t in range(out.shape[0]):
-            if (refused >> t) & 1:
+            if refused[t]:
                 continue
             total, o, at = splat_f32(0), t * cols, r * row_bytes
             for b in range(o // 32, (o + cols) // 32):
@@ -633,22 +691,4 @@ def _rows_16(isa, w, row_bytes, d0, d1, scale, refused, cols, bias, out, first, 
                 total = fma(splat_f32(load_half(w, at) * scale[b]), dots, total)
                 at += 34
             out[t, r] = hsum(total) + plus
-
-
-@njit(**OPTIONS)
-def q8_0_f32_serial(isa, kind, w, row_bytes, x, bias, out):
-    """`packed_f32_serial` of Q8_0, whose matrix is not packed."""
-    d0, d1, scale, refused = _prepare_16(x)
-    _rows_16(isa, w, row_bytes, d0, d1, scale, refused, x.shape[1], bias, out, 0, out.shape[1])
-    return refused
-
-
-@njit(parallel=True, **OPTIONS)
-def q8_0_f32_parallel(isa, kind, w, row_bytes, x, bias, out, tasks):
-    """`q8_0_f32_serial` with the rows of the matrix in `tasks` parts."""
-    d0, d1, scale, refused = _prepare_16(x)
-    rows, cols = out.shape[1], x.shape[1]
-    for task in prange(tasks):
-        first, last = task * rows // tasks, (task + 1) * rows // tasks
-        _rows_16(isa, w, row_bytes, d0, d1, scale, refused, cols, bias, out, first, last)
-    return refused
+    return odd

@@ -14,7 +14,7 @@ activations exist, each for its block types, and each gives the integers and sca
 from __future__ import annotations
 
 import numpy as np
-from numba import float32, njit, prange
+from numba import float32, njit
 from numba.extending import overload
 
 from aprlab.simd.blocks import elements, heads, integers, steps
@@ -64,10 +64,10 @@ def quantise_32(x, q, d, s, halves):
         factor = splat_f32(float32(127) / largest if largest != 0 else float32(0))
         a8, b8 = round_even(mul(a, factor)), round_even(mul(b, factor))
         c8, e8 = round_even(mul(c, factor)), round_even(mul(e, factor))
-        store_i8x8(q, i, a8)
-        store_i8x8(q, i + 8, b8)
-        store_i8x8(q, i + 16, c8)
-        store_i8x8(q, i + 24, e8)
+        store_i8x8(q, i, 4, a8)
+        store_i8x8(q, i + 8, 4, b8)
+        store_i8x8(q, i + 16, 4, c8)
+        store_i8x8(q, i + 24, 4, e8)
         total = float32(hsum_i32(add(add(a8, b8), add(c8, e8))))
         d[block] = half_round(step)
         s[block] = half_round(step * total) if halves else d[block] * total
@@ -90,8 +90,8 @@ def quantise_256(x, q, d, sums):
         for i in range(256 * block, 256 * block + 256, 16):
             a = round_even(mul(load_f32x8(x, i), splat_f32(factor)))
             b = round_even(mul(load_f32x8(x, i + 8), splat_f32(factor)))
-            store_i8x8(q, i, a)
-            store_i8x8(q, i + 8, b)
+            store_i8x8(q, i, 4, a)
+            store_i8x8(q, i + 8, 4, b)
             sums[i // 16] = float32(hsum_i32(add(a, b)))
         d[block] = float32(1) / factor
 
@@ -201,14 +201,6 @@ def quantise_rows(kind, x, q, d, s):
 
 
 @njit(**FLAT)
-def _rows(isa, kind, w, row_bytes, q, d, s, bias, out, first, last):
-    for r in range(first, last):
-        plus = bias[r] if bias.size else float32(0)
-        for t in range(q.shape[0]):
-            out[t, r] = row_dot_q8(isa, kind, w, r * row_bytes, q[t], d[t], s[t], q.shape[1]) + plus
-
-
-@njit(**FLAT)
 def _buffers(kind, x):
     """Empty q, d, s for `quantise_rows`."""
     count, n = x.shape
@@ -220,24 +212,15 @@ def _buffers(kind, x):
 
 
 @njit(**OPTIONS)
-def matmul_q8_serial(isa, kind, w, row_bytes, x, bias, out):
-    """out (T, rows) = x (T, cols), rounded to 8 bits, times the transpose of `w`, plus `bias` (rows,) or nothing.
-
-    `w` is uint8, 1-D, rows of `row_bytes`. A row of w is read once for all T, which should be few.
-    """
+def matmul_q8(isa, kind, w, row_bytes, x, bias, out, refused, first, last):
+    """`aprlab.simd.matmul_f32.matmul_f32` with x rounded to 8 bits first."""
     q, d, s = _buffers(kind, x)
     _round_rows(kind, x, q, d, s)
-    _rows(isa, kind, w, row_bytes, q, d, s, bias, out, 0, out.shape[1])
-
-
-@njit(parallel=True, **OPTIONS)
-def matmul_q8_parallel(isa, kind, w, row_bytes, x, bias, out, tasks):
-    """`matmul_q8_serial` with the rows of w in `tasks` parts."""
-    q, d, s = _buffers(kind, x)
-    _round_rows(kind, x, q, d, s)
-    for task in prange(tasks):
-        rows = out.shape[1]
-        _rows(isa, kind, w, row_bytes, q, d, s, bias, out, task * rows // tasks, (task + 1) * rows // tasks)
+    for r in range(first, last):
+        plus = bias[r] if bias.size else float32(0)
+        for t in range(q.shape[0]):
+            out[t, r] = row_dot_q8(isa, kind, w, r * row_bytes, q[t], d[t], s[t], q.shape[1]) + plus
+    return 0
 
 
 @njit(**OPTIONS)

@@ -158,6 +158,20 @@ load_i8x32 = _loader(i8x32, "32 bytes.")
 
 
 @intrinsic
+def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of element `index`, which will be read once; beyond the array's end nothing happens."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, b, array, args[0], args[1], I8)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+        function = b.module.globals.get("llvm.prefetch.p0") or ir.Function(b.module, kind, "llvm.prefetch.p0")
+        b.call(function, [pointer, *(ir.Constant(I32, n) for n in (0, 3, 1))])  # to read, into all caches, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), emit
+
+
+@intrinsic
 def store_f32x8(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     """Eight floats into a float32 array."""
 
@@ -169,15 +183,17 @@ def store_f32x8(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
-def store_i8x8(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
-    """Eight 32-bit integers, cut to their low bytes, into an int8 array."""
+def store_i8x8(typingctx: Any, array: Any, index: Any, gap: Any, value: Any) -> Any:
+    """Eight 32-bit integers, cut to their low bytes, into an int8 array: four at `index`, four `gap` behind it."""
 
     def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        small = b.trunc(args[2], ir.VectorType(I8, 8))
-        b.store(small, _pointer(context, b, array, args[0], args[1], small.type), align=1)
+        small = b.trunc(args[3], ir.VectorType(I8, 8))
+        for half, at in ((0, args[1]), (4, b.add(args[1], args[2]))):
+            four = _shuffle(b, small, list(range(half, half + 4)))
+            b.store(four, _pointer(context, b, array, args[0], at, four.type), align=1)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, i32x8), emit
+    return types.void(array, types.intp, types.intp, i32x8), emit
 
 
 @intrinsic
@@ -631,8 +647,15 @@ def scale_halves(typingctx: Any, isa: Any, low: Any, high: Any) -> Any:
 # -- sums over several vectors of bytes ---------------------------------------------------------------------------------
 #
 # Where a few `dot4` go to the same sum, AVX2 does better to add products of byte pairs in 16 bits and to widen once. The
-# running sums are i16x16 there and in portable code, and i32x8 with VNNI, whose one instruction does it all. Activations
-# may have several digits; there is a sum for each, so sums, totals and digits are tuples of one length.
+# running sums are i16x16 there and in portable code, and i32x8 with VNNI, whose one instruction does it all.
+#
+# Activations come in tiles: a few tokens at once, of each the same number of digits. A tile is described by its type alone, a
+# tuple (one item a token) of tuples (one item a digit); sums, totals and the like are tuples with a vector for each digit of
+# each token, and arrays hold what belongs together side by side: the bytes of a step of four values as [token][digit][4].
+
+
+def _per_digit(tile: Any) -> int:
+    return int(tile.count * tile.dtype.count)
 
 
 def _pair_vector(isa: Any) -> Vector:
@@ -652,68 +675,81 @@ def _in_order(b: ir.IRBuilder, isa: str, values: list[ir.Value]) -> list[ir.Valu
 
     Without such stops LLVM turns long chains of additions into trees of many leaves, and spills most of them.
     """
-    if isa == isas.PORTABLE.name or not isas.supported(isas.AVX2):  # the register class below is of x86
+    if isa == isas.PORTABLE.name or not isas.supported(isas.AVX2):  # the register classes below are of x86
         return values
+    register = "v" if isa == isas.AVX512.name and isas.supported(isas.AVX512) else "x"  # all 32, or the first 16
     count, vector = len(values), values[0].type
     kind = ir.FunctionType(ir.LiteralStructType([vector] * count) if count > 1 else vector, [vector] * count)
-    constraints = ",".join([*["=x"] * count, *map(str, range(count)), "~{memory}"])
+    constraints = ",".join([*[f"={register}"] * count, *map(str, range(count)), "~{memory}"])
     got = b.call(ir.InlineAsm(kind, "", constraints, side_effect=True), values)
     return [b.extract_value(got, i) for i in range(count)] if count > 1 else [got]
 
 
 @intrinsic
-def totals_zero(typingctx: Any, digits: Any) -> Any:
-    """A tuple of i32x8 zeros, one for each of `digits`."""
-    kind = types.UniTuple(i32x8, digits.count)
+def totals_zero(typingctx: Any, tile: Any) -> Any:
+    """Zeros i32x8, one for each digit of each token."""
+    kind = types.UniTuple(i32x8, _per_digit(tile))
 
     def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         return context.make_tuple(b, kind, [_repeat(i32x8, 0)] * kind.count)
 
-    return kind(digits), emit
+    return kind(tile), emit
 
 
 @intrinsic
-def pairs_zero(typingctx: Any, isa: Any, digits: Any) -> Any:
-    """Running sums of nothing, one for each of `digits`."""
-    kind = types.UniTuple(_pair_vector(isa), digits.count)
+def pairs_zero(typingctx: Any, isa: Any, tile: Any) -> Any:
+    """Running sums of nothing, one for each digit of each token."""
+    kind = types.UniTuple(_pair_vector(isa), _per_digit(tile))
 
     def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         return context.make_tuple(b, kind, [_repeat(kind.dtype, 0)] * kind.count)
 
-    return kind(isa, digits), emit
+    return kind(isa, tile), emit
 
 
 @intrinsic
-def pairs_load(typingctx: Any, isa: Any, zeros: Any, index: Any) -> Any:
-    """Running sums that start at two neighbouring integers of each int16 array: pair 0 of each lane and pair 1."""
-    kind = types.UniTuple(_pair_vector(isa), zeros.count)
+def pairs_load(typingctx: Any, isa: Any, tile: Any, zeros: Any, unit: Any) -> Any:
+    """Running sums that start at `pair_word`s of an int32 array, [unit][token][digit]."""
+    kind = types.UniTuple(_pair_vector(isa), _per_digit(tile))
 
     def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         made = []
-        for array in (b.extract_value(args[1], i) for i in range(kind.count)):
-            two = _load(b, _pointer(context, b, zeros.dtype, array, args[2], ir.VectorType(I16, 2)))
-            if kind.dtype == i16x16:
-                made.append(_shuffle(b, two, [0, 1] * 8))
-            else:
-                low, high = (b.sext(b.extract_element(two, ir.Constant(I32, i)), I32) for i in (0, 1))
-                made.append(_splat(b, b.add(low, high), 8))
+        start = b.mul(args[3], ir.Constant(I64, kind.count))
+        for i in range(kind.count):
+            word = _load(b, _pointer(context, b, zeros, args[2], b.add(start, ir.Constant(I64, i)), I32))
+            made.append(b.bitcast(_splat(b, word, 8), kind.dtype.llvm))
         return context.make_tuple(b, kind, made)
 
-    return kind(isa, zeros, types.intp), emit
+    return kind(isa, tile, zeros, types.intp), emit
+
+
+@intrinsic
+def pair_word(typingctx: Any, isa: Any, first: Any, second: Any) -> Any:
+    """Where the two sums of a lane's pair start, int32: both in 16 bits, or their sum where there are no pairs."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        first, second = b.trunc(args[1], I32), b.trunc(args[2], I32)
+        if isa.value == isas.AVX512.name:
+            return b.add(first, second)
+        return b.or_(b.and_(first, ir.Constant(I32, 0xFFFF)), b.shl(second, ir.Constant(I32, 16)))
+
+    return types.int32(isa, types.int64, types.int64), emit
 
 
 @intrinsic
 def pairs_add(typingctx: Any, isa: Any, sums: Any, unsigned: Any, digits: Any, index: Any) -> Any:
-    """sums + the products of unsigned bytes i8x32 with four signed ones of each int8 array, the same four in every lane.
+    """sums + the products of unsigned bytes i8x32 with four signed ones of each digit of each token, the same four in every lane.
 
-    Two products together must fit 16 bits, and so must whatever a pair has added up to at `pairs_close`.
+    They are those of values `index` … `index` + 3, a multiple of four, in an int8 array [step][token][digit][4]. Two products
+    together must fit 16 bits, and so must whatever a pair has added up to at `pairs_close`.
     """
 
     def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         made = []
+        first = b.mul(args[4], ir.Constant(I64, sums.count))
         for i in range(sums.count):
-            start, array = b.extract_value(args[1], i), b.extract_value(args[3], i)
-            word = _load(b, _pointer(context, b, digits.dtype, array, args[4], I32))
+            start = b.extract_value(args[1], i)
+            word = _load(b, _pointer(context, b, digits, args[3], b.add(first, ir.Constant(I64, 4 * i)), I32))
             signed = b.bitcast(_splat(b, word, 8), i8x32.llvm)
             if sums.dtype == i32x8:
                 made.append(_dot4_avx512(b, start, args[2], signed))
@@ -745,18 +781,112 @@ def pairs_close(typingctx: Any, isa: Any, totals: Any, sums: Any, factor: Any) -
 
 
 @intrinsic
-def totals_value(typingctx: Any, totals: Any) -> Any:
-    """What totals of digits of base 256, lowest first, mean together: f32x8, put together from the lowest up."""
+def totals_value(typingctx: Any, tile: Any, totals: Any) -> Any:
+    """What totals of digits of base 256, lowest first, mean together: an f32x8 a token, put together from the lowest up."""
+    kind, each = types.UniTuple(f32x8, tile.count), tile.dtype.count
 
     def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        floats = [b.sitofp(b.extract_value(args[0], i), f32x8.llvm) for i in range(totals.count)]
-        value = floats[0]
-        for i, high in enumerate(floats[1:], 1):
-            base = ir.Constant(f32x8.llvm, [ir.Constant(F32, float(256**i))] * 8)
-            value = _call(b, "llvm.fmuladd.v8f32", f32x8.llvm, [high, base, value])
-        return value
+        values = []
+        for n in range(kind.count):
+            floats = [b.sitofp(b.extract_value(args[1], n * each + i), f32x8.llvm) for i in range(each)]
+            value = floats[0]
+            for i, high in enumerate(floats[1:], 1):
+                base = ir.Constant(f32x8.llvm, [ir.Constant(F32, float(256**i))] * 8)
+                value = _call(b, "llvm.fmuladd.v8f32", f32x8.llvm, [high, base, value])
+            values.append(value)
+        return context.make_tuple(b, kind, values)
 
-    return f32x8(totals), emit
+    return kind(tile, totals), emit
+
+
+# -- one vector a token -------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def each_zero(typingctx: Any, tile: Any) -> Any:
+    """Zeros f32x8, one a token."""
+    kind = types.UniTuple(f32x8, tile.count)
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return context.make_tuple(b, kind, [_splat(b, ir.Constant(F32, 0.0), 8)] * kind.count)
+
+    return kind(tile), emit
+
+
+def _each(make: Callable[..., ir.Value], doc: str, *, factors: bool) -> Any:
+    """An intrinsic (sums a token, vector, array, index, [vectors a token]) with a number a token from array[index * tokens]."""
+
+    def emitter(sums: Any, array: Any) -> Any:
+        def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            first, made = b.mul(args[3], ir.Constant(I64, sums.count)), []
+            for n in range(sums.count):
+                number = _load(b, _pointer(context, b, array, args[2], b.add(first, ir.Constant(I64, n)), F32))
+                more = [b.extract_value(args[4], n)] if factors else []
+                made.append(make(b, b.extract_value(args[0], n), args[1], _splat(b, number, 8), *more))
+            return context.make_tuple(b, sums, made)
+
+        return emit
+
+    if factors:
+
+        def with_factors(typingctx: Any, sums: Any, x: Any, array: Any, index: Any, values: Any) -> Any:
+            return sums(sums, f32x8, array, types.intp, sums), emitter(sums, array)
+
+        with_factors.__doc__ = doc
+        return intrinsic(with_factors)
+
+    def without(typingctx: Any, sums: Any, x: Any, array: Any, index: Any) -> Any:
+        return sums(sums, f32x8, array, types.intp), emitter(sums, array)
+
+    without.__doc__ = doc
+    return intrinsic(without)
+
+
+def _fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    return _call(b, "llvm.fmuladd.v8f32", x.type, [x, y, z])
+
+
+each_fma = _each(lambda b, total, x, number: _fma(b, x, number, total), "total + x * number, a token.", factors=False)
+each_scaled = _each(
+    lambda b, total, x, number, value: _fma(b, b.fmul(x, number), value, total),
+    "total + (x * number) * value, a token.",
+    factors=True,
+)
+
+
+@intrinsic
+def each_sub(typingctx: Any, x: Any, y: Any) -> Any:
+    """x - y, a token."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        pairs = ((b.extract_value(args[0], n), b.extract_value(args[1], n)) for n in range(x.count))
+        return context.make_tuple(b, x, [b.fsub(left, right) for left, right in pairs])
+
+    return x(x, x), emit
+
+
+@intrinsic
+def each_store(typingctx: Any, array: Any, index: Any, step: Any, values: Any, count: Any) -> Any:
+    """The first `count` vectors into a float32 array, from `index` on in steps of `step`."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        for n in range(values.count):
+            at = b.add(args[1], b.mul(args[2], ir.Constant(I64, n)))
+            with b.if_then(b.icmp_signed("<", ir.Constant(I64, n), args[4])):
+                b.store(b.extract_value(args[3], n), _pointer(context, b, array, args[0], at, f32x8.llvm), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, values, types.intp), emit
+
+
+@intrinsic
+def each_add(typingctx: Any, values: Any, x: Any) -> Any:
+    """value + x, a token."""
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return context.make_tuple(b, values, [b.fadd(b.extract_value(args[0], n), args[1]) for n in range(values.count)])
+
+    return values(values, f32x8), emit
 
 
 @intrinsic

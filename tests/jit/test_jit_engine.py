@@ -187,8 +187,9 @@ from aprlab.types import Q8_0
 raw = kernels.frozen(np.arange(68, dtype=np.uint8) % 7)
 out = np.empty((1, 2), np.float32)
 chosen = isa.choose(sys.argv[1])
-kernels.matmul_q8_serial(chosen, kernels.KINDS[Q8_0], raw, 34, np.ones((1, 32), np.float32), np.empty(0, np.float32), out)
-stats = kernels.matmul_q8_serial.stats
+x, none, odd = np.ones((1, 32), np.float32), np.empty(0, np.float32), np.zeros(1, np.uint8)
+kernels.matmul_q8(chosen, kernels.KINDS[Q8_0], raw, 34, x, none, out, odd, 0, 2)
+stats = kernels.matmul_q8.stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), out.tolist())
 """
 

@@ -52,19 +52,11 @@ def test_decode_is_bit_equal_to_the_package(type_: TensorType) -> None:
         want = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType(type_.code)).reshape(-1)
         own = quants.dequantise(raw, type_, (n,))
     out = np.full(n + 8, 7, np.float32)
-    kernels.decode_serial(kernels.KINDS[type_], kernels.frozen(raw), n, out)
+    kernels.decode(kernels.KINDS[type_], kernels.frozen(raw), n, out)
     assert (out[n:] == 7).all(), "wrote past the end"
     for oracle in (want, own):
         bad = (out[:n].view(np.uint32) != oracle.view(np.uint32)) & ~(np.isnan(out[:n]) & np.isnan(oracle))
         assert not bad.any(), f"{bad.sum()} of {n} differ, first at {np.flatnonzero(bad)[0]}"
-
-
-def test_decode_in_parts_is_decode() -> None:
-    raw, want = weights(types.Q5_0, 7, 96)
-    for tasks in (1, 2, 5):
-        out = np.empty(want.size, np.float32)
-        kernels.decode_parallel(kernels.KINDS[types.Q5_0], raw, want.size, out, tasks)
-        np.testing.assert_array_equal(out.reshape(want.shape), want)
 
 
 # -- contract f32 -------------------------------------------------------------------------------------------------------
@@ -82,19 +74,25 @@ def packed(type_: TensorType, raw: np.ndarray, cols: int) -> np.ndarray:
 
 def product(
     contract: str, isa: isas.Isa, type_: TensorType, raw: np.ndarray, x: np.ndarray, rows: int, bias: np.ndarray = NONE,
-    tasks: int | None = None, refused: int = 0,
+    tasks: int | None = None, refused: tuple[int, ...] = (), tiles: bool = False,
 ) -> np.ndarray:  # fmt: skip
-    """What the engine's fused kernels make of it; `tasks` takes the parallel ones."""
+    """What the engine's fused kernels make of it; `tasks` runs them in parallel, `tiles` takes those for prompts."""
     kind, row_bytes = kernels.KINDS[type_], type_.row_bytes(x.shape[1])
     name = "matmul_" + contract
     if kernels.packable(kind):
-        name, raw = "packed_" + contract, packed(type_, raw, x.shape[1])
+        name, raw = f"packed_{contract}{'_tiles' * tiles}", packed(type_, raw, x.shape[1])
     elif type_ is types.Q8_0 and contract == "f32":
         name = "q8_0_f32"
-    out = np.full((len(x), rows), np.nan, np.float32)
-    kernel = getattr(kernels, f"{name}_{'serial' if tasks is None else 'parallel'}")
-    got = kernel(isa, kind, raw, row_bytes, x, bias, out, *(() if tasks is None else (tasks,)))
-    assert (got or 0) == refused
+    out, odd = np.full((len(x), rows), np.nan, np.float32), np.zeros(len(x), np.uint8)
+    kernel = getattr(kernels, name)
+    args = isa, kind, raw, row_bytes, x, bias, out, odd, 0
+    if tasks is None:
+        said = kernel(*args, rows)
+    else:
+        kernel(*args, 0)
+        said = kernels.product_parallel(kernels.address(kernel, *args, 0), *args[2:-1], tasks)
+    assert tuple(np.flatnonzero(odd)) == refused
+    assert (said > 0) == bool(refused)
     return out
 
 
@@ -173,8 +171,8 @@ def test_activations_that_integers_do_not_suit_are_refused(type_: TensorType) ->
     for value in (np.nan, np.inf, -np.inf, 1e35, 2.0**23):
         odd = healthy.copy()
         odd[300] = value
-        product("f32", BEST, type_, raw, np.stack([healthy, odd, healthy, odd]), 8, refused=0b1010)
-    product("f32", BEST, type_, raw, np.stack([healthy * np.float32(1e-30), healthy]), 8, refused=0b01)
+        product("f32", BEST, type_, raw, np.stack([healthy, odd, healthy, odd]), 8, refused=(1, 3))
+    product("f32", BEST, type_, raw, np.stack([healthy * np.float32(1e-30), healthy]), 8, refused=(0,))
     assert not product("f32", BEST, type_, raw, np.zeros((1, 512), np.float32), 8).any()
 
 
@@ -183,7 +181,7 @@ def test_plain_float_products() -> None:
     for type_ in (types.Q5_0, types.Q4_K):
         raw, w = weights(type_, 9, 512)
         x, out = activations(3, 512), np.empty((3, 9), np.float32)
-        kernels.matmul_f32_serial(BEST, kernels.KINDS[type_], raw, type_.row_bytes(512), x, NONE, out)
+        kernels.matmul_f32(BEST, kernels.KINDS[type_], raw, type_.row_bytes(512), x, NONE, out, np.zeros(3, np.uint8), 0, 9)
         assert (np.abs(out - x.astype(np.float64) @ w.T.astype(np.float64)) <= bound_f32(x, w)).all()
 
 
@@ -318,6 +316,23 @@ def test_neither_threads_nor_batches_change_a_bit(contract: str) -> None:
         np.testing.assert_array_equal(product(contract, BEST, type_, raw, x, rows, bias, tasks), want)
     for t in range(3):
         np.testing.assert_array_equal(product(contract, BEST, type_, raw, x[t : t + 1], rows, bias)[0], want[t])
+
+
+@pytest.mark.parametrize("contract", ["f32", "q8"])
+@pytest.mark.parametrize("type_", [types.Q4_K, types.Q6_K, types.Q5_0, types.Q4_1], ids=named)
+def test_tiles_of_tokens_give_what_each_token_gives(type_: TensorType, contract: str) -> None:
+    """To the bit; with an unfinished tile, an unfinished eight of rows, and a token that integers do not suit."""
+    rows, cols = 8 * 40 + 3, 768  # more rows than one visit to the tokens takes
+    raw, _ = weights(type_, rows, cols)
+    assert raw.size > 1 << 17
+    x, bias = activations(7, cols), activations(1, rows, 5)[0]
+    want = np.concatenate([product(contract, BEST, type_, raw, x[t : t + 1], rows, bias) for t in range(7)])
+    np.testing.assert_array_equal(product(contract, BEST, type_, raw, x, rows, bias, tiles=True), want)
+    np.testing.assert_array_equal(product(contract, BEST, type_, raw, x, rows, bias, tasks=3, tiles=True), want)
+    if contract == "f32":
+        x[[2, 6], 30] = 1e9
+        got = product(contract, BEST, type_, raw, x, rows, bias, refused=(2, 6), tiles=True)
+        np.testing.assert_array_equal(np.delete(got, [2, 6], 0), np.delete(want, [2, 6], 0))
 
 
 # -- attention ----------------------------------------------------------------------------------------------------------
