@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import matplotlib as mpl
 import numpy as np
 
 from aprlab.errors import UsageError
@@ -68,9 +69,13 @@ def dtype_flow(
             colour, stroke = (nth_colour(0), "-") if right[name] else (nth_colour(1), "--")
             ax.plot(range(len(stages)), heights, label=name, zorder=1, color=colour, linestyle=stroke)
         for n, words in enumerate(boxes):
-            for word in words:
-                frame = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": "0.4", "linewidth": 0.8}
-                ax.text(n, height(n, word), word, ha="center", va="center", fontsize=9, bbox=frame)
+            for word in words:  # a box as high as its bundle of lines
+                through = [height(n, word, name) for name, way in ways.items() if way[n] == word]
+                wide, high = (0.012 + 0.009 * len(word)) * len(stages), 0.034 + max(through) - min(through)
+                corner = n - wide / 2, height(n, word) - high / 2
+                frame = mpl.patches.Rectangle(corner, wide, high, facecolor="white", edgecolor="0.4", linewidth=0.8, zorder=2)
+                ax.add_patch(frame)
+                ax.text(n, height(n, word), word, ha="center", va="center", fontsize=9)
         ax.set_xticks(range(len(stages)), stages)
         ax.xaxis.tick_top()
         ax.tick_params(length=0)

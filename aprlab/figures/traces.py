@@ -67,9 +67,12 @@ def logits_plot(
         ends = [min(a.min(), b.min()), max(a.max(), b.max())]
         ax.plot(ends, ends, color=nth_colour(7), linewidth=0.8, zorder=1)
         ax.scatter(a, b, s=10, color=nth_colour(0), alpha=0.6, linewidths=0, rasterized=True)
-        for token, text in (top or {}).items():
+        for n, (token, text) in enumerate((top or {}).items()):  # above and below the diagonal in turn: neighbours do not collide
+            side, align = ((-16, 8), "right") if n % 2 == 0 else ((16, -8), "left")
+            place = float(a[token]), float(b[token])
+            line = {"arrowstyle": "-", "color": "0.4", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 2}
             ax.annotate(
-                repr(text), (float(a[token]), float(b[token])), textcoords="offset points", xytext=(-4, 4), ha="right", fontsize=8
+                repr(text), place, textcoords="offset points", xytext=side, ha=align, va="center", fontsize=8, arrowprops=line
             )
         ax.set_xlabel(f"logit, {labels[0]}")
         ax.set_ylabel(f"logit, {labels[1]}")

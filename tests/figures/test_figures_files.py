@@ -28,6 +28,11 @@ def test_dtype_flow_has_a_line_a_type_and_a_box_a_word() -> None:
     assert not np.allclose(lines["Q4_K"].get_ydata()[1:], lines["F16"].get_ydata()[1:], atol=0.15)
     assert not np.array_equal(lines["Q4_K"].get_ydata(), lines["Q5_K"].get_ydata()), "one would hide the other"
     assert (lines["F16"].get_linestyle(), lines["Q4_K"].get_linestyle()) == ("-", "--")
+    assert len(ax.patches) == len(ax.texts)
+    for text, box in zip(ax.texts, ax.patches, strict=True):
+        column = round(text.get_position()[0])
+        through = [lines[name].get_ydata()[column] for name, way in ways.items() if way[column] == text.get_text()]
+        assert box.get_y() < min(through) <= max(through) < box.get_y() + box.get_height()
     with pytest.raises(UsageError, match="3 words"):
         figures.dtype_flow(ways | {"F32": ("0",)}, right | {"F32": True}, ("byte", "label", "read as"))
 

@@ -561,6 +561,25 @@ def test_a_value_that_half_precision_cannot_hold_is_refused_by_tensor(tiny: Path
 
 
 @pytest.mark.peer
+def test_transformers_reads_config_tokenizer_and_template(folders: dict[str, Path]) -> None:
+    """What of transformers needs no PyTorch: every number of the config, and the prompt's ids."""
+    transformers = pytest.importorskip("transformers")
+    found = transformers.AutoConfig.from_pretrained(folders["f32"])
+    config = Model.open(paths.embedded_model()).config
+    assert found.model_type == "qwen2"
+    assert (found.hidden_size, found.intermediate_size) == (config.embedding_length, config.feed_forward_length)
+    assert (found.num_attention_heads, found.num_key_value_heads) == (config.head_count, config.head_count_kv)
+    assert (found.num_hidden_layers, found.vocab_size) == (config.block_count, config.vocab_size)
+    assert found.rms_norm_eps == pytest.approx(config.rms_norm_eps)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folders["f32"])
+    session = Session(Model.open(paths.embedded_model()))
+    messages = [{"role": "user", "content": QUESTION}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert tokenizer(text)["input_ids"] == session.chat_tokens(QUESTION)
+    assert tokenizer.decode(session.tokenizer.encode("naïve 2+2"), skip_special_tokens=True) == "naïve 2+2"
+
+
+@pytest.mark.peer
 def test_transformers_gives_the_same_tokens(folders: dict[str, Path]) -> None:
     """transformers in float32 on the exported directory: prompt ids and greedy answer of our engine."""
     transformers = pytest.importorskip("transformers")
