@@ -17,8 +17,7 @@ from numba import njit, prange, types
 from numba.extending import intrinsic
 
 from aprlab.simd.decode import OPTIONS
-
-ROWS = 8  # rows are dealt out in eights, which is how packed matrices hold them
+from aprlab.simd.packed import ROWS
 
 
 def address(kernel: Any, *args: Any) -> int:
@@ -49,7 +48,8 @@ def _call(
 def product_parallel(address, w, row_bytes, x, bias, out, refused, tasks):
     """The product at `address` (see `address`) with the rows of the matrix in `tasks` parts; returns what each of them returns.
 
-    Each part prepares the activations for itself, while it would else wait for one that prepares them for all.
+    Rows are dealt out in eights, which is how packed matrices hold them. Each part prepares the activations for itself, while it
+    would else wait for one that prepares them for all.
     """
     eights, odd = (out.shape[1] + ROWS - 1) // ROWS, 0
     for task in prange(tasks):

@@ -114,7 +114,6 @@ def _span(isa, kind):
     return SPANS[kind.value]
 
 
-
 @njit(**FLAT)
 def _turn(x):
     """32 bits: bit 4 s + k to bit 8 k + s."""

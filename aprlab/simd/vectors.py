@@ -780,6 +780,10 @@ def pairs_close(typingctx: Any, isa: Any, totals: Any, sums: Any, factor: Any) -
     return totals(isa, totals, sums, i32x8), emit
 
 
+def _fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    return _call(b, "llvm.fmuladd.v8f32", x.type, [x, y, z])
+
+
 @intrinsic
 def totals_value(typingctx: Any, tile: Any, totals: Any) -> Any:
     """What totals of digits of base 256, lowest first, mean together: an f32x8 a token, put together from the lowest up."""
@@ -792,7 +796,7 @@ def totals_value(typingctx: Any, tile: Any, totals: Any) -> Any:
             value = floats[0]
             for i, high in enumerate(floats[1:], 1):
                 base = ir.Constant(f32x8.llvm, [ir.Constant(F32, float(256**i))] * 8)
-                value = _call(b, "llvm.fmuladd.v8f32", f32x8.llvm, [high, base, value])
+                value = _fma(b, high, base, value)
             values.append(value)
         return context.make_tuple(b, kind, values)
 
@@ -840,10 +844,6 @@ def _each(make: Callable[..., ir.Value], doc: str, *, factors: bool) -> Any:
 
     without.__doc__ = doc
     return intrinsic(without)
-
-
-def _fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
-    return _call(b, "llvm.fmuladd.v8f32", x.type, [x, y, z])
 
 
 each_fma = _each(lambda b, total, x, number: _fma(b, x, number, total), "total + x * number, a token.", factors=False)
