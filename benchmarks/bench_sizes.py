@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -89,7 +90,8 @@ def measure(name: str, parent: Path, threads: int, again: bool, steps: list[str]
 
 def write() -> None:
     """docs/sizes.md between its marks, and the figure."""
-    results = json.loads(RESULTS.read_text())
+    read: dict[str, Any] = json.loads(RESULTS.read_text())
+    results = dict(sorted(read.items(), key=lambda item: item[1]["bytes"]))
     page = DOCS / "sizes.md"
     text = page.read_text()
     for mark, lines in (("measured", _table(results)), ("inventory", _inventories())):
@@ -124,25 +126,24 @@ def _table(results: dict[str, Any]) -> list[str]:
                 speed = mine["bytes"] / x["processor"] / 1e6
                 rows.append(f"| {name}, {mine['bytes'] / 1e9:.2f} GB | {what} | {x['seconds']:.1f} | {x['processor']:.1f} "
                             f"| {speed:.0f} | {x['peak'] / 2**20:.0f} |")  # fmt: skip
-    rows += ["", "Growth with the size of the file, by least squares: processor seconds a GB, how far the",
-             "worst point is from that line through zero, and how memory grows, MiB a GB.", "",
-             "| step | seconds a GB | farthest | memory a GB |", "|---|---|---|---|"]  # fmt: skip
+    rows += ["", "Growth with the size of the file, by straight lines of least squares: processor seconds that any file",
+             "costs, and seconds a GB; the share of the spread that this line explains (R², 1 is a straight line); how memory",
+             "grows; time by the clock as a multiple of copying (with fsync) the same file, smallest file first.", "",
+             "| step | seconds at 0 | seconds a GB | R² | MiB a GB | times copying |", "|---|---|---|---|---|---|"]  # fmt: skip
     for what in CODE:
-        points = [(mine["bytes"] / 1e9, mine[what]) for mine in results.values() if what in mine]
-        if len(points) > 1:
-            slope, far = _line([(x, p["processor"]) for x, p in points])
-            memory, _ = _line([(x, p["peak"] / 2**20) for x, p in points], through_zero=False)
-            rows.append(f"| {what} | {slope:.2f} | {far:.0%} | {memory:+.0f} |")
+        seen = [mine for mine in results.values() if what in mine]
+        sizes = [mine["bytes"] / 1e9 for mine in seen]
+        start, slope, straight = _line(sizes, [mine[what]["processor"] for mine in seen])
+        memory = _line(sizes, [mine[what]["peak"] / 2**20 for mine in seen])[1]
+        copies = ", ".join(f"{mine[what]['seconds'] / mine['copy']['seconds']:.1f}" for mine in seen)
+        rows.append(f"| {what} | {start:.1f} | {slope:.2f} | {straight:.3f} | {memory:+.0f} | {copies} |")
     return rows
 
 
-def _line(points: list[tuple[float, float]], *, through_zero: bool = True) -> tuple[float, float]:
-    """Slope by least squares, and the largest relative distance of a point from the line."""
-    if through_zero:
-        slope = sum(x * y for x, y in points) / sum(x * x for x, _ in points)
-        return slope, max(abs(y / (slope * x) - 1) for x, y in points)
-    mx, my = (sum(v) / len(points) for v in zip(*points, strict=True))
-    return sum((x - mx) * (y - my) for x, y in points) / sum((x - mx) ** 2 for x, _ in points), 0.0
+def _line(x: list[float], y: list[float]) -> tuple[float, float, float]:
+    """Start, slope and R² of the straight line of least squares."""
+    slope, start = statistics.linear_regression(x, y)
+    return start, slope, statistics.correlation(x, y) ** 2
 
 
 def _figure(results: dict[str, Any]) -> None:

@@ -76,6 +76,11 @@ def _lock(busy: bool, *controls: w.Widget) -> None:
         control.disabled = busy
 
 
+def _switched(chosen: Sequence[str], id: str) -> list[str]:
+    """What is chosen after a click on one: off where it was on, else on."""
+    return [other for other in chosen if other != id] if id in chosen else [*chosen, id]
+
+
 def _image() -> w.Image:
     return w.Image(format="png", layout=w.Layout(max_width="100%", display="none", object_fit="contain", align_self="flex-start"))
 
@@ -138,8 +143,7 @@ class OnionView(View):
         self.try_(lambda: self.onion.choose(**change))
 
     def _toggle(self, id: str) -> None:
-        chosen = self.onion.faults
-        self._choose(faults=[other for other in chosen if other != id] if id in chosen else [*chosen, id])
+        self._choose(faults=_switched(self.onion.faults, id))
 
     def refresh(self) -> None:
         onion = self.onion
@@ -164,14 +168,12 @@ class OnionView(View):
 
 
 class TraceView(View):
-    """Run both sides, click a cell of the map."""
+    """Choose faults, run both sides, click a cell of the map."""
 
     def __init__(self, explorer: TraceExplorer) -> None:
         self.explorer = explorer
-        self.fault = w.Dropdown(
-            options=[("none", ""), *((id, id) for id in explorer.choices)], value=(explorer.faults or ("",))[0],
-            description="fault", style=_LABEL, layout=_WIDE,
-        )  # fmt: skip
+        self.faults = Clickable(lambda id: self.try_(lambda: explorer.choose(faults=_switched(explorer.faults, id))))
+        self.stories = Clickable()
         self.prompt = w.Text(value=explorer.prompt, description="prompt", style=_LABEL, layout=_WIDE, continuous_update=False)
         self.mode = w.RadioButtons(options=[(words, mode) for mode, words in MODES.items()], layout=w.Layout(width="auto"))
         self.run = _button("run", lambda: self.try_(explorer.run), icon="play", primary=True)
@@ -179,16 +181,18 @@ class TraceView(View):
         self.map = Clickable(lambda key: self.try_(lambda: explorer.click(key)))
         self.detail, self.histogram, self.positions = Clickable(), _image(), _image()
         self._drawn: Any = None
-        _observed(self.fault, lambda id: self.try_(lambda: explorer.choose(faults=[id] if id else [])))
         _observed(self.prompt, lambda text: self.try_(lambda: explorer.choose(prompt=text)))
         _observed(self.mode, lambda mode: self.try_(lambda: explorer.set_mode(mode)))
         pictures = w.HBox([self.histogram, self.positions], layout=w.Layout(flex_flow="row wrap", overflow="visible"))
-        top = w.VBox([self.fault, self.prompt, w.HBox([self.run])])
+        top = w.VBox([self.faults, self.stories, self.prompt, w.HBox([self.run])], layout=w.Layout(width="100%"))
         super().__init__(explorer, [top, self.words, self.mode, self.map, self.detail, pictures])
 
     def refresh(self) -> None:
         explorer = self.explorer
-        _lock(explorer.work.busy, self.run, self.fault, self.prompt)
+        self.faults.html = pages.fault_chips(explorer.choices)
+        self.faults.currents = list(explorer.faults)
+        self.stories.html = pages.fault_stories(FAULTS[id] for id in explorer.faults)
+        _lock(explorer.work.busy, self.run, self.prompt)
         self.words.html = pages.para(explorer.words)
         self.map.html = pages.heat_map(explorer)
         self.map.currents = [explorer.chosen] if explorer.chosen else []

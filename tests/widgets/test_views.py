@@ -106,11 +106,21 @@ def test_traces(tiny: Path) -> None:
     view.mode.value = "introduced"
     assert view.explorer.mode == "introduced"
     well_formed(view)
-    view.fault.value = ""
-    assert view.explorer.faults == ()
+    view.faults.click("rope-norm")
+    assert view.faults.currents == ["lost-k-biases", "rope-norm"]
+    assert view.stories.html.count("<b>") == 2
     assert view.histogram.layout.display == "none"
+    view.faults.click("lost-k-biases")
+    assert view.explorer.faults == ("rope-norm",)
     view.map.click("layers.0.k")
     assert "run it first" in view.status.html
+    view.faults.click("lost-k-biases")
+    view.run.click()
+    view.explorer.work.wait()
+    view.mode.value = "introduced"
+    steps, errors = view.explorer.map()
+    wrong = [step for step, error in zip(steps, errors[0], strict=True) if error > 0]
+    assert wrong == ["k", "q_rope", "k_rope"], "what each of the two faults does itself, and nothing that follows from it"
 
 
 def test_tensors(tiny: Path, mislabelled: Path) -> None:

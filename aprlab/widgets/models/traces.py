@@ -12,7 +12,7 @@ from aprlab.compare import compare_traces, layer_errors
 from aprlab.errors import UsageError
 from aprlab.known import QUESTION
 from aprlab.model import Model
-from aprlab.onion.faults import FAULTS, session_with
+from aprlab.onion.faults import FAULTS, Fault, session_with
 from aprlab.onion.golden import best_engine
 from aprlab.qwen2.generate import Session
 from aprlab.trace import Trace, replay, trace
@@ -72,9 +72,9 @@ class TraceExplorer(Observable):
         self.words = ""
 
     @property
-    def choices(self) -> list[str]:
-        """Ids of the faults that a session can have."""
-        return [id for id, fault in FAULTS.items() if fault.instrument is None]
+    def choices(self) -> list[Fault]:
+        """The faults that a session can have."""
+        return [fault for fault in FAULTS.values() if fault.instrument is None]
 
     def choose(self, *, faults: Iterable[str] | None = None, prompt: str | None = None) -> None:
         """What to run next; what was run before is forgotten."""
