@@ -39,12 +39,12 @@ _WHAT_TO_SEE = {
     "container": "Right: how many tensors have their bytes where the index says, and how many have them anywhere.",
     "naming": "Right: what a reader gets who goes by the names, and what is in the file, whatever it is called.",
     "dtype": "Right: the bytes that lie there, by what they really are, and the bytes that the labels would need.",
-    "layout": "Right: values at equal places in both files. The right ones would all lie on the diagonal.",
-    "decode": "Right: values at equal places in both files. The right ones would all lie on the diagonal.",
-    "weights": "Right: values at equal places in both files. The right ones would all lie on the diagonal.",
-    "config": "Left: error that each step adds by itself, on sound inputs. Right: error at each position. Grey is equal.",
+    "layout": "Right: values at equal places in both files. The right ones would all lie on the thin line.",
+    "decode": "Right: values at equal places in both files. The right ones would all lie on the thin line.",
+    "weights": "Right: values at equal places in both files. The right ones would all lie on the thin line.",
+    "config": "Left: error that each step adds by itself, on sound inputs. Right: error at each position. Light grey is equal.",
     "tokenizer": "The prompt as both sides cut it into tokens, and where they agree.",
-    "forward": "Left: error that each step adds by itself, on sound inputs. Right: error at each position. Grey is equal.",
+    "forward": "Left: error that each step adds by itself, on sound inputs. Right: error at each position. Light grey is equal.",
     "instrument": "Nothing to see in the model: the measurement is void.",
 }
 

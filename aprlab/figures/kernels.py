@@ -28,7 +28,7 @@ class Line(Protocol):
 
 
 _KINDS = ("reads or writes global memory", "shared memory", "arithmetic only")
-_ASIDE: dict[str, Any] = {"loc": "upper right", "bbox_to_anchor": (-0.01, 0), "ncols": 2, "columnspacing": 1.2}
+_ASIDE: dict[str, Any] = {"loc": "upper right", "bbox_to_anchor": (-0.04, -0.01), "ncols": 2, "columnspacing": 1.2}
 _LONGEST = 72  # letters of a source line that are shown
 
 

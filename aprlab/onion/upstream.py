@@ -289,7 +289,7 @@ def full_dequantisation(model: str = MODEL) -> Correction:
     return Correction(
         2,
         "the APR file of 6.62 GiB shows the dtype byte table",
-        "it is the whole model in F32; a wrong byte changes no size",
+        "it is the whole model in F32, as the ticket's own end finds; a wrong byte changes no size",
         {"parameters": count, "bytes": 4 * count, "gib": round(4 * count / 2**30, 2)},
     )
 
