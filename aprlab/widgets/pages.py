@@ -38,7 +38,7 @@ def para(text: object, tone: str = "") -> str:
 
 
 def fault_chips(faults: Sequence[Fault]) -> str:
-    """Every fault as a button, by section; its title is the tooltip."""
+    """Every fault as a button, by section, in a box that scrolls; its title is the tooltip."""
     parts = []
     for letter, title in SECTIONS.items():
         chips = "".join(
@@ -47,7 +47,8 @@ def fault_chips(faults: Sequence[Fault]) -> str:
         )  # fmt: skip
         if chips:
             parts.append(f"<div><b>{html.escape(title)}</b></div><div class='chips'>{chips}</div>")
-    return f'<div class="scroll" data-scroll="faults" style="max-height:13em;padding:4px 8px">{"".join(parts)}</div>'
+    box = f'<div class="scroll" data-scroll="faults" style="max-height:14em;padding:4px 8px">{"".join(parts)}</div>'
+    return para(f"{len(faults)} faults by layer: scroll to see all, click to switch one on or off", "mild") + box
 
 
 def fault_stories(faults: Iterable[Fault]) -> str:

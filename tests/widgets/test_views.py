@@ -209,7 +209,7 @@ def test_controls_are_locked_while_something_is_under_way(tiny: Path) -> None:
     blocks = widgets.block_microscope(tiny)
     locked: list[tuple[View, list[w.Widget]]] = [
         (onion, [onion.run, onion.clear, onion.model_choice, onion.form, onion.candidate, onion.prompt]),
-        (traces, [traces.run, traces.fault, traces.prompt]),
+        (traces, [traces.run, traces.prompt]),
         (blocks, [blocks.name, blocks.row, blocks.block, blocks.fault, blocks.worst]),
         (kernel, [kernel.operation, kernel.name, kernel.fault, kernel.warp, kernel.lane, kernel.line, kernel.ten,
                   kernel.instruction, kernel.restart, kernel.profile]),
