@@ -206,7 +206,7 @@ def convert(
     if output.suffix == ".gguf":
         if dialect != "aprender" or compress is not None or seams is not None:
             raise UsageError("dialect, compression and faults are for APR; the output is called .gguf", path=output)
-        return _to_gguf(model, output, [retype(t) for t in model.tensors.values()], quantize, progress, started)
+        return _to_gguf(model, output, [retype(t) for t in model.tensors.values()], quantize, force, progress, started)
     healthy = healthy_seams(into, retype=retype)
     used = healthy if seams is None else seams(healthy)
 
@@ -222,7 +222,7 @@ def convert(
     flags |= apr.FLAGS["quantized"] * any(t.type.quantised for t in written)
     flags |= apr.FLAGS["has_vocabulary"] * ("tokenizer.vocabulary" in metadata and into.naming == "canonical")
     size = apr.write(
-        output, metadata, used.plans(plans), replace(into, flags=flags), compress=compress, progress=progress
+        output, metadata, used.plans(plans), replace(into, flags=flags), compress=compress, force=force, progress=progress
     )
     reversible = seams is None and _promised(metadata, written)
     return _report(model, output, dialect, size, lines, written, started, quantize, reversible)
@@ -630,7 +630,7 @@ def export(
         raise UsageError("is a GGUF file; export takes APR", path=model.path)
     check_output(output, _inputs(model), force=force)
     retype = _retyping(model, None)
-    return _to_gguf(model, output, [retype(t) for t in model.tensors.values()], None, progress, started)
+    return _to_gguf(model, output, [retype(t) for t in model.tensors.values()], None, force, progress, started)
 
 
 def _to_safetensors(
@@ -669,8 +669,9 @@ def _to_safetensors(
 
 
 def _to_gguf(
-    model: Model, output: Path, written: list[Tensor], quantize: str | None, progress: Progress | None, started: float
-) -> ConversionReport:
+    model: Model, output: Path, written: list[Tensor], quantize: str | None, force: bool, progress: Progress | None,
+    started: float,
+) -> ConversionReport:  # fmt: skip
     """Write `written`, the tensors of `model` as they shall be, with the header that the model came with or one made for it."""
     altered = replace(model, tensors={t.name: t for t in written})
     recorded = model.metadata.get("source_metadata") if model.format == "apr" else None
@@ -684,7 +685,7 @@ def _to_gguf(
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:
         raise FormatError(f"{what} is damaged: {type(error).__name__}: {error}", path=model.path) from None
     parts: dict[str, bytes] = {}  # hash of each tensor; written by offset, proved in the order of the table
-    with atomic(output) as file:
+    with atomic(output, force=force) as file:
         file.write(front)
         position = len(front)
         for info, tensor in sorted(zip(infos, ordered, strict=True), key=lambda pair: pair[0].offset):

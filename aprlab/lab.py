@@ -344,6 +344,9 @@ def _execute(source: Path, executed: Path, parameters: dict[str, Any], progress:
         return f"cell {error.exec_count} failed: {error.ename}: {error.evalue}".splitlines()[0]
     except DeadKernelError as error:
         return f"the kernel ended: {error}"
+    except OSError as error:  # papermill writes the notebook after every cell, and may have got half of it written
+        executed.unlink(missing_ok=True)
+        raise UsageError(f"cannot be written: {error.strerror or error}", path=executed) from None
     finally:
         _set_environment(kept)
     return ""

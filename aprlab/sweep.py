@@ -30,7 +30,7 @@ from urllib.parse import quote
 
 from aprlab import lab
 from aprlab.errors import AprlabError, FormatError, UsageError
-from aprlab.formats.common import write_text
+from aprlab.formats.common import write_text, write_whole
 from aprlab.yamlfile import LineOf, load
 
 KEYS = ("notebooks", "parameters", "matrix", "exclude")
@@ -382,9 +382,9 @@ def _keep(cell: Cell, key: str, result: Result, folder: Path) -> Outcome:
     """Write what a cell left; the record comes last, so that a folder with a record is whole."""
     place = folder / cell.id
     shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
+    lab.reports_folder(place)
     for name, content in result.files.items():
-        (place / name).write_bytes(content)
+        write_whole(place / name, content)
     step = lab.read_step(cell.notebook.stem, place, result.failure)
     record = {"key": key, "notebook": cell.notebook.stem, "axes": dict(cell.axes), "parameters": dict(cell.parameters)}
     record |= {"holds": step.holds} | {

@@ -166,7 +166,7 @@ def write(
     fields.append(gguf.Field("general.description", gguf.STRING, f"made by aprlab {__version__} synth, seed {seed}"))
     infos = gguf.layout([(name, kind, shape) for name, (kind, shape) in listed.items()])
     by_type: dict[str, int] = {}
-    with atomic(output) as file:
+    with atomic(output, force=force) as file:
         size = write_all(file, gguf.pack_header(fields, infos))
         for name, (kind, shape) in listed.items():
             by_type[kind.name] = by_type.get(kind.name, 0) + 1

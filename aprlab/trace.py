@@ -167,7 +167,7 @@ class Trace:
             "tokens": self.tokens, "positions": spans, "points": entries,
         }  # fmt: skip
         arrays = {name: point.values for name, point in self.points.items()}
-        with atomic(path) as file:
+        with atomic(path, force=force) as file:
             np.savez(file, allow_pickle=False, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
         return path
 

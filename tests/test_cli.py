@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -343,8 +344,10 @@ def test_peel_refuses_its_output_before_the_work(cli, tiny: Path, tmp_path: Path
     def peel(*args: object, **options: object) -> None:
         raise AssertionError("it began")
 
-    monkeypatch.setattr(sys.modules["aprlab.onion.peel"], "peel", peel)
-    assert cli("peel", tiny, "--out", tmp_path / "none")[::2] == (2, f"aprlab: {tmp_path / 'none'}: is not a directory\n")
+    monkeypatch.setattr(import_module("aprlab.onion.peel"), "peel", peel)
+    (tmp_path / "file").touch()
+    refusal = f"aprlab: {tmp_path / 'file'}: cannot be a folder for reports: File exists\n"
+    assert cli("peel", tiny, "--out", tmp_path / "file")[::2] == (2, refusal)
     (tmp_path / f"{tiny.stem}.html").mkdir()
     status, _, err = cli("peel", tiny, "--out", tmp_path)
     assert status == 2

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from aprlab.errors import NumericError, UnsupportedError
+from aprlab.formats.common import write_text
 
 app = typer.Typer(
     help="CUDA kernels: verify them on this machine's GPU, compile them, list them.",
@@ -28,7 +29,7 @@ def verify(
     from aprlab.engines.cuda import CudaBackend
 
     report = verification.report(CudaBackend(device=device))
-    output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_text(output, json.dumps(report, indent=1) + "\n")
     failed = [case["case"] for case in report["cases"] if not case["passed"]]
     count, name = len(report["cases"]), report["machine"]["device"]
     typer.echo(f"{count - len(failed)} of {count} cases passed on {name}; {output}")

@@ -659,6 +659,7 @@ def write(
     dialect: Dialect,
     *,
     compress: str | None = None,
+    force: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> int:
     """Write an APR file under a temporary name and rename it when it is whole.
@@ -669,6 +670,7 @@ def write(
         plans: the tensors, names and dims as they shall stand in the file.
         dialect: flags, order of the index and footer come from it.
         compress: None, ``lz4`` or ``zstd`` for everything after the header.
+        force: replace a file of that name.
         progress: called with the number of data bytes written since the last call.
 
     Returns:
@@ -698,7 +700,7 @@ def write(
     front = [text, bytes(padding(len(text), ALIGNMENT)), index, bytes(padding(index_at + len(index), ALIGNMENT))]
     if compress == "lz4" and (due := sum(map(len, front)) + body) > LZ4_LIMIT:
         raise UnsupportedError(f"an LZ4 block holds {LZ4_LIMIT} bytes, and {due} are to be packed; zstd can", path=output)
-    with atomic(Path(output)) as file:
+    with atomic(Path(output), force=force) as file:
         if compress is None:
             return _write_body(_Crc(file), header, front, plans, dialect, progress)
         with tempfile.TemporaryFile(dir=Path(output).resolve().parent) as plain:

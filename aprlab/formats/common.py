@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from aprlab.errors import FormatError, UsageError
+from aprlab.errors import AprlabError, FormatError, UsageError
 
 
 class Cursor:
@@ -154,6 +154,9 @@ def padding(offset: int, alignment: int) -> int:
     return -offset % alignment
 
 
+_THERE = "exists already; use --force to replace it"
+
+
 def check_output(output: Path, sources: list[Path], *, force: bool) -> None:
     """Refuse an output that is an input, a folder, or exists already (unless `force`)."""
     for source in sources:
@@ -162,17 +165,18 @@ def check_output(output: Path, sources: list[Path], *, force: bool) -> None:
     if output.is_dir():
         raise UsageError("is a directory; name a file to write", path=output)
     if output.exists() and not force:
-        raise UsageError("exists already; use --force to replace it", path=output)
+        raise UsageError(_THERE, path=output)
     if not output.parent.is_dir():
         raise UsageError(f"the folder {str(output.parent)!r} does not exist", path=output)
 
 
 @contextmanager
-def atomic(output: Path) -> Iterator[IO[bytes]]:
+def atomic(output: Path, *, force: bool = True) -> Iterator[IO[bytes]]:
     """A file that becomes `output` only when the block ends well: written without a name, flushed to disk, named, renamed.
 
     Where the file system knows files without a name (Linux, most of them), a process that is killed leaves nothing at all;
-    elsewhere a hidden ``.part`` file. A symbolic link is written through, not replaced.
+    elsewhere a hidden ``.part`` file. A symbolic link is written through, not replaced. Without `force` a file that is there
+    when the block ends is not replaced either, whoever has made it meanwhile.
     """
     target = output.resolve()
     name = ""
@@ -191,20 +195,74 @@ def atomic(output: Path) -> Iterator[IO[bytes]]:
             os.fchmod(handle, mode & 0o7777)
             os.fsync(handle)
             if not name:
-                PARTS.add(name := str(target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")))
+                if force:
+                    PARTS.add(name := str(target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")))
                 # with a folder's descriptor (not looked at: the path is absolute) Python calls linkat, which can follow links
-                os.link(f"/proc/self/fd/{handle}", name, src_dir_fd=handle, follow_symlinks=True)
-        os.replace(name, target)
+                os.link(f"/proc/self/fd/{handle}", name or target, src_dir_fd=handle, follow_symlinks=True)
+        if name:
+            give_name(name, target, force=force)
     except BaseException as error:
         if name:
             with suppress(OSError):
                 os.unlink(name)
         if isinstance(error, OSError):
-            raise UsageError(f"cannot be written: {error.strerror or error}", path=output) from None
+            raise _unwritten(error, output) from None
         raise
     finally:
         PARTS.discard(name)
     _sync(target.parent)
+
+
+def give_name(part: str | Path, target: Path, *, force: bool) -> None:
+    """Rename a whole file; unless `force`, never to the name of a file that is there (FileExistsError)."""
+    if force:
+        os.replace(part, target)
+        return
+    try:
+        os.link(part, target)  # a rename would replace
+    except FileExistsError:
+        raise
+    except OSError:  # a file system on which a file has one name only
+        if target.exists():
+            raise FileExistsError from None
+        os.replace(part, target)
+    else:
+        os.unlink(part)
+
+
+def _unwritten(error: OSError, output: Path) -> UsageError:
+    if isinstance(error, FileExistsError):
+        return UsageError(_THERE, path=output)
+    return UsageError(f"cannot be written: {error.strerror or error}", path=output)
+
+
+@contextmanager
+def _standing_for(output: Path, made: Path) -> Iterator[None]:
+    """What is refused about files in the temporary folder `made` is told of `output`, in whose place it stands."""
+    try:
+        yield
+    except AprlabError as error:
+        if error.path is not None and made in Path(error.path).parents:
+            error.path = output / Path(error.path).relative_to(made)
+        raise
+
+
+@contextmanager
+def drafted(output: Path, *, force: bool) -> Iterator[Path]:
+    """A path in a hidden folder beside `output`; the file that the block makes there becomes `output` when it ends well."""
+    target = output.resolve()
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".part", dir=target.parent) as folder:
+            PARTS.add(folder)
+            draft = Path(folder) / output.name
+            try:
+                with _standing_for(output.parent, Path(folder)):
+                    yield draft
+                give_name(draft, target, force=force)
+            finally:
+                PARTS.discard(folder)
+    except OSError as error:
+        raise _unwritten(error, output) from None
 
 
 def _nameless(folder: Path) -> int | None:
@@ -236,7 +294,7 @@ def atomic_folder(output: Path, *, force: bool = False, ours: Callable[[str], bo
             raise UsageError("is a file; name a folder to write", path=output)
         names = sorted(os.listdir(target))
         if names and not force:
-            raise UsageError("exists already; use --force to replace it", path=output)
+            raise UsageError(_THERE, path=output)
         strange = [name for name in names if not ours(name) or not (target / name).is_file()]
         if strange:
             raise UsageError(f"holds {strange[0]!r}, which an export does not write; it is not replaced", path=output)
@@ -251,7 +309,8 @@ def atomic_folder(output: Path, *, force: bool = False, ours: Callable[[str], bo
         raise UsageError(f"cannot be written: {error.strerror}", path=output) from None
     PARTS.add(str(made))
     try:
-        yield made
+        with _standing_for(output, made):
+            yield made
         for path in made.iterdir():
             path.chmod(0o666 & ~_umask())
             _sync(path)
@@ -271,7 +330,7 @@ def atomic_folder(output: Path, *, force: bool = False, ours: Callable[[str], bo
     except BaseException as error:
         shutil.rmtree(made, ignore_errors=True)
         if isinstance(error, OSError):
-            raise UsageError(f"cannot be written: {error.strerror or error}", path=output) from None
+            raise _unwritten(error, output) from None
         raise
     finally:
         PARTS.discard(str(made))
@@ -287,10 +346,15 @@ def write_all(file: IO[bytes], data: Any) -> int:
     return size
 
 
-def write_text(output: Path, text: str) -> None:
-    """A whole text file in UTF-8, or what was there before."""
+def write_whole(output: Path, content: bytes) -> None:
+    """A whole file, or what was there before."""
     with atomic(output) as file:
-        write_all(file, text.encode())
+        write_all(file, content)
+
+
+def write_text(output: Path, text: str) -> None:
+    """The same of a text, in UTF-8."""
+    write_whole(output, text.encode())
 
 
 def _umask() -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from aprlab.cli import _print_json
 from aprlab.errors import UsageError
 from aprlab.formats.common import check_output, write_text
+from aprlab.lab import reports_folder
 
 
 def show_peel(
@@ -22,8 +23,7 @@ def show_peel(
 
     stem = "-".join(file.stem for file in files)
     if out is not None:
-        if not out.is_dir():
-            raise UsageError("is not a directory", path=out)
+        reports_folder(out)
         for kind in ("json", "html"):  # refused before the work, not after it
             check_output(out / f"{stem}.{kind}", files, force=True)
     options: dict[str, Any] = {"fast": fast, "threads": threads, "prompt": prompt}

@@ -74,6 +74,30 @@ def test_an_interrupt_between_two_steps_leaves_no_name(tmp_path: Path, monkeypat
     assert not any(str(tmp_path) in part for part in common.PARTS)
 
 
+@pytest.mark.parametrize("system", ["files without a name", "two names", "one name"])
+def test_a_file_that_appears_meanwhile_is_not_replaced(system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")  # as FAT says
+
+    if system != "files without a name":
+        monkeypatch.setattr(common, "_nameless", lambda folder: None)
+    if system == "one name":
+        monkeypatch.setattr(os, "link", refuse)
+    out = tmp_path / "out"
+    with pytest.raises(UsageError, match="out: exists already"), common.atomic(out, force=False) as file:
+        file.write(b"ours")
+        out.write_bytes(b"precious")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("out", b"precious")]
+    with pytest.raises(UsageError, match="out: exists already"), common.drafted(out, force=False) as draft:
+        draft.write_bytes(b"ours")
+    with common.atomic(out) as file:
+        file.write(b"ours")
+    with common.atomic(tmp_path / "new", force=False) as file:
+        file.write(b"new")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"out": b"ours", "new": b"new"}
+    assert not any(str(tmp_path) in part for part in common.PARTS)
+
+
 def test_a_name_too_long_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be written"), common.atomic(tmp_path / ("a" * 250)):
         pass

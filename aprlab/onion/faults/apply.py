@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from aprlab import engines, types
 from aprlab.convert import ConversionReport, Seams, convert
 from aprlab.engines.base import Engine
 from aprlab.errors import UsageError
-from aprlab.formats.common import check_output
+from aprlab.formats.common import check_output, drafted
 from aprlab.model import Model, Tensor
 from aprlab.onion.faults.base import Fault, Registry
 from aprlab.onion.faults.wrapped import Borrowed
@@ -61,14 +60,14 @@ def convert_faulty(source: str | Path | Model, output: str | Path, faults: Seque
             raise UsageError(f"fault {fault.id!r} edits the finished file, which must not be compressed")
     output = Path(output)
     path = source.path if isinstance(source, Model) else Path(source)
-    check_output(output, [path], force=bool(options.pop("force", False)))
+    force = bool(options.pop("force", False))
+    check_output(output, [path], force=force)
     touched: set[str] = set()
 
     def seams(healthy: Seams) -> Seams:
         return reduce(lambda s, fault: _watched(fault, s, touched), (f for f in faults if f.seams), _historic(healthy))
 
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.resolve().parent) as folder:
-        draft = Path(folder) / output.name
+    with drafted(output, force=force) as draft:
         report = convert(source, draft, seams=seams, **options)
         for fault in faults:
             if fault.post is not None:
@@ -80,7 +79,6 @@ def convert_faulty(source: str | Path | Model, output: str | Path, faults: Seque
             if fault.id not in touched:
                 raise UsageError(f"fault {fault.id!r} changes nothing here; it needs {fault.needs or 'another model'}", path=path)
         report.bytes_out = draft.stat().st_size
-        os.replace(draft, output)
     report.output = output
     report.notes += [f"fault {fault.id}: {fault.title}" for fault in faults]
     return report
