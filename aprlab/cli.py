@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -66,8 +67,11 @@ def run_cli(args: Sequence[str] | None = None) -> int:
     try:
         status = app(args=None if args is None else list(args), standalone_mode=False)
         sys.stdout.flush()
+        if status == 130:  # typer's way to say it
+            raise KeyboardInterrupt
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):
+        logging.disable()  # of tasks that were cut short, asyncio tells at the interpreter's end
         return _say("interrupted", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush complains

@@ -178,6 +178,8 @@ def test_an_interrupted_conversion_leaves_nothing(tiny: Path, tmp_path: Path, nu
     _, err = process.communicate(timeout=60)
     assert process.returncode == status
     assert "Traceback" not in err
+    if number == signal.SIGINT:
+        assert err.splitlines()[-1] == "aprlab: interrupted"
     assert list(tmp_path.iterdir()) == []
 
 
