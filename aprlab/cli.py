@@ -47,13 +47,19 @@ app = typer.Typer(
 # -- the frame: start, options of all verbs, errors ----------------------------------------------------------------
 
 
+_INTERRUPTED = 130
+
+
 class _State:
     debug = False
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Entry point: run, and leave with the right exit status."""
-    sys.exit(run_cli(args))
+    status = run_cli(args)
+    if status == _INTERRUPTED:
+        logging.disable()  # of tasks that were cut short, asyncio tells at the interpreter's end
+    sys.exit(status)
 
 
 def run_cli(args: Sequence[str] | None = None) -> int:
@@ -67,12 +73,11 @@ def run_cli(args: Sequence[str] | None = None) -> int:
     try:
         status = app(args=None if args is None else list(args), standalone_mode=False)
         sys.stdout.flush()
-        if status == 130:  # typer's way to say it
+        if status == _INTERRUPTED:  # typer's way to say it
             raise KeyboardInterrupt
         return status if isinstance(status, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        logging.disable()  # of tasks that were cut short, asyncio tells at the interpreter's end
-        return _say("interrupted", 130)
+        return _say("interrupted", _INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush complains
         return 1  # as typer does where it sees this first

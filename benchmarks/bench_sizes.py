@@ -132,10 +132,12 @@ def _table(results: dict[str, Any]) -> list[str]:
              "| step | seconds at 0 | seconds a GB | R² | MiB a GB | times copying |", "|---|---|---|---|---|---|"]  # fmt: skip
     for what in CODE:
         seen = [mine for mine in results.values() if what in mine]
+        if len(seen) < 2:
+            continue
         sizes = [mine["bytes"] / 1e9 for mine in seen]
         start, slope, straight = _line(sizes, [mine[what]["processor"] for mine in seen])
         memory = _line(sizes, [mine[what]["peak"] / 2**20 for mine in seen])[1]
-        copies = ", ".join(f"{mine[what]['seconds'] / mine['copy']['seconds']:.1f}" for mine in seen)
+        copies = ", ".join(f"{mine[what]['seconds'] / mine['copy']['seconds']:.1f}" for mine in seen if "copy" in mine)
         rows.append(f"| {what} | {start:.1f} | {slope:.2f} | {straight:.3f} | {memory:+.0f} | {copies} |")
     return rows
 

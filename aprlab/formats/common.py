@@ -186,7 +186,7 @@ def atomic(output: Path, *, force: bool = True) -> Iterator[IO[bytes]]:
             handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
             PARTS.add(name)
     except OSError as error:
-        raise UsageError(f"cannot be written: {error.strerror}", path=output) from None
+        raise _unwritten(error, output) from None
     try:
         with os.fdopen(handle, "wb", buffering=0) as file:
             yield file
@@ -306,7 +306,7 @@ def atomic_folder(output: Path, *, force: bool = False, ours: Callable[[str], bo
     try:
         made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     except OSError as error:
-        raise UsageError(f"cannot be written: {error.strerror}", path=output) from None
+        raise _unwritten(error, output) from None
     PARTS.add(str(made))
     try:
         with _standing_for(output, made):

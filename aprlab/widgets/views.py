@@ -172,7 +172,10 @@ class TraceView(View):
 
     def __init__(self, explorer: TraceExplorer) -> None:
         self.explorer = explorer
-        self.faults = Clickable(lambda id: self.try_(lambda: explorer.choose(faults=_switched(explorer.faults, id))))
+        self.faults = Clickable(
+            lambda id: self.try_(lambda: explorer.choose(faults=_switched(explorer.faults, id))),
+            html=pages.fault_chips(explorer.choices),
+        )
         self.stories = Clickable()
         self.prompt = w.Text(value=explorer.prompt, description="prompt", style=_LABEL, layout=_WIDE, continuous_update=False)
         self.mode = w.RadioButtons(options=[(words, mode) for mode, words in MODES.items()], layout=w.Layout(width="auto"))
@@ -189,7 +192,6 @@ class TraceView(View):
 
     def refresh(self) -> None:
         explorer = self.explorer
-        self.faults.html = pages.fault_chips(explorer.choices)
         self.faults.currents = list(explorer.faults)
         self.stories.html = pages.fault_stories(FAULTS[id] for id in explorer.faults)
         _lock(explorer.work.busy, self.run, self.prompt)
