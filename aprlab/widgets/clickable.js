@@ -1,5 +1,5 @@
-// Shows HTML; an element with data-key is a button that tells its key. `currents` are the keys to be marked: the first of
-// them is scrolled into view. The HTML itself is only sent again when it changes, so marks cost nothing.
+// Shows HTML; an element with data-key is a button that tells its key. `currents` are the keys to be marked; where none of
+// them can be seen the first is scrolled into view. The HTML itself is only sent again when it changes, so marks cost nothing.
 function render({ model, el }) {
   const box = document.createElement("div");
   box.className = "aprlab-clickable";
@@ -8,8 +8,10 @@ function render({ model, el }) {
 
   const find = (key) => box.querySelector(`[data-key="${CSS.escape(key)}"]`);
 
-  function mark(scroll) {
-    for (const old of box.querySelectorAll(".aprlab-current")) {
+  // `anew`: only what was not marked before is worth scrolling to, else taking back one choice would run away to another.
+  function mark(anew) {
+    const before = new Set(box.querySelectorAll(".aprlab-current"));
+    for (const old of before) {
       old.classList.remove("aprlab-current");
       old.removeAttribute("aria-current");
     }
@@ -18,13 +20,13 @@ function render({ model, el }) {
       element.classList.add("aprlab-current");
       element.setAttribute("aria-current", "true");
     }
-    const scroller = found.length && found[0].closest("[data-scroll]");
-    if (!scroll || !scroller) return;
-    const inner = found[0].getBoundingClientRect();
+    const sought = anew ? found.filter((element) => !before.has(element)) : found;
+    const scroller = sought[0]?.closest("[data-scroll]");
+    if (!scroller) return;
     const outer = scroller.getBoundingClientRect();
-    if (inner.top < outer.top || inner.bottom > outer.bottom) {
-      scroller.scrollTop += inner.top - outer.top - (outer.height - inner.height) / 2;
-    }
+    const seen = (inner) => inner.top >= outer.top && inner.bottom <= outer.bottom;
+    const places = sought.map((element) => element.getBoundingClientRect());
+    if (!places.some(seen)) scroller.scrollTop += places[0].top - outer.top - (outer.height - places[0].height) / 2;
   }
 
   function draw() {
@@ -44,7 +46,7 @@ function render({ model, el }) {
       const place = places.get(element.dataset.scroll);
       if (place) [element.scrollTop, element.scrollLeft] = place;
     }
-    mark(true);
+    mark(false);
     if (focused !== undefined) find(focused)?.focus({ preventScroll: true });
   }
 
@@ -67,7 +69,14 @@ function render({ model, el }) {
   model.on("change:html", draw);
   model.on("change:currents", again);
   draw();
+  const placed = new ResizeObserver(() => { // at first drawing nothing has a place yet
+    if (!box.offsetHeight) return;
+    placed.disconnect();
+    mark(false);
+  });
+  placed.observe(box);
   return () => {
+    placed.disconnect();
     model.off("change:html", draw);
     model.off("change:currents", again);
   };

@@ -17,7 +17,8 @@ class Clickable(anywidget.AnyWidget):
 
     Traits:
         html: what is shown. Whatever comes from a file or a user must have been escaped.
-        currents: keys of the elements to be marked; the first is scrolled into view inside its ``data-scroll`` element.
+        currents: keys of the elements to be marked; where none of the new ones can be seen, the first is scrolled into view
+            inside its ``data-scroll`` element.
     """
 
     _esm = _HERE / "clickable.js"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,11 +31,13 @@ class View(w.VBox):
     """A column of widgets around a view-model.
 
     After each change `refresh` is called: at once from the thread that made the change, which for long work is not the
-    kernel's own, so the page stays alive and shows the progress.
+    kernel's own, so the page stays alive and shows the progress. One thread refreshes at a time: who comes last reads the
+    model last, so what is shown in the end is the model as it is in the end (and matplotlib draws for one thread only).
     """
 
     def __init__(self, model: Observable, children: Sequence[w.Widget]) -> None:
         self.model_ = model
+        self._one_at_a_time = threading.RLock()  # a control that is set here may call back
         self.progress = w.FloatProgress(min=0, max=1, layout=w.Layout(width="12em"))
         self.status = Clickable()
         self.stop = w.Button(description="stop", icon="stop", disabled=True, layout=w.Layout(width="6em"))
@@ -46,12 +49,13 @@ class View(w.VBox):
 
     def update(self) -> None:
         """Show the model as it is now."""
-        work = self.model_.work
-        self.progress.value = work.done
-        self.bar.layout.display = "flex" if work.busy else "none"
-        self.stop.disabled = not work.busy
-        self.status.html = pages.para(f"{work.doing} …") if work.busy else pages.para(work.error, "bad")
-        self.refresh()
+        with self._one_at_a_time:
+            work = self.model_.work
+            self.progress.value = work.done
+            self.bar.layout.display = "flex" if work.busy else "none"
+            self.stop.disabled = not work.busy
+            self.status.html = pages.para(f"{work.doing} …") if work.busy else pages.para(work.error, "bad")
+            self.refresh()
 
     def refresh(self) -> None:
         """What each view shows."""

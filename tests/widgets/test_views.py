@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from aprlab import widgets
 from aprlab.onion.faults import FAULTS
 from aprlab.widgets import pages
 from aprlab.widgets.clickable import Clickable
+from aprlab.widgets.models.base import Observable
 from aprlab.widgets.views import View, position_bars, value_histogram
 
 PNG = b"\x89PNG"
@@ -53,6 +55,31 @@ def test_a_click_in_the_browser_is_a_call() -> None:
     assert widget._esm == script
     assert widget._css == style
     assert "http" not in script + style, "nothing is fetched"
+
+
+def test_who_refreshes_last_has_read_last() -> None:
+    """A worker's refresh that is still under way when the kernel's thread changes the model does not undo the change."""
+    model, reading, shown = Observable(), threading.Event(), threading.Event()
+    word = "before"
+
+    class Slow(View):
+        def refresh(self) -> None:
+            seen = word
+            if threading.current_thread() is worker:
+                reading.set()
+                shown.wait(0.3)
+            self.status.html = seen
+            shown.set()
+
+    worker = threading.Thread(target=model.changed)
+    view = Slow(model, [])
+    shown.clear()
+    worker.start()
+    assert reading.wait(10)
+    word = "after"
+    model.changed()
+    worker.join()
+    assert view.status.html == "after"
 
 
 def test_onion() -> None:
