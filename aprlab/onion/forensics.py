@@ -26,6 +26,7 @@ from aprlab.errors import AprlabError, UsageError
 from aprlab.model import Model
 from aprlab.onion.faults import FAULTS, run_faults, session_with
 from aprlab.onion.faults.wrapped import Wrapped
+from aprlab.onion.golden import is_small
 from aprlab.qwen2.generate import Session
 from aprlab.qwen2.tokenizer import Qwen2Tokenizer
 
@@ -458,7 +459,14 @@ def _try(bench: Bench, faults: tuple[str, ...], ear: Ear, cost: float) -> Suspec
         if broken is not None:
             broken.engine.close()
             del broken
-            gc.collect()  # a broken model may hold gigabytes in cycles
+            sweep_up(bench.session.model)
+
+
+def sweep_up(model: Model) -> None:
+    """After a broken engine: it may hold gigabytes in cycles. A small one's few wait for the collector's own time, since a
+    full collection looks at everything that the program holds."""
+    if not is_small(model):
+        gc.collect()
 
 
 def _ranked(suspects: Iterable[Suspect]) -> list[Suspect]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import gc
 import json
 import math
 import time
@@ -22,7 +21,7 @@ from aprlab.errors import AprlabError, UsageError
 from aprlab.formats.common import write_text
 from aprlab.model import Model
 from aprlab.onion.faults import run_faults, session_with
-from aprlab.onion.forensics import Bench, Ear, Suspect, healthy_session
+from aprlab.onion.forensics import Bench, Ear, Suspect, healthy_session, sweep_up
 from aprlab.qwen2.generate import Session
 
 PROMPTS = ("What is 2+2?", "What is 3+4?", "What is the capital of France?")
@@ -149,7 +148,7 @@ def voices(
             broken.engine.close()
         except AprlabError as error:
             why_not[id] = error.message
-        gc.collect()
+        sweep_up(session.model)
 
     heard = {id: given for id, given in answers.items() if [a.text for a in given] != texts}
     ears = {
@@ -182,7 +181,7 @@ def _gains(session: Session, benches: list[Bench], candidates: list[str], ears: 
                 if n != prompt:
                     gains[candidate, prompt, id, n] = sound[prompt, id, n] - bench.cost(broken, ear.saw)
         broken.engine.close()
-        gc.collect()
+        sweep_up(session.model)
     return gains
 
 

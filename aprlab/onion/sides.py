@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -348,8 +348,6 @@ class _Guesses:
                         return quick, set()  # it changes what is as it should be
                 if group in quick and not _equal(out, _seen_of(call), call):
                     missed.add(group)
-        if missed and missed >= quick & self.wrong and len(faults) > 1:
-            return quick, set()
         stateful = any(op in ("attend", "positions") for op, _, _ in self.wrong)
         if quick and quick <= missed and not stateful:
             return quick, set()
@@ -357,17 +355,31 @@ class _Guesses:
             return set(), set()
         return self._all(engine, skip=missed)
 
-    def _all(self, engine: Engine, skip: set[Group]) -> tuple[set[Group], set[Group]]:
-        touched, missed = set(skip), set(skip)
+    def wholly(self, faults: Sequence[Fault]) -> bool:
+        """These faults give everything that was seen, what was right included; the first that they do not give ends it."""
+        engine = self.engine(faults)
+        if engine is None:
+            return False
+        for group in sorted(self.probes, key=lambda group: group not in self.wrong):
+            for call in self.probes[group]:
+                if not _equal(self._again(engine, call, None), _seen_of(call), call):
+                    return False
+        return all(_equal(out, _seen_of(call), call) for call, out in self._every(engine))
+
+    def _every(self, engine: Engine, skip: Container[Group] = ()) -> Iterator[tuple[Call, np.ndarray | None]]:
+        """What this engine gives for each operation that was seen, one after the other with a cache of its own."""
         cache = engine.new_cache(self.config, sum(c.args[0] for c in self.seen.calls if c.op == "positions"))
         pending = 0
         for call in self.seen.calls:
             if call.op == "positions":
                 cache.advance(pending)
                 pending = call.args[0]
-            if call.group in skip:
-                continue
-            out = self._again(engine, call, cache)
+            if call.group not in skip:
+                yield call, self._again(engine, call, cache)
+
+    def _all(self, engine: Engine, skip: set[Group]) -> tuple[set[Group], set[Group]]:
+        touched, missed = set(skip), set(skip)
+        for call, out in self._every(engine, skip):
             if not _equal(out, call.out, call):
                 touched.add(call.group)
                 if call.group not in self.wrong:
@@ -494,7 +506,7 @@ def _engine_parts(a: Session, b: Session, seen: Shadow) -> list[_Part]:
         holders = [(f, m) for f, m in holders if f is not fault]
     if left:
         own = [f for f, _, _ in chosen]
-        pair = _pair(guesses, groups, own, [*own, *(f for f, _ in holders), *partial])
+        pair = _pair(guesses, own, [*own, *(f for f, _ in holders), *partial])
         if pair is not None:
             chosen = [(f, guesses.touched([f])[0] or groups, []) for f in pair]
             left = set()
@@ -512,7 +524,7 @@ def _engine_parts(a: Session, b: Session, seen: Shadow) -> list[_Part]:
     return parts
 
 
-def _pair(guesses: _Guesses, groups: set[Group], chosen: Sequence[Fault], pool: Sequence[Fault]) -> tuple[Fault, Fault] | None:
+def _pair(guesses: _Guesses, chosen: Sequence[Fault], pool: Sequence[Fault]) -> tuple[Fault, Fault] | None:
     """Two faults on top of each other that give exactly what was seen; those that explain a part come first."""
     unique = list({f.id: f for f in pool}.values())
     own = {f.id for f in chosen}
@@ -521,8 +533,7 @@ def _pair(guesses: _Guesses, groups: set[Group], chosen: Sequence[Fault], pool: 
     for f, g in ranked:
         if time.process_time() > deadline:
             return None
-        touched, held = guesses.touched([f, g])
-        if touched == held and held >= groups:
+        if guesses.wholly([f, g]):
             return f, g
     return None
 
