@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import re
 import sys
@@ -39,8 +38,8 @@ def checks() -> Iterator[Check]:
 
 def python() -> Check:
     """The interpreter, its platform and the cores it may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {cores} cores, {sys.prefix}"
+    machine = f"{platform.system()} {platform.machine()}, {paths.cores()} cores"
+    detail = f"{platform.python_version()} on {machine}, {sys.prefix}"
     return Check("Python", "ok" if sys.version_info >= (3, 11) else "fail", detail)
 
 

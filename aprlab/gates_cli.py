@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aprlab.cli import Backend, Debug, Json, ModelFile, Tokens, _console, _ids, _print_json, _table, app
+from aprlab.cli import Backend, Debug, Json, ModelFile, Tokens, _bar, _console, _ids, _print_json, _table, app
 from aprlab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def fingerprint(
     from aprlab.model import Model
 
     with Model.open(file) as model:
-        prints = instruments.fingerprint(model)
+        with _bar(file) as bar:
+            prints = instruments.fingerprint(model, bar.update)
         if other is None:
             found = instruments.fingerprint_table(prints, str(file))
             matrix = next((t for t in model.tensors.values() if len(t.shape) == 2 and t.name.startswith("blk.")), None)
@@ -128,7 +129,9 @@ def fingerprint(
                 words = ", ".join(f"{what} {'sees it' if sees else 'blind'}" for what, sees in turned.items())
                 print(f"{matrix.name} transposed: {words}")
             return 0
-    return _show(instruments.compare_fingerprints(prints, instruments.fingerprint(other), f"{file} against {other}"), as_json)
+    with _bar(other) as bar:
+        theirs = instruments.fingerprint(other, bar.update)
+    return _show(instruments.compare_fingerprints(prints, theirs, f"{file} against {other}"), as_json)
 
 
 @app.command(epilog="Example: aprlab diff model.gguf model.apr")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ import numpy as np
 import xxhash
 
 from aprlab.compare import Comparison, compare_logits, compare_models, compare_tokens, compare_traces, difference
+from aprlab.engines.blas import blas_threads
 from aprlab.errors import AprlabError, FormatError, UsageError
 from aprlab.formats.common import drop_pages
 from aprlab.garbage import is_garbage
 from aprlab.model import Model, ModelConfig, Tensor
+from aprlab.paths import cores
 
 # ── the instruments ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -432,24 +435,39 @@ class Fingerprint:
 COLUMNS = ("name", "type", "shape", "raw", "values", "mean", "std", "min", "max", "p50", "zeros", "nan", "inf", "total")
 
 
-def fingerprint(thing: Model | Tensor | str | Path) -> list[Fingerprint]:
-    """Fingerprints of every tensor of a model (or of one tensor); decodes each once.
+def fingerprint(thing: Model | Tensor | str | Path, progress: Callable[[int], object] | None = None) -> list[Fingerprint]:
+    """Fingerprints of every tensor of a model (or of one tensor); decodes each once, some tensors at a time.
+
+    Args:
+        thing: a model, its path, or a tensor.
+        progress: called with the bytes of each tensor that is done, in the file's order.
 
     Raises:
         FormatError: the strict reader refuses the file, or there is nothing in it.
     """
     if isinstance(thing, Tensor):
-        if thing.size > LARGE and thing.rows > 1:
-            return [_in_parts(thing)]
-        values = thing.dequantise()
-        flat = np.ascontiguousarray(values).reshape(-1)
-        hashes = [xxhash.xxh3_64_hexdigest(np.ascontiguousarray(part).data) for part in (thing.raw, flat.view(np.uint8))]
-        drop_pages(thing.raw)
-        return [Fingerprint(thing.name, thing.type.name, thing.shape, hashes[0], hashes[1], statistics(values))]
+        return [_fingerprint(thing)]
     model = thing if isinstance(thing, Model) else Model.open(thing)
     if not model.tensors:
         raise FormatError("holds no tensors", path=model.path)
-    return [fingerprint(tensor)[0] for tensor in model.tensors.values()]
+    found = []
+    # A second BLAS thread would have nothing to do but spin; each of ours holds some 30 MiB.
+    with blas_threads(1), ThreadPoolExecutor(min(4, cores()), "aprlab-fingerprint") as pool:
+        for tensor, seen in zip(model.tensors.values(), pool.map(_fingerprint, model.tensors.values()), strict=True):
+            found.append(seen)
+            if progress is not None:
+                progress(tensor.raw.nbytes)
+    return found
+
+
+def _fingerprint(tensor: Tensor) -> Fingerprint:
+    if tensor.size > LARGE and tensor.rows > 1:
+        return _in_parts(tensor)
+    values = tensor.dequantise()
+    flat = np.ascontiguousarray(values).reshape(-1)
+    hashes = [xxhash.xxh3_64_hexdigest(np.ascontiguousarray(part).data) for part in (tensor.raw, flat.view(np.uint8))]
+    drop_pages(tensor.raw)
+    return Fingerprint(tensor.name, tensor.type.name, tensor.shape, hashes[0], hashes[1], statistics(values))
 
 
 LARGE = 1 << 22  # values of a tensor that is looked at in parts, so that memory does not grow with it

@@ -1,4 +1,4 @@
-"""Where the project's own files are: in the checkout, or inside the installed package."""
+"""This machine: where the project's own files are (in the checkout, or inside the installed package), and its processors."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def notebooks_dir() -> Path:
 def embedded_model() -> Path:
     """The tiny trained Qwen2 GGUF that every example and test can use without a download."""
     return data_dir() / "aprlab-tiny-q4_k_m.gguf"
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def models_dir() -> Path:

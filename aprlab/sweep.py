@@ -31,6 +31,7 @@ from urllib.parse import quote
 from aprlab import lab
 from aprlab.errors import AprlabError, FormatError, UsageError
 from aprlab.formats.common import write_text, write_whole
+from aprlab.paths import cores
 from aprlab.yamlfile import LineOf, load
 
 KEYS = ("notebooks", "parameters", "matrix", "exclude")
@@ -348,7 +349,7 @@ def _results(cells: Sequence[Cell], jobs: int, scheduler: str | None) -> Iterato
     elif jobs == 1 or len(cells) < 2:
         yield from (run_cell(cell) for cell in cells)
     else:
-        threads = max(1, (os.cpu_count() or 1) // jobs)
+        threads = max(1, cores() // jobs)
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
             try:
                 futures: list[Future[Result]] = [pool.submit(run_cell, cell, None, threads) for cell in cells]

@@ -12,7 +12,6 @@ import argparse
 import datetime
 import hashlib
 import json
-import os
 import time
 from itertools import combinations
 from pathlib import Path
@@ -24,6 +23,7 @@ from aprlab.formats.common import write_text
 from aprlab.model import Model
 from aprlab.onion.faults import run_faults
 from aprlab.onion.forensics import FITS, Forensics, Suspect, forensics
+from aprlab.paths import cores
 from aprlab.qwen2.generate import Session
 
 PROMPT = "What is 2+2?"
@@ -109,7 +109,7 @@ def measure(session: Session, name: str, parts: dict[str, Any], progress: Any = 
         "engine": session.engine.name,
         "contract": session.engine.contract,
         "threads": session.engine.threads,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "wall_seconds": round(time.perf_counter() - started, 1),
         **found.to_json(),
         "seconds": round(found.seconds, 1),

@@ -14,6 +14,7 @@ import numba
 import numpy as np
 
 from aprlab.errors import UsageError
+from aprlab.paths import cores
 from aprlab.simd.blocks import KINDS, Kind
 from aprlab.simd.decode import decode
 from aprlab.simd.drive import address, product_parallel
@@ -80,7 +81,7 @@ def check_threads(threads: int | None) -> int:
     """Threads to use: `threads`, or None for every core of this process; raises UsageError beyond numba's own limit."""
     limit: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     if threads is None:
-        return min(limit, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else limit)
+        return min(limit, cores())
     if threads > limit:
         raise UsageError(f"{threads} threads: numba was started with {limit} (environment NUMBA_NUM_THREADS)")
     return threads

@@ -93,6 +93,9 @@ def test_fingerprints_name_every_tensor_and_compare_over_the_union(model) -> Non
     prints = fingerprint(model)
     assert [p.name for p in prints] == list(model.tensors)
     assert len({p.raw for p in prints}) > len(prints) * 0.8  # norms may share theirs
+    told: list[int] = []
+    assert fingerprint(model, told.append) == [fingerprint(tensor)[0] for tensor in model.tensors.values()] == prints
+    assert told == [tensor.raw.nbytes for tensor in model.tensors.values()]
     assert compare_fingerprints(prints, prints).equal
     found = compare_fingerprints(prints[:-1], prints[1:])
     ends = {row["name"]: row["finding"] for row in found.rows}
