@@ -488,7 +488,7 @@ def _in_parts(tensor: Tensor) -> Fingerprint:
         blocks, values = tensor.blocks()[rows], np.ascontiguousarray(tensor.dequantise(rows)).reshape(-1)
         raw.update(np.ascontiguousarray(blocks).reshape(-1).data)
         hashed.update(values.view(np.uint8).data)
-        drop_pages(blocks)
+        drop_pages(tensor.blocks()[: rows.stop])  # from the start: reading on maps again what lies behind
         finite = values
         if not np.isfinite(values).all():
             nan, inf = nan + int(np.isnan(values).sum()), inf + int(np.isinf(values).sum())
@@ -505,7 +505,7 @@ def _in_parts(tensor: Tensor) -> Fingerprint:
         squares += float(wide @ wide) + apart * apart * count * finite.size / total  # Chan, Golub and LeVeque
         mean += apart * finite.size / total
         count = total
-    drop_pages(tensor.raw)  # the kernel also maps what lies around a page that is asked for
+    drop_pages(tensor.raw)
     if not count:
         return Fingerprint(tensor.name, tensor.type.name, tensor.shape, raw.hexdigest(), hashed.hexdigest(),
                            Statistics(tensor.size, None, None, None, None, (), 0, nan, inf, float("nan")))  # fmt: skip
