@@ -1,6 +1,7 @@
 """What each size costs: a file of true inventory is made, copied, converted, checked, fingerprinted, exported and run once.
 
     python benchmarks/bench_sizes.py qwen2.5-coder-3b --dir /scratch     # measure; results go into docs/sizes.json
+    python benchmarks/bench_sizes.py qwen2.5-coder-3b --ratios 7          # copy, convert, export in turn: medians, printed
     python benchmarks/bench_sizes.py --write                             # docs/sizes.md and docs/sizes.svg from them
 
 Every step runs in a fresh process, which tells its own wall and processor seconds and its peak memory (VmHWM). Each size needs
@@ -86,6 +87,25 @@ def measure(name: str, parent: Path, threads: int, again: bool, steps: list[str]
                 mine["machine"] = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {time.strftime('%Y-%m-%d')}"
                 results = (json.loads(RESULTS.read_text()) if RESULTS.exists() else {}) | {name: mine}  # others may write, too
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def ratios(name: str, parent: Path, threads: int, rounds: int) -> None:
+    """Copying, converting and exporting one after the other, again and again; medians as multiples of copying."""
+    made = {"copy": "c.gguf", "convert": "m.apr", "export": "b.gguf"}
+    seconds: dict[str, list[float]] = {what: [] for what in made}
+    with tempfile.TemporaryDirectory(dir=parent, prefix="aprlab-sizes-") as folder:
+        step(name, "synth", Path(folder), threads)
+        for _ in range(rounds):
+            for what in made:
+                seconds[what].append(step(name, what, Path(folder), threads)["seconds"])
+                if what == "copy":  # or three copies would fill the page cache
+                    (Path(folder) / made[what]).unlink()
+            for what in ("convert", "export"):
+                (Path(folder) / made[what]).unlink()
+    copying = statistics.median(seconds["copy"])
+    for what, seen in seconds.items():
+        ends = f"{min(seen):.2f} to {max(seen):.2f} s"
+        print(f"{name} {what:12}{statistics.median(seen) / copying:6.1f} copies, {ends}, {rounds} rounds", flush=True)
 
 
 def write() -> None:
@@ -178,11 +198,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--steps", nargs="*", default=list(CODE), choices=list(CODE))
+    parser.add_argument("--ratios", type=int, metavar="ROUNDS", help="copies that convert and export take; writes nothing")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     for name in options.models:
         print(f"{shutil.disk_usage(options.dir).free / 1e9:.0f} GB free in {options.dir}")
-        measure(name, options.dir, options.threads, options.again, options.steps)
+        if options.ratios:
+            ratios(name, options.dir, options.threads, options.ratios)
+        else:
+            measure(name, options.dir, options.threads, options.again, options.steps)
     if options.write:
         write()
 
