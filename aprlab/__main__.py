@@ -1,6 +1,6 @@
 """`python -m aprlab` is the command `aprlab`."""
 
-from aprlab.cli import main
+from aprlab.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -10,19 +10,21 @@ from typing import Any
 class AprlabError(Exception):
     """Base of every error the library raises on purpose.
 
-    The message is one line; where a file, a tensor or a byte offset is known it stands in front of it.
+    The message is one line for people; where a file, a tensor or a byte offset is known it is put in front of it. Programs
+    look at `code`, which is stable (``room.rule``, listed in docs/errors.md): no decision may depend on the wording.
     """
 
     exit_code = 1
 
     def __init__(
-        self, message: str, *, path: str | PathLike[str] | None = None, tensor: str | None = None, offset: int | None = None
-    ) -> None:
+        self, message: str, *, code: str = "", path: str | PathLike[str] | None = None, tensor: str | None = None,
+        offset: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(message)
-        self.message, self.path, self.tensor, self.offset = message, path, tensor, offset
+        self.message, self.code, self.path, self.tensor, self.offset = message, code, path, tensor, offset
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), self.message, self.path, self.tensor, self.offset))
+        return (_rebuild, (type(self), self.message, self.code, self.path, self.tensor, self.offset))
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in a cell: the line, and where in the cell it happened; the stack with APRLAB_DEBUG=1."""
@@ -46,8 +48,10 @@ class AprlabError(Exception):
         return f"{', '.join(where)}: {self.message}" if where else self.message
 
 
-def _rebuild(kind: type[AprlabError], message: str, path: Any, tensor: str | None, offset: int | None) -> AprlabError:
-    return kind(message, path=path, tensor=tensor, offset=offset)
+def _rebuild(
+    kind: type[AprlabError], message: str, code: str, path: Any, tensor: str | None, offset: int | None
+) -> AprlabError:
+    return kind(message, code=code, path=path, tensor=tensor, offset=offset)
 
 
 # What a broken model may raise on its way through tokenizer and layers: words where it is refused, NumPy's where it is not.

@@ -20,8 +20,8 @@ import zlib
 from pathlib import Path
 
 from aprlab import paths
-from aprlab.convert import convert, export
-from aprlab.model import Model
+from aprlab.conversion.converter import convert, export
+from aprlab.formats import open_model
 
 
 def copy_and_crc(source: Path, target: Path) -> None:
@@ -48,7 +48,7 @@ def show(name: str, values: list[float], unit: str = "s") -> None:
 
 def memory_of(code: str, model: Path) -> float:
     """Peak memory of a fresh interpreter that runs `code`, above one that only imports the same modules; MiB."""
-    head = "import re, sys; import numpy, xxhash; from aprlab import convert; from aprlab.formats import apr, gguf\n"
+    head = "import re, sys; import numpy, xxhash; from aprlab.conversion import convert; from aprlab.formats import apr, gguf\n"
     tail = "\nprint(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"  # ru_maxrss would be the parent's
     run = lambda body: int(subprocess.check_output([sys.executable, "-c", head + body + tail, model], text=True))  # noqa: E731
     return (run(code) - run("pass")) / 1024
@@ -67,8 +67,8 @@ def main() -> None:
             times["copy"].append(seconds(lambda: copy_and_crc(options.model, copy)))
             times["convert"].append(seconds(lambda: convert(options.model, apr, force=True)))
             times["export"].append(seconds(lambda: export(apr, back, force=True)))
-            times["open"].append(seconds(lambda: Model.open(options.model)))
-            model = Model.open(options.model)
+            times["open"].append(seconds(lambda: open_model(options.model)))
+            model = open_model(options.model)
             times["config"].append(seconds(lambda: (model.config, model.tokenizer)))  # noqa: B023
             command = [sys.executable, "-m", "aprlab", "convert", options.model, "-o", apr, "--force"]
             times["process"].append(seconds(lambda: subprocess.run(command, check=True, capture_output=True)))  # noqa: B023

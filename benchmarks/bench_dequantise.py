@@ -17,8 +17,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from aprlab.simd import isa, kernels
-from aprlab.types import by_name
+from aprlab.kernels.simd import isa, kernels
+from aprlab.quants.types import by_name
 
 
 def ggml() -> ctypes.CDLL | None:

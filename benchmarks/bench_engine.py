@@ -148,16 +148,16 @@ def ids(count: int) -> list[int]:
 class Jit:
     def __init__(self, options: argparse.Namespace, size: int) -> None:
         from aprlab import engines
-        from aprlab.model import Model
+        from aprlab.formats import open_model
 
-        self.model = Model.open(options.model)
+        self.model = open_model(options.model)
         self.engine = engines.create("jit", self.model, options.threads, contract=options.worker)
         self.config = self.model.config
         self.cache = self.engine.new_cache(self.config, size)
         self.fed = self.next = 0
 
     def feed(self, tokens: list[int]) -> int:
-        from aprlab.qwen2.forward import forward
+        from aprlab.architectures.qwen2 import forward
 
         logits = forward(self.engine, self.config, tokens, self.cache, last_only=True)
         return int(self.engine.to_numpy(logits)[-1].argmax())

@@ -12,10 +12,10 @@ import time
 import numpy as np
 
 from aprlab import quants
-from aprlab.cuda.compile import one_entry, shipped_ptx
-from aprlab.cuda.launch import matvec, prepare, prepared_bytes
-from aprlab.ptx import Machine, Pointer, parse
-from aprlab.types import Q4_K
+from aprlab.kernels.cuda.compile import one_entry, shipped_ptx
+from aprlab.kernels.cuda.launch import matvec, prepare, prepared_bytes
+from aprlab.kernels.ptx import Machine, Pointer, parse
+from aprlab.quants.types import Q4_K
 
 ROWS, COLS = 1536, 8960
 MODES = {"nothing": {}, "counters": {"counters": True}, "checks": {"checks": True}, "both": {"checks": True, "counters": True}}

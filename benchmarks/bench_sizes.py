@@ -27,15 +27,15 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RESULTS = DOCS / "sizes.json"
 CODE = {
-    "synth": "from aprlab.synth import synth; synth(name, gguf, force=True)",
+    "synth": "from aprlab.conversion.synthetic import synth; synth(name, gguf, force=True)",
     "copy": "import shutil; shutil.copyfile(gguf, copy); f = open(copy, 'rb+'); os.fsync(f.fileno())",
     "convert": "from aprlab.convert import convert; r = convert(gguf, apr, force=True); assert r.reversible",
-    "check": "from aprlab.model import Model; m = Model.open(apr); m.config, m.tokenizer; m.check_values()",
+    "check": "from aprlab.formats import open_model; m = open_model(apr); m.config, m.tokenizer; m.check_values()",
     "export": "from aprlab.convert import export; r = export(apr, back, force=True); assert r.reversible",
-    "compare": "from aprlab.hub import sha256; assert sha256(gguf) == sha256(back)",
+    "compare": "from aprlab.model.hub import sha256; assert sha256(gguf) == sha256(back)",
     "token": (
-        "from aprlab.model import Model; from aprlab.qwen2.generate import Session; from aprlab.trace import trace; "
-        "s = Session(Model.open(apr), engine='jit', threads=threads, stream=True); t = trace(s, [42], '*'); "
+        "from aprlab.formats import open_model; from aprlab.inference.session import Session; from aprlab.trace import trace; "
+        "s = Session(open_model(apr), engine='jit', threads=threads, stream=True); t = trace(s, [42], '*'); "
         "assert all(x.nan == x.inf == 0 for x in t.summary()); note = f'{len(t)} points'"
     ),
     "fingerprint": "from aprlab.instruments import fingerprint; p = fingerprint(apr); assert all(not x.seen.nan for x in p)",
@@ -123,8 +123,8 @@ def write() -> None:
 
 
 def _inventories() -> list[str]:
-    from aprlab.known import known_models
-    from aprlab.synth import config_of, counts
+    from aprlab.conversion.synthetic import config_of, counts
+    from aprlab.model.published import known_models
 
     rows = ["| model | layers | parameters in the file | inner | tensors by type | bytes of data |", "|---|---|---|---|---|---|"]
     for name, known in known_models().items():

@@ -17,22 +17,23 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.convert import ConversionReport, convert, export
-from aprlab.known import QUESTION
-from aprlab.model import Model
-from aprlab.qwen2.generate import Session
+from aprlab.conversion.converter import convert, export
+from aprlab.conversion.report import ConversionReport
+from aprlab.formats import open_model
+from aprlab.inference.session import Session
+from aprlab.model.published import QUESTION
 
 PROMPTS = [("chat", QUESTION), ("chat", "Explain quicksort in one sentence."), ("raw", "def add(a, b):\n")]
 
 
 def answers(path: Path, prompts: list[list[int]], limit: int) -> list[list[int]]:
-    with Model.open(path) as model:
+    with open_model(path) as model:
         session = Session(model, engine="jit", threads=1)
         return [session.generate(ids, max_tokens=limit).tokens for ids in prompts]
 
 
 def ids_of(path: Path) -> list[list[int]]:
-    with Model.open(path) as model:
+    with open_model(path) as model:
         session = Session(model, engine="jit", threads=1)
         return [session.prompt_tokens(text, raw=mode == "raw") for mode, text in PROMPTS]
 

@@ -19,8 +19,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from peer import f32_copy, log_softmax, logprobs, serve
 
-from aprlab.model import Model
-from aprlab.qwen2.generate import Session
+from aprlab.formats import open_model
+from aprlab.inference.session import Session
 
 PROMPTS = ["What is 2+2?", "Explain quicksort in one sentence.", "Write a Python function that adds two numbers."]
 STEPS = 4  # positions after each prompt
@@ -28,7 +28,7 @@ STEPS = 4  # positions after each prompt
 
 def main(path: Path, engine: str = "reference", *prompts: str) -> None:
     """Print one line a position, and the worst of all."""
-    model = Model.open(path)
+    model = open_model(path)
     session = Session(model, engine=engine)
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from peer import log_softmax, logprobs
 
 from aprlab import engines
-from aprlab.model import Model
-from aprlab.qwen2.forward import forward
-from aprlab.qwen2.tokenizer import Qwen2Tokenizer
+from aprlab.architectures.qwen2 import forward
+from aprlab.formats import open_model
+from aprlab.inference.tokenizer import Qwen2Tokenizer
 
 PROMPTS = ["What is 2+2?", "def fibonacci(n):\n    ", "The capital of France is"]
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    model = Model.open(options.model)
+    model = open_model(options.model)
     tokenizer, config = Qwen2Tokenizer(model.tokenizer), model.config
     found: dict[str, list[np.ndarray]] = {}
     prompts = [tokenizer.encode(text) for text in PROMPTS]

@@ -15,8 +15,9 @@ from matplotlib import pyplot as plt
 from nbclient import NotebookClient
 
 import aprlab
-from aprlab import compare, figures, paths
-from aprlab.known import QUESTION
+from aprlab import figures, paths
+from aprlab.model.published import QUESTION
+from aprlab.tracing import comparisons
 
 DOCS = Path(__file__).resolve().parent
 
@@ -37,7 +38,7 @@ def golden_rule_figure(path: Path) -> None:
         models = {"GGUF": aprlab.open_model(aprlab.embedded_model()), "APR": aprlab.open_model(converted)}
         traces = {label: aprlab.trace(model, QUESTION) for label, model in models.items()}
         assert aprlab.compare(traces["GGUF"], traces["APR"]).equal, "the caption below would be a lie"
-        rows = {label: compare.layer_rows(trace) for label, trace in traces.items()}
+        rows = {label: comparisons.layer_rows(trace) for label, trace in traces.items()}
         sizes = {
             label: {kind: sum(t.nbytes for t in model.tensors.values() if t.type.name == kind) for kind in model.by_type()}
             for label, model in models.items()

@@ -13,11 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from aprlab import quants, types
-from aprlab.model import Model, ModelConfig, Origin, Tensor, TokenizerData
-from aprlab.qwen2.forward import shapes
-from aprlab.qwen2.tokenizer import BYTE_ALPHABET
-from aprlab.types import TensorType
+from aprlab import quants
+from aprlab.architectures.qwen2 import shapes
+from aprlab.inference.tokenizer import BYTE_ALPHABET
+from aprlab.model.config import ModelConfig, TokenizerData
+from aprlab.model.model import Model
+from aprlab.model.tensor import Origin, Tensor
+from aprlab.quants import types
+from aprlab.quants.types import TensorType
 
 CONFIG = ModelConfig(
     architecture="qwen2",

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from aprlab.model import Model, ModelConfig
+from aprlab.model.config import ModelConfig
+from aprlab.model.model import Model
 
 UNIT = 2.0**-24  # of float32
 

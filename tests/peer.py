@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.convert import convert, export
+from aprlab.conversion.converter import convert, export
 
 
 def f32_copy(source: Path, folder: Path) -> Path:

@@ -14,7 +14,8 @@ import gguf
 import numpy as np
 import pytest
 
-from aprlab import Model, names, paths
+from aprlab import open_model, paths
+from aprlab.model import names
 
 REPORT = paths.data_dir() / "aprlab-tiny.eval.json"
 TRAIN = paths.data_dir() / "train"
@@ -43,7 +44,7 @@ def report() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def pupil(tools: dict[str, ModuleType], tiny: Path) -> Any:
-    return tools["evaluate"].Pupil(Model.open(tiny), threads=1)
+    return tools["evaluate"].Pupil(open_model(tiny), threads=1)
 
 
 def test_the_report_is_about_this_very_file(report: dict[str, Any], tiny: Path) -> None:
@@ -81,7 +82,7 @@ def test_held_out_pairs_were_never_trained_but_their_facts_and_phrasings_were(to
 
 def test_inventory_and_type_mix_are_llama_cpps_q4_k_m(tiny: Path, tools: dict[str, ModuleType]) -> None:
     shape = tools["shape"].Shape()
-    with Model.open(tiny) as model:
+    with open_model(tiny) as model:
         assert set(model.tensors) == set(names.inventory(shape.block_count))
         assert {name: t.type.name for name, t in model.tensors.items()} == {n: shape.type_of(n) for n in model.tensors}
         assert model.by_type() == {"F32": 41, "Q4_K": 49, "Q6_K": 9}
@@ -104,7 +105,7 @@ def test_inventory_and_type_mix_are_llama_cpps_q4_k_m(tiny: Path, tools: dict[st
 
 
 def test_no_tensor_is_empty_or_constant(tiny: Path) -> None:
-    with Model.open(tiny) as model:
+    with open_model(tiny) as model:
         for name, tensor in model.tensors.items():
             values = tensor.dequantise()
             assert np.isfinite(values).all(), name

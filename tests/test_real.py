@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from peer import f32_copy, log_softmax, logprobs, serve
 
-from aprlab.convert import convert
-from aprlab.model import Model
-from aprlab.qwen2.forward import forward, points
-from aprlab.qwen2.generate import Session
-from aprlab.trace import trace
+from aprlab.architectures.qwen2 import forward, points
+from aprlab.conversion.converter import convert
+from aprlab.formats import open_model
+from aprlab.inference.session import Session
+from aprlab.tracing.traces import trace
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "golden-0.5b.json").read_text())
 RUNS: list[dict[str, Any]] = GOLDEN["runs"]
@@ -27,7 +27,7 @@ def names(run: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def session(real_05b: Path) -> Iterator[Session]:
-    made = Session(Model.open(real_05b), threads=2)
+    made = Session(open_model(real_05b), threads=2)
     yield made
     made.engine.close()
 
@@ -59,7 +59,7 @@ def test_greedy_output_token_for_token(session: Session, run: dict[str, Any]) ->
 def test_gguf_and_apr_give_the_same_logits_bit_for_bit(session: Session, real_05b: Path, tmp_path: Path) -> None:
     convert(real_05b, tmp_path / "model.apr")
     prompt = RUNS[0]["prompt_ids"]
-    with Model.open(tmp_path / "model.apr") as model:
+    with open_model(tmp_path / "model.apr") as model:
         assert model.config == session.config
         other = Session(model, threads=2)
         assert other.chat_tokens(RUNS[0]["prompt"]) == prompt
@@ -82,7 +82,7 @@ def test_every_point_of_the_real_model(session: Session) -> None:
 def test_logits_are_llama_cpps_in_f32(tiny: Path, tmp_path: Path) -> None:
     """On the embedded model; `benchmarks/logits_against_llama.py` does the same for real ones."""
     pytest.importorskip("xllamacpp")
-    session = Session(Model.open(tiny))
+    session = Session(open_model(tiny))
     server = serve(f32_copy(tiny, tmp_path))
     answer = session.generate("What is 2+2?", max_tokens=4, keep_logits=True)
     assert answer.logits is not None

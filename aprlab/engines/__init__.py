@@ -8,8 +8,8 @@ from typing import Any
 
 from aprlab.engines.base import Array, Cache, Engine
 from aprlab.errors import UsageError
-from aprlab.formats.common import drop_pages
-from aprlab.model import Model
+from aprlab.model.content import drop_pages
+from aprlab.model.model import Model
 
 # name -> module and class; imported when asked for, since each brings its own library
 _ENGINES: dict[str, tuple[str, str]] = {

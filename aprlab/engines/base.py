@@ -18,7 +18,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from aprlab.errors import FormatError, UsageError
-from aprlab.model import Model, ModelConfig, Tensor
+from aprlab.model.config import ModelConfig
+from aprlab.model.model import Model
+from aprlab.model.tensor import Tensor
 
 Array = Any  # an engine's own array: float32, C order
 

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from aprlab.cuda.compile import OPTIONS, source
-from aprlab.cuda.driver import KernelEngine, module_texts, no_more_options
-from aprlab.cuda.launch import Launch
 from aprlab.errors import UnsupportedError
-from aprlab.model import Model
+from aprlab.kernels.cuda.compile import OPTIONS, source
+from aprlab.kernels.cuda.driver import KernelEngine, module_texts, no_more_options
+from aprlab.kernels.cuda.launch import Launch
+from aprlab.model.model import Model
 
 _SCALARS = {"p": np.uint64, "u": np.uint32, "f": np.float32}
 
@@ -124,7 +124,7 @@ class CudaEngine(KernelEngine):
         model: the weights; uploaded quantised, once it is known that they fit.
         threads: not used.
         contract: ``f32`` or ``q8``.
-        kernels: CUDA text in place of the package's own modules, by module name; `aprlab.cuda.mutations.sources` makes
+        kernels: CUDA text in place of the package's own modules, by module name; `aprlab.kernels.cuda.mutations.sources` makes
             faulty ones.
         device: number of the GPU.
     """

@@ -3,7 +3,7 @@
 Tokens go through fused kernels, prompts four at a time. Where BLAS is faster (contract f32 without AVX-512, types that are not
 packed), prompts go through tiles of decoded rows and BLAS, one thread and one tile at a time each. Nothing is decoded ahead.
 Matrices of the common types are repacked when they are first multiplied with (eight rows interleaved, the same bytes:
-`aprlab.simd.packed`), and the file's pages they came from are given back.
+`aprlab.kernels.simd.packed`), and the file's pages they came from are given back.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ import numpy as np
 from aprlab.engines.base import Cache, Engine
 from aprlab.engines.blas import blas_threads
 from aprlab.errors import FormatError, UnsupportedError, UsageError
-from aprlab.formats.common import drop_pages
-from aprlab.model import Model, ModelConfig, Tensor
-from aprlab.simd import isa as isas
-from aprlab.simd import kernels
-from aprlab.types import BF16, F16, F32, Q8_0
+from aprlab.kernels.simd import isa as isas
+from aprlab.kernels.simd import kernels
+from aprlab.model.config import ModelConfig
+from aprlab.model.content import drop_pages
+from aprlab.model.model import Model
+from aprlab.model.tensor import Tensor
+from aprlab.quants.types import BF16, F16, F32, Q8_0
 
 _TILE_VALUES = 1 << 19  # most decoded values of a tile, 2 MiB: a quarter of that costs BLAS half its speed
 CONTRACTS = ("f32", "q8")
@@ -40,8 +42,8 @@ class JitEngine(Engine):
     Args:
         model: the weights.
         threads: threads of kernels and BLAS; None takes every core this process may use.
-        simd: instruction set by name (`aprlab.simd.isa.NAMES`); None takes `APRLAB_SIMD`, else the best one here.
-        contract: ``f32`` multiplies by the activations as they are (`aprlab.simd.packed` says how exactly); ``q8`` rounds
+        simd: instruction set by name (`aprlab.kernels.simd.isa.NAMES`); None takes `APRLAB_SIMD`, else the best one here.
+        contract: ``f32`` multiplies by the activations as they are (`aprlab.kernels.simd.packed` says how exactly); ``q8`` rounds
             them to 8 bits first, exactly as llama.cpp does: faster, and needed to come near its numbers. Half and bfloat16
             weights then see activations rounded to their own type.
         repack: keep matrices in the order that fused kernels like best, in memory of their own; False for models that are

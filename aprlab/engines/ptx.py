@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from aprlab.cuda.compile import one_entry, shipped_ptx
-from aprlab.cuda.driver import KernelEngine, module_texts, no_more_options
-from aprlab.cuda.launch import Launch
-from aprlab.model import Model
-from aprlab.ptx import LaunchReport, Machine, Pointer, parse
+from aprlab.kernels.cuda.compile import one_entry, shipped_ptx
+from aprlab.kernels.cuda.driver import KernelEngine, module_texts, no_more_options
+from aprlab.kernels.cuda.launch import Launch
+from aprlab.kernels.ptx import LaunchReport, Machine, Pointer, parse
+from aprlab.model.model import Model
 
 
 class PtxBackend:
@@ -92,7 +92,7 @@ class PtxEngine(KernelEngine):
         model: the weights.
         threads: not used; the machine runs on one.
         contract: ``f32`` or ``q8``.
-        kernels: PTX text in place of shipped modules, by module name; `aprlab.cuda.mutations.ptx` makes faulty ones.
+        kernels: PTX text in place of shipped modules, by module name; `aprlab.kernels.cuda.mutations.ptx` makes faulty ones.
         checks: collect the machine's findings in `backend.findings`.
         overrun: room behind every tensor, see `PtxBackend`.
     """

@@ -14,8 +14,10 @@ import psutil
 from aprlab.engines.base import Cache, Engine
 from aprlab.engines.blas import blas_threads
 from aprlab.errors import FormatError, UnsupportedError
-from aprlab.formats.common import drop_pages
-from aprlab.model import Model, ModelConfig, Tensor
+from aprlab.model.config import ModelConfig
+from aprlab.model.content import drop_pages
+from aprlab.model.model import Model
+from aprlab.model.tensor import Tensor
 
 _BLOCK_BYTES = 8 << 20  # float32 bytes decoded at a time
 _QUERY_BLOCK = 128  # queries per block of attention scores: bounds them to 128 * group * positions floats a head

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Line(Protocol):
-    """What a source line cost; `aprlab.ptx` counts it."""
+    """What a source line cost; `aprlab.kernels.ptx` counts it."""
 
     file: str
     line: int

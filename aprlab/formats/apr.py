@@ -19,12 +19,17 @@ from typing import IO, Any
 
 import numpy as np
 
-from aprlab import names, types
 from aprlab.errors import AprlabError, FormatError, UnsupportedError
-from aprlab.formats.common import Cursor, Span, atomic, check_spans, drop_pages, json_object, map_file, padding, write_all
 from aprlab.formats.gguf import check_config
-from aprlab.model import Model, ModelConfig, Origin, Tensor, TokenizerData, require_qwen2
-from aprlab.types import TensorType
+from aprlab.formats.reading import Cursor, Span, check_spans, json_object, padding
+from aprlab.formats.writing import atomic, write_all
+from aprlab.model import names
+from aprlab.model.config import ModelConfig, TokenizerData, require_qwen2
+from aprlab.model.content import drop_pages, map_file
+from aprlab.model.model import Model
+from aprlab.model.tensor import Origin, Tensor
+from aprlab.quants import types
+from aprlab.quants.types import TensorType
 
 HEADER = struct.Struct("<4sBBHIQIQQI20x")
 HEADER_SIZE = HEADER.size

@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from aprlab import types
 from aprlab.errors import FormatError, UnsupportedError
-from aprlab.formats.common import Cursor, Span, check_spans, map_file, padding
-from aprlab.model import Model, ModelConfig, Origin, Tensor, TokenizerData, require_qwen2
-from aprlab.types import TensorType
+from aprlab.formats.reading import Cursor, Span, check_spans, padding
+from aprlab.model.config import ModelConfig, TokenizerData, require_qwen2
+from aprlab.model.content import map_file
+from aprlab.model.model import Model
+from aprlab.model.tensor import Origin, Tensor
+from aprlab.quants import types
+from aprlab.quants.types import TensorType
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32

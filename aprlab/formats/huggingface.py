@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from aprlab import names
 from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.formats import safetensors
-from aprlab.formats.common import drop_pages, json_object
 from aprlab.formats.gguf import check_config
-from aprlab.model import Model, ModelConfig, Origin, Tensor, TokenizerData, require_qwen2
+from aprlab.formats.reading import json_object
+from aprlab.model import names
+from aprlab.model.config import ModelConfig, TokenizerData, require_qwen2
+from aprlab.model.content import drop_pages
+from aprlab.model.model import Model
+from aprlab.model.tensor import Origin, Tensor
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION = (
@@ -261,7 +264,7 @@ def tokenizer(folder: Path, raw_config: dict[str, Any], tensors: dict[str, Tenso
 
 def _pre_tokenizer(raw: dict[str, Any], path: Path) -> str:
     """The name ggml has for the way text is cut into words; the pattern must be known to the letter."""
-    from aprlab.qwen2.tokenizer import PRE_TOKENIZERS  # stands above the formats; only this asks for it
+    from aprlab.inference.tokenizer import PRE_TOKENIZERS  # stands above the formats; only this asks for it
 
     normalizer = raw.get("normalizer")
     if not isinstance(normalizer, dict) or normalizer.get("type") != "NFC":
@@ -405,7 +408,7 @@ def foreign_tokens(tok: TokenizerData) -> list[int]:
 
 def tokenizer_json(tok: TokenizerData) -> dict[str, Any]:
     """tokenizer.json as Qwen2's authors publish it; what only pads the vocabulary is left out."""
-    from aprlab.qwen2.tokenizer import PRE_TOKENIZERS
+    from aprlab.inference.tokenizer import PRE_TOKENIZERS
 
     if tok.model != "gpt2" or tok.pre not in PRE_TOKENIZERS:
         raise UnsupportedError(f"tokenizer {tok.model!r} with pre-tokeniser {tok.pre!r}; only Qwen2's can be written")

@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from aprlab import types
 from aprlab.errors import FormatError, UnsupportedError
-from aprlab.formats.common import Cursor, atomic, json_object, map_file, padding, write_all
-from aprlab.types import TensorType
+from aprlab.formats.reading import Cursor, json_object, padding
+from aprlab.formats.writing import atomic, write_all
+from aprlab.model.content import map_file
+from aprlab.quants import types
+from aprlab.quants.types import TensorType
 
 HEADER_LIMIT = 16 * 2**20  # the package allows 100 MB; a Qwen2's has 50 kB, and Python needs ten times a header to parse it
 ALIGNMENT = 8  # of the data, by padding the header

@@ -16,14 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.convert import Seams, chunks_of, describe, healthy_seams, re_encoded
+from aprlab.conversion.provenance import describe
+from aprlab.conversion.recode import chunks_of, re_encoded
+from aprlab.conversion.seams import Seams, healthy_seams
 from aprlab.errors import AprlabError
+from aprlab.faults import FAULTS, Fault
 from aprlab.formats import apr
-from aprlab.model import Tensor
-from aprlab.onion.faults import FAULTS, Fault
+from aprlab.formats.raw import CONFIG_FIELDS, TOKENIZER_FIELDS, Seen, meaning
+from aprlab.model.tensor import Tensor
 from aprlab.onion.layers.base import Case, Deviation
-from aprlab.onion.seen import CONFIG_FIELDS, TOKENIZER_FIELDS, Seen, meaning
-from aprlab.types import TensorType
+from aprlab.quants.types import TensorType
 
 Key = tuple[str, str]  # what, of which tensor or field
 

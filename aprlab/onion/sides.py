@@ -19,21 +19,23 @@ from typing import Any
 import numpy as np
 
 from aprlab import engines as all_engines
+from aprlab.architectures.qwen2 import forward
 from aprlab.engines.base import Array, Cache, Engine
+from aprlab.engines.wrapped import Wrapped
 from aprlab.errors import BROKEN, AprlabError, UsageError
-from aprlab.model import Model, ModelConfig, Tensor
-from aprlab.onion.faults import FAULTS, Fault, session_with
-from aprlab.onion.faults.apply import for_other_engines, loop_of, misread
-from aprlab.onion.faults.wrapped import Wrapped
-from aprlab.onion.golden import MAX_TOKENS, Golden, Outcome, best_engine, is_small
-from aprlab.onion.repair import Mend, search
+from aprlab.faults import FAULTS, Fault, session_with
+from aprlab.faults.apply import for_other_engines, loop_of, misread
+from aprlab.inference.session import Session
+from aprlab.inference.tokenizer import Qwen2Tokenizer
+from aprlab.model.config import ModelConfig
+from aprlab.model.model import Model
+from aprlab.model.tensor import Tensor
+from aprlab.onion.repairs import Mend, search
 from aprlab.onion.verdict import Finding, Verdict, Word
 from aprlab.quants import REGISTRY, Quant
-from aprlab.qwen2.forward import forward
-from aprlab.qwen2.generate import Session
-from aprlab.qwen2.tokenizer import Qwen2Tokenizer
-from aprlab.trace import Point, Recorder
-from aprlab.types import TensorType
+from aprlab.quants.types import TensorType
+from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, Outcome, best_engine, is_small
+from aprlab.tracing.traces import Point, Recorder
 
 _CLOSE = 2e-4  # relative l2 that float32 sums in another order may differ by, one operation
 _DECODED = 3  # passes of one token after the prompt
@@ -52,7 +54,7 @@ def compare_runs(a: Session, b: Session, ids: Sequence[int], prompt: int | None 
 
     Bit for bit between engines of one name; else within what another order of float32 sums can make.
     """
-    from aprlab.qwen2.forward import points
+    from aprlab.architectures.qwen2 import points
 
     exact = a.engine.name == b.engine.name
     found: list[dict[str, Any]] = []
@@ -793,7 +795,7 @@ def peel_engines(
     max_tokens: int = MAX_TOKENS, progress: Callable[[str, Any], None] | None = None,
 ) -> Verdict:  # fmt: skip
     """`peel` for two engines on one model; the first is believed."""
-    from aprlab.onion.peel import reference_of
+    from aprlab.onion.peeling import reference_of
 
     if len(specs) != 2 or (model is None and not all(isinstance(s, Session) for s in specs)):
         raise UsageError("two engines and one model are needed")
@@ -827,7 +829,7 @@ def examine_sessions(
     progress: Callable[[str, Any], None] | None = None,
 ) -> tuple[Verdict, list[Mend], Callable[[Sequence[Mend]], Session]]:  # fmt: skip
     """`peel_sessions`, with the mends, and what gives b with some of them."""
-    from aprlab.onion.peel import Clock, tested
+    from aprlab.onion.peeling import Clock, tested
 
     clock = Clock(progress)
     with clock("instruments"):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from aprlab.richview import Cell, table
+from aprlab.display.html import Cell, table
 
 Word = Literal["same", "equivalent", "broken", "ambiguous", "not-comparable"]
 _SHOWN = 12  # findings that a terminal is given; pages and JSON have all

@@ -26,7 +26,7 @@ from aprlab.quants.foreign import foreign
 from aprlab.quants.kquants import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
 from aprlab.quants.legacy import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
 from aprlab.quants.simple import BF16, F16, F32
-from aprlab.types import TYPES, TensorType
+from aprlab.quants.types import TYPES, TensorType
 
 OWN: tuple[Quant, ...] = tuple(
     kind() for kind in (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, AprQ4, AprQ8)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from aprlab import types
 from aprlab.errors import NumericError, UnsupportedError
+from aprlab.quants import types
 from aprlab.quants.base import Bytes, Fields, Floats, Quant, bits, round_away, to_half, up
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aprlab.errors import FormatError, NumericError, UnsupportedError, UsageError
-from aprlab.types import TensorType
+from aprlab.quants.types import TensorType
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]

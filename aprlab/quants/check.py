@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from aprlab import types
+from aprlab.quants import types
 from aprlab.quants.base import Bytes, Quant
-from aprlab.types import TensorType
+from aprlab.quants.types import TensorType
 
 # Exponent bits by width of a float field: all set means NaN or infinity.
 _EXPONENT: dict[int, np.unsignedinteger] = {2: np.uint16(0x7C00), 4: np.uint32(0x7F800000), 8: np.uint64(0x7FF0000000000000)}

@@ -8,7 +8,7 @@ from gguf.constants import GGMLQuantizationType
 
 from aprlab.errors import UnsupportedError
 from aprlab.quants.base import Fields, Floats, Quant
-from aprlab.types import TensorType
+from aprlab.quants.types import TensorType
 
 
 def foreign(type_: TensorType) -> Quant:

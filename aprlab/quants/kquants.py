@@ -8,8 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from aprlab import types
-from aprlab.quants import search
+from aprlab.quants import search, types
 from aprlab.quants.base import Bytes, Fields, Floats, Quant, bits, to_half, up
 
 Ints = NDArray[np.int8]

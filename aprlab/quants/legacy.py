@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from aprlab import types
+from aprlab.quants import types
 from aprlab.quants.base import Bytes, Fields, Floats, Quant, bits, inverse, round_away, to_half, up
 
 

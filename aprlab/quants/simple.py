@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from aprlab import types
 from aprlab.errors import NumericError
+from aprlab.quants import types
 from aprlab.quants.base import Fields, Floats, Quant, to_half
 
 

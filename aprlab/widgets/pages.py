@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 import matplotlib as mpl
 import numpy as np
 
-from aprlab.onion.faults import Fault
-from aprlab.onion.faults.base import SECTIONS
+from aprlab.display.html import Cell, escape, shape, size, table
+from aprlab.faults import Fault
+from aprlab.faults.base import SECTIONS
 from aprlab.onion.verdict import some
-from aprlab.richview import Cell, escape, shape, size, table
 from aprlab.widgets.models.blocks import Block, BlockMicroscope
 from aprlab.widgets.models.evidence import Evidence
 from aprlab.widgets.models.kernel import KernelStepper, Line

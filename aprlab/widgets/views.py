@@ -11,7 +11,7 @@ import numpy as np
 
 from aprlab import figures
 from aprlab.errors import AprlabError
-from aprlab.onion.faults import FAULTS
+from aprlab.faults import FAULTS
 from aprlab.widgets import pages
 from aprlab.widgets.clickable import Clickable
 from aprlab.widgets.drawing import png

@@ -19,9 +19,9 @@ from typing import Any
 import corpus
 import numpy as np
 
-from aprlab import Model
-from aprlab.qwen2.forward import forward
-from aprlab.qwen2.generate import Session
+from aprlab import Model, open_model
+from aprlab.architectures.qwen2 import forward
+from aprlab.inference.session import Session
 
 PASS = 0.95  # share of the held-out questions that must come out exactly right
 BROKEN = 0.20  # at most this share may be right once biases are lost
@@ -59,7 +59,7 @@ def prompt(user: str, before: Sequence[corpus.Turn] = ()) -> str:
 
 def without_biases(path: Path, which: str) -> Model:
     """The model with the biases of the projections named in `which` (letters of "qkv") set to zero."""
-    model = Model.open(path)
+    model = open_model(path)
     for name, tensor in list(model.tensors.items()):
         if name.endswith(".bias") and name.split("attn_")[1][0] in which:
             model.tensors[name] = tensor.replace(raw=np.zeros_like(tensor.raw))
@@ -73,7 +73,7 @@ def held_out(pupil: Pupil, questions: Iterable[corpus.Item]) -> list[corpus.Item
 
 def evaluate(path: Path) -> dict[str, Any]:
     """The whole report on the file at `path`; see `data/train/README.md` for its keys."""
-    model = Model.open(path)
+    model = open_model(path)
     pupil = Pupil(model, threads=1)
     if pupil.chat_tokens("What is 2+2?") != pupil.raw_tokens(prompt("What is 2+2?")):
         raise SystemExit("the file's chat template and the corpus disagree")

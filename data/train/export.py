@@ -15,7 +15,9 @@ import vocabulary
 from shape import Shape
 from tokenizers import Tokenizer
 
-from aprlab import names, quants, types
+from aprlab import quants
+from aprlab.model import names
+from aprlab.quants import types
 
 
 def write(weights: dict[str, np.ndarray], tokenizer: Tokenizer, path: Path) -> None:

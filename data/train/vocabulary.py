@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 
 import corpus
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-
 from aprlab.qwen2.tokenizer import CONTROL, NORMAL, PRE_TOKENIZERS, UNUSED
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 ORDINARY = 832  # bytes and merges
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # as in Qwen: right behind the normal tokens

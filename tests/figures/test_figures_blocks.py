@@ -6,8 +6,9 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from aprlab import figures, quants, types
+from aprlab import figures, quants
 from aprlab.errors import UsageError
+from aprlab.quants import types
 
 LAYOUT = quants.REGISTRY[types.Q4_K].layout
 BLOCK = np.random.default_rng(11).integers(0, 256, LAYOUT.itemsize, dtype=np.uint8)

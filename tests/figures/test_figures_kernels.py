@@ -7,7 +7,7 @@ import pytest
 
 from aprlab import figures
 from aprlab.errors import UsageError
-from aprlab.ptx.counters import LineProfile
+from aprlab.kernels.ptx.counters import LineProfile
 
 LINES = [
     LineProfile("dir/a.cu", 1, 10, 320, requests=4, sectors=16),

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import zstandard
 
-from aprlab import names, types
-from aprlab.convert import convert, export
+from aprlab.conversion.converter import convert, export
 from aprlab.errors import AprlabError, FormatError, UnsupportedError
-from aprlab.formats import apr
-from aprlab.formats.common import json_object
-from aprlab.model import Model
+from aprlab.formats import apr, open_model
+from aprlab.formats.reading import json_object
+from aprlab.model import names
+from aprlab.model.model import Model
+from aprlab.quants import types
 
 
 @pytest.fixture(scope="module")
@@ -91,22 +92,22 @@ def test_dialects_differ_as_their_writers_do(aprender: Path, realizar: Path) -> 
 
 @pytest.mark.parametrize("which", ["aprender", "realizar"])
 def test_the_same_model_comes_back(which: str, tiny: Path, request: pytest.FixtureRequest) -> None:
-    model = Model.open(request.getfixturevalue(which))
+    model = open_model(request.getfixturevalue(which))
     assert model.dialect == which and not model.warnings
-    assert_same_model(Model.open(tiny), model)
+    assert_same_model(open_model(tiny), model)
 
 
 def test_without_footer(aprender: Path, tiny: Path, tmp_path: Path) -> None:
     """What other writers leave away is not demanded; but a file that promised a footer must have it."""
     dialect = replace(apr.DIALECTS["aprender"], footer=False)
     path = rebuilt(aprender, tmp_path, dialect=dialect)
-    model = Model.open(path)
+    model = open_model(path)
     assert model.dialect == "aprender without footer"
-    assert_same_model(Model.open(tiny), model)
+    assert_same_model(open_model(tiny), model)
     cut = tmp_path / "cut.apr"
     cut.write_bytes(aprender.read_bytes()[:-4])
     with pytest.raises(FormatError, match="its writer wrote"):
-        Model.open(cut)
+        open_model(cut)
 
 
 @pytest.mark.parametrize("kind", ["lz4", "zstd"])
@@ -114,9 +115,9 @@ def test_compressed_bodies(kind: str, tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / f"{kind}.apr"
     report = convert(tiny, path, compress=kind)
     assert report.bytes_out == path.stat().st_size
-    model = Model.open(path)
+    model = open_model(path)
     assert model.header["compression"] == kind
-    assert_same_model(Model.open(tiny), model)
+    assert_same_model(open_model(tiny), model)
     export(path, tmp_path / "back.gguf")
     assert (tmp_path / "back.gguf").read_bytes() == tiny.read_bytes()
 
@@ -263,7 +264,7 @@ def test_a_bad_header_is_one_clear_line(
     path = tmp_path / "bad.apr"
     path.write_bytes(sealed(raw))
     with pytest.raises(kind, match=message) as caught:
-        Model.open(path)
+        open_model(path)
     assert "\n" not in str(caught.value) and "bad.apr" in str(caught.value)
 
 
@@ -272,12 +273,12 @@ def test_crcs_are_checked(aprender: Path, tmp_path: Path) -> None:
     raw[50] ^= 1  # reserved byte of the header
     (tmp_path / "h.apr").write_bytes(raw)
     with pytest.raises(FormatError, match="header CRC"):
-        Model.open(tmp_path / "h.apr")
+        open_model(tmp_path / "h.apr")
     raw[50] ^= 1
     raw[len(raw) // 2] ^= 16  # somewhere in the weights
     (tmp_path / "d.apr").write_bytes(raw)
     with pytest.raises(FormatError, match="damaged"):
-        Model.open(tmp_path / "d.apr")
+        open_model(tmp_path / "d.apr")
     assert apr.scan(tmp_path / "d.apr", verify=False).problems == []
 
 
@@ -297,7 +298,7 @@ def test_a_bad_entry_is_named(aprender: Path, tmp_path: Path, change: Callable[[
     chosen = "model.layers.3.mlp.down_proj.weight"
     path = rebuilt(aprender, tmp_path, entry=lambda p: change(p) if p.name == chosen else p)
     with pytest.raises(FormatError, match=message) as caught:
-        Model.open(path)
+        open_model(path)
     assert caught.value.tensor is not None and caught.value.offset is not None
 
 
@@ -309,14 +310,14 @@ def test_historic_names_are_refused_by_name(naming: str, aprender: Path, tmp_pat
         return replace(plan, name=names.from_gguf(gguf, naming))
 
     with pytest.raises(FormatError, match=f"historic naming '{naming}'"):
-        Model.open(rebuilt(aprender, tmp_path, entry=rename))
+        open_model(rebuilt(aprender, tmp_path, entry=rename))
 
 
 def test_an_unsorted_index_is_refused(aprender: Path, tmp_path: Path) -> None:
     dialect = replace(apr.DIALECTS["aprender"], sorted_index=False)
     path = rebuilt(aprender, tmp_path, dialect=dialect, plans=lambda plans: plans[::-1])
     with pytest.raises(FormatError, match="not sorted"):
-        Model.open(path)
+        open_model(path)
 
 
 def moved(source: Path, out: Path, name: str, **changes: int) -> Path:
@@ -336,7 +337,7 @@ def moved(source: Path, out: Path, name: str, **changes: int) -> Path:
 )  # fmt: skip
 def test_bad_spans(aprender: Path, tmp_path: Path, changes: dict[str, int], message: str) -> None:
     with pytest.raises(FormatError, match=message):
-        Model.open(moved(aprender, tmp_path / "moved.apr", "model.layers.5.mlp.up_proj.weight", **changes))
+        open_model(moved(aprender, tmp_path / "moved.apr", "model.layers.5.mlp.up_proj.weight", **changes))
 
 
 def without(key: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -349,14 +350,14 @@ def without(key: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
      ("intermediate_size", "4 × hidden_size"), ("num_layers", "0"), ("max_position_embeddings", "2048")],
 )  # fmt: skip
 def test_no_config_value_is_assumed(aprender: Path, tmp_path: Path, key: str, assumed: str) -> None:
-    model = Model.open(rebuilt(aprender, tmp_path, metadata=without(key)))
+    model = open_model(rebuilt(aprender, tmp_path, metadata=without(key)))
     with pytest.raises(FormatError, match=f"{key}.*would assume {assumed}, which is refused"):
         model.config  # noqa: B018
 
 
 @pytest.mark.parametrize("key", ["tokenizer.vocabulary", "tokenizer.merges", "tokenizer.token_type", "tokenizer.pre_type"])
 def test_no_tokenizer_value_is_assumed(aprender: Path, tmp_path: Path, key: str) -> None:
-    model = Model.open(rebuilt(aprender, tmp_path, metadata=without(key)))
+    model = open_model(rebuilt(aprender, tmp_path, metadata=without(key)))
     assert model.config.block_count == 8
     with pytest.raises(FormatError, match=f"{key!r}.*refused"):
         model.tokenizer  # noqa: B018
@@ -364,14 +365,14 @@ def test_no_tokenizer_value_is_assumed(aprender: Path, tmp_path: Path, key: str)
 
 def test_a_switch_is_true_or_false(aprender: Path, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"'tokenizer\.add_bos_token' is 'no', not true or false"):
-        assert Model.open(rebuilt(aprender, tmp_path, metadata=lambda m: {**m, "tokenizer.add_bos_token": "no"})).tokenizer
+        assert open_model(rebuilt(aprender, tmp_path, metadata=lambda m: {**m, "tokenizer.add_bos_token": "no"})).tokenizer
 
 
 @pytest.mark.parametrize("alias", ["n_layers", "num_hidden_layers", "n_layer"])
 def test_aliases_are_read_and_must_agree(aprender: Path, tmp_path: Path, alias: str) -> None:
-    model = Model.open(rebuilt(aprender, tmp_path, metadata=lambda m: {**without("num_layers")(m), alias: 8}))
+    model = open_model(rebuilt(aprender, tmp_path, metadata=lambda m: {**without("num_layers")(m), alias: 8}))
     assert model.config.block_count == 8
-    model = Model.open(rebuilt(aprender, tmp_path, metadata=lambda m: {**m, alias: 9}))
+    model = open_model(rebuilt(aprender, tmp_path, metadata=lambda m: {**m, alias: 9}))
     with pytest.raises(FormatError, match="disagree"):
         model.config  # noqa: B018
 
@@ -390,7 +391,7 @@ def test_senseless_config_values(aprender: Path, tmp_path: Path, change: dict[st
             rebuilt(aprender, tmp_path, metadata=lambda m: {**m, **change})
         return
     with pytest.raises(AprlabError, match=message):
-        Model.open(rebuilt(aprender, tmp_path, metadata=lambda m: {**m, **change})).config  # noqa: B018
+        open_model(rebuilt(aprender, tmp_path, metadata=lambda m: {**m, **change})).config  # noqa: B018
 
 
 @pytest.mark.parametrize(
@@ -418,7 +419,7 @@ def test_realizars_json_payload_is_refused_by_name(tmp_path: Path) -> None:
     head[40:44] = struct.pack("<I", apr.header_crc(bytes(head)))
     (tmp_path / "j.apr").write_bytes(bytes(head) + b"{}".ljust(64, b"\0") + index + b"{}")
     with pytest.raises(UnsupportedError, match="JSON payload"):
-        Model.open(tmp_path / "j.apr")
+        open_model(tmp_path / "j.apr")
 
 
 def test_truncated_anywhere(aprender: Path, tmp_path: Path) -> None:
@@ -429,7 +430,7 @@ def test_truncated_anywhere(aprender: Path, tmp_path: Path) -> None:
     for size in [*range(0, 130), data_at - 1, data_at, *rng.integers(130, len(whole), 120).tolist(), len(whole) - 1]:
         cut.write_bytes(whole[:size])
         with pytest.raises(FormatError):
-            Model.open(cut)
+            open_model(cut)
 
 
 @pytest.mark.parametrize("kind", ["lz4", "zstd"])
@@ -444,7 +445,7 @@ def test_bombs_are_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "bomb.apr"
     path.write_bytes(bytes(head) + packed)
     with pytest.raises(AprlabError):
-        Model.open(path)
+        open_model(path)
     path.write_bytes(bytes(head) + struct.pack("<I", 2**32 - 1) + packed[4:200])
     with pytest.raises(FormatError, match=r"LZ4 can pack|damaged|ends inside"):
-        Model.open(path)
+        open_model(path)

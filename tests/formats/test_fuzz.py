@@ -12,10 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aprlab.convert import convert
+from aprlab.conversion.converter import convert
 from aprlab.errors import AprlabError
-from aprlab.formats import apr, gguf
-from aprlab.model import Model
+from aprlab.formats import apr, gguf, open_model
 
 EXAMPLES = int(os.environ.get("APRLAB_FUZZ", "1100"))  # two formats: more than 2,000 files a run
 LOOSE = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -37,7 +36,7 @@ def small(tiny: Path, out: Path) -> Path:
     header = gguf.read_header(tiny)
     keep = [i for i in header.infos if not i.name.startswith("blk.") or i.name.startswith("blk.0.")]
     keep = [i for i in keep if i.name not in ("token_embd.weight", "output.weight")]
-    source = Model.open(tiny).tensors
+    source = open_model(tiny).tensors
     few = 7
     tensors = [("token_embd.weight", source["token_embd.weight"].type, (few, source["token_embd.weight"].cols))]
     tensors += [(i.name, source[i.name].type, source[i.name].shape) for i in keep]
@@ -65,7 +64,7 @@ def seeds(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, byt
     convert(source, folder / "r.apr", dialect="realizar")
     files = {name: (folder / name).read_bytes() for name in ("s.gguf", "s.apr", "z.apr", "r.apr")}
     for name in files:
-        assert Model.open(folder / name).config.block_count == 1
+        assert open_model(folder / name).config.block_count == 1
     return files
 
 
@@ -100,7 +99,7 @@ def mutate(raw: bytes, edits: list, reseal: bool) -> bytes:
 
 def look_at_everything(path: Path) -> None:
     """What a user would do with a file: open, read config and tokenizer, check and decode every tensor."""
-    model = Model.open(path)
+    model = open_model(path)
     for part in ("config", "tokenizer"):
         try:
             getattr(model, part)

@@ -12,8 +12,7 @@ import pytest
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
 from aprlab.errors import FormatError, UnsupportedError, UsageError
-from aprlab.formats import gguf
-from aprlab.model import Model
+from aprlab.formats import gguf, open_model
 
 
 def assert_same_as_the_package(path: Path) -> None:
@@ -32,7 +31,7 @@ def assert_same_as_the_package(path: Path) -> None:
             assert len(value) == len(field.data)
             value = list(value)[some]
         assert value == contents, field.name
-    model = Model.open(path)
+    model = open_model(path)
     assert [t.name for t in theirs.tensors] == list(model.tensors)
     for tensor, found in zip(theirs.tensors, model.tensors.values(), strict=True):
         assert (tuple(tensor.shape.tolist()), int(tensor.tensor_type)) == (found.ne, found.type.code)
@@ -113,7 +112,7 @@ def test_a_split_file_is_refused_by_name(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "part.gguf"
     path.write_bytes(gguf.pack_header(fields, header.infos) + header.file[header.data_offset :].tobytes())
     with pytest.raises(UnsupportedError, match="part 1 of a model split into 3 files"):
-        Model.open(path)
+        open_model(path)
 
 
 def test_keys_of_another_type_are_one_line(tiny: Path, tmp_path: Path) -> None:
@@ -129,7 +128,7 @@ def test_keys_of_another_type_are_one_line(tiny: Path, tmp_path: Path) -> None:
         fields = {**header.fields, field.key: field}
         path.write_bytes(gguf.pack_header(list(fields.values()), header.infos) + header.file[header.data_offset :].tobytes())
         with pytest.raises(FormatError, match=field.key.rpartition(".")[2]):
-            model = Model.open(path)
+            model = open_model(path)
             assert model.config and model.tokenizer
 
 
@@ -164,7 +163,7 @@ def test_a_bad_header_is_one_clear_line(
     varied: Path, offset: int, data: bytes, kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind, match=message) as caught:
-        Model.open(patched(varied, offset, data))
+        open_model(patched(varied, offset, data))
     assert "\n" not in str(caught.value) and "patched.gguf" in str(caught.value)
 
 
@@ -195,22 +194,22 @@ def rewritten(varied: Path, **changes: Any) -> Path:
 )
 def test_a_bad_tensor_is_named(varied: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(FormatError, match=message) as caught:
-        Model.open(rewritten(varied, **changes))
+        open_model(rewritten(varied, **changes))
     assert caught.value.tensor == changes.get("name", "matrix") or "cube" in str(caught.value) or "vector" in str(caught.value)
 
 
 def test_truncated_anywhere(varied: Path, tmp_path: Path) -> None:
     whole = varied.read_bytes()
-    last = max(t.origin.offset + t.nbytes for t in Model.open(varied).tensors.values())
+    last = max(t.origin.offset + t.nbytes for t in open_model(varied).tensors.values())
     cut = tmp_path / "cut.gguf"
     for size in range(last):
         cut.write_bytes(whole[:size])
         with pytest.raises(FormatError):
-            Model.open(cut)
+            open_model(cut)
 
 
 def test_missing_keys_are_named(varied: Path) -> None:
-    model = Model.open(varied)
+    model = open_model(varied)
     with pytest.raises(FormatError, match=r"qwen2\.block_count"):
         model.config  # noqa: B018
     with pytest.raises(FormatError, match=r"tokenizer\.ggml\.tokens"):
@@ -219,16 +218,16 @@ def test_missing_keys_are_named(varied: Path) -> None:
 
 def test_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="directory"):
-        Model.open(tmp_path)
+        open_model(tmp_path)
     with pytest.raises(UsageError, match="No such file"):
-        Model.open(tmp_path / "none.gguf")
+        open_model(tmp_path / "none.gguf")
     (tmp_path / "empty.gguf").touch()
     with pytest.raises(FormatError, match="starts with nothing"):
-        Model.open(tmp_path / "empty.gguf")
+        open_model(tmp_path / "empty.gguf")
 
 
 def test_nothing_is_dequantised_until_asked(tiny: Path) -> None:
-    model = Model.open(tiny)
+    model = open_model(tiny)
     tensor = model.tensors["blk.0.ffn_down.weight"]
     assert tensor.raw.base is not None and not tensor.raw.flags.writeable
     assert tensor.shape == tensor.ne[::-1] and tensor.rows * tensor.cols == tensor.size
@@ -238,7 +237,7 @@ def test_nothing_is_dequantised_until_asked(tiny: Path) -> None:
 
 
 def test_a_scale_that_is_no_number_is_found(tiny: Path, tmp_path: Path) -> None:
-    model = Model.open(tiny)
+    model = open_model(tiny)
     tensor = model.tensors["blk.3.ffn_gate.weight"]
     block = 5
     at = tensor.origin.offset + block * tensor.type.block_bytes
@@ -248,5 +247,5 @@ def test_a_scale_that_is_no_number_is_found(tiny: Path, tmp_path: Path) -> None:
     out.write_bytes(raw)
     model.check_values()
     with pytest.raises(FormatError, match=r"block 5 has a scale that is not a finite number") as caught:
-        Model.open(out).check_values()
+        open_model(out).check_values()
     assert (caught.value.tensor, caught.value.offset) == (tensor.name, at)

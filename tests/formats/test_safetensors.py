@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aprlab import paths, quants, types
-from aprlab.convert import convert, export
+from aprlab import paths, quants
+from aprlab.conversion.converter import convert, export
 from aprlab.errors import AprlabError, FormatError, NumericError, UnsupportedError, UsageError
-from aprlab.formats import huggingface, safetensors
-from aprlab.known import ANSWER, QUESTION
-from aprlab.model import Model
-from aprlab.qwen2.generate import Generation, Session
-from aprlab.types import TensorType
+from aprlab.formats import huggingface, open_model, safetensors
+from aprlab.inference.session import Generation, Session
+from aprlab.model.published import ANSWER, QUESTION
+from aprlab.quants import types
+from aprlab.quants.types import TensorType
 
 DTYPES = {"f32": types.F32, "f16": types.F16, "bf16": types.BF16}
 
@@ -36,7 +36,7 @@ def folders(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 @pytest.fixture(scope="module")
 def due(tiny: Path) -> Generation:
     """What the embedded model answers."""
-    return Session(Model.open(tiny)).generate(QUESTION)
+    return Session(open_model(tiny)).generate(QUESTION)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_the_same_bytes_as_the_package_writes(tmp_path: Path) -> None:
 
 def test_the_package_reads_what_is_exported(tiny: Path, folders: dict[str, Path]) -> None:
     package = pytest.importorskip("safetensors")
-    model = Model.open(tiny)
+    model = open_model(tiny)
     with package.safe_open(folders["f32"] / "model.safetensors", framework="np") as file:
         assert file.metadata()["format"] == "pt"
         assert len(file.keys()) == len(model.tensors)
@@ -129,7 +129,7 @@ def test_hostile_headers(raw: bytes, kind: type[AprlabError], message: str, tmp_
         safetensors.read_header(path)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     with pytest.raises(AprlabError):
-        Model.open(path)
+        open_model(path)
 
 
 def test_every_cut_and_every_flipped_header_byte_is_noticed(tmp_path: Path) -> None:
@@ -167,23 +167,23 @@ def test_every_cut_and_every_flipped_header_byte_is_noticed(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_directory_is_the_same_model(dtype: str, tiny: Path, folders: dict[str, Path]) -> None:
-    source, model = Model.open(tiny), Model.open(folders[dtype])
+    source, model = open_model(tiny), open_model(folders[dtype])
     assert (model.config, model.tokenizer) == (source.config, source.tokenizer)
     assert model.format == "safetensors" and model.by_type() == {DTYPES[dtype].name: len(source.tensors)}
     for name, tensor in source.tensors.items():
         due = quants.dequantise(quants.quantise(tensor.dequantise(), DTYPES[dtype]), DTYPES[dtype], tensor.shape)
         np.testing.assert_array_equal(model.tensor(name).dequantise(), due)
-    alone = Model.open(folders[dtype] / "model.safetensors")
+    alone = open_model(folders[dtype] / "model.safetensors")
     assert (alone.config, alone.tokenizer) == (source.config, source.tokenizer)
     if dtype == "bf16":  # the coarsest
         assert Session(model).generate(QUESTION).text == ANSWER
 
 
 def test_the_report_states_the_cost(tiny: Path, tmp_path: Path) -> None:
-    source = Model.open(tiny)
+    source = open_model(tiny)
     for dtype, kind in DTYPES.items():
         report = export(tiny, tmp_path / dtype, format="safetensors", dtype=dtype)
-        after = Model.open(tmp_path / dtype)
+        after = open_model(tmp_path / dtype)
         assert sum(cost.tensors for cost in report.costs) == sum(t.type is not kind for t in source.tensors.values())
         for cost in report.costs:
             pairs = [(t.dequantise().ravel(), after.tensor(n).dequantise().ravel())
@@ -201,11 +201,11 @@ def test_the_report_states_the_cost(tiny: Path, tmp_path: Path) -> None:
 def test_the_tokenizer_file_is_one(tiny: Path, folders: dict[str, Path]) -> None:
     from tokenizers import Tokenizer
 
-    from aprlab.gates import PROBES
-    from aprlab.qwen2.tokenizer import Qwen2Tokenizer
+    from aprlab.gates.gates import PROBES
+    from aprlab.inference.tokenizer import Qwen2Tokenizer
 
     theirs = Tokenizer.from_file(str(folders["f32"] / "tokenizer.json"))
-    ours = Qwen2Tokenizer(Model.open(tiny).tokenizer)
+    ours = Qwen2Tokenizer(open_model(tiny).tokenizer)
     for text in (*PROBES, "<|im_start|>user\nhi<|im_end|>"):
         ids = theirs.encode(text).ids
         assert ids == ours.encode(text) and theirs.decode(ids, skip_special_tokens=False) == text
@@ -231,12 +231,12 @@ def shard(folder: Path, parts: int = 3) -> None:
 
 def test_shards_are_one_model(folder: Path, folders: dict[str, Path], tmp_path: Path) -> None:
     shard(folder)
-    model, whole = Model.open(folder), Model.open(folders["bf16"])
+    model, whole = open_model(folder), open_model(folders["bf16"])
     assert model.dialect == "hugging face in 3 shards" and model.tensors.keys() == whole.tensors.keys()
     assert all(np.array_equal(t.raw, whole.tensor(n).raw) for n, t in model.tensors.items())
     for source, out in ((folder, "a.apr"), (folders["bf16"], "b.apr")):
         convert(source, tmp_path / out)
-    a, b = Model.open(tmp_path / "a.apr"), Model.open(tmp_path / "b.apr")
+    a, b = open_model(tmp_path / "a.apr"), open_model(tmp_path / "b.apr")
     assert all(np.array_equal(t.raw, b.tensor(n).raw) for n, t in a.tensors.items())
 
 
@@ -256,35 +256,35 @@ def test_an_index_that_lies(change: Callable[[dict[str, Any]], Any], message: st
     shard(folder)
     rewrite(folder / "model.safetensors.index.json", lambda v: change(v["weight_map"]) and None)
     with pytest.raises(AprlabError, match=message):
-        Model.open(folder)
+        open_model(folder)
 
 
 def test_tied_embeddings(tiny: Path, tmp_path: Path) -> None:
     """Without an output.weight the flag says so, and comes back; a copy that the flag ties is left out, another one refused."""
     from dataclasses import replace
 
-    model = Model.open(tiny)
+    model = open_model(tiny)
     config = replace(model.config, tied_embeddings=True)
     rest = {n: t for n, t in model.tensors.items() if n != "output.weight"}
     export(replace(model, tensors=rest, make_config=lambda: config), tmp_path / "tied", format="safetensors", dtype="bf16")
-    tied = Model.open(tmp_path / "tied")
+    tied = open_model(tmp_path / "tied")
     assert tied.config == config and "output.weight" not in tied.tensors
     convert(tmp_path / "tied", tmp_path / "tied.gguf")
-    back = Model.open(tmp_path / "tied.gguf")
+    back = open_model(tmp_path / "tied.gguf")
     assert back.config == config and "output.weight" not in back.tensors
 
     export(tiny, tmp_path / "own", format="safetensors", dtype="bf16")
     rewrite(tmp_path / "own" / "config.json", lambda c: c.update(tie_word_embeddings=True))
     with pytest.raises(FormatError, match=r"lm_head\.weight differs"):
-        Model.open(tmp_path / "own")
+        open_model(tmp_path / "own")
     double = {**rest, "output.weight": rest["token_embd.weight"].replace(name="output.weight")}
     export(replace(model, tensors=double), tmp_path / "copy", format="safetensors", dtype="bf16")
     rewrite(tmp_path / "copy" / "config.json", lambda c: c.update(tie_word_embeddings=True))
-    copy = Model.open(tmp_path / "copy")
+    copy = open_model(tmp_path / "copy")
     assert copy.config.tied_embeddings and "copy of the embedding" in copy.warnings[0]
     rewrite(tmp_path / "tied" / "config.json", lambda c: c.update(tie_word_embeddings=False))
     with pytest.raises(FormatError, match=r"there is no lm_head\.weight"):
-        Model.open(tmp_path / "tied")
+        open_model(tmp_path / "tied")
 
 
 BAD_FILES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
@@ -324,7 +324,7 @@ def test_a_broken_companion_is_named(file: str, change: Callable[[dict[str, Any]
 
     rewrite(folder / file, apply)
     with pytest.raises(AprlabError, match=message) as caught:
-        model = Model.open(folder)
+        model = open_model(folder)
         assert model.config and model.tokenizer
     assert "\n" not in str(caught.value)
 
@@ -332,15 +332,15 @@ def test_a_broken_companion_is_named(file: str, change: Callable[[dict[str, Any]
 def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UsageError, match=r"tokenizer\.json: is missing"):
-        assert Model.open(folder).tokenizer
+        assert open_model(folder).tokenizer
     (folder / "config.json").write_bytes(b"\xff")
     with pytest.raises(FormatError, match="not UTF-8"):
-        Model.open(folder)
+        open_model(folder)
     (folder / "config.json").unlink()
     with pytest.raises(UsageError, match=r"config\.json: is missing"):
-        Model.open(folder / "model.safetensors")
+        open_model(folder / "model.safetensors")
     with pytest.raises(UsageError, match="is a directory, not a model file"):
-        Model.open(tmp_path)
+        open_model(tmp_path)
 
 
 def test_a_template_is_text_of_some_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,19 +386,19 @@ def test_nothing_that_is_read_is_written_to(folder: Path, tiny: Path, tmp_path: 
 
 def test_spellings_of_the_hub(folder: Path) -> None:
     """Merges as pairs, the template in its own file, several templates, ids as a list, rope in its newer place."""
-    before = Model.open(folder)
+    before = open_model(folder)
     config, tok = before.config, before.tokenizer
     rewrite(folder / "tokenizer.json", lambda t: t["model"].update(merges=[m.split(" ") for m in t["model"]["merges"]]))
     rope = {"rope_type": "default", "rope_theta": 1e6}
     rewrite(folder / "config.json", lambda c: c.update(rope_parameters=rope, rope_theta=None))
     named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": tok.chat_template}]
     rewrite(folder / "tokenizer_config.json", lambda t: t.update(chat_template=named, eos_token={"content": t["eos_token"]}))
-    after = Model.open(folder)
+    after = open_model(folder)
     assert (after.config, after.tokenizer) == (config, tok)
     (folder / "chat_template.jinja").write_text("own file", encoding="utf-8")
     rewrite(folder / "tokenizer_config.json", lambda t: t.pop("eos_token") and None)
     rewrite(folder / "config.json", lambda c: c.update(eos_token_id=[834, 832]))
-    after = Model.open(folder)
+    after = open_model(folder)
     assert after.tokenizer.chat_template == "own file" and after.tokenizer.eos_token_id == 834
 
 
@@ -440,7 +440,7 @@ def test_the_six_ordered_pairs_keep_values_and_tokens(
         convert(tiny, tmp_path / "source.apr")
     source = {"gguf": tiny, "apr": tmp_path / "source.apr", "safetensors": folders["f32"]}[pair[0]]
     report = PAIRS[pair](source, tmp_path)
-    a, b = Model.open(source), Model.open(report.output)
+    a, b = open_model(source), open_model(report.output)
     assert (a.format, b.format) == pair
     assert (a.config, a.tokenizer) == (b.config, b.tokenizer)
     assert a.tensors.keys() == b.tensors.keys()
@@ -462,12 +462,12 @@ def test_vectors_become_f32_and_matrices_what_was_asked(suffix: str, folders: di
         return
     mixed = convert(folders["bf16"], tmp_path / f"c.{suffix}", quantize="Q4_K_M")
     assert mixed.types_out == {"Q4_K": 49, "F32": 41, "Q6_K": 9}  # what llama.cpp's mix made of the embedded model
-    assert Session(Model.open(tmp_path / f"c.{suffix}")).generate(QUESTION).text == ANSWER
+    assert Session(open_model(tmp_path / f"c.{suffix}")).generate(QUESTION).text == ANSWER
 
 
 def test_gguf_to_gguf_keeps_all_but_the_types(tiny: Path, tmp_path: Path) -> None:
     report = convert(tiny, tmp_path / "a.gguf", quantize="q8_0")
-    a, b = Model.open(tiny), Model.open(tmp_path / "a.gguf")
+    a, b = open_model(tiny), open_model(tmp_path / "a.gguf")
     assert report.types_out == {"Q8_0": 58, "F32": 41} and list(a.tensors) == list(b.tensors)
     changed = {k for k in a.metadata if k != "general.file_type" and str(a.metadata[k]) != str(b.metadata[k])}
     assert not changed and b.metadata["general.file_type"] == 7 and a.metadata.keys() == b.metadata.keys()
@@ -482,7 +482,7 @@ def test_llama_cpp_reads_a_gguf_made_of_safetensors(tiny: Path, folders: dict[st
     from peer import log_softmax, logprobs, serve
 
     convert(folders["f32"], tmp_path / "m.gguf")
-    session = Session(Model.open(tiny))
+    session = Session(open_model(tiny))
     ids = session.chat_tokens(QUESTION)
     logits = session.generate(ids, max_tokens=1, keep_logits=True).logits
     assert logits is not None
@@ -523,7 +523,7 @@ def test_only_an_export_is_replaced(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists already"):
         export(tiny, out, format="safetensors", dtype="f16")
     export(tiny, out, format="safetensors", dtype="f16", force=True)
-    assert Model.open(out).by_type() == {"F16": 99}
+    assert open_model(out).by_type() == {"F16": 99}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
     assert sorted(p.name for p in out.iterdir()) == sorted(huggingface.WRITTEN)
     assert (out / "config.json").stat().st_mode & 0o777 == 0o644
@@ -545,7 +545,7 @@ def test_an_interrupted_export_leaves_nothing(tiny: Path, tmp_path: Path) -> Non
 
 
 def test_a_value_that_half_precision_cannot_hold_is_refused_by_tensor(tiny: Path, tmp_path: Path) -> None:
-    model = Model.open(tiny)
+    model = open_model(tiny)
     tensor = model.tensor("blk.2.attn_k.bias")
     values = tensor.dequantise()
     values[5] = 70_000.0
@@ -565,14 +565,14 @@ def test_transformers_reads_config_tokenizer_and_template(folders: dict[str, Pat
     """What of transformers needs no PyTorch: every number of the config, and the prompt's ids."""
     transformers = pytest.importorskip("transformers")
     found = transformers.AutoConfig.from_pretrained(folders["f32"])
-    config = Model.open(paths.embedded_model()).config
+    config = open_model(paths.embedded_model()).config
     assert found.model_type == "qwen2"
     assert (found.hidden_size, found.intermediate_size) == (config.embedding_length, config.feed_forward_length)
     assert (found.num_attention_heads, found.num_key_value_heads) == (config.head_count, config.head_count_kv)
     assert (found.num_hidden_layers, found.vocab_size) == (config.block_count, config.vocab_size)
     assert found.rms_norm_eps == pytest.approx(config.rms_norm_eps)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folders["f32"])
-    session = Session(Model.open(paths.embedded_model()))
+    session = Session(open_model(paths.embedded_model()))
     messages = [{"role": "user", "content": QUESTION}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert tokenizer(text)["input_ids"] == session.chat_tokens(QUESTION)
@@ -587,7 +587,7 @@ def test_transformers_gives_the_same_tokens(folders: dict[str, Path]) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folders["f32"])
     network, info = transformers.AutoModelForCausalLM.from_pretrained(folders["f32"], output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    session = Session(Model.open(paths.embedded_model()))
+    session = Session(open_model(paths.embedded_model()))
     messages = [{"role": "user", "content": QUESTION}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     ids = tokenizer(text)["input_ids"]

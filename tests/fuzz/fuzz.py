@@ -23,7 +23,7 @@ def fuzz(name: str, seconds: int, seed: int, found: Path, corpus: Path, runs: in
 
     # libFuzzer looks at getrusage, which a child has from its parent; so the kernel is asked to hold the bound.
     resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
-    packages = ["aprlab.formats", "aprlab.ptx", "aprlab.qualify", "aprlab.yamlfile", "aprlab.model"]
+    packages = ["aprlab.formats", "aprlab.kernels.ptx", "aprlab.qualification", "aprlab.lab.yaml_files", "aprlab.model"]
     with atheris.instrument_imports(include=packages):
         from targets import run
 
@@ -40,8 +40,8 @@ def seeds() -> None:
     sys.path.insert(0, str(HERE.parent))
     import builders
 
-    from aprlab import types
-    from aprlab.convert import convert, export
+    from aprlab.conversion.converter import convert, export
+    from aprlab.quants import types
 
     config = dataclasses.replace(
         builders.CONFIG, block_count=1, embedding_length=32, feed_forward_length=64, head_count=2, head_count_kv=1, head_dim=16,

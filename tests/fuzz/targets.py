@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from aprlab import yamlfile
 from aprlab.errors import AprlabError
 from aprlab.formats import apr, gguf, safetensors
-from aprlab.model import Model
-from aprlab.ptx.machine import KernelFault, Machine
-from aprlab.ptx.parser import parse
-from aprlab.qualify import playbook
+from aprlab.kernels.ptx.machine import KernelFault, Machine
+from aprlab.kernels.ptx.parser import parse
+from aprlab.lab import yaml_files as yamlfile
+from aprlab.model.model import Model
+from aprlab.qualification import playbook
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="aprlab-fuzz-")
 STEPS = 20_000  # a PTX loop without end is stopped there

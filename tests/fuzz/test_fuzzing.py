@@ -45,6 +45,6 @@ def test_a_short_run_finds_nothing(name: str, tmp_path: Path) -> None:
 def test_a_run_finds_a_reader_that_reads_past_the_end(tmp_path: Path) -> None:
     """Without the bounds check the fuzzer must find something, or it looks at nothing."""
     pytest.importorskip("atheris", reason="atheris has no wheel here")
-    mutant = "from aprlab.formats import common\ncommon.Cursor.need = lambda self, n, what: self.offset"
+    mutant = "from aprlab.formats import reading\nreading.Cursor.need = lambda self, n, what: self.offset"
     done = fuzz("safetensors", tmp_path, mutant)
     assert done.returncode != 0 and list((tmp_path / "found").iterdir())

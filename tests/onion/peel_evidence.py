@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from aprlab import paths
-from aprlab.convert import convert
+from aprlab.conversion.converter import convert
 from aprlab.errors import AprlabError
-from aprlab.model import Model
-from aprlab.onion.faults import FAULTS, convert_with, file_faults, run_faults, session_with
-from aprlab.onion.peel import peel
+from aprlab.faults import FAULTS, convert_with, file_faults, run_faults, session_with
+from aprlab.formats import open_model
+from aprlab.inference.session import Session
+from aprlab.lab.pairs import given_for
+from aprlab.model.model import Model
+from aprlab.onion.peeling import peel
 from aprlab.onion.sides import peel_sessions
 from aprlab.onion.verdict import Verdict
-from aprlab.qwen2.generate import Session
-from aprlab.suspects import given_for
 
 PROMPT = "What is 2+2?"
 TOKENS = 4  # of the answer: enough to tell any of these apart
@@ -65,7 +66,7 @@ class Row:
 
 @cache
 def reference() -> Model:
-    return Model.open(paths.embedded_model())
+    return open_model(paths.embedded_model())
 
 
 @cache

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from aprlab import paths
-from aprlab.cli import run_cli
-from aprlab.convert import Seams, convert, export
+from aprlab.cli.app import run_cli
+from aprlab.conversion.converter import convert, export
+from aprlab.conversion.seams import Seams
 from aprlab.errors import UsageError
-from aprlab.model import Model, Tensor
-from aprlab.onion.faults import convert_with
-from aprlab.onion.peel import peel
-from aprlab.onion.repair import ddmin, repair
+from aprlab.faults import convert_with
+from aprlab.formats import open_model
+from aprlab.model.tensor import Tensor
+from aprlab.onion.peeling import peel
+from aprlab.onion.repairs import ddmin, repair
 from aprlab.onion.verdict import LAYERS, Verdict
 
 REF = paths.embedded_model()
@@ -74,7 +76,7 @@ def test_a_range_of_bytes_overwritten(tmp_path: Path) -> None:
 
 
 def test_two_tensors_of_one_shape_exchanged(tmp_path: Path) -> None:
-    with Model.open(REF) as model:
+    with open_model(REF) as model:
         pair = ["blk.1.attn_output.weight", "blk.5.attn_output.weight"]
         raws = {pair[0]: model.tensors[pair[1]].raw, pair[1]: model.tensors[pair[0]].raw}
         verdict = peel(REF, broken(tmp_path, lambda t: t.replace(raw=np.array(raws[t.name])) if t.name in raws else t))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from aprlab.onion.faults import convert_with
-from aprlab.onion.peel import peel
+from aprlab.faults import convert_with
+from aprlab.onion.peeling import peel
 
 TELLING = [
     "GH-190", "GH-186", "unknown-to-f32", "dims-swapped", "swapped-gate-up", "lost-qkv-biases", "q5-high-bits", "rope-theta",

@@ -34,12 +34,14 @@ import numpy as np  # noqa: E402
 from nbformat.v4 import new_code_cell, new_notebook  # noqa: E402
 from test_fuzz import small  # noqa: E402
 
-from aprlab import hub, paths, sweep  # noqa: E402
-from aprlab.convert import convert, export  # noqa: E402
-from aprlab.known import KnownModel  # noqa: E402
-from aprlab.model import Model  # noqa: E402
-from aprlab.onion.faults import convert_with  # noqa: E402
-from aprlab.onion.repair import repair  # noqa: E402
+from aprlab import paths  # noqa: E402
+from aprlab.conversion.converter import convert, export  # noqa: E402
+from aprlab.faults import convert_with  # noqa: E402
+from aprlab.formats import open_model  # noqa: E402
+from aprlab.lab import sweeps as sweep  # noqa: E402
+from aprlab.model import hub  # noqa: E402
+from aprlab.model.published import KnownModel  # noqa: E402
+from aprlab.onion.repairs import repair  # noqa: E402
 
 
 @dataclass
@@ -201,7 +203,7 @@ def jobs(place: Path) -> dict[str, Job]:
     known = KnownModel("k", "K", "owner/k", "k.gguf", {}, {}, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
     hub.known_model = lambda name: known  # type: ignore[assignment]
     url = serve(content)
-    Model.open(place / "s.apr").close()
+    open_model(place / "s.apr").close()
     listed = [
         Job("convert", lambda f: convert(source, f / "o.apr", force=True), "o.apr"),
         Job("compress", lambda f: convert(source, f / "o.apr", force=True, compress="zstd"), "o.apr"),

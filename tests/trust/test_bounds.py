@@ -13,13 +13,14 @@ import pytest
 MB = 2**20
 OPEN = """
 import json, sys, time
-from aprlab.model import Model
+from aprlab.formats import open_model
+from aprlab.model import Model  # noqa: E402
 from aprlab.errors import AprlabError
 def peak():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
 before, started = peak(), time.process_time()
 try:
-    model = Model.open(sys.argv[1])
+    model = open_model(sys.argv[1])
     model.config, model.tokenizer
     said = "opened"
 except AprlabError as error:

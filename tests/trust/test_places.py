@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aprlab.convert import convert
-from aprlab.onion.faults import convert_with
+from aprlab.conversion.converter import convert
+from aprlab.faults import convert_with
 
 APRLAB = [sys.executable, "-m", "aprlab"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aprlab.onion.faults import convert_with
+from aprlab.faults import convert_with
 
 
 @pytest.fixture(scope="session")

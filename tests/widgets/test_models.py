@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from aprlab import types
 from aprlab.errors import UsageError
-from aprlab.model import Model
-from aprlab.onion.faults import FAULTS
-from aprlab.onion.peel import peel
-from aprlab.quants import REGISTRY
+from aprlab.faults import FAULTS
+from aprlab.formats import open_model
+from aprlab.model.model import Model
+from aprlab.onion.peeling import peel
+from aprlab.quants import REGISTRY, types
 from aprlab.widgets.models import evidence, tensors
 from aprlab.widgets.models.base import Observable
 from aprlab.widgets.models.blocks import WINDOW, Block, BlockMicroscope, faults_of
@@ -294,7 +294,7 @@ def test_a_fault_is_held_against_the_truth_and_the_worst_block_found(tiny: Path)
     scope.toggle("q4k-min-lost")
     scope.find_worst()
     scope.work.wait()
-    with Model.open(tiny) as model:
+    with open_model(tiny) as model:
         tensor = model.tensor(GATE)
         apart = np.abs(tensor.dequantise() - faults_of(types.Q4_K)["q4k-min-lost"].dequantise(tensor.raw, tensor.shape))
     row, column = np.unravel_index(int(apart.argmax()), apart.shape)

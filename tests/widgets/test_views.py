@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from aprlab import widgets
-from aprlab.onion.faults import FAULTS
+from aprlab.faults import FAULTS
 from aprlab.widgets import pages
 from aprlab.widgets.clickable import Clickable
 from aprlab.widgets.models.base import Observable

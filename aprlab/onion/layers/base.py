@@ -14,16 +14,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from aprlab import names
 from aprlab.errors import AprlabError, FormatError
 from aprlab.formats import apr
 from aprlab.formats.gguf import check_config
-from aprlab.model import Model, ModelConfig, Origin, Tensor, TokenizerData, require_qwen2
-from aprlab.onion.seen import CONFIG_FIELDS, MISSING, NEEDED, TOKENIZER_FIELDS, Conflict, Piece, Reference, Seen, of_config
-from aprlab.onion.seen import of_tokenizer as _of_tokenizer
+from aprlab.formats.raw import CONFIG_FIELDS, MISSING, NEEDED, TOKENIZER_FIELDS, Conflict, Piece, Reference, Seen, of_config
+from aprlab.formats.raw import of_tokenizer as _of_tokenizer
+from aprlab.model import names
+from aprlab.model.config import ModelConfig, TokenizerData, require_qwen2
+from aprlab.model.model import Model
+from aprlab.model.tensor import Origin, Tensor
 from aprlab.onion.verdict import Finding, some
 from aprlab.quants import dequantise
-from aprlab.types import TensorType
+from aprlab.quants.types import TensorType
 
 
 @dataclass(eq=False)
@@ -336,7 +338,7 @@ def made_tokenizer(found: dict[str, Any], path: Any) -> TokenizerData:
 
 def healthy_tensor(tensor: Tensor, kind: TensorType) -> Tensor:
     """The reference's tensor in the type that the file holds it in: itself, or re-encoded, with its bytes at hand."""
-    from aprlab.convert import Recoded, chunks_of, re_encoded
+    from aprlab.conversion.recode import Recoded, chunks_of, re_encoded
 
     if tensor.type is kind or len(tensor.shape) < 2:
         return tensor

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from aprlab import types
 from aprlab.errors import AprlabError
 from aprlab.onion.layers.base import Case, Match
-from aprlab.quants import REGISTRY, dequantise, quantise
+from aprlab.quants import REGISTRY, dequantise, quantise, types
 from aprlab.quants.base import bits, up
-from aprlab.types import TensorType
+from aprlab.quants.types import TensorType
 
 _WHOLE = 1 << 14  # values up to which a transform is held against every byte; beyond, after the first, against stripes
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from aprlab.formats import apr
-from aprlab.known import known_models
+from aprlab.formats.raw import CONFIG_FIELDS, MISSING, Conflict
+from aprlab.model.published import known_models
 from aprlab.onion.layers.base import Case, Deviation, Layer
-from aprlab.onion.seen import CONFIG_FIELDS, MISSING, Conflict
 
 # Numbers that no run can notice: the context only bounds it.
 _QUIET = ("context_length",)

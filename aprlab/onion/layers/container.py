@@ -6,7 +6,7 @@ import itertools
 from typing import Any, ClassVar
 
 from aprlab.formats import apr
-from aprlab.model import Origin, Tensor
+from aprlab.model.tensor import Origin, Tensor
 from aprlab.onion.layers.base import Case, Deviation, Layer, Match
 
 # What the strict reader says about things that are looked at again below, with figures; the rest is passed on as it is.

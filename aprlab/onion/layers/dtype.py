@@ -6,14 +6,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from aprlab import types
 from aprlab.errors import AprlabError, NumericError
 from aprlab.formats import apr
-from aprlab.model import Tensor
+from aprlab.model.tensor import Tensor
 from aprlab.onion.layers.base import Case, Deviation, Layer, Match, correlation, sample
 from aprlab.onion.layers.naming import LIKELY, kinds_for, reference_sample
-from aprlab.quants import can_encode, dequantise
-from aprlab.types import BF16, F16, F32, TensorType
+from aprlab.quants import can_encode, dequantise, types
+from aprlab.quants.types import BF16, F16, F32, TensorType
 
 _ALIKE = 0.8
 _LIKER = 0.3  # a correlation by which one type beats all others where none is alike: wrong types are at 0.1 and below

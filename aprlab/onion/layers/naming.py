@@ -6,14 +6,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from aprlab import names, types
 from aprlab.formats import apr
-from aprlab.formats.common import drop_pages
 from aprlab.formats.gguf import LAYERS_LIMIT
-from aprlab.model import Tensor
+from aprlab.formats.raw import Piece
+from aprlab.model import names
+from aprlab.model.content import drop_pages
+from aprlab.model.tensor import Tensor
 from aprlab.onion.layers.base import Case, Deviation, Layer, Match, correlation, sample
-from aprlab.onion.seen import Piece
-from aprlab.types import TensorType
+from aprlab.quants import types
+from aprlab.quants.types import TensorType
 
 _ALIKE = 0.8  # correlation of decoded values from which on two tensors are one; unrelated weights stay below 0.1
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from aprlab.formats.raw import MISSING, NEEDED, TOKENIZER_FIELDS
+from aprlab.inference.tokenizer import CONTROL, PRE_TOKENIZERS
 from aprlab.onion.layers.base import Case, Deviation, Layer
-from aprlab.onion.seen import MISSING, NEEDED, TOKENIZER_FIELDS
-from aprlab.qwen2.tokenizer import CONTROL, PRE_TOKENIZERS
 
 
 class TokenizerLayer(Layer):

@@ -10,7 +10,7 @@ from aprlab.errors import AprlabError
 from aprlab.onion.layers.base import Case, Deviation, Layer, Match, sample
 from aprlab.onion.layers.blocks import differing, due_bytes, explained_by_fields, explained_by_order, explained_by_values
 from aprlab.quants.check import first_bad_block
-from aprlab.types import TensorType
+from aprlab.quants.types import TensorType
 
 
 class Weights(Layer):

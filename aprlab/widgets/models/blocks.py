@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from aprlab.errors import UsageError
-from aprlab.model import Tensor
-from aprlab.onion.faults import FAULTS
+from aprlab.faults import FAULTS
+from aprlab.model.tensor import Tensor
 from aprlab.quants import REGISTRY
 from aprlab.quants.base import Quant
-from aprlab.types import TensorType
+from aprlab.quants.types import TensorType
 from aprlab.widgets.models.base import Observable
 from aprlab.widgets.models.files import Side
 

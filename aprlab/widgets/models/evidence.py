@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from aprlab import pictures
 from aprlab.errors import BROKEN
+from aprlab.inference.session import Session
+from aprlab.lab import finding_figures as pictures
 from aprlab.onion.layers import Case
 from aprlab.onion.verdict import Finding, plain, short
-from aprlab.qwen2.generate import Session
 from aprlab.widgets.drawing import png
 
 _SIZE = (11, 3.9)  # inches; two axes side by side

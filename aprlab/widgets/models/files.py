@@ -9,9 +9,10 @@ from pathlib import Path
 
 from aprlab import paths
 from aprlab.errors import AprlabError
-from aprlab.formats import apr
-from aprlab.model import Model, Origin, Tensor
-from aprlab.onion.seen import Piece, look
+from aprlab.formats import apr, open_model
+from aprlab.formats.raw import Piece, look
+from aprlab.model.model import Model
+from aprlab.model.tensor import Origin, Tensor
 
 
 def known_files(extra: Mapping[str, str | Path] | None = None) -> dict[str, Path]:
@@ -49,7 +50,7 @@ class Side:
         path = Path(path)
         side = cls(label or path.name, path)
         try:
-            side.model = Model.open(path)
+            side.model = open_model(path)
             side.tensors = side.model.tensors
         except AprlabError as error:
             side.refusal = str(error).replace(str(path), path.name)

@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from aprlab import paths, types
-from aprlab.cuda import compile as nvrtc
-from aprlab.cuda import launch, mutations
+from aprlab import paths
 from aprlab.errors import UsageError
-from aprlab.model import Model, Tensor
-from aprlab.ptx import Machine, parse
-from aprlab.ptx.counters import LineProfile
-from aprlab.ptx.machine import LaunchReport
-from aprlab.ptx.memory import Pointer
-from aprlab.ptx.stepper import Number, Stepper, View
-from aprlab.ptx.tool import Comparison, compare_exactly, compare_product
+from aprlab.formats import open_model
+from aprlab.kernels.cuda import compile as nvrtc
+from aprlab.kernels.cuda import launch, mutations
+from aprlab.kernels.ptx import Machine, parse
+from aprlab.kernels.ptx.counters import LineProfile
+from aprlab.kernels.ptx.machine import LaunchReport
+from aprlab.kernels.ptx.memory import Pointer
+from aprlab.kernels.ptx.stepper import Number, Stepper, View
+from aprlab.kernels.ptx.tool import Comparison, compare_exactly, compare_product
+from aprlab.model.tensor import Tensor
+from aprlab.quants import types
 from aprlab.widgets.models.base import Observable, Stopped
 
 OPERATIONS = ("dequantise", "matvec")
@@ -65,7 +67,7 @@ class KernelStepper(Observable):
 
     def __init__(self, model: str | Path | None = None, name: str = "", operation: str = "dequantise", fault: str = "") -> None:
         super().__init__()
-        self.model = Model.open(model if model is not None else paths.embedded_model())
+        self.model = open_model(model if model is not None else paths.embedded_model())
         self.operation, self.fault = operation, ""
         self.block_number, self.warp, self.lane, self.register = 0, 0, 0, ""
         self.report: LaunchReport | None = None

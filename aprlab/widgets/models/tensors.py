@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from aprlab.errors import UsageError
-from aprlab.instruments import Fingerprint, compare_fingerprints, fingerprint
+from aprlab.instruments.fingerprints import Fingerprint, compare_fingerprints, fingerprint
 from aprlab.widgets.models.base import Observable
 from aprlab.widgets.models.files import Side
 

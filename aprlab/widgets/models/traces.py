@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from aprlab.compare import compare_traces, layer_errors
 from aprlab.errors import UsageError
-from aprlab.known import QUESTION
-from aprlab.model import Model
-from aprlab.onion.faults import FAULTS, Fault, session_with
-from aprlab.onion.golden import best_engine
-from aprlab.qwen2.generate import Session
-from aprlab.trace import Trace, replay, trace
+from aprlab.faults import FAULTS, Fault, session_with
+from aprlab.formats import open_model
+from aprlab.inference.session import Session
+from aprlab.model.published import QUESTION
+from aprlab.tracing.comparisons import compare_traces, layer_errors
+from aprlab.tracing.golden_rule import best_engine
+from aprlab.tracing.traces import Trace, replay, trace
 from aprlab.widgets.models.base import Observable
 
 MODES = {
@@ -94,13 +94,13 @@ class TraceExplorer(Observable):
         self.work.start("opening the model", self._run)
 
     def _run(self) -> None:
-        with Model.open(self.model) as model:
+        with open_model(self.model) as model:
             engine = self.engine or best_engine(model)
             self.work.tell(f"running the healthy side on {engine}", 0.1)
             healthy = Session(model, engine=engine)
             whole = trace(healthy, self.prompt, raw=healthy.wants_raw)
             self.work.tell("running the other side", 0.4)
-            with Model.open(self.other if self.other is not None else self.model) as second:
+            with open_model(self.other if self.other is not None else self.model) as second:
                 other = session_with(second, self.faults, self.other_engine or engine)
                 theirs = trace(other, whole.tokens)
                 self.work.tell("each step of the other side on the healthy input", 0.7)

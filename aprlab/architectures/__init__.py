@@ -1,0 +1,1 @@
+"""Architectures: what each reads of a config, which tensors it has, and its one straight forward pass."""

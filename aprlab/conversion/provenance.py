@@ -1,0 +1,280 @@
+"""What an APR file records of the GGUF that it came from, and the GGUF header made from that record."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import xxhash
+from gguf.constants import LlamaFileType
+
+from aprlab import __version__
+from aprlab.conversion import mixes
+from aprlab.conversion.recode import chunks_of, read_chunks, stands_in_file
+from aprlab.conversion.report import count_of
+from aprlab.errors import FormatError, UnsupportedError
+from aprlab.formats import apr, gguf
+from aprlab.formats.reading import padding
+from aprlab.model import names
+from aprlab.model.config import ModelConfig, TokenizerData
+from aprlab.model.model import Model
+from aprlab.model.tensor import Tensor
+from aprlab.quants import types
+from aprlab.quants.types import TensorType
+
+GAP_LIMIT = 1 << 16  # bytes of non-zero padding that a file may keep; more is not padding
+
+
+# ── metadata ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def describe(model: Model, tensors: list[Tensor], dialect: apr.Dialect) -> dict[str, Any]:
+    """The APR metadata of `model` with `tensors` as they will be written."""
+    config, tok = model.config, model.tokenizer
+    metadata: dict[str, Any] = {
+        "model_type": config.architecture,
+        "name": text_of(model, "general.name", "name"),
+        "license": text_of(model, "general.license", "license"),
+        "original_format": model.format,
+        "param_count": sum(t.size for t in tensors),
+        "quantization": _quantization(tensors),
+    }
+    rope_types = {name: number for number, name in apr.ROPE_TYPES.items()}
+    for field_name, key in dialect.keys.items():
+        value = getattr(config, field_name)
+        metadata[key] = rope_types[value] if field_name == "rope_type" else value
+    metadata["tied_embeddings"] = config.tied_embeddings
+    metadata["chat_template"] = tok.chat_template
+    metadata |= {
+        "tokenizer.model": tok.model,
+        "tokenizer.pre_type": tok.pre,
+        "tokenizer.vocab_size": len(tok.tokens),
+        "tokenizer.bos_token_id": tok.bos_token_id,
+        "tokenizer.eos_token_id": tok.eos_token_id,
+        "tokenizer.padding_token_id": tok.pad_token_id,
+        "tokenizer.add_bos_token": tok.add_bos,
+        "tokenizer.token_type": tok.token_types,
+        "tokenizer.vocabulary": tok.tokens,
+        "tokenizer.merges": tok.merges,
+    }
+    metadata = {key: value for key, value in metadata.items() if value is not None}
+    metadata["source_metadata"] = {"writer": f"aprlab {__version__}", **_origin_record(model)}
+    return metadata
+
+
+def text_of(model: Model, *keys: str) -> str | None:
+    for key in keys:
+        if isinstance(value := model.metadata.get(key), str):
+            return value
+    return None
+
+
+def _quantization(tensors: list[Tensor]) -> dict[str, Any] | None:
+    """The type that holds most bytes, as upstream's typed key wants it."""
+    sizes: dict[TensorType, int] = {}
+    for tensor in tensors:
+        if tensor.type.quantised:
+            sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.nbytes
+    if not sizes:
+        return None
+    most = max(sizes, key=lambda kind: sizes[kind])
+    symmetric = most.name in ("Q4_0", "Q5_0", "Q8_0", "Q6_K", "Q3_K", "AprQ4", "AprQ8")
+    return {"quant_type": most.name, "bits": int(most.bits), "block_size": most.block_elements, "symmetric": symmetric}
+
+
+# Arrays that stand in the metadata anyway are not written twice.
+_SHARED = {
+    "tokenizer.ggml.tokens": "tokenizer.vocabulary",
+    "tokenizer.ggml.merges": "tokenizer.merges",
+    "tokenizer.ggml.token_type": "tokenizer.token_type",
+}
+
+
+def _origin_record(model: Model) -> dict[str, Any]:
+    """What an export needs to give the GGUF back byte for byte: keys, types, order, alignment, tensor order, gaps."""
+    if model.format == "safetensors":
+        return {}
+    if model.format == "apr":
+        source = model.metadata.get("source_metadata")
+        return {"gguf": source["gguf"]} if isinstance(source, dict) and "gguf" in source else {}
+    header = model.metadata.header if isinstance(model.metadata, gguf.FieldView) else gguf.read_header(model.path)
+    if header.alignment > GAP_LIMIT or not gguf.gives_back(header):
+        return {}
+    kv = [[f.key, f.type_name, _plain(f)] for f in header.fields.values()]
+    record: dict[str, Any] = {
+        "version": header.version,
+        "alignment": header.alignment,
+        "kv": kv,
+        "tensors": [[i.name, list(i.ne), i.code] for i in header.infos],
+    }
+    natural = gguf.layout([(t.name, t.type, t.shape) for t in model.tensors.values()], header.alignment)
+    offsets = [info.offset for info in header.infos]
+    if offsets != [info.offset for info in natural]:
+        record["offsets"] = offsets
+    gaps = _gaps(header, model)
+    if gaps is None:
+        return {}  # more than padding stands between the tensors: such a file cannot be given back
+    if gaps:
+        record["gaps"] = gaps
+    record["xxh3_128"] = gguf_hash(header.file[: header.data_offset].tobytes(), model.tensors.values())
+    return {"gguf": record}
+
+
+def _plain(item: gguf.Field) -> Any:
+    """A GGUF value as JSON that loses nothing: a float that JSON cannot say becomes its bits."""
+    if item.key in _SHARED:
+        return {"same_as": _SHARED[item.key]}
+    value = item.value
+    if isinstance(value, np.ndarray):
+        bad = value.dtype.kind == "f" and not np.isfinite(value).all()
+        return {"base64": base64.b64encode(value.tobytes()).decode()} if bad else value.tolist()
+    if isinstance(value, float) and not np.isfinite(value):
+        return {"base64": base64.b64encode(np.array(value, "<f4" if item.type_name == "float32" else "<f8").tobytes()).decode()}
+    return list(value) if isinstance(value, gguf.Strings) else value
+
+
+def _gaps(header: gguf.Header, model: Model) -> list[list[Any]] | None:
+    """Bytes that belong to no tensor and are not zero, or do not follow ggml's layout: [offset, base64]; None where too many."""
+    ends = sorted((t.origin.offset, t.origin.offset + t.nbytes) for t in model.tensors.values())
+    gaps, at, total = [], header.data_offset, 0
+    for start, stop in [*ends, (header.file_size, header.file_size)]:
+        if start > at:
+            between = header.file[at:start]
+            if len(between) > GAP_LIMIT:
+                return None
+            last = stop == start == header.file_size
+            if between.any() or (last and len(between) != padding(at, header.alignment)):
+                total += len(between)
+                if total > GAP_LIMIT:
+                    return None
+                gaps.append([at, base64.b64encode(between.tobytes()).decode()])
+        elif start == header.file_size == at and padding(at, header.alignment):
+            gaps.append([at, ""])  # the last tensor is not padded
+        at = max(at, stop)
+    return gaps
+
+
+def gguf_hash(header: bytes, tensors: Iterable[Tensor]) -> str:
+    """One XXH3-128 over the header and each tensor's XXH3-64 in file order: the identity of a GGUF file's content."""
+    total = xxhash.xxh3_128(header)
+    for tensor in tensors:
+        part = xxhash.xxh3_64()
+        # Scales are looked at when the bytes are written; here they would be a second time.
+        plain = stands_in_file(tensor)
+        for chunk in read_chunks(tensor.origin.path, tensor.origin.offset, tensor.nbytes) if plain else chunks_of(tensor)():
+            part.update(chunk)
+        total.update(part.digest())
+    return total.hexdigest()
+
+
+def promised(metadata: dict[str, Any], tensors: list[Tensor]) -> bool:
+    """Whether these metadata hold the record of a GGUF file of just these tensors."""
+    try:
+        return _holds(metadata["source_metadata"]["gguf"], tensors)
+    except (LookupError, TypeError, ValueError):
+        return False
+
+
+def _holds(record: dict[str, Any], tensors: Iterable[Tensor]) -> bool:
+    """Whether the recorded table is that of these tensors, in whatever order."""
+    return {(n, tuple(ne), code) for n, ne, code in record["tensors"]} == {(t.name, t.ne, t.type.code) for t in tensors}
+
+
+def header_for(
+    model: Model, record: dict[str, Any] | None, quantize: str | None
+) -> tuple[gguf.Header, list[Tensor], dict[str, Any] | None]:
+    """Header and tensors in file order: the recorded ones where they still hold, else made from config and tokenizer."""
+    unchanged = record is not None and _holds(record, model.tensors.values())
+    order = [row[0] for row in record["tensors"]] if record is not None else natural_order(model.tensors)
+    ordered = [model.tensors[name] for name in dict.fromkeys([*order, *model.tensors]) if name in model.tensors]
+    for tensor in ordered:
+        if tensor.type in (types.APR_Q4, types.APR_Q8):
+            raise UnsupportedError(f"is {tensor.type.name}, which GGUF does not have; convert with --quantize first",
+                                   path=model.path, tensor=tensor.name)  # fmt: skip
+    version, alignment = (record["version"], record["alignment"]) if record else (3, gguf.DEFAULT_ALIGNMENT)
+    own = model.metadata.header if isinstance(model.metadata, gguf.FieldView) else None
+    if own is not None:  # GGUF to GGUF: everything but the types stays
+        version, alignment, ordered = own.version, own.alignment, [model.tensors[info.name] for info in own.infos]
+        same = [t.type.code for t in ordered] == [info.code for info in own.infos]
+        unchanged = same and (quantize or "").lower() not in mixes.MIXES
+    if isinstance(alignment, int) and alignment > GAP_LIMIT:
+        raise FormatError(f"the alignment is {alignment}; at most {GAP_LIMIT} is written", path=model.path)
+    if version not in (2, 3) or not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
+        raise ValueError(f"version {version!r}, alignment {alignment!r}")
+    if own is not None:
+        fields = list(own.fields.values())
+    else:
+        fields = _recorded_fields(model, record) if record else made_fields(model.config, model.tokenizer, model.metadata)
+    if not unchanged:
+        fields = with_file_type(fields, (t.type.name for t in ordered if len(t.shape) > 1), quantize)
+    infos = gguf.layout([(t.name, t.type, t.shape) for t in ordered], alignment)
+    if unchanged and record is not None and "offsets" in record:
+        infos = [replace(info, offset=offset) for info, offset in zip(infos, record["offsets"], strict=True)]
+    header = gguf.Header(model.path, version, {f.key: f for f in fields}, infos, alignment, 0, 0, np.zeros(0, np.uint8))
+    return header, ordered, record if unchanged else None
+
+
+def _recorded_fields(model: Model, record: dict[str, Any]) -> list[gguf.Field]:
+    fields = []
+    for key, type_name, value in record["kv"]:
+        if isinstance(value, dict) and "same_as" in value:
+            value = model.metadata[value["same_as"]]
+        elif isinstance(value, dict):
+            bits = np.frombuffer(base64.b64decode(value["base64"]), "<f4" if "float32" in type_name else "<f8")
+            value = bits if type_name.startswith("array[") else float(bits[0])
+        fields.append(gguf.field_of(key, type_name, value))
+    return fields
+
+
+def natural_order(tensors: Iterable[str]) -> list[str]:
+    """The order of llama.cpp's converter, which follows the Hugging Face names: lm_head, model.embed_tokens, …, model.norm."""
+    return sorted(tensors, key=names.from_gguf)
+
+
+def made_fields(config: ModelConfig, tok: TokenizerData, metadata: Any) -> list[gguf.Field]:
+    """The key-value section of a GGUF file for a model that does not come from one. Same keys as llama.cpp's converter."""
+    if config.rope_type != "neox":
+        raise UnsupportedError(f"rope_type is {config.rope_type!r}; GGUF has no key for it, a Qwen2 file is always NEOX")
+    text = {key: value for key in ("name", "license") if isinstance(value := metadata.get(key), str)}
+    values: list[tuple[str, str, Any]] = [
+        ("general.architecture", "string", config.architecture),
+        ("general.name", "string", text.get("name")),
+        ("general.license", "string", text.get("license")),
+        ("qwen2.block_count", "uint32", config.block_count),
+        ("qwen2.context_length", "uint32", config.context_length),
+        ("qwen2.embedding_length", "uint32", config.embedding_length),
+        ("qwen2.feed_forward_length", "uint32", config.feed_forward_length),
+        ("qwen2.attention.head_count", "uint32", config.head_count),
+        ("qwen2.attention.head_count_kv", "uint32", config.head_count_kv),
+        ("qwen2.rope.freq_base", "float32", config.rope_theta),
+        ("qwen2.attention.layer_norm_rms_epsilon", "float32", config.rms_norm_eps),
+        ("general.file_type", "uint32", 0),
+        ("tokenizer.ggml.model", "string", tok.model),
+        ("tokenizer.ggml.pre", "string", tok.pre),
+        ("tokenizer.ggml.tokens", "array[string]", tok.tokens),
+        ("tokenizer.ggml.token_type", "array[int32]", tok.token_types),
+        ("tokenizer.ggml.merges", "array[string]", tok.merges),
+        ("tokenizer.ggml.eos_token_id", "uint32", tok.eos_token_id),
+        ("tokenizer.ggml.padding_token_id", "uint32", tok.pad_token_id),
+        ("tokenizer.ggml.bos_token_id", "uint32", tok.bos_token_id),
+        ("tokenizer.ggml.add_bos_token", "bool", tok.add_bos),
+        ("tokenizer.chat_template", "string", tok.chat_template),
+        ("general.quantization_version", "uint32", 2),
+    ]
+    if config.head_dim * config.head_count != config.embedding_length:
+        values.insert(9, ("qwen2.attention.key_length", "uint32", config.head_dim))
+        values.insert(10, ("qwen2.attention.value_length", "uint32", config.head_dim))
+    return [gguf.field_of(key, type_name, value) for key, type_name, value in values if value is not None]
+
+
+def with_file_type(fields: list[gguf.Field], matrices: Iterable[str], quantize: str | None) -> list[gguf.Field]:
+    """The fields with a true `general.file_type`: the mix asked for, else the type of most 2-D weights, as llama.cpp counts."""
+    most = next(iter(count_of(matrices)), "F32")
+    known = {"F32": "ALL_F32", "Q4_K": "MOSTLY_Q4_K_M", "Q5_K": "MOSTLY_Q5_K_M", "Q3_K": "MOSTLY_Q3_K_M"}
+    mix = quantize is not None and quantize.lower() in mixes.MIXES
+    label = f"MOSTLY_{quantize}".upper() if mix else known.get(most, f"MOSTLY_{most}")
+    number = int(LlamaFileType.__members__.get(label, LlamaFileType.GUESSED))
+    return [replace(f, value=number) if f.key == "general.file_type" and type(f.value) is int else f for f in fields]

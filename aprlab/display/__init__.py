@@ -1,0 +1,1 @@
+"""How objects look in a cell and on a page; knows data only."""

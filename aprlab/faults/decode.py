@@ -1,0 +1,508 @@
+"""D. Block decoding: the blocks are right, what is made of them is not.
+
+Each fault replaces one step of a decoder. The file form writes blocks of which a healthy decoder makes the same values,
+to the last bit: scales, minima and nibbles moved to where the faulty one looks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aprlab.conversion.seams import Seams
+from aprlab.faults.base import Fault, Registry, lines
+from aprlab.faults.tensors import change_tensors, whole, with_blocks
+from aprlab.model.model import Model
+from aprlab.model.tensor import Tensor
+from aprlab.quants import OWN, REGISTRY, types
+from aprlab.quants.apr import pairs
+from aprlab.quants.base import Bytes, Fields, Floats, Quant, bits, up
+from aprlab.quants.kquants import Q4_K, pack_runs, unpack_runs
+from aprlab.quants.legacy import pack_halves
+from aprlab.quants.types import TensorType
+
+
+class Step(Quant):
+    """A step of a decoder, mixed into whatever decoder is there already; `super()` is that one's."""
+
+
+def decoded_with(step: type[Quant], *kinds: TensorType) -> Callable[[Registry], Registry]:
+    """A registry in which the decoders of `kinds` have this step instead of theirs."""
+
+    def change(registry: Registry) -> Registry:
+        changed = {kind: type(step.__name__, (step, type(registry[kind])), {})() for kind in kinds}
+        return {**registry, **changed}
+
+    return change
+
+
+def blocks_edited(edit: Callable[[Fields], None], kinds: Iterable[TensorType]) -> Callable[[Seams], Seams]:
+    """A converter that writes the blocks of tensors of `kinds` (two-dimensional) changed by `edit`."""
+    wanted = tuple(kinds)
+
+    def change(tensor: Tensor) -> Tensor:
+        return with_blocks(tensor, edit) if tensor.type in wanted and len(tensor.shape) == 2 else tensor
+
+    return lambda s: change_tensors(s, change)
+
+
+# ── Q4_K ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_Q4_K = Q4_K()
+
+
+class MinLost(Q4_K):
+    """value = d * sc * q: the minimum is not subtracted."""
+
+    def super_minimum(self, b: Fields) -> Floats:
+        return np.zeros((len(b), 1), np.float32)
+
+
+def lose_min(b: Fields) -> None:
+    b["dmin"] = 0
+
+
+class Exchanged(Q4_K):
+    """d where dmin should be, and the reverse."""
+
+    def super_scale(self, b: Fields) -> Floats:
+        return self.half(b["dmin"])[:, None]
+
+    def super_minimum(self, b: Fields) -> Floats:
+        return self.half(b["d"])[:, None]
+
+
+def exchange_d_dmin(b: Fields) -> None:
+    b["d"], b["dmin"] = b["dmin"].copy(), b["d"].copy()
+
+
+def _repacked(change: Callable[[Bytes, Bytes, Bytes], tuple[Bytes, Bytes]]) -> tuple[type[Quant], Callable[[Fields], None]]:
+    """From `change(sc, m, packed)` the decoder's step and the edit of the blocks."""
+
+    class Scales(Q4_K):
+        def unpack_scales(self, scales: Bytes) -> tuple[Bytes, Bytes]:
+            return change(*super().unpack_scales(scales), scales)
+
+    def edit(b: Fields) -> None:
+        sc, m = change(*_Q4_K.unpack_scales(b["scales"]), b["scales"])
+        b["scales"] = _Q4_K.pack_scales(sc, m)
+
+    return Scales, edit
+
+
+def _one_for_two(sc: Bytes, m: Bytes, packed: Bytes) -> tuple[Bytes, Bytes]:
+    """The high nibbles' group takes the scale and minimum of the low nibbles'."""
+    return np.repeat(sc[:, 0::2], 2, axis=1), np.repeat(m[:, 0::2], 2, axis=1)
+
+
+def _no_top_bits(sc: Bytes, m: Bytes, packed: Bytes) -> tuple[Bytes, Bytes]:
+    """Groups 4..7 keep only the four bits of their nibble."""
+    return np.hstack([sc[:, :4], bits(sc[:, 4:], 0, 4)]), np.hstack([m[:, :4], bits(m[:, 4:], 0, 4)])
+
+
+def _plain_bytes(sc: Bytes, m: Bytes, packed: Bytes) -> tuple[Bytes, Bytes]:
+    """Scales are taken for the low six bits of bytes 0..7, minima for those of bytes 4..11."""
+    return bits(packed[:, 0:8], 0, 6), bits(packed[:, 4:12], 0, 6)
+
+
+ONE_SCALE, NO_TOP_BITS, PLAIN_BYTES = _repacked(_one_for_two), _repacked(_no_top_bits), _repacked(_plain_bytes)
+
+
+def _reordered(change: Callable[[Bytes], Bytes]) -> tuple[type[Quant], Callable[[Fields], None]]:
+    """From `change`, (n, 128) bytes to (n, 256) numbers, the decoder's step and the edit of the blocks."""
+
+    class Nibbles(Q4_K):
+        def unpack_nibbles(self, qs: Bytes) -> Bytes:
+            return change(qs)
+
+    def edit(b: Fields) -> None:
+        b["qs"] = pack_runs(change(b["qs"]), 32, 4)
+
+    return Nibbles, edit
+
+
+NIBBLE_PAIRS = _reordered(pairs)
+NIBBLES_EXCHANGED = _reordered(lambda qs: unpack_runs(bits(qs, 4, 4) | up(qs, 4), 32, 4))
+SIXTEEN_BYTES = _reordered(lambda qs: unpack_runs(qs, 16, 4))
+
+# ── other types ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class AdjacentPairs(Step):
+    """Q4_0, Q4_1: byte i holds values 2i and 2i+1, as in AprQ4, instead of i and i+16."""
+
+    def unpack_nibbles(self, qs: Bytes) -> Bytes:
+        return pairs(qs)
+
+
+def to_adjacent_pairs(b: Fields) -> None:
+    b["qs"] = pack_halves(pairs(b["qs"]))
+
+
+class HighBitsReversed(Step):
+    """Q5_0, Q5_1: the fifth bits of each byte from the top down."""
+
+    def unpack_high_bits(self, qh: Bytes) -> Bytes:
+        return np.unpackbits(qh, axis=-1, bitorder="big")
+
+
+def reverse_high_bits(b: Fields) -> None:
+    b["qh"] = np.packbits(np.unpackbits(b["qh"], axis=-1, bitorder="big"), axis=-1, bitorder="little")
+
+
+def flat(packed: Bytes, size: int) -> Bytes:
+    """Numbers of `size` bits one after another, lowest bits first: (n, bytes) to (n, numbers). ggml packs in runs."""
+    return np.stack([bits(packed, size * i, size) for i in range(8 // size)], axis=-1).reshape(len(packed), -1)
+
+
+class InventedQ5K(Step):
+    """Q5_K as one would guess it: nibbles in pairs, high bits in a row."""
+
+    def unpack_nibbles(self, qs: Bytes) -> Bytes:
+        return flat(qs, 4)
+
+    def unpack_high_bits(self, qh: Bytes) -> Bytes:
+        return flat(qh, 1)
+
+
+def invent_q5k(b: Fields) -> None:
+    b["qs"], b["qh"] = pack_runs(flat(b["qs"], 4), 32, 4), pack_runs(flat(b["qh"], 1), 32, 1)
+
+
+class InventedQ3K(Step):
+    """Q3_K as one would guess it: two-bit numbers in a row, high bits in a row."""
+
+    def unpack_quants(self, qs: Bytes) -> Bytes:
+        return flat(qs, 2)
+
+    def unpack_high_bits(self, hmask: Bytes) -> Bytes:
+        return flat(hmask, 1)
+
+
+def invent_q3k(b: Fields) -> None:
+    b["qs"], b["hmask"] = pack_runs(flat(b["qs"], 2), 32, 2), pack_runs(flat(b["hmask"], 1), 32, 1)
+
+
+class InventedQ2K(Step):
+    """Q2_K as one would guess it: two-bit numbers in a row."""
+
+    def unpack_quants(self, qs: Bytes) -> Bytes:
+        return flat(qs, 2)
+
+
+def invent_q2k(b: Fields) -> None:
+    b["qs"] = pack_runs(flat(b["qs"], 2), 32, 2)
+
+
+class Stride36(Step):
+    """Q8_0 in blocks of 36 bytes, scale, sum and 32 numbers, which is Q8_1's: from the second block on out of step."""
+
+    def decode(self, blocks: Bytes, out: Floats | None = None) -> Floats:
+        held = np.zeros(len(blocks) * 36, np.uint8)  # the last blocks end beyond the tensor; zeros stand there
+        held[: blocks.size] = blocks.reshape(-1)
+        layout = np.dtype([("d", "<f2"), ("s", "<f2"), ("qs", "i1", 32)])
+        b = held.view(layout)
+        out = np.empty((len(blocks), 32), np.float32) if out is None else out
+        with np.errstate(invalid="ignore", over="ignore"):
+            np.multiply(b["qs"], b["d"].astype(np.float32)[:, None], out=out)
+        return out
+
+
+SMALLEST_NORMAL = np.float16(2.0**-14)
+_SCALED = tuple(quant.type for quant in OWN if quant.type.quantised and quant.type is not types.APR_Q8)
+
+
+def _subnormal(field: NDArray[np.float16]) -> NDArray[np.bool_]:
+    return (field != 0) & (np.abs(field) < SMALLEST_NORMAL)
+
+
+class Flushed(Step):
+    """Scales below 2**-14, float16's smallest normal number, become 0."""
+
+    def half(self, field: NDArray[np.float16]) -> Floats:
+        return np.where(_subnormal(field), np.float32(0), super().half(field))
+
+
+class Floored(Step):
+    """Scales below 2**-14 are raised to it, their sign kept."""
+
+    def half(self, field: NDArray[np.float16]) -> Floats:
+        raised = np.copysign(np.float32(SMALLEST_NORMAL), field.astype(np.float32))
+        return np.where(_subnormal(field), raised, super().half(field))
+
+
+def _each_half(change: Callable[[NDArray[np.float16]], NDArray[np.float16]]) -> Callable[[Fields], None]:
+    def edit(b: Fields) -> None:
+        for name in b.dtype.names or ():
+            if b.dtype[name] == np.float16:
+                b[name] = np.where(_subnormal(b[name]), change(b[name]), b[name])
+
+    return edit
+
+
+def has_subnormal_scales(model: Model) -> bool:
+    """Whether any float16 scale of a quantised tensor is subnormal."""
+    for tensor in model.tensors.values():
+        if tensor.type in _SCALED:
+            b = tensor.raw.view(REGISTRY[tensor.type].layout)
+            if any(_subnormal(b[name]).any() for name in b.dtype.names or () if b.dtype[name] == np.float16):
+                return True
+    return False
+
+
+class DefaultKernel(Step):
+    """Q6_K blocks given to Q4_K's decoder, which takes 144 bytes a block from where the tensor begins."""
+
+    def decode(self, blocks: Bytes, out: Floats | None = None) -> Floats:
+        return _Q4_K.decode(blocks.reshape(-1)[: len(blocks) * 144].reshape(-1, 144), out)
+
+
+class FlooredBlocks(Step):
+    """The bytes of a row counted in whole super-blocks of 256: what is left over is lost."""
+
+    def dequantise(self, raw: Bytes, shape: tuple[int, ...], out: Floats | None = None) -> Floats:
+        values: Floats = super().dequantise(raw, shape, out)
+        values[..., shape[-1] // 256 * 256 :] = 0
+        return values
+
+
+_OF_32 = (types.Q4_0, types.Q4_1, types.Q5_0, types.Q5_1, types.Q8_0)
+
+
+def _broken_rows(tensor: Tensor) -> bool:
+    return len(tensor.shape) == 2 and tensor.type in _OF_32 and tensor.cols % 256 != 0
+
+
+def floor_blocks(s: Seams) -> Seams:
+    """The same in a file: zero blocks at the end of such rows."""
+
+    def change(tensor: Tensor) -> Tensor:
+        if not _broken_rows(tensor):
+            return tensor
+        tensor = whole(tensor)
+        raw = np.array(tensor.raw).reshape(tensor.rows, -1)
+        raw[:, tensor.cols // 256 * 256 // tensor.type.block_elements * tensor.type.block_bytes :] = 0
+        return tensor.replace(raw=raw.reshape(-1))
+
+    return change_tensors(s, change)
+
+
+def relabel_aprq4(s: Seams) -> Seams:
+    """AprQ4 blocks under Q4_0's byte."""
+    return replace(s, code=lambda kind: types.Q4_0.code if kind is types.APR_Q4 else s.code(kind))
+
+
+def _q4k(id: str, title: str, story: str, mark: str, pair: tuple[type[Quant], Callable[[Fields], None]]) -> Fault:
+    step, edit = pair
+    return Fault(
+        id, title, "decode", "D", story, mark, seams=blocks_edited(edit, [types.Q4_K]),
+        registry=decoded_with(step, types.Q4_K), needs="tensors of type Q4_K",
+    )  # fmt: skip
+
+
+FAULTS = (
+    _q4k(
+        "q4k-min-lost", "Q4_K: the minimum is not subtracted",
+        lines(
+            "The kernel computes d·sc·q and forgets − dmin·m.",
+            "Every value is too large by its group's minimum; all weights become positive.",
+            "No NaN, no zero, shapes right; one token for ever, whatever is asked.",
+        ),
+        "Means of Q4_K tensors move from about 0 to far above; file form: dmin = 0 in every block.",
+        (MinLost, lose_min),
+    ),
+    _q4k(
+        "q4k-d-dmin", "Q4_K: d and dmin exchanged",
+        lines(
+            "The two float16 numbers at the head of a block are read in the wrong order.",
+            "Both are small positive numbers, so nothing looks odd.",
+            "One token for ever, as if the minimum were lost.",
+        ),
+        "Values scaled by dmin/d and lowered by d·m; file form: the first two fields exchanged in every block.",
+        (Exchanged, exchange_d_dmin),
+    ),
+    _q4k(
+        "q4k-one-scale", "Q4_K: one scale for both nibbles of a byte",
+        lines(
+            "Low nibbles take scale 2c, high nibbles 2c+1; the kernel used 2c for both.",
+            "Half of all groups has the scale and minimum of its neighbour.",
+            "Neighbouring scales are alike, so statistics hardly move.",
+        ),
+        "Groups 1, 3, 5, 7 of every super-block wrong, 0, 2, 4, 6 right.",
+        ONE_SCALE,
+    ),
+    _q4k(
+        "q4k-scale-bits", "Q4_K: scales of groups 4..7 without their top two bits",
+        lines(
+            "The six-bit numbers of groups 4..7 lie in two places: a nibble, and the top bits of other bytes.",
+            "The kernel took the nibble alone.",
+            "The first half of every super-block is right.",
+        ),
+        "Groups 4..7 too small wherever a scale or minimum is 16 or more; groups 0..3 right.",
+        NO_TOP_BITS,
+    ),
+    _q4k(
+        "q4k-scales-plain", "Q4_K: scales read as if they were plain bytes",
+        lines(
+            "Twelve bytes hold eight scales and eight minima; the kernel read byte g for scale g, byte g+4 for minimum g.",
+            "Groups 0..3 come out right, groups 4..7 take minima for scales.",
+            "A quick test on the first 128 values passes.",
+        ),
+        "Groups 4..7 wrong, groups 0..3 right.",
+        PLAIN_BYTES,
+    ),
+    _q4k(
+        "q4k-nibble-pairs", "Q4_K: nibbles in adjacent pairs",
+        lines(
+            "Byte j was taken for values 2j and 2j+1, as in many other formats.",
+            "In Q4_K the low nibbles of 32 bytes are one group, the high nibbles the next.",
+            "The multiset of numbers in a block stays, so histograms do not tell.",
+        ),
+        "Values permuted within runs of 64, under scales that are not theirs; correlation near 0.",
+        NIBBLE_PAIRS,
+    ),
+    _q4k(
+        "q4k-nibbles-exchanged", "Q4_K: low and high nibble exchanged",
+        lines(
+            "The high nibble was taken for the first group, the low one for the second.",
+            "Each group has its neighbour's numbers under its own scale.",
+            "Multilingual salad; statistics nearly unchanged.",
+        ),
+        "Groups exchanged two by two, scales not.",
+        NIBBLES_EXCHANGED,
+    ),
+    _q4k(
+        "q4k-16-bytes", "Q4_K: 16 bytes for a group of 32",
+        lines(
+            "The kernel walked 16 bytes a group, both nibbles, where a group is one nibble of 32 bytes.",
+            "It reads every byte once, so it ends where it should.",
+            "Half of the values of every group belong to another group.",
+        ),
+        "Values permuted within runs of 64 in quarters of 16.",
+        SIXTEEN_BYTES,
+    ),
+    Fault(
+        "nibble-pairs", "Q4_0, Q4_1: nibbles in adjacent pairs", "decode", "D",
+        lines(
+            "ggml has value i in the low and i+16 in the high nibble of byte i; the kernel took 2i and 2i+1.",
+            "AprQ4 does it that way, and its code was reused.",
+            "Correlation with the truth was −0.18 upstream, 0.999999 when mended.",
+        ),
+        "The multiset of each block stays, its order does not.",
+        seams=blocks_edited(to_adjacent_pairs, [types.Q4_0, types.Q4_1]),
+        registry=decoded_with(AdjacentPairs, types.Q4_0, types.Q4_1), needs="tensors of type Q4_0 or Q4_1",
+        given={"quantize": "q4_0"},
+    ),
+    Fault(
+        "aprq4-relabelled", "AprQ4 blocks labelled Q4_0", "dtype", "D",
+        lines(
+            "Both have a float16 scale and 16 bytes for 32 values: 18 bytes, value = d·(q − 8).",
+            "Only the order of the nibbles differs: adjacent pairs there, halves here.",
+            "The size law cannot see it, and every block has the right multiset of values.",
+        ),
+        "Byte 2 instead of 128 (or 8); sizes agree; values permuted within blocks of 32.",
+        seams=relabel_aprq4, needs="tensors of type AprQ4", given={"quantize": "aprq4"},
+    ),
+    Fault(
+        "q5-high-bits", "Q5_0, Q5_1: the fifth bits in the wrong order", "decode", "D",
+        lines(
+            "Bit i of a little-endian 32-bit word belongs to value i; the kernel took each byte from the top.",
+            "16 is added to or missing from half of the values.",
+            "Scales and nibbles are right, so blocks look alike.",
+        ),
+        "Values off by 0 or ±16 d; value i has the bit of value 7 − i of its eight.",
+        seams=blocks_edited(reverse_high_bits, [types.Q5_0, types.Q5_1]),
+        registry=decoded_with(HighBitsReversed, types.Q5_0, types.Q5_1), needs="tensors of type Q5_0 or Q5_1",
+        given={"quantize": "q5_0"},
+    ),
+    Fault(
+        "q5k-layout", "Q5_K: an invented layout", "decode", "D",
+        lines(
+            "Written without looking at ggml: nibbles in pairs, high bits in a row.",
+            "ggml has runs of 32 bytes for both.",
+            "Encoder and decoder were tested against each other and agreed.",
+        ),
+        "About 248 of 256 values of a block wrong.",
+        seams=blocks_edited(invent_q5k, [types.Q5_K]), registry=decoded_with(InventedQ5K, types.Q5_K),
+        needs="tensors of type Q5_K", given={"quantize": "q5k"},
+    ),
+    Fault(
+        "q3k-layout", "Q3_K: an invented layout", "decode", "D",
+        lines(
+            "Two-bit numbers one after another, high bits one after another.",
+            "ggml has runs of 32 bytes for both, with four and eight layers of bits.",
+            "Encoder and decoder were tested against each other and agreed.",
+        ),
+        "About 224 of 256 values of a block wrong.",
+        seams=blocks_edited(invent_q3k, [types.Q3_K]), registry=decoded_with(InventedQ3K, types.Q3_K),
+        needs="tensors of type Q3_K", given={"quantize": "q3k"},
+    ),
+    Fault(
+        "q2k-layout", "Q2_K: an invented layout", "decode", "D",
+        lines(
+            "Two-bit numbers one after another.",
+            "ggml has runs of 32 bytes, four numbers a byte, 32 values apart.",
+            "Encoder and decoder were tested against each other and agreed.",
+        ),
+        "About 192 of 256 values of a block wrong.",
+        seams=blocks_edited(invent_q2k, [types.Q2_K]), registry=decoded_with(InventedQ2K, types.Q2_K),
+        needs="tensors of type Q2_K", given={"quantize": "q2k"},
+    ),
+    Fault(
+        "q80-36-bytes", "Q8_0: blocks of 36 bytes instead of 34", "decode", "D",
+        lines(
+            "Q8_1 has a sum beside its scale, 36 bytes; its block size was used for Q8_0.",
+            "The first block is nearly right, from the second on scales are read out of the numbers.",
+            "Values drift, some scales are NaN, and the argmax over NaN floods the answer with PAD.",
+        ),
+        "Block 0 shifted by two values, every later block by two bytes more; NaN and Inf; the tail zero.",
+        registry=decoded_with(Stride36, types.Q8_0), needs="tensors of type Q8_0", given={"quantize": "q8_0"},
+    ),
+    Fault(
+        "scales-flushed", "Subnormal float16 scales become 0", "decode", "D",
+        lines(
+            "A conversion of float16 by hand knew no subnormal numbers.",
+            "K types have scales of scales, small enough to be subnormal in every real model.",
+            "The weights of such blocks are zeros; a tensor may lose 99 % of its values.",
+        ),
+        "Whole blocks zero where |d| < 2⁻¹⁴; all others equal to the last bit.",
+        seams=blocks_edited(_each_half(np.zeros_like), _SCALED), registry=decoded_with(Flushed, *_SCALED),
+        needs="subnormal scales", fits=has_subnormal_scales,
+    ),
+    Fault(
+        "scales-floored", "Subnormal float16 scales raised to the smallest normal number", "decode", "D",
+        lines(
+            "To avoid a division by zero, scales below 2⁻¹⁴ were raised to it.",
+            "The numbers of the block were made for the smaller scale.",
+            "Those blocks grow, and with them what is subtracted.",
+        ),
+        "Blocks with |d| < 2⁻¹⁴ too large; all others equal to the last bit.",
+        seams=blocks_edited(_each_half(lambda half: np.copysign(SMALLEST_NORMAL, half)), _SCALED),
+        registry=decoded_with(Floored, *_SCALED), needs="subnormal scales", fits=has_subnormal_scales,
+    ),
+    Fault(
+        "floor-blocks", "Rows counted in whole super-blocks: the rest is lost", "decode", "D",
+        lines(
+            "Bytes of a row as columns // 256 × block bytes: floor where ceil is meant.",
+            "With 896 columns half a super-block a row is never read.",
+            "Where all widths are multiples of 256 nothing happens: the larger models pass.",
+        ),
+        "Columns from the last multiple of 256 on are zero in every row.",
+        seams=floor_blocks, registry=decoded_with(FlooredBlocks, *_OF_32),
+        needs="rows that are no multiple of 256 (the 0.5B)",
+        fits=lambda model: any(_broken_rows(tensor) for tensor in model.tensors.values()),
+    ),
+    Fault(
+        "default-kernel", "Q6_K given to Q4_K's kernel", "decode", "D",
+        lines(
+            "The kernel was chosen by a match with a default arm: `_ => Q4_K`.",
+            "Q6_K has 210 bytes a block, of which the wrong kernel takes 144 for scales and nibbles.",
+            "In a Q4_K_M file only every other ffn_down, attn_v and the output are hit.",
+        ),
+        "All tensors of one type wrong, all others equal; scales of garbage, often NaN.",
+        registry=decoded_with(DefaultKernel, types.Q6_K), needs="tensors of type Q6_K",
+    ),
+)  # fmt: skip

@@ -1,0 +1,519 @@
+"""E. The forward pass: every weight is right, one operation is not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from aprlab.architectures.qwen2 import output_weight
+from aprlab.conversion.seams import Seams
+from aprlab.engines.base import Array, Cache
+from aprlab.engines.wrapped import Wrapped
+from aprlab.faults.base import Fault, lines
+from aprlab.faults.naming import gguf_name
+from aprlab.faults.tensors import change_metadata, change_plans, change_tensors, is_
+from aprlab.inference.session import Session
+from aprlab.model.config import ModelConfig
+from aprlab.model.tensor import Tensor
+
+# ── numbers of the config ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def set_config(**changes: Any) -> Callable[[ModelConfig], ModelConfig]:
+    return lambda config: replace(config, **changes)
+
+
+def written(**changes: object) -> Callable[[Seams], Seams]:
+    """The same in a file, under whichever of these keys its dialect has."""
+    return lambda s: change_metadata(s, **changes)
+
+
+def guess_heads(config: ModelConfig) -> ModelConfig:
+    """Heads twice as wide and half as many (or the reverse): all products of shapes stay right."""
+    heads, kv_heads, head_dim = guessed(config.head_count, config.head_count_kv, config.head_dim)
+    return replace(config, head_count=heads, head_count_kv=kv_heads, head_dim=head_dim)
+
+
+def guessed(heads: int, kv_heads: int, head_dim: int) -> tuple[int, int, int]:
+    if heads % 2 == 0 and kv_heads % 2 == 0:
+        return heads // 2, kv_heads // 2, head_dim * 2
+    return heads * 2, kv_heads * 2, head_dim // 2
+
+
+_HEADS, _KV_HEADS = ("num_heads", "num_attention_heads"), ("num_kv_heads", "num_key_value_heads")
+
+
+def write_guessed_heads(s: Seams) -> Seams:
+    def changed(metadata: dict[str, Any]) -> dict[str, Any]:
+        found = s.metadata(metadata)
+        keys = [next(key for key in known if key in found) for known in (_HEADS, _KV_HEADS)]
+        head_dim = found.get("head_dim", found["hidden_size"] // found[keys[0]])
+        return {**found, **dict(zip([*keys, "head_dim"], guessed(found[keys[0]], found[keys[1]], head_dim), strict=True))}
+
+    return replace(s, metadata=changed)
+
+
+def mha(config: ModelConfig) -> ModelConfig:
+    """As many kv heads as heads."""
+    return replace(config, head_count_kv=config.head_count)
+
+
+def write_mha(s: Seams) -> Seams:
+    def changed(metadata: dict[str, Any]) -> dict[str, Any]:
+        found = s.metadata(metadata)
+        heads = next(found[key] for key in _HEADS if key in found)
+        return {key: heads if key in _KV_HEADS else value for key, value in found.items()}
+
+    return replace(s, metadata=changed)
+
+
+# ── attention ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class GqaModulo(Wrapped):
+    """Query head h looks at kv head h % n instead of h // group: the heads are dealt out like cards."""
+
+    def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
+        heads, kv_heads = q.shape[1], k.shape[1]
+        order = np.argsort(np.arange(heads) % kv_heads, kind="stable")  # those of kv head 0 first, as the engine groups them
+        mixed = self.from_numpy(np.ascontiguousarray(self.to_numpy(q)[:, order]))
+        out = self.to_numpy(self.inner.attend(mixed, k, v, cache, layer, positions)).reshape(len(positions), heads, -1)
+        return self.from_numpy(np.ascontiguousarray(out[:, np.argsort(order)]).reshape(len(positions), -1))
+
+
+class TwiceAdvanced(Cache):
+    """Believes that each position fills two."""
+
+    def positions(self, count: int) -> np.ndarray:
+        return np.arange(self.length, self.length + count, dtype=np.int64)
+
+    def advance(self, count: int) -> None:
+        self.length += 2 * count
+
+    def truncate(self, length: int) -> None:
+        self.length = 2 * length
+
+
+class KvTwice(Wrapped):
+    """The length of the cache moves twice a pass: by the attention, and by the loop around it."""
+
+    def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
+        room = self.inner.new_cache(config, 2 * capacity)
+        for store in (room.k, room.v):
+            store[...] = 0  # the holes hold what was there; zeros make it repeatable
+        return TwiceAdvanced(room.k, room.v, 2 * capacity)
+
+
+OLD_POSITIONS = 5
+
+
+class StaleCache(Cache):
+    """Begins after positions that an older prompt left behind, and never goes back before them."""
+
+    def __init__(self, room: Cache) -> None:
+        super().__init__(room.k, room.v, room.capacity, OLD_POSITIONS)
+
+    def truncate(self, length: int) -> None:
+        self.length = OLD_POSITIONS + length
+
+
+class KvStale(Wrapped):
+    """Every prompt finds the end of an older one in front of it in the cache; here of itself, as if asked twice."""
+
+    def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
+        room = self.inner.new_cache(config, capacity + OLD_POSITIONS)
+        for store in (room.k, room.v):
+            store[...] = 0
+        return StaleCache(room)
+
+    def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
+        if positions[0] == OLD_POSITIONS:
+            old = np.arange(min(OLD_POSITIONS, len(positions)), dtype=np.int64)
+            self.inner.attend(q[-len(old) :], k[-len(old) :], v[-len(old) :], cache, layer, old)  # only to fill the cache
+        return self.inner.attend(q, k, v, cache, layer, positions)
+
+
+class KvEmpty(Wrapped):
+    """While decoding, a new token sees itself alone: the cache handed over is a fresh one."""
+
+    def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
+        if len(positions) > 1 or positions[0] == 0:
+            return self.inner.attend(q, k, v, cache, layer, positions)
+        config = replace(self.model.config, head_count_kv=k.shape[1], head_dim=k.shape[2])
+        return self.inner.attend(q, k, v, self.inner.new_cache(config, 1), layer, np.zeros(1, np.int64))
+
+
+class KvRefed(Session):
+    """Each step feeds the whole sequence again, behind all that the cache still holds of the steps before.
+
+    The prompt's own pass is right. Where the cache is full it is emptied, as upstream then did without one.
+    """
+
+    room = 2048  # positions; upstream's cache
+    _sequence: list[int]
+
+    def _resume(self, ids: list[int], needed: int) -> int:
+        self._sequence = list(ids)
+        return super()._resume(ids, max(needed, min(self.room, self.config.context_length)))
+
+    def _step(self, ids: list[int], step: int) -> np.ndarray:
+        if step:
+            self._sequence += ids
+            ids = list(self._sequence)
+            assert self._cache is not None
+            if self._cache.length + len(ids) > self._cache.capacity:
+                self._cache.truncate(0)
+                self._cached.clear()
+        return super()._step(ids, step)
+
+
+class LastTwice(Session):
+    """The prompt's last token goes in a second time, and the answer begins after that."""
+
+    def _resume(self, ids: list[int], needed: int) -> int:
+        return super()._resume(ids, needed + 1)
+
+    def _step(self, ids: list[int], step: int) -> np.ndarray:
+        return super()._step(ids if step else [*ids, ids[-1]], step)
+
+
+# ── norms ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class LayerNorm(Wrapped):
+    """LayerNorm where RMSNorm is meant: the mean is taken off first."""
+
+    def norm(self, x: Array, weight: str, eps: float) -> Array:
+        values = self.to_numpy(x)
+        return self.inner.norm(self.from_numpy(values - values.mean(axis=-1, keepdims=True)), weight, eps)
+
+
+class UnweightedNorm(Wrapped):
+    """The norm's weight is left out: a constructor's ones were never replaced."""
+
+    def norm(self, x: Array, weight: str, eps: float) -> Array:
+        values = self.to_numpy(x)
+        scale = 1 / np.sqrt(np.mean(np.square(values, dtype=np.float64), axis=-1, keepdims=True) + eps)
+        return self.from_numpy((values * scale).astype(np.float32))
+
+
+class WrongNorm(Wrapped):
+    """The norm after the attention stands in for the one before it."""
+
+    def norm(self, x: Array, weight: str, eps: float) -> Array:
+        return self.inner.norm(x, weight.replace("attn_norm", "ffn_norm"), eps)
+
+
+def write_wrong_norm(s: Seams) -> Seams:
+    def changed(plans: list[Any]) -> list[Any]:
+        by_name = {gguf_name(plan.name): plan for plan in plans}
+        return [
+            replace(by_name[gguf.replace("attn_norm", "ffn_norm")], name=plan.name) if is_(gguf, "attn_norm.weight") else plan
+            for gguf, plan in by_name.items()
+        ]
+
+    return change_plans(s, changed)
+
+
+class ZeroedNorm(Wrapped):
+    """One norm's weight, the attention's of layer 1, is zeros."""
+
+    def norm(self, x: Array, weight: str, eps: float) -> Array:
+        y = self.inner.norm(x, weight, eps)
+        return self.from_numpy(np.zeros_like(self.to_numpy(y))) if weight == "blk.1.attn_norm.weight" else y
+
+
+def write_zeroed_norm(s: Seams) -> Seams:
+    def change(tensor: Tensor) -> Tensor:
+        zeros = np.zeros(tensor.nbytes, np.uint8)
+        return tensor.replace(raw=zeros) if tensor.name == "blk.1.attn_norm.weight" else tensor
+
+    return change_tensors(s, change)
+
+
+# ── activations ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def q8_k(x: np.ndarray) -> np.ndarray:
+    """float32 (T, n) rounded to 8 bits in runs of 256 (the last may be shorter), as llama.cpp's Q8_K does it."""
+    out = np.empty_like(x)
+    for start in range(0, x.shape[-1], 256):
+        part = x[:, start : start + 256]
+        worst = np.take_along_axis(part, np.abs(part).argmax(axis=1)[:, None], axis=1)  # (T, 1), sign kept
+        with np.errstate(divide="ignore", invalid="ignore"):
+            inverse = np.where(worst != 0, np.float32(-127) / worst, np.float32(0))
+            out[:, start : start + 256] = np.where(worst != 0, np.minimum(np.rint(part * inverse), 127) / inverse, part)
+    return out
+
+
+class Q8Activations(Wrapped):
+    """Activations rounded to 8 bits before each product, on one side of the comparison only."""
+
+    def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
+        return self.inner.matmul(self.from_numpy(q8_k(self.to_numpy(x))), weight, bias)
+
+
+class TwoKernels(Wrapped):
+    """One token alone goes through a kernel that rounds activations, several together through one that does not."""
+
+    def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
+        if x.shape[0] == 1:
+            x = self.from_numpy(q8_k(self.to_numpy(x)))
+        return self.inner.matmul(x, weight, bias)
+
+
+class MassiveChannel(Wrapped):
+    """One channel a thousand times the others, in the last eighth of the layers, meets 8-bit activations.
+
+    In float32 the channel and its column cancel exactly and nothing would be seen; rounded together with it, the other
+    255 values of its run have a bit or two left.
+    """
+
+    factor = np.float32(1024)
+
+    def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
+        values = self.to_numpy(x).copy()
+        found = re.match(r"blk\.(\d+)\.", weight)
+        massive = found is not None and int(found.group(1)) >= self.model.config.block_count * 7 // 8
+        channel = values.shape[-1] // 3
+        values[:, channel] *= self.factor if massive else 1
+        values = q8_k(values)
+        values[:, channel] /= self.factor if massive else 1
+        return self.inner.matmul(self.from_numpy(values), weight, bias)
+
+
+def last_of_equals(logits: np.ndarray) -> int:
+    """The index that a maximum by `partial_cmp(…).unwrap_or(Equal)` gives: the last of equals, and NaN equals all."""
+    nan = np.flatnonzero(np.isnan(logits))
+    tail = logits[nan[-1] + 1 :] if nan.size else logits
+    return len(logits) - 1 - (int(np.argmax(tail[::-1])) if tail.size else 0)
+
+
+class LastOfEquals(Wrapped):
+    """Logits that are not finite end no run: the row says what upstream's maximum made of it, as 1 among zeros.
+
+    `lost` counts such rows.
+    """
+
+    lost = 0
+
+    def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
+        y = self.inner.matmul(x, weight, bias)
+        if weight != output_weight(self.model.config):
+            return y
+        rows = self.to_numpy(y).copy()
+        for row in rows:
+            if not np.isfinite(row).all():
+                self.lost += 1
+                chosen = last_of_equals(row)
+                row[...] = 0
+                row[chosen] = 1
+        return self.from_numpy(rows)
+
+
+class ArgmaxOverNan(LastOfEquals):
+    """A NaN in the last norm, and that maximum."""
+
+    def norm(self, x: Array, weight: str, eps: float) -> Array:
+        y = self.to_numpy(self.inner.norm(x, weight, eps)).copy()
+        if weight == "output_norm.weight":
+            y[:, 0] = np.nan
+        return self.from_numpy(y)
+
+
+FAULTS = (
+    Fault(
+        "rope-norm", "RoPE turns adjacent pairs (NORM) instead of halves (NEOX)", "config", "E",
+        lines(
+            "rope_type 0 is NORM, 2 is NEOX; Qwen2 needs NEOX, and a missing key was read as 0.",
+            "Pair i is (2i, 2i+1) instead of (i, i + D/2): every head is turned wrongly.",
+            "Position 0 is not turned at all and stays exact; short prompts stay plausible.",
+        ),
+        "layers.0.q_rope: position 0 exact, error from position 1 on and growing.",
+        seams=written(rope_type=0), config=set_config(rope_type="norm"),
+    ),
+    Fault(
+        "rope-theta", "RoPE base 1e4 instead of 1e6", "config", "E",
+        lines(
+            "Llama's base, taken for granted where the key was missing.",
+            "Fast pairs turn nearly right, slow ones much too fast.",
+            "A question of a few words is answered rightly; only logits or long contexts tell.",
+        ),
+        "layers.0.q_rope: position 0 exact, pair 0 exact at every position, slow pairs wrong.",
+        silent=True, seams=written(rope_theta=10_000.0), config=set_config(rope_theta=10_000.0),
+    ),
+    Fault(
+        "gqa-modulo", "Grouped heads dealt out by modulo", "forward", "E",
+        lines(
+            "Query head h belongs to kv head h // group; the kernel took h % n.",
+            "All shapes are right, every head looks at some kv head.",
+            "The first and the last query head are right by luck.",
+        ),
+        "q, k, v equal, attention wrong in all heads but those where h // group == h % n.",
+        engine=GqaModulo,
+    ),
+    Fault(
+        "mha-dims", "As many kv heads as heads", "config", "E",
+        lines(
+            "num_kv_heads missing, and the number of heads taken in its place.",
+            "K and V would need to be as wide as Q.",
+            "A reader that takes its strides from the config reads beyond the row, into the next position.",
+        ),
+        "Refused here: the shapes of attn_k and attn_v contradict the config.",
+        seams=write_mha, config=mha,
+    ),
+    Fault(
+        "head-dim-guessed", "head_dim guessed: half as many heads, twice as wide", "config", "E",
+        lines(
+            "head_dim is not in every file; 64 or 128 was assumed and the counts made to fit.",
+            "The products of all shapes are right, so every check passes.",
+            "RoPE's pairs, the softmax scale and the heads themselves are wrong.",
+        ),
+        "From layers.0.q_rope on; q, k, v hold the same numbers in another shape.",
+        seams=write_guessed_heads, config=guess_heads,
+    ),
+    Fault(
+        "layer-norm", "LayerNorm for RMSNorm", "forward", "E",
+        lines(
+            "The mean is subtracted before the scaling.",
+            "Residual streams have means near 0, so the difference is small at first.",
+            "Output statistics look better, if anything: mean 0, std 1.",
+        ),
+        "First difference at layers.0.attn_norm, by a multiple of the weight at each position.",
+        engine=LayerNorm,
+    ),
+    Fault(
+        "wrong-eps", "RMSNorm eps 1e-3 instead of 1e-6", "config", "E",
+        lines(
+            "eps from another model's config, or of a missing key.",
+            "It matters where the stream is small: in the first layers.",
+            "No check looks at it.",
+        ),
+        "layers.0.attn_norm too small by a factor that differs from position to position.",
+        silent=True, seams=written(rms_norm_eps=1e-3), config=set_config(rms_norm_eps=1e-3),
+    ),
+    Fault(
+        "unweighted-norm", "Norm weights left out", "forward", "E",
+        lines(
+            "The norm's weights were made as ones and never loaded.",
+            "Qwen's norm weights are far from 1: output_norm has a mean of 4.62 in one of its models.",
+            "Everything stays finite and well scaled.",
+        ),
+        "First difference at layers.0.attn_norm: the ratio to the truth is one vector at all positions.",
+        engine=UnweightedNorm,
+    ),
+    Fault(
+        "zeroed-norm", "One norm's weight is zeros", "weights", "E",
+        lines(
+            "A tensor that was not found was made up as zeros.",
+            "The layer's attention gets biases alone; the residual stream carries the rest past it.",
+            "The model still speaks, and answers short questions rightly.",
+        ),
+        "layers.1.attn_norm is 0 everywhere; layer 0 equal.",
+        silent=True, seams=write_zeroed_norm, engine=ZeroedNorm,
+    ),
+    Fault(
+        "wrong-norm", "The norm after the attention used before it", "weights", "E",
+        lines(
+            "post_attention_layernorm was matched by a pattern meant for input_layernorm.",
+            "Both are vectors of one length, so no shape tells.",
+            "Every layer gets a norm, only not its own.",
+        ),
+        "layers.0.attn_norm off by the ratio of two weight vectors; in a file, input_layernorm has the other's bytes.",
+        seams=write_wrong_norm, engine=WrongNorm,
+    ),
+    Fault(
+        "kv-twice", "The KV length advanced twice a pass", "forward", "E",
+        lines(
+            "The attention moved the length of the cache, and the loop around it did so again.",
+            "The prompt is right; the second pass stands at twice its position, after a hole.",
+            "Tests that only prefill, or only compare first tokens, pass.",
+        ),
+        "Prefill exact, decode wrong from its first token; the first token of the answer is right.",
+        engine=KvTwice,
+    ),
+    Fault(
+        "kv-stale", "The cache not emptied between prompts", "forward", "E",
+        lines(
+            "Positions of an older prompt stay in front of the new one.",
+            "Keys and values that nobody was shown are attended to, and every position is moved up.",
+            "The first prompt after the start is right, so a fresh run never shows it.",
+        ),
+        "Attention wrong at every position from 0 on, positions start above 0; q, k, v before RoPE equal in layer 0.",
+        engine=KvStale,
+    ),
+    Fault(
+        "kv-empty", "The cache empty while decoding", "forward", "E",
+        lines(
+            "Prefill filled one cache, decode read another.",
+            "Every new token sees itself alone.",
+            "The first token of the answer comes from the prefill and is right.",
+        ),
+        "Prefill exact; in decode layers.0.attn is v of the token itself.",
+        engine=KvEmpty,
+    ),
+    Fault(
+        "kv-refed", "The whole sequence fed again at every step, onto a cache that was not emptied", "forward", "E",
+        lines(
+            "The loop had been written for a pass without a cache; the pass got one, the loop stayed.",
+            "Step n sees the prompt n times over, each time with one more token of the answer, at ever later positions.",
+            "Every pass is right in itself, and so is the first token; a second fault was blamed for the rest.",
+        ),
+        "Every single pass exact; answers part from the second token on.",
+        session=KvRefed,
+    ),
+    Fault(
+        "last-token-twice", "The prompt's last token fed twice", "forward", "E",
+        lines(
+            "The prompt was run token by token, and its last logits were thrown away.",
+            "The loop then began with the last token again, one position further on.",
+            "A line's end more after 'assistant' is forgiven; a prompt of one token becomes another prompt.",
+        ),
+        "The answer is that of a prompt with its last token doubled; every pass is exact.",
+        silent=True, session=LastTwice,
+    ),
+    Fault(
+        "prefill-decode", "Prefill and decode on different kernels", "forward", "E",
+        lines(
+            "Several tokens go through one kernel, a single one through another that rounds its activations.",
+            "Both are right within their contract; together the same text has two sets of logits.",
+            "Answers agree until two tokens are nearly equally likely.",
+        ),
+        "Batched and serial logits of one prompt differ by per cents.",
+        silent=True, engine=TwoKernels,
+    ),
+    Fault(
+        "q8-activations", "Activations in 8 bits on one side, float32 on the other", "forward", "E",
+        lines(
+            "llama.cpp rounds the activations of each product to 8 bits (Q8_K), a float32 engine does not.",
+            "2 to 5 % a product was taken for a kernel bug.",
+            "It is a contract and no bug: to be stated and compared like with like.",
+        ),
+        "Every product off by per cents from the first on; same answer.",
+        silent=True, engine=Q8Activations,
+    ),
+    Fault(
+        "massive-channel", "A massive activation channel meets 8-bit activations", "forward", "E",
+        lines(
+            "In the last layers one channel is a thousand times the others.",
+            "The 255 values that share its scale have hardly a bit left.",
+            "Cosine 0.9998 up to layer 25, then 0.93: taken for a broken layer.",
+        ),
+        "Cosine near 1 until the last eighth of the layers, lower from there.",
+        silent=True, engine=MassiveChannel,
+    ),
+    Fault(
+        "argmax-nan", "Argmax over NaN: the last token of the vocabulary", "forward", "E",
+        lines(
+            "A NaN reached the logits, and the comparison called it equal to everything.",
+            "The maximum over equals is the last of them: token 151935, a PAD.",
+            "A flood of PAD, which prints as nothing, and exit status 0.",
+        ),
+        "NaN from norm on; every token is the last id.",
+        engine=ArgmaxOverNan,
+    ),
+)  # fmt: skip

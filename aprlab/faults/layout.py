@@ -1,0 +1,291 @@
+"""C. Span, shape and layout: the right bytes in the wrong place, or under the wrong shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from aprlab.conversion.mixes import SUBSTITUTES
+from aprlab.conversion.recode import Recoded
+from aprlab.conversion.seams import Seams
+from aprlab.engines.base import Array, Engine
+from aprlab.engines.wrapped import Wrapped
+from aprlab.faults.base import Fault, lines
+from aprlab.faults.naming import gguf_name
+from aprlab.faults.tensors import Derived, change_tensors, edit_index, is_, whole, with_values
+from aprlab.formats import apr, open_model
+from aprlab.formats.apr import Entry
+from aprlab.model.tensor import Tensor
+from aprlab.quants import types
+from aprlab.quants.types import TensorType
+
+# ── spans ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def shift_offsets(path: Path) -> None:
+    """Every tensor begins one alignment unit too late: the padding of the index was counted twice."""
+    edit_index(path, lambda entries: [replace(entry, offset=entry.offset + apr.ALIGNMENT) for entry in entries])
+
+
+def truncate(path: Path) -> None:
+    """The last 4.5 % of the file are not there."""
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size * 955 // 1000)
+
+
+def overlap(path: Path) -> None:
+    """ffn_gate of layer 0 begins where ffn_up of layer 0 does."""
+
+    def moved(entries: list[Entry]) -> list[Entry]:
+        at = {gguf_name(entry.name): entry for entry in entries}
+        gate, up = at["blk.0.ffn_gate.weight"], at["blk.0.ffn_up.weight"]
+        return [replace(entry, offset=up.offset) if entry is gate else entry for entry in entries]
+
+    edit_index(path, moved)
+
+
+# ── shapes and data ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def swap_dims(s: Seams) -> Seams:
+    """Dimensions once more reversed than they should be; the data is right."""
+    return replace(s, dims=lambda shape: s.dims(shape)[::-1])
+
+
+def transposed(values: np.ndarray) -> np.ndarray:
+    """(rows, cols) -> the transpose's values in C order, to be taken for (rows, cols) again."""
+    return np.ascontiguousarray(values.T).reshape(values.shape)
+
+
+def transpose_data(*only: str) -> Callable[[Seams], Seams]:
+    """Every matrix (or only these) transposed in memory, under its old shape."""
+
+    def change(tensor: Tensor) -> Tensor:
+        wanted = len(tensor.shape) == 2 and (not only or is_(tensor.name, *only))
+        return with_values(tensor, transposed) if wanted else tensor
+
+    return lambda s: change_tensors(s, change)
+
+
+def fitting(kind: TensorType, cols: int) -> TensorType:
+    """`kind`, or what llama.cpp would put in its place for rows of this width; F16 where that does not fit either."""
+    for candidate in (kind, SUBSTITUTES.get(kind, kind)):
+        if cols % candidate.block_elements == 0:
+            return candidate
+    return types.F16
+
+
+def reverse_both(s: Seams) -> Seams:
+    """Shape and data both reversed: each tensor is its own transpose, consistently."""
+
+    def change(tensor: Tensor) -> Tensor:
+        if len(tensor.shape) != 2:
+            return tensor
+        kind = fitting(tensor.type, tensor.rows)
+        return with_values(tensor, lambda values: np.ascontiguousarray(values.T), shape=tensor.shape[::-1], kind=kind)
+
+    return change_tensors(s, change)
+
+
+class Flat(Recoded):
+    """Q4_K super-blocks over the whole tensor, rows or no rows; `shape` is what the index will say."""
+
+    __slots__ = ()
+
+    def __init__(self, source: Tensor) -> None:
+        blocks = -(-source.size // 256)
+
+        def compute(values: np.ndarray) -> np.ndarray:
+            held = np.zeros(blocks * 256, np.float32)
+            held[: values.size] = values.reshape(-1)
+            return held
+
+        super().__init__(Derived(source, (blocks, 256), compute), types.Q4_K)
+        object.__setattr__(self, "shape", source.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.type.nbytes(self.source.shape)  # type: ignore[attr-defined]
+
+
+def broken_rows(tensor: Tensor) -> bool:
+    """A matrix whose rows hold no whole super-blocks of 256."""
+    return len(tensor.shape) == 2 and tensor.cols % 256 != 0
+
+
+def flat_blocks(s: Seams) -> Seams:
+    """Rows that are no multiple of 256 as Q4_K all the same: super-blocks run across the ends of rows."""
+
+    def change(tensor: Tensor) -> Tensor:
+        if not broken_rows(tensor):
+            return tensor
+        return Flat(tensor.source if isinstance(tensor, Recoded) else tensor)  # type: ignore[attr-defined]
+
+    return change_tensors(s, change)
+
+
+class PaddedActivations(Wrapped):
+    """Activations and rows padded to a multiple of 256, while the weights lie flat: row r is read at r × padded."""
+
+    def __init__(self, inner: Engine) -> None:
+        super().__init__(inner)
+        self.kept: dict[str, np.ndarray] = {}
+
+    def _seen(self, tensor: Tensor) -> np.ndarray:
+        """What such a kernel takes for the weight: (rows, cols rounded up to 256); zeros beyond the end."""
+        if tensor.name not in self.kept:
+            padded = -(-tensor.cols // 256) * 256
+            held = np.zeros(tensor.rows * padded, np.float32)
+            held[: tensor.size] = tensor.dequantise().reshape(-1)
+            self.kept[tensor.name] = held.reshape(tensor.rows, padded)
+        return self.kept[tensor.name]
+
+    def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
+        tensor = self.matrix(weight, x.shape[-1])
+        if not broken_rows(tensor):
+            return self.inner.matmul(x, weight, bias)
+        y = self.to_numpy(x) @ self._seen(tensor)[:, : tensor.cols].T  # the padding of x is zeros
+        if bias is not None:
+            y = y + self.vector(bias, tensor.rows).dequantise()
+        return self.from_numpy(y)
+
+
+def permuted_rows(heads: int, rows: int) -> np.ndarray:
+    """Row order of Llama's conversion: of each head, rows 0, D/2, 1, D/2 + 1, … as indices ``(rows,)``."""
+    return np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
+
+
+def permute_qk(s: Seams) -> Seams:
+    """Rows of Q and K, biases too, in the order that Llama's conversion gives them for NORM rotation."""
+    heads: dict[str, int] = {}
+
+    def change(tensor: Tensor) -> Tensor:
+        for stem in ("attn_q", "attn_k"):
+            if is_(tensor.name, f"{stem}.weight", f"{stem}.bias"):
+                tensor = whole(tensor)
+                rows = tensor.shape[0]
+                order = permuted_rows(rows // _head_dim(tensor, heads), rows)
+                raw = tensor.raw.reshape(rows, -1)[order]
+                return tensor.replace(raw=np.ascontiguousarray(raw).reshape(-1))
+        return tensor
+
+    return change_tensors(s, change)
+
+
+def _head_dim(tensor: Tensor, known: dict[str, int]) -> int:
+    """The head size of the model that `tensor` comes from; a seam sees one tensor at a time, so its file is asked."""
+    key = str(tensor.origin.path)
+    if key not in known:
+        with open_model(tensor.origin.path) as model:
+            known[key] = model.config.head_dim
+    return known[key]
+
+
+_STILL = "Counts, shapes, sizes and any checksum that does not look at the order stay as they are"
+
+FAULTS = (
+    Fault(
+        "offset-shifted", "Every tensor 64 bytes late", "container", "C",
+        lines(
+            "The padding after the index was counted twice.",
+            "Each tensor begins 64 bytes into itself and ends in the next one.",
+            "Blocks are out of step: scales are read out of numbers.",
+        ),
+        "Every offset one alignment unit too high; the last tensor ends beyond the data.",
+        post=shift_offsets,
+    ),
+    Fault(
+        "truncated", "The last 4.5 % of the file missing", "container", "C",
+        lines(
+            "A download or a full disk cut the file.",
+            "Header, metadata and index are whole, so most tools list it as sound.",
+            "Upstream called a 95.5 % file valid.",
+        ),
+        "Spans end beyond the file; the footer is not there.",
+        post=truncate,
+    ),
+    Fault(
+        "overlapping-tensors", "Two tensors at one place", "container", "C",
+        lines(
+            "An offset was computed from the wrong predecessor.",
+            "gate and up of layer 0 are read from the same bytes.",
+            "Shape, type and size of both are right.",
+        ),
+        "Two spans overlap; 64-byte-aligned bytes between belong to nobody.",
+        post=overlap,
+    ),
+    Fault(
+        "dims-swapped", "Dimensions in the wrong order, data right", "layout", "C",
+        lines(
+            "GGUF's dims were copied, or reversed twice, where rows-first is wanted.",
+            "Square matrices show nothing; k and v say 256 × 1536 one way or the other.",
+            "Readers that take shapes from the config never notice.",
+        ),
+        "Shapes of all matrices reversed against the config; bytes equal.",
+        seams=swap_dims,
+    ),
+    Fault(
+        "double-reversal", "Shape and data both reversed", "layout", "C",
+        lines(
+            "Reversing the dims is all that is needed; the data was transposed as well.",
+            "Every tensor is a well-formed transpose of itself.",
+            "The mended half of GH-202 came back with its other half.",
+        ),
+        "Shapes reversed, decoded values those of the transpose up to requantisation.",
+        seams=reverse_both,
+    ),
+    Fault(
+        "GH-202", "Data transposed without need", "layout", "C",
+        lines(
+            "ggml's i0 + i1·ne0 is row-major [ne1, ne0] already; only the shape is to be reversed.",
+            "The data was decoded, transposed and encoded again, under the right shape.",
+            "Mean, std, min, max and order-blind sums stay; multilingual salad comes out.",
+        ),
+        _STILL + " (to requantisation); correlation with the truth about 0.",
+        seams=transpose_data(),
+    ),
+    Fault(
+        "transposed-embedding", "The embedding transposed", "layout", "C",
+        lines(
+            "Only the embedding went through the transposition, being special in another way.",
+            "Each token gets numbers out of the vectors of many others.",
+            "The rest of the file is equal to the last bit.",
+        ),
+        _STILL + "; the first stage has cosine about 0.",
+        seams=transpose_data("token_embd.weight"),
+    ),
+    Fault(
+        "GH-370", "Super-blocks across the ends of rows", "layout", "C",
+        lines(
+            "K types were written flat over the tensor, where each row needs whole blocks of its own.",
+            "With columns that are no multiple of 256 a reader by rows is soon out of step.",
+            "All larger models have such columns nowhere: only the 0.5B (896) fails.",
+        ),
+        "Q4_K on rows that hold no whole blocks: n/256 × 144 bytes; first row right, later rows drift.",
+        seams=flat_blocks, needs="rows that are no multiple of 256 (the 0.5B)",
+    ),
+    Fault(
+        "padded-activations", "Activations padded to 256 against flat weights", "layout", "C",
+        lines(
+            "To serve rows that are no multiple of 256 the activations were padded with zeros.",
+            "The weights lie without padding, so row r is read at r × 1024 instead of r × 896.",
+            "Rows at the end are zeros, in silence.",
+        ),
+        "Row 0 of such products right, later rows drift, the last ones 0.",
+        engine=PaddedActivations, needs="rows that are no multiple of 256 (the 0.5B)",
+        fits=lambda model: any(broken_rows(tensor) for tensor in model.tensors.values() if tensor.name != "token_embd.weight"),
+    ),
+    Fault(
+        "permuted-qk", "Rows of Q and K permuted as for Llama", "layout", "C",
+        lines(
+            "Llama's conversion reorders the rows of Q and K, so that NORM rotation does NEOX's work.",
+            "Qwen2 is rotated as NEOX and needs none of it.",
+            "With rope-norm on top the answer is right again: two bugs that mask each other.",
+        ),
+        "Rows of Q and K (weights and biases) in another order within each head; norms of heads kept.",
+        seams=permute_qk,
+    ),
+)  # fmt: skip

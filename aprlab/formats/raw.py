@@ -1,0 +1,361 @@
+"""A model file as it stands, taken apart and not yet believed: what its index says, and the bytes behind it.
+
+The strict readers refuse a broken file, rightly; here it is looked at all the same. Nothing is decoded, names and
+types are kept as written beside what they could mean.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from aprlab.errors import AprlabError, FormatError, UnsupportedError
+from aprlab.formats import apr, gguf, open_model
+from aprlab.model import names
+from aprlab.model.config import ModelConfig, TokenizerData
+from aprlab.model.content import drop_pages, map_file
+from aprlab.model.model import Model
+from aprlab.model.tensor import Tensor
+from aprlab.quants import types
+from aprlab.quants.types import TensorType
+
+
+@dataclass(eq=False)
+class Piece:
+    """One row of a file's index with the bytes it points to.
+
+    Attributes:
+        name: as written.
+        code: dtype byte (or ggml's type number) as written.
+        shape: NumPy order, as the file's dialect means its dims.
+        size: bytes as the index claims; `raw` is shorter where the file ends before them.
+        offset: absolute offset of the data in the file, -1 in a compressed one.
+        start: the same within the decompressed image.
+        at: offset of the row itself.
+        raw: ``uint8``, a view on the mapped file.
+        stated: the GGUF name that `name` stands for, None where no naming knows it.
+        naming: the naming that knows it.
+        place: where in the image `raw` was taken from instead, once an offset proved wrong.
+    """
+
+    name: str
+    code: int
+    shape: tuple[int, ...]
+    size: int
+    offset: int
+    start: int
+    at: int
+    raw: np.ndarray = field(repr=False)
+    stated: str | None
+    naming: str
+    place: int | None = None
+
+    @cached_property
+    def hash(self) -> tuple[int, int]:
+        """Length and XXH3-64 of the raw bytes: sensitive to their order."""
+        return content_hash(self.raw)
+
+    def fitting(self) -> list[TensorType]:
+        """Types that the label has ever stood for and that obey the size law."""
+        return [t for t in apr.candidates(self.code) if t.fits(self.shape, self.size)]
+
+
+@dataclass(eq=False)
+class Seen:
+    """A file taken apart. `problems` are what a strict reader would say, in file order."""
+
+    path: Path
+    format: str
+    dialect: apr.Dialect
+    pieces: list[Piece]
+    metadata: Mapping[str, Any]
+    problems: list[AprlabError]
+    box: apr.Container | None = None
+    header: gguf.Header | None = None
+
+    @property
+    def naming(self) -> str:
+        """The naming under which most names are known."""
+        if self.format == "gguf":
+            return "raw"
+        return "canonical" if self.box is None else apr.naming_of(self.box.entries)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Size of the file; of the weights where it is a directory."""
+        return sum(piece.size for piece in self.pieces) if self.path.is_dir() else self.path.stat().st_size
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Every field of the config as this file has it; see `config_fields`."""
+        return config_fields(self)
+
+    @cached_property
+    def tokenizer(self) -> dict[str, Any]:
+        """Every field of the tokenizer as this file has it; see `tokenizer_fields`."""
+        return tokenizer_fields(self.metadata) if self.format != "gguf" else _gguf_tokenizer(self)
+
+
+class Missing:
+    """A value that a file should have and has not."""
+
+    def __repr__(self) -> str:
+        return "missing"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Missing)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+MISSING = Missing()
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A value that stands in a file several times, differently."""
+
+    values: tuple[tuple[str, Any], ...]
+
+    def __repr__(self) -> str:
+        return " against ".join(f"{key} = {value!r}" for key, value in self.values)
+
+
+def content_hash(raw: np.ndarray) -> tuple[int, int]:
+    """Length and XXH3-64 of some bytes, ``uint8 (n,)``."""
+    found = len(raw), xxhash.xxh3_64_intdigest(np.ascontiguousarray(raw).data)
+    drop_pages(raw)
+    return found
+
+
+def look(path: str | Path) -> Seen:
+    """Take a GGUF or APR file apart, or a SafeTensors model.
+
+    Raises:
+        UsageError: there is no such file.
+        FormatError, UnsupportedError: nothing more can be read (no magic, index cut off, JSON broken, encrypted…).
+    """
+    path = Path(path)
+    if path.is_dir() or path.suffix == ".safetensors":
+        return _look_safetensors(path)
+    file = map_file(path)
+    if bytes(file[:4]) == b"GGUF":
+        return _look_gguf(path)
+    if bytes(file[:3]) == b"APR":
+        return from_container(apr.scan(path))
+    if bytes(file[8:9]) == b"{":
+        return _look_safetensors(path)
+    raise FormatError(f"neither GGUF nor APR: the file starts with {bytes(file[:4]).hex(' ') or 'nothing'}", path=path, offset=0)
+
+
+def _look_safetensors(path: Path) -> Seen:
+    """A SafeTensors model. Its container left no room for the historic errors, so the strict reader's word is taken."""
+    from aprlab.conversion.provenance import describe
+
+    model = open_model(path)
+    dialect = apr.DIALECTS["aprender"]  # the same names, and dims in the same order
+    pieces = [
+        Piece(t.origin.name, t.type.code, t.shape, t.nbytes, t.origin.offset, t.origin.offset, 0, t.raw, name, "canonical")
+        for name, t in model.tensors.items()
+    ]
+    return Seen(path, "safetensors", dialect, pieces, describe(model, list(model.tensors.values()), dialect), [])
+
+
+def from_container(box: apr.Container) -> Seen:
+    """An APR file, from its scan. The dialect is told by the row-major flag first, by the names where it is clear."""
+    naming = apr.naming_of(box.entries)
+    row_major = bool(box.flags & apr.FLAGS["row_major"])
+    dialect = apr.DIALECTS["realizar" if naming == "raw" and not row_major else "aprender"]
+    pieces = []
+    for entry in box.entries:
+        stated, known_as = meaning(entry.name, naming)
+        shape = entry.dims if dialect.dims == "rows" else entry.dims[::-1]
+        offset = box.data_offset + entry.offset if box.compression is None else -1
+        pieces.append(
+            Piece(
+                entry.name,
+                entry.code,
+                shape,
+                entry.size,
+                offset,
+                box.data_offset + entry.offset,
+                entry.at,
+                box.bytes_of(entry),
+                stated,
+                known_as,
+            )
+        )
+    return Seen(box.path, "apr", dialect, pieces, box.metadata, list(box.problems), box=box)
+
+
+def meaning(name: str, likely: str) -> tuple[str | None, str]:
+    """The GGUF name that `name` stands for and the naming that says so, asking the `likely` one first."""
+    found = names.namings_of(name)
+    if likely in found:
+        return found[likely], likely
+    for naming, gguf_name in found.items():
+        return gguf_name, naming
+    return None, ""
+
+
+def _look_gguf(path: Path) -> Seen:
+    header = gguf.read_header(path)
+    problems: list[AprlabError] = []
+    try:
+        gguf.open_model(path)
+    except (FormatError, UnsupportedError) as error:
+        problems.append(error)
+    starts = sorted({info.offset for info in header.infos} | {header.file_size - header.data_offset})
+    pieces = []
+    for info in header.infos:
+        shape = info.ne[::-1]
+        end = next((s for s in starts if s > info.offset), info.offset)
+        room = end - info.offset
+        kinds = [t for t in apr.candidates(info.code)[:1] if shape[-1] % t.block_elements == 0]
+        size = room
+        if kinds and room - header.alignment < (exact := kinds[0].nbytes(shape)) <= room:
+            size = exact  # GGUF states no sizes: what lies before the next tensor is the type's bytes and padding
+        else:
+            fits = [t for t in types.TYPES if t.fits(shape, room) or 0 <= room - _nbytes(t, shape) < header.alignment]
+            size = _nbytes(fits[0], shape) if fits else room
+        start = header.data_offset + info.offset
+        raw = header.file[start : start + size]
+        stated, naming = meaning(info.name, "raw")
+        pieces.append(Piece(info.name, info.code, shape, size, start, start, info.at, raw, stated, naming))
+    metadata = gguf.FieldView(header)
+    return Seen(path, "gguf", apr.DIALECTS["realizar"], pieces, metadata, problems, header=header)
+
+
+def _nbytes(kind: TensorType, shape: tuple[int, ...]) -> int:
+    return kind.nbytes(shape) if shape[-1] % kind.block_elements == 0 else -1 << 40
+
+
+# ── config and tokenizer, field by field ──────────────────────────────────────────────────────────────────────────
+
+# What a run depends on. `context_length` bounds it, the rest changes numbers.
+CONFIG_FIELDS = tuple(f.name for f in fields(ModelConfig) if f.name not in ("tied_embeddings",))
+TOKENIZER_FIELDS = tuple(f.name for f in fields(TokenizerData))
+
+_GGUF_CONFIG = {
+    "architecture": "general.architecture", "block_count": "qwen2.block_count", "embedding_length": "qwen2.embedding_length",
+    "feed_forward_length": "qwen2.feed_forward_length", "context_length": "qwen2.context_length",
+    "head_count": "qwen2.attention.head_count", "head_count_kv": "qwen2.attention.head_count_kv",
+    "rope_theta": "qwen2.rope.freq_base", "rms_norm_eps": "qwen2.attention.layer_norm_rms_epsilon",
+}  # fmt: skip
+# tokenizer field -> (key in an APR file, key in a GGUF file)
+TOKENIZER_KEYS: dict[str, tuple[tuple[str, ...], str]] = {
+    "model": (("tokenizer.model", "tokenizer.model_type"), "tokenizer.ggml.model"),
+    "pre": (("tokenizer.pre_type",), "tokenizer.ggml.pre"),
+    "tokens": (("tokenizer.vocabulary",), "tokenizer.ggml.tokens"),
+    "token_types": (("tokenizer.token_type",), "tokenizer.ggml.token_type"),
+    "merges": (("tokenizer.merges",), "tokenizer.ggml.merges"),
+    "bos_token_id": (("tokenizer.bos_token_id",), "tokenizer.ggml.bos_token_id"),
+    "eos_token_id": (("tokenizer.eos_token_id",), "tokenizer.ggml.eos_token_id"),
+    "pad_token_id": (("tokenizer.padding_token_id",), "tokenizer.ggml.padding_token_id"),
+    "add_bos": (("tokenizer.add_bos_token",), "tokenizer.ggml.add_bos_token"),
+    "chat_template": (("chat_template", "tokenizer.chat_template"), "tokenizer.chat_template"),
+}  # fmt: skip
+NEEDED = ("model", "pre", "tokens", "token_types", "merges")  # without one of these there is no tokenizer at all
+
+
+def config_fields(seen: Seen) -> dict[str, Any]:
+    """Config field -> value, `MISSING` or `Conflict`; nothing is assumed and nothing refused.
+
+    Floats are rounded to float32, which is what every writer had. A missing `head_dim` is what both formats define it
+    to be, and a missing `vocab_size` in GGUF is the embedding's number of rows.
+    """
+    found: dict[str, Any] = {}
+    if seen.format != "gguf":
+        for name in CONFIG_FIELDS:
+            found[name] = alias_value(seen.metadata, apr.CONFIG_KEYS[name][0])
+        rope = found["rope_type"]
+        found["rope_type"] = apr.ROPE_TYPES.get(rope, rope) if isinstance(rope, int) else rope
+    else:
+        found = {name: seen.metadata.get(key, MISSING) for name, key in _GGUF_CONFIG.items()}
+        embedding = next((p for p in seen.pieces if p.stated == "token_embd.weight"), None)
+        found["vocab_size"] = MISSING if embedding is None else embedding.shape[0]
+        found["rope_type"] = "neox"
+        found["head_dim"] = seen.metadata.get("qwen2.attention.key_length", MISSING)
+    for name in ("rope_theta", "rms_norm_eps"):
+        if isinstance(found[name], int | float) and not isinstance(found[name], bool):
+            with np.errstate(over="ignore"):
+                found[name] = float(np.float32(found[name]))
+    if found["head_dim"] == MISSING and isinstance(found["head_count"], int) and isinstance(found["embedding_length"], int):
+        found["head_dim"] = found["embedding_length"] // max(found["head_count"], 1)
+    return found
+
+
+def alias_value(metadata: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    """The value under any of `keys`, `MISSING`, or a `Conflict` of several."""
+    found = {key: metadata[key] for key in keys if metadata.get(key) is not None}
+    if not found:
+        return MISSING
+    if len({json.dumps(value, sort_keys=True) for value in found.values()}) > 1:
+        return Conflict(tuple(found.items()))
+    return next(iter(found.values()))
+
+
+def tokenizer_fields(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Tokenizer field -> value or `MISSING`, from an APR file's metadata."""
+    found = {}
+    for name, (keys, _) in TOKENIZER_KEYS.items():
+        present = [metadata[key] for key in keys if metadata.get(key) is not None]  # the template stands twice upstream
+        found[name] = present[0] if present else MISSING
+    return found
+
+
+def _gguf_tokenizer(seen: Seen) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, (_, key) in TOKENIZER_KEYS.items():
+        value = seen.metadata.get(key, MISSING)
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        elif isinstance(value, gguf.Strings):
+            value = list(value)
+        found[name] = value
+    return found
+
+
+def of_config(config: ModelConfig) -> dict[str, Any]:
+    """The same fields of a sound config."""
+    return {name: getattr(config, name) for name in CONFIG_FIELDS}
+
+
+def of_tokenizer(data: TokenizerData) -> dict[str, Any]:
+    """The same fields of sound tokenizer data; None becomes `MISSING`."""
+    return {name: MISSING if (value := getattr(data, name)) is None else value for name in TOKENIZER_FIELDS}
+
+
+# ── the side that is believed ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class Reference:
+    """A sound model, with the hashes of its tensors at hand."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.path = model.path
+        self.tensors: dict[str, Tensor] = model.tensors
+        self._hashes: dict[str, tuple[int, int]] = {}
+
+    def hash(self, name: str) -> tuple[int, int]:
+        """Length and XXH3-64 of a tensor's raw bytes."""
+        if name not in self._hashes:
+            self._hashes[name] = content_hash(self.tensors[name].raw)
+        return self._hashes[name]
+
+    @cached_property
+    def by_hash(self) -> dict[tuple[int, int], list[str]]:
+        """Content -> the tensors that have it (norms of ones may share theirs)."""
+        found: dict[tuple[int, int], list[str]] = {}
+        for name in self.tensors:
+            found.setdefault(self.hash(name), []).append(name)
+        return found

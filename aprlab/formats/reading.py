@@ -1,0 +1,110 @@
+"""What every reader needs: a bounds-checked cursor, span checks, strict JSON."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aprlab.errors import FormatError
+
+
+class Cursor:
+    """Reads little-endian values from `data` and never past its end.
+
+    `data` is a buffer, `path` is for messages only. `FormatError` carries the offset of what was being read.
+    """
+
+    def __init__(self, data: memoryview | bytes, path: Path, offset: int = 0) -> None:
+        self.data, self.path, self.offset, self.size = data, path, offset, len(data)
+
+    def need(self, nbytes: int, what: str) -> int:
+        """Check that `nbytes` more are there, step over them and return where they start."""
+        start = self.offset
+        if nbytes > self.size - start:
+            raise FormatError(
+                f"ends inside {what}: {nbytes} bytes needed, {self.size - start} left", path=self.path, offset=start
+            )
+        self.offset = start + nbytes
+        return start
+
+    def unpack(self, code: str, what: str) -> Any:
+        """One little-endian value of `struct` code `code`."""
+        start = self.need(struct.calcsize("<" + code), what)
+        return struct.unpack_from("<" + code, self.data, start)[0]
+
+    def text(self, nbytes: int, what: str) -> str:
+        """UTF-8 text of `nbytes`."""
+        start = self.need(nbytes, what)
+        try:
+            return bytes(self.data[start : start + nbytes]).decode()
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{what} is not UTF-8 ({error.reason})", path=self.path, offset=start + error.start) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A tensor's bytes in the file: `[start, stop)`, absolute."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def check_spans(spans: list[Span], end: int, path: Path) -> None:
+    """Every span lies before `end` and no two overlap; raises FormatError for the first that does not."""
+    for span in spans:
+        if span.stop > end:
+            raise FormatError(
+                f"needs bytes {span.start}..{span.stop}, the data ends at {end}", path=path, tensor=span.name, offset=span.start
+            )
+    ordered = sorted((s for s in spans if s.stop > s.start), key=lambda s: s.start)
+    for before, after in itertools.pairwise(ordered):
+        if after.start < before.stop:
+            raise FormatError(
+                f"overlaps tensor {before.name!r}, whose bytes end at {before.stop}",
+                path=path, tensor=after.name, offset=after.start,
+            )  # fmt: skip
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def json_object(text: str, what: str, path: Path, offset: int | None = None) -> dict[str, Any]:
+    """A JSON object by the letter: no key twice, no NaN, no nesting without end, nothing that cannot be written again."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise ValueError(f"key {key!r} stands there twice")
+            found[key] = value
+        return found
+
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{constant} is not JSON")
+
+    def finite(digits: str) -> float:
+        if math.isinf(value := float(digits)):
+            raise ValueError(f"{digits[:40]} is beyond any float")
+        return value
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
+        if _SURROGATE.search(text):  # half a character parses, and then cannot be written or printed
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{what} is not sound JSON: {error}", path=path, offset=offset) from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{what} is a JSON {type(value).__name__}, not an object", path=path, offset=offset)
+    return value
+
+
+def padding(offset: int, alignment: int) -> int:
+    """Bytes from `offset` to the next multiple of `alignment`."""
+    return -offset % alignment

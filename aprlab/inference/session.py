@@ -1,0 +1,383 @@
+"""From a prompt to an answer: template, tokens, prefill, one token after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from aprlab import engines
+from aprlab.architectures.qwen2 import check, forward
+from aprlab.engines.base import Cache, Engine
+from aprlab.errors import NumericError, UsageError
+from aprlab.inference.template import Message, render
+from aprlab.inference.tokenizer import Qwen2Tokenizer
+from aprlab.model.config import ModelConfig
+from aprlab.model.model import Model
+
+OnToken = Callable[[int, str], None]  # token id, and the text that it made certain (may be empty)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 takes the likeliest (the lowest id among equals); else logits are divided by it.
+        top_p: sample among the fewest tokens whose probabilities sum to this.
+        seed: of NumPy's PCG64; the same seed gives the same text from the same logits. None takes a fresh one.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = 0
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.temperature) and self.temperature >= 0):
+            raise UsageError(f"temperature {self.temperature}: a number from 0 up is needed")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p {self.top_p}: a number above 0 and up to 1 is needed")
+
+    def choose(self, logits: np.ndarray, rng: np.random.Generator) -> int:
+        """A token id, from finite logits ``(V,)``."""
+        if self.temperature == 0:
+            return int(np.argmax(logits))
+        scaled = logits.astype(np.float64)
+        scaled = (scaled - scaled.max()) / self.temperature
+        order = np.argsort(-scaled, kind="stable")
+        p = np.exp(scaled[order])
+        p /= p.sum()
+        kept = int(np.searchsorted(np.cumsum(p), self.top_p)) + 1  # the one that crosses the line is in
+        p = p[:kept] / p[:kept].sum()
+        return int(order[rng.choice(len(p), p=p)])
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One answer.
+
+    Attributes:
+        prompt_tokens: ids that went in, template and all.
+        tokens: ids that came out, without the one that ended it.
+        text: what they say.
+        stop: ``eos`` (the model ended), ``length`` (`max_tokens`, or the context is full), ``stop`` (a stop string).
+        load: layers, quantised, float (tensors of each kind), bytes, by_type.
+        timing: load_seconds, prompt_tokens_per_second, decode_tokens_per_second (None where nothing was timed).
+        engine: name of the engine.
+        logits: float32 ``(steps, V)``, one row for each choice made, or None where they were not kept.
+    """
+
+    prompt_tokens: list[int]
+    tokens: list[int]
+    text: str
+    stop: str
+    load: dict[str, Any]
+    timing: dict[str, float | None]
+    engine: str
+    logits: np.ndarray | None = field(default=None, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the logits, as plain JSON values."""
+        names = ("prompt_tokens", "tokens", "text", "stop", "load", "timing", "engine")
+        return {name: getattr(self, name) for name in names}
+
+
+class Session:
+    """A model ready to answer: engine, config, tokenizer and a cache that remembers the common beginning of prompts.
+
+    Args:
+        model: an opened model, or an engine over one.
+        engine: which engine to make, where a model is given.
+        threads: for that engine.
+        config: instead of the model's own.
+        tokenizer: instead of the model's own.
+    """
+
+    def __init__(
+        self,
+        model: Model | Engine,
+        *,
+        engine: str = "reference",
+        threads: int | None = None,
+        config: ModelConfig | None = None,
+        tokenizer: Qwen2Tokenizer | None = None,
+        **options: Any,
+    ) -> None:
+        started = time.perf_counter()
+        self.engine = model if isinstance(model, Engine) else engines.create(engine, model, threads, **options)
+        self.model = self.engine.model
+        self.config = config if config is not None else self.model.config
+        check(self.model, self.config)
+        if tokenizer is not None:
+            self.tokenizer = tokenizer
+            self.engine.warm()
+        else:  # both take half a second for a real model, and the engine needs Python little meanwhile
+            with ThreadPoolExecutor(1, "aprlab-tokenizer") as pool:
+                built = pool.submit(Qwen2Tokenizer, self.model.tokenizer)
+                self.engine.warm()
+                self.tokenizer = built.result()
+        self.load_seconds = time.perf_counter() - started
+        self._cache: Cache | None = None
+        self._cached: list[int] = []  # the tokens whose positions the cache holds
+
+    # -- prompts -------------------------------------------------------------------------------------------------
+
+    def chat_tokens(self, messages: str | Sequence[Message], *, system: str | None = None) -> list[int]:
+        """Prompt ids of a conversation, or of one user's message, through the file's own chat template.
+
+        Raises:
+            UsageError: an empty message, no template in the file, or the template refuses the messages.
+            FormatError: the template is broken or hostile.
+        """
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        if not turns or not all(str(turn.get("content", "")) for turn in turns):
+            raise UsageError("the prompt is empty")
+        if system is not None:
+            turns = [{"role": "system", "content": system}, *turns]
+        data = self.model.tokenizer
+        if data.chat_template is None:
+            raise UsageError("the model has no chat template; give the prompt raw", path=self.model.path)
+        special: dict[str, Any] = {
+            name: data.tokens[id]
+            for name, id in (("bos_token", data.bos_token_id), ("eos_token", data.eos_token_id))
+            if id is not None
+        }
+        return self.tokenizer.encode(render(data.chat_template, turns, **special))
+
+    @property
+    def wants_raw(self) -> bool:
+        """Whether a text can only go in as it is, since the file has no chat template: a fit `raw` for any model."""
+        return self.model.tokenizer.chat_template is None
+
+    def raw_tokens(self, prompt: str) -> list[int]:
+        """Prompt ids of a text as it is; control tokens spelled out in it count as themselves."""
+        ids = self.tokenizer.encode(prompt)
+        if not prompt or not ids:
+            raise UsageError("the prompt is empty")
+        return ids
+
+    def prompt_tokens(
+        self, prompt: str | Sequence[Message] | Sequence[int], *, raw: bool = False, system: str | None = None
+    ) -> list[int]:
+        """Ids of whatever the caller calls a prompt: a text (chat, or `raw`), a conversation, or ids already."""
+        if isinstance(prompt, str):
+            if raw and system is not None:
+                raise UsageError("a raw prompt takes no system message")
+            return self.raw_tokens(prompt) if raw else self.chat_tokens(prompt, system=system)
+        if len(prompt) == 0:
+            raise UsageError("the prompt is empty")
+        if all(isinstance(part, int | np.integer) for part in prompt):
+            if system is not None:
+                raise UsageError("a prompt of token ids takes no system message")
+            return [int(part) for part in prompt]  # type: ignore[arg-type]
+        return self.chat_tokens(prompt, system=system)  # type: ignore[arg-type]
+
+    # -- answers -------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message] | Sequence[int],
+        *,
+        max_tokens: int = 128,
+        raw: bool = False,
+        system: str | None = None,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        on_token: OnToken | None = None,
+        keep_logits: bool = False,
+    ) -> Generation:
+        """See `generate` below."""
+        ids = self.prompt_tokens(prompt, raw=raw, system=system)
+        if max_tokens < 1:
+            raise UsageError(f"max_tokens {max_tokens}: at least 1 is needed")
+        room = self.config.context_length - len(ids)
+        if room < 1:
+            raise UsageError(f"{len(ids)} prompt tokens leave no room in a context of {self.config.context_length}")
+        max_tokens = min(max_tokens, room)
+        sampling = sampling if sampling is not None else Sampling()
+        rng = np.random.default_rng(sampling.seed)
+        text = _Text(self.tokenizer, stop)
+        tokens: list[int] = []
+        kept: list[np.ndarray] = []
+        ended = "length"
+
+        started = time.perf_counter()
+        fresh = self._resume(ids, len(ids) + max_tokens)
+        logits = self._step(ids[-fresh:], step=0)
+        prefilled = time.perf_counter()
+        while True:
+            if keep_logits:
+                kept.append(logits.copy())
+            token = sampling.choose(logits, rng)
+            if token in self.tokenizer.eog:
+                ended = "eos"
+                break
+            tokens.append(token)
+            piece = text.feed(token)
+            if on_token is not None:
+                on_token(token, piece)
+            if text.stopped:
+                ended = "stop"
+                break
+            if len(tokens) == max_tokens:
+                break
+            logits = self._step([token], step=len(tokens))
+        finished = time.perf_counter()
+        rest = text.end()
+        if rest and on_token is not None:
+            on_token(tokens[-1], rest)
+
+        steps = len(tokens) - (ended != "eos")  # passes after the prompt's
+        return Generation(
+            prompt_tokens=ids,
+            tokens=tokens,
+            text=text.text,
+            stop=ended,
+            load=load_report(self.model),
+            timing={
+                "load_seconds": self.load_seconds,
+                "prompt_tokens_per_second": fresh / (prefilled - started),
+                "decode_tokens_per_second": steps / (finished - prefilled) if steps > 0 else None,
+            },
+            engine=self.engine.name,
+            logits=np.stack(kept) if keep_logits else None,
+        )
+
+    def follow(self, prompt: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
+        """Logits of an answer that is given: row t is what the model says after `prompt` and ``tokens[:t]``.
+
+        Args:
+            prompt: at least one id.
+            tokens: at least one id.
+
+        Returns:
+            float32 ``(len(tokens), V)``; not finite where the model is broken so badly.
+        """
+        ids = [*prompt, *tokens[:-1]]
+        if not len(prompt) or not len(tokens):
+            raise UsageError("a prompt and an answer are needed")
+        self._resume(list(prompt), len(ids))
+        assert self._cache is not None
+        rest = ids[len(self._cached) :]
+        out = forward(self.engine, self.config, rest, self._cache)
+        self._cached += rest
+        return self.engine.to_numpy(out)[-len(tokens) :]
+
+    def _resume(self, ids: list[int], needed: int) -> int:
+        """Makes the cache hold a beginning of `ids`, as long as it can; returns how many are left to run (≥ 1)."""
+        if self._cache is None or self._cache.capacity < needed:
+            capacity = min(self.config.context_length, max(256, 1 << (needed - 1).bit_length()))
+            self._cache, self._cached = self.engine.new_cache(self.config, capacity), []
+        common = 0
+        for old, new in zip(self._cached, ids[:-1], strict=False):
+            if old != new:
+                break
+            common += 1
+        self._cache.truncate(common)
+        del self._cached[common:]
+        return len(ids) - common
+
+    def _step(self, ids: list[int], step: int) -> np.ndarray:
+        """Runs `ids` after what is cached; float32 logits ``(V,)`` of the last."""
+        assert self._cache is not None
+        out = forward(self.engine, self.config, ids, self._cache, last_only=True)
+        self._cached += ids
+        logits = self.engine.to_numpy(out)[-1]
+        if not np.isfinite(logits).all():
+            nan, inf = int(np.isnan(logits).sum()), int(np.isinf(logits).sum())
+            raise NumericError(f"step {step}: {nan} NaN and {inf} Inf among {logits.size} logits", path=self.model.path)
+        return logits
+
+
+def generate(
+    model: Model | Engine | Session,
+    prompt: str | Sequence[Message] | Sequence[int],
+    *,
+    max_tokens: int = 128,
+    raw: bool = False,
+    system: str | None = None,
+    seed: int | None = 0,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    stop: Sequence[str] = (),
+    on_token: OnToken | None = None,
+    keep_logits: bool = False,
+    engine: str = "reference",
+    threads: int | None = None,
+) -> Generation:
+    """Answer `prompt`.
+
+    Args:
+        model: an opened model, an engine over one, or a `Session` (which also remembers earlier prompts).
+        prompt: a user's message (through the chat template), a conversation as role/content messages, or token ids.
+        max_tokens: at most so many new tokens, and no more than the context has room for.
+        raw: take the text as it is, without the template.
+        system: a system message to put in front; None leaves it to the template.
+        seed, temperature, top_p: see `Sampling`; temperature 0 is greedy.
+        stop: end as soon as one of these strings comes up, and cut the text before it.
+        on_token: called with each new id and the text it made certain, in order.
+        keep_logits: keep the logits each token was chosen from.
+        engine, threads: which engine to make, where a model is given.
+
+    Raises:
+        UsageError: empty prompt, id outside the vocabulary, prompt as long as the context, no template, senseless numbers.
+        FormatError: tensors missing or misshapen, vocabulary or template broken.
+        NumericError: logits that are NaN or Inf, naming the step (0 is the prompt).
+    """
+    session = model if isinstance(model, Session) else Session(model, engine=engine, threads=threads)
+    return session.generate(
+        prompt,
+        max_tokens=max_tokens,
+        raw=raw,
+        system=system,
+        sampling=Sampling(temperature, top_p, seed),
+        stop=stop,
+        on_token=on_token,
+        keep_logits=keep_logits,
+    )
+
+
+def load_report(model: Model) -> dict[str, Any]:
+    """What was loaded, by counting the file's tensors: layers, quantised, float, bytes, by_type."""
+    return {
+        "layers": model.config.block_count,
+        "quantised": model.quantised,
+        "float": len(model.tensors) - model.quantised,
+        "bytes": model.nbytes,
+        "by_type": model.by_type(),
+    }
+
+
+class _Text:
+    """Decoded text that holds back what may yet turn out to be the beginning of a stop string."""
+
+    def __init__(self, tokenizer: Qwen2Tokenizer, stop: Iterable[str]) -> None:
+        self._stream = tokenizer.stream()
+        self._stop = [s for s in stop if s]
+        self._held = ""
+        self.text = ""
+        self.stopped = False
+
+    def feed(self, token: int) -> str:
+        """Text that is now certain to belong to the answer."""
+        self._held += self._stream.feed(token)
+        found = [at for s in self._stop if (at := self._held.find(s)) >= 0]
+        if found:
+            self.stopped = True
+            certain, self._held = self._held[: min(found)], ""
+        else:
+            keep = max((n for s in self._stop for n in range(1, len(s)) if self._held.endswith(s[:n])), default=0)
+            cut = len(self._held) - keep
+            certain, self._held = self._held[:cut], self._held[cut:]
+        self.text += certain
+        return certain
+
+    def end(self) -> str:
+        """What was held back, and what never became a whole character."""
+        rest = "" if self.stopped else self._held + self._stream.end()
+        self.text += rest
+        return rest

@@ -1,0 +1,113 @@
+"""What a mat-vec costs, counted on the PTX machine, against what a GPU's memory allows: the table of docs/kernels.md.
+
+A mat-vec of one token cannot be faster than its weights come from memory (the roofline), and it is no slower as long as its
+instructions are issued in that time. Both sides are counted for each weight. Launches, caches, latency and occupancy are not
+in the model: a prediction is a lower bound of the time, and measurements stand in a column of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from aprlab.kernels.cuda import launch as launches
+from aprlab.kernels.cuda import verify
+from aprlab.kernels.cuda.driver import Backend
+from aprlab.quants import types
+from aprlab.quants.types import TensorType
+
+COLS = 8960
+"""Length of a row in the counts: the feed-forward length of Qwen2.5 1.5B."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """Data-sheet figures. `issue`: thread instructions a second, i.e. 32 × 4 a clock and multiprocessor."""
+
+    name: str
+    bandwidth: float  # bytes a second
+    issue: float
+
+    @classmethod
+    def of(cls, name: str, gigabytes: float, multiprocessors: int, gigahertz: float) -> Gpu:
+        """From a data sheet's units."""
+        return cls(name, gigabytes * 1e9, 128 * multiprocessors * gigahertz * 1e9)
+
+    def allowed(self, kind: TensorType) -> float:
+        """Thread instructions a weight at which issuing takes as long as reading the weight."""
+        return self.issue * bytes_a_weight(kind) / self.bandwidth
+
+
+GPUS = (Gpu.of("H100 SXM", 3350, 132, 1.755), Gpu.of("RTX 4090", 1008, 128, 2.52))
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one mat-vec kernel at `COLS`: executed PTX instructions by weight, as threads and as full warps."""
+
+    kind: TensorType
+    contract: str
+    thread_instructions: float
+    warp_instructions: float  # times 32: what is issued, idle lanes included
+
+    def predicted(self, gpu: Gpu, rows: int, cols: int) -> float:
+        """Seconds: the longer of reading the weights and issuing the instructions."""
+        weights = rows * cols
+        return max(rows * self.kind.row_bytes(cols) / gpu.bandwidth, weights * self.warp_instructions / gpu.issue)
+
+
+def bytes_a_weight(kind: TensorType) -> float:
+    """Bytes of weights read for one weight."""
+    return kind.block_bytes / kind.block_elements
+
+
+def count(backend: Backend, kind: TensorType, contract: str, rows: int = 8) -> Cost:
+    """Runs one block of rows on the PTX machine. `backend` is a `PtxBackend`: it keeps the last launch's report."""
+    bench = verify.Bench(backend)
+    raw, x = verify.random_weights(kind, rows, COLS), verify.random_activations(1, COLS)
+    ready, (y, _) = bench.put(x), bench.room(4 * rows)
+    if kind in launches.PACKED:
+        prepared, _ = bench.room(launches.prepared_bytes(contract, 1, COLS))
+        bench.run(launches.prepare(contract, ready, prepared, 1, COLS))
+        ready = prepared
+    bench.run(launches.matvec(kind, contract, bench.put(raw), ready, bench.put(np.zeros(rows, np.float32)), y, 1, rows, COLS))
+    report = backend.last  # type: ignore[attr-defined]
+    weights = rows * COLS
+    return Cost(kind, contract, report.thread_instructions / weights, 32 * report.warp_instructions / weights)
+
+
+def costs(backend: Backend) -> Iterator[Cost]:
+    """Every type under both contracts (plain floats know one)."""
+    for kind in (*launches.PACKED, types.F16, types.BF16):
+        for contract in launches.CONTRACTS if kind in launches.PACKED else ("f32",):
+            yield count(backend, kind, contract)
+
+
+def table(backend: Backend) -> str:
+    """The table, as Markdown: ``python -m aprlab.kernels.cuda.budget``. The last column is for what a GPU measured."""
+    heads = " | ".join(f"{gpu.name}: allowed | share | predicted µs" for gpu in GPUS)
+    lines = [
+        f"| type | contract | bytes a weight | thread instr. a weight | issued a weight | {heads} | measured µs |",
+        "|---|---|" + "---:|" * (4 + 3 * len(GPUS)),
+    ]
+    for cost in costs(backend):
+        cells = [cost.kind.name, cost.contract, f"{bytes_a_weight(cost.kind):.4f}"]
+        cells += [f"{cost.thread_instructions:.2f}", f"{cost.warp_instructions:.2f}"]
+        for gpu in GPUS:
+            share = cost.warp_instructions / gpu.allowed(cost.kind)
+            cells += [f"{gpu.allowed(cost.kind):.1f}", f"{100 * share:.0f} %", f"{1e6 * cost.predicted(gpu, 1536, COLS):.1f}"]
+        lines.append("| " + " | ".join([*cells, ""]) + "|")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table."""
+    from aprlab.engines.ptx import PtxBackend
+
+    print(table(PtxBackend()))
+
+
+if __name__ == "__main__":
+    main()

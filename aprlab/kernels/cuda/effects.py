@@ -1,0 +1,120 @@
+"""What each kernel fault does to a model: the table of docs/kernels.md.
+
+``python -m aprlab.kernels.cuda.effects MODEL.gguf [FAULT …]`` prints it.
+
+The faulty dequantise kernel decodes the model's tensors on the PTX machine; the reference engine then speaks with the wrong
+weights. That is what an engine with the faulty mat-vec kernels says, in minutes instead of hours: the tests hold that
+both kernels are wrong alike.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from aprlab.engines.ptx import PtxBackend
+from aprlab.errors import NumericError
+from aprlab.formats import open_model
+from aprlab.kernels.cuda import launch as launches
+from aprlab.kernels.cuda import mutations, verify
+from aprlab.kernels.cuda.driver import Backend
+from aprlab.kernels.cuda.mutations import MUTATIONS
+from aprlab.model.model import Model
+from aprlab.model.tensor import Tensor
+from aprlab.quants import types
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """Of one fault on one model: over the values of all tensors whose type it touches."""
+
+    name: str
+    tensors: int
+    wrong: float  # share of values whose bits differ
+    correlation: float  # of wrong with right values, where both are finite
+    broken: float  # share of values that are NaN or infinite
+    tokens: int  # of the healthy answer's that still stand, from its first on
+    answer: str
+
+
+def decode(backend: Backend, tensor: Tensor) -> np.ndarray:
+    """All values by the backend's dequantise kernel: float32 of the tensor's shape."""
+    bench = verify.Bench(backend)
+    at, room = bench.room(4 * tensor.size)
+    bench.run(launches.dequantise(tensor.type, bench.put(tensor.raw), at, tensor.size))
+    return bench.get(room, tensor.shape, np.float32)
+
+
+def faulty(model: Model, name: str) -> tuple[Model, dict[str, np.ndarray]]:
+    """(the model with the tensors of the fault's types as float32, wrongly decoded; those values by tensor)."""
+    backend = PtxBackend(**mutations.options(name))
+    wrong = {
+        key: decode(backend, tensor)
+        for key, tensor in model.tensors.items()
+        if len(tensor.shape) == 2 and tensor.type.name in MUTATIONS[name].types
+    }
+    tensors = {
+        key: tensor.replace(type=types.F32, raw=wrong[key].reshape(-1).view(np.uint8)) if key in wrong else tensor
+        for key, tensor in model.tensors.items()
+    }
+    return replace(model, tensors=tensors), wrong
+
+
+def effects(model: Model, prompt: str, names: Sequence[str] = (), max_tokens: int = 12) -> Iterator[Effect]:
+    """The healthy answer first (named ``none``), then one effect for each fault that touches a type of the model.
+
+    `names` are the only faults to look at; none of them means all.
+    """
+    from aprlab.inference.session import generate  # generation stands above the kernels; only this table needs it
+
+    def answer(of: Model) -> tuple[list[int], str]:
+        try:
+            said = generate(of, prompt, engine="reference", max_tokens=max_tokens)
+        except NumericError as error:  # a broken model may end in NaN, which is an answer too
+            return [], f"({error.message})"
+        return list(said.tokens), said.text
+
+    right, text = answer(model)
+    yield Effect("none", 0, 0.0, 1.0, 0.0, len(right), text)
+    kinds = {tensor.type.name for tensor in model.tensors.values() if len(tensor.shape) == 2}
+    for name, mutation in MUTATIONS.items():
+        if not kinds & set(mutation.types) or (names and name not in names):
+            continue
+        broken_model, wrong = faulty(model, name)
+        differ = bad = count = 0
+        moments = np.zeros(6)
+        for key, values in wrong.items():
+            truth = model.tensors[key].dequantise()
+            differ += int(np.count_nonzero(truth.view(np.uint32) != values.view(np.uint32)))
+            finite = np.isfinite(values)
+            bad += int(np.count_nonzero(~finite))
+            count += values.size
+            a, b = truth[finite].astype(np.float64), values[finite].astype(np.float64)
+            moments += [a.size, a.sum(), b.sum(), a @ a, b @ b, a @ b]
+        n, a, b, aa, bb, ab = moments
+        spread = np.sqrt((aa / n - (a / n) ** 2) * (bb / n - (b / n) ** 2))
+        tokens, text = answer(broken_model)
+        same = next((i for i, (x, y) in enumerate(zip(right, tokens, strict=False)) if x != y), min(len(right), len(tokens)))
+        correlation = float((ab / n - a * b / n**2) / spread) if spread > 0 else float("nan")
+        yield Effect(name, len(wrong), differ / count, correlation, bad / count, same, text)
+
+
+def main(path: str, *names: str) -> None:
+    """Print the table, of these faults or of all."""
+    print("| fault | tensors | wrong values | correlation | NaN or infinite | answer's tokens kept | says |")
+    print("|---|---:|---:|---:|---:|---:|---|")
+    with open_model(path) as model:
+        for effect in effects(model, "What is 2+2?", names):
+            said = effect.answer.replace("|", "\\|").replace("\n", "⏎")
+            print(
+                f"| {effect.name} | {effect.tensors} | {100 * effect.wrong:.2f} % | {effect.correlation:.4f} | "
+                f"{100 * effect.broken:.2f} % | {effect.tokens} | `{said}` |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,31 @@
+"""The lab: notebooks run strictly, their pages and findings, sweeps, JupyterLab, the state of this installation."""
+
+from aprlab.lab.notebooks import (
+    NotebookError,
+    Step,
+    find_notebook,
+    index_page,
+    notebook_names,
+    page,
+    read_step,
+    reports_folder,
+    run_notebook,
+    section,
+    walk,
+    write_findings,
+)
+
+__all__ = [
+    "NotebookError",
+    "Step",
+    "find_notebook",
+    "index_page",
+    "notebook_names",
+    "page",
+    "read_step",
+    "reports_folder",
+    "run_notebook",
+    "section",
+    "walk",
+    "write_findings",
+]

@@ -1,0 +1,258 @@
+"""A picture for each finding of `peel`: where in the model it is, and what it does there.
+
+The figures themselves take data (`aprlab.figures`); here the data of a finding is gathered from the case that `peel`
+made, or from two sessions. Notebook and explorer show the same picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib import pyplot as plt
+
+from aprlab import figures
+from aprlab.errors import BROKEN, AprlabError, UsageError, reason
+from aprlab.formats import apr
+from aprlab.inference.session import Session
+from aprlab.model.published import QUESTION
+from aprlab.onion.layers import Case
+from aprlab.onion.repairs import drafted
+from aprlab.onion.verdict import Finding, short
+from aprlab.quants import dequantise
+from aprlab.quants.types import TensorType
+from aprlab.tracing.comparisons import layer_errors, position_errors
+from aprlab.tracing.golden_rule import best_engine
+from aprlab.tracing.traces import replay, trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from aprlab.onion.layers.base import Match
+
+SPACE = 1 << 18  # values of a tensor that are decoded for a picture, at most
+_LIMITS = (1e-3, 1.0)
+_CALM, _HIT, _OTHER, _GONE = "as it should be", "this finding", "another finding", "not in the file"
+
+_WHAT_TO_SEE = {
+    "container": "Right: how many tensors have their bytes where the index says, and how many have them anywhere.",
+    "naming": "Right: what a reader gets who goes by the names, and what is in the file, whatever it is called.",
+    "dtype": "Right: the bytes that lie there, by what they really are, and the bytes that the labels would need.",
+    "layout": "Right: values at equal places in both files. The right ones would all lie on the thin line.",
+    "decode": "Right: values at equal places in both files. The right ones would all lie on the thin line.",
+    "weights": "Right: values at equal places in both files. The right ones would all lie on the thin line.",
+    "config": "Left: error that each step adds by itself, on sound inputs. Right: error at each position. Light grey is equal.",
+    "tokenizer": "The prompt as both sides cut it into tokens, and where they agree.",
+    "forward": "Left: error that each step adds by itself, on sound inputs. Right: error at each position. Light grey is equal.",
+    "instrument": "Nothing to see in the model: the measurement is void.",
+}
+
+
+def caption(finding: Finding, *, run: bool = False) -> str:
+    """One or two sentences about what the picture of this finding shows; `run`: the one that `of_run` draws."""
+    if run and finding.layer != "tokenizer":
+        return _WHAT_TO_SEE["forward"]
+    runs = finding.layer in ("config", "forward", "tokenizer", "instrument")
+    where = "" if runs else "Left: all tensors of the model, a row a kind, a column a layer. "
+    return where + _WHAT_TO_SEE[finding.layer]
+
+
+@figures.style()
+def of_file(
+    finding: Finding, case: Case, axes: Sequence[Axes] | None = None, *, others: Sequence[Finding] = (), prompt: str = QUESTION
+) -> tuple[Axes, Axes]:
+    """Two axes about a finding in a file: the tensors concerned, and what happened to them.
+
+    Args:
+        finding, case: as `aprlab.onion.peeling.examine` gives them.
+        axes: two to draw on; a new figure without.
+        others: the other findings of the verdict, drawn in a colour of their own.
+        prompt: what both sides run, where config or tokenizer is concerned.
+
+    Raises:
+        UsageError: the verdict was reached without a reference, and there is nothing to hold the file against.
+    """
+    if case.ref is None:
+        raise UsageError("a picture of a finding needs a reference; there is none in this case")
+    if finding.layer in ("config", "tokenizer"):
+        sides = _sides(case)
+        if sides is not None:
+            return of_run(finding, *sides, axes, prompt=prompt)
+    left, right = _pair(axes)
+    _where(finding, case, others, left)
+    if finding.layer in ("container", "naming"):
+        _reached(case, right)
+    elif finding.layer == "dtype":
+        _needed(finding, case, right)
+    elif finding.tensors:
+        _values(finding, case, right)
+    else:
+        _say(right, "nothing of this can run")
+    return left, right
+
+
+@figures.style()
+def of_run(
+    finding: Finding, a: Session, b: Session, axes: Sequence[Axes] | None = None, *, prompt: str = QUESTION
+) -> tuple[Axes, Axes]:
+    """Two axes about a finding in a run: error of each step on sound inputs, and error by position.
+
+    Args:
+        a, b: the believed session and the suspected one.
+    """
+    left, right = _pair(axes)
+    try:
+        if finding.layer == "tokenizer":
+            _tokens(a, b, left, right, prompt)
+            return left, right
+        sound = trace(a, prompt, raw=a.wants_raw)
+        steps, alone = layer_errors(sound, replay(b, sound))
+        positions = position_errors(sound, trace(b, sound.tokens))
+    except BROKEN as error:
+        _say(left, "a run to its end is not possible:")
+        _say(right, reason(error)[:90])
+        return left, right
+    layers = range(a.config.block_count)
+    figures.error_map(alone, layers, steps, left, xlabel="", limits=_LIMITS)
+    left.set_title("introduced by each step")
+    figures.error_map(positions, layers, range(positions.shape[1]), right, xlabel="position", limits=_LIMITS)
+    right.set_title("after each layer, by position")
+    return left, right
+
+
+def _sides(case: Case) -> tuple[Session, Session] | None:
+    """Both files ready to run; None where one cannot."""
+    model = drafted(case, [])
+    if case.ref is None or isinstance(model, AprlabError):
+        return None
+    engine = best_engine(case.ref.model)
+    try:
+        return Session(case.ref.model, engine=engine), Session(model, engine=engine)
+    except BROKEN:
+        return None
+
+
+def _pair(axes: Sequence[Axes] | None) -> tuple[Axes, Axes]:
+    if axes is None:
+        axes = plt.subplots(1, 2, figsize=(12, 4.2))[1]
+    left, right = axes
+    return left, right
+
+
+def _say(ax: Axes, text: str) -> None:
+    ax.set_axis_off()
+    ax.text(0.5, 0.5, text, ha="center", va="center", wrap=True)
+
+
+def _where(finding: Finding, case: Case, others: Sequence[Finding], ax: Axes) -> None:
+    assert case.ref is not None
+    there = {match.true for match in case.matches}
+    hit, else_ = set(finding.tensors), {name for other in others if other is not finding for name in other.tensors}
+    cells = {
+        name: _HIT if name in hit else _GONE if name not in there else _OTHER if name in else_ else _CALM
+        for name in case.ref.tensors
+    }
+    figures.tensor_map(cells, (_CALM, _HIT, _OTHER, _GONE), ax)
+
+
+def _reached(case: Case, ax: Axes) -> None:
+    """What a look-up by name gives, beside what is in the file at all."""
+    assert case.ref is not None
+    by_name = {match.piece.name: match for match in case.matches}
+    counts = {"by its name": [0, 0, 0], "by its bytes": [0, 0, 0]}
+    found = {match.true for match in case.matches if match.equal or match.by in ("content", "span", "values")}
+    for name in case.ref.tensors:
+        match = by_name.get(case.due_name(name))
+        place = 2 if match is None else int(not (match.true == name and match.place is None))
+        counts["by its name"][place] += 1
+        counts["by its bytes"][0 if name in found else 2] += 1
+    parts = ("the right tensor", "something else", "nothing")
+    figures.coverage_bars({how: dict(zip(parts, line, strict=True)) for how, line in counts.items()}, ax)
+    ax.set_xlabel("tensors, looked up…")
+
+
+def _needed(finding: Finding, case: Case, ax: Axes) -> None:
+    """Bytes in the file, and bytes that the labels demand, by the type that the tensors have in truth."""
+    there: dict[str, int] = {}
+    demanded: dict[str, int] = {}
+    labels: set[str] = set()
+    for match in _concerned(finding, case):
+        real = match.kind or (match.of.type if match.of is not None else None)
+        kind = real.name if real is not None else "unknown"
+        options = _labels(match)
+        labelled = match.piece.fitting() or options
+        there[kind] = there.get(kind, 0) + len(match.piece.raw)
+        demanded[kind] = demanded.get(kind, 0) + (labelled[0].nbytes(match.shape) if labelled else 0)
+        labels.add(f"{match.piece.code} = {'/'.join(t.name for t in options) or 'nothing known'}")
+    figures.inventory_bars({"in the file": there, "as labelled": demanded}, ax)
+    ax.set_title(f"labels in the file: {', '.join(sorted(labels))}"[:70])
+
+
+def _labels(match: Match) -> list[TensorType]:
+    """Types that the label has stood for and whose blocks fit the rows."""
+    return [kind for kind in apr.candidates(match.piece.code) if match.shape[-1] % kind.block_elements == 0]
+
+
+def _values(finding: Finding, case: Case, ax: Axes) -> None:
+    """Values of the first concerned tensor that can be decoded on both sides."""
+    for match in _concerned(finding, case):
+        if match.of is None:
+            continue
+        seen = _seen(match)
+        if seen is not None and seen.size == match.of.size:
+            truth = match.of.dequantise()
+            some = slice(None, None, -(-truth.size // SPACE))
+            figures.value_scatter(truth.ravel()[some], seen.ravel()[some], ("reference", "candidate"), ax)
+            ax.set_title(match.of.name)
+            return
+    _say(ax, "no concerned tensor has values on both sides")
+
+
+def _seen(match: Match) -> np.ndarray | None:
+    """What the file gives for it: float32, or None where its bytes do not fit its type and shape."""
+    kind = match.kind or next(iter(match.piece.fitting()), None)
+    if kind is None:
+        return None
+    try:
+        return dequantise(np.ascontiguousarray(match.piece.raw), kind, match.piece.shape)
+    except (AprlabError, ValueError):
+        return None
+
+
+def _concerned(finding: Finding, case: Case) -> list[Match]:
+    wanted = set(finding.tensors)
+    return [match for match in case.matches if match.true in wanted]
+
+
+def _tokens(a: Session, b: Session, left: Axes, right: Axes, prompt: str) -> None:
+    """The prompt's ids on both sides: how many, and where they agree."""
+    ids = [side.prompt_tokens(prompt, raw=side.wants_raw) for side in (a, b)]
+    longest = max(map(len, ids))
+    agree = [n < min(map(len, ids)) and ids[0][n] == ids[1][n] for n in range(longest)]
+    figures.check_strip(agree, left, xlabel="token of the prompt")
+    left.set_title(f"{agree.count(True)} of {longest} agree")
+    ends = [sorted(side.tokenizer.eog) for side in (a, b)]
+    sizes = {"reference": {"tokens": len(ids[0])}, "candidate": {"tokens": len(ids[1])}}
+    figures.coverage_bars(sizes, right, xlabel="tokens of the prompt")
+    right.set_title("ends of an answer: " + ("the same tokens" if ends[0] == ends[1] else f"{ends[0]}, {ends[1]}"), pad=24)
+
+
+@figures.style()
+def of_words(finding: Finding, axes: Sequence[Axes] | None = None) -> tuple[Axes, Axes]:
+    """The finding in words, where there is nothing to hold the file against."""
+    left, right = _pair(axes)
+    _say(left, finding.mechanism)
+    _say(right, "\n".join(f"{key}: {short(value)}"[:80] for key, value in list(finding.evidence.items())[:8]) or "no figures")
+    return left, right
+
+
+@figures.style()
+def inherited_and_introduced(
+    steps: Sequence[str], total: np.ndarray, alone: np.ndarray, axes: Sequence[Axes] | None = None
+) -> tuple[Axes, Axes]:
+    """Error of each step of each layer in the suspected run, and of each step on sound inputs: ``(layers, steps)``."""
+    left, right = _pair(axes)
+    for ax, errors, title in ((left, total, "inherited and introduced"), (right, alone, "introduced by each step")):
+        figures.error_map(errors, range(len(errors)), steps, ax, xlabel="", limits=_LIMITS).set_title(title)
+    return left, right

@@ -1,0 +1,384 @@
+"""Run a notebook as a job: strict parameters in, executed notebook, HTML page and findings out.
+
+papermill only warns about a parameter that the notebook does not have, and runs with the default; here that is an
+error before anything runs, and so is a value of another type than the default's.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from aprlab import paths
+from aprlab.errors import AprlabError, UsageError
+from aprlab.formats.writing import write_text
+
+TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
+
+
+# nbconvert's page without the scripts that it would load from elsewhere
+_PAGE = "{% extends 'lab/index.html.j2' %}" + "".join(
+    f"{{% block {name} %}}{{% endblock %}}"
+    for name in ("html_head_js_requirejs", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets")
+)
+
+
+class NotebookError(AprlabError):
+    """A cell failed. The executed notebook, up to that cell and with its traceback, is at `path`."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a finished run left: the executed notebook, its HTML page, the JSON it wrote and that JSON's content."""
+
+    notebook: Path
+    page: Path
+    report: Path
+    findings: dict[str, Any]
+
+
+def find_notebook(name: str | Path) -> Path:
+    """A path as it is; a bare name (``00_golden_rule``) from the project's notebooks."""
+    if Path(name).suffix == ".ipynb":
+        path = Path(name)
+        known = ""
+    else:
+        folder = paths.notebooks_dir()
+        path = folder / f"{name}.ipynb"
+        known = f"; known: {', '.join(sorted(p.stem for p in folder.glob('*.ipynb')))}"
+    if not path.is_file():
+        raise UsageError(f"there is no notebook {str(name)!r}{known}")
+    return path
+
+
+def _papermill() -> Any:
+    """papermill, without the grammars of internationalised addresses that jsonschema builds where it can: four seconds."""
+    unwanted = "rfc3987_syntax"
+    absent = unwanted not in sys.modules
+    if absent:
+        sys.modules[unwanted] = None  # type: ignore[assignment]
+    try:
+        import papermill
+    finally:
+        if absent:
+            del sys.modules[unwanted]
+    return papermill
+
+
+def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters as they may be given to the notebook (an int where a float is wanted becomes one).
+
+    Raises:
+        UsageError: a name that the notebook does not declare in its cell tagged `parameters`, or a value whose type
+            is not exactly the declared one. A NumPy scalar is not a Python number: papermill cannot save it.
+    """
+    papermill = _papermill()
+    path = find_notebook(notebook)
+    declared = papermill.inspect_notebook(str(path))
+    checked: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if name not in declared:
+            raise UsageError(f"{path.stem} has no parameter {name!r}; it has: {', '.join(declared) or 'none'}")
+        wanted = declared[name]["inferred_type_name"]
+        if wanted not in TYPES:
+            raise UsageError(f"{path.stem}: parameter {name!r} is declared as {wanted!r}, not as one of {', '.join(TYPES)}")
+        if wanted == "float" and type(value) is int:
+            value = float(value)
+        if type(value) is not TYPES[wanted]:
+            raise UsageError(f"{path.stem}: parameter {name!r} wants {wanted}, got {type(value).__name__} {value!r}")
+        checked[name] = value
+    return checked
+
+
+def run_notebook(
+    name: str | Path, parameters: Mapping[str, Any] | None = None, out: str | Path = "reports", *, progress: bool = False
+) -> Run:
+    """Execute a notebook of the project (or any by path) and leave its results in the folder `out`.
+
+    Leaves ``NAME.ipynb`` (executed), ``NAME.html`` (one page that needs no network) and ``NAME.json`` (the findings,
+    written by the notebook itself through `write_findings`; the notebook's parameter `out` is set for it).
+
+    Raises:
+        UsageError: unknown notebook or parameter, a parameter of the wrong type, an `out` that cannot be a folder, or is
+            the notebook's own.
+        NotebookError: a cell failed, the kernel died, or the notebook wrote no findings; notebook and page up to there
+            are left.
+    """
+    source = find_notebook(name)
+    parameters = check_parameters(source, {**(parameters or {}), "out": str(Path(out).resolve())})
+    folder = reports_folder(out)
+    executed, page, report = (folder / f"{source.stem}{suffix}" for suffix in (".ipynb", ".html", ".json"))
+    if executed.exists() and executed.samefile(source):
+        raise UsageError("the report would replace the notebook itself; name another folder", path=folder)
+    for stale in (executed, page, report):  # an old result must never be taken for this run's
+        stale.unlink(missing_ok=True)
+    failure = _execute(source, executed, parameters, progress)
+    _write_page(executed, page)
+    if failure:
+        raise NotebookError(failure, path=executed)
+    try:
+        findings = json.loads(report.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotebookError(f"ran to its end but wrote no {report.name}", path=executed) from None
+    return Run(executed, page, report, findings)
+
+
+def reports_folder(out: str | Path) -> Path:
+    """`out`, made where it is not there yet; raises UsageError where it cannot be a folder."""
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot be a folder for reports: {error.strerror}", path=folder) from None
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One notebook of a walk: how it ended.
+
+    Attributes:
+        name: of the notebook, and of its files.
+        title: its first heading.
+        checks: claim -> whether it holds.
+        failure: empty where it ran to its end, else the failing cell and its error in one line.
+        headline: the result in one line, where the notebook has put one into its findings.
+        figure: its key figure as PNG bytes in base64, '' where it drew none: that of the cell tagged ``key-figure``,
+            else the first.
+        traceback: of the failing cell, as text.
+    """
+
+    name: str
+    title: str
+    checks: dict[str, bool]
+    failure: str
+    headline: str = ""
+    figure: str = ""
+    traceback: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """It ran to its end and all its checks hold."""
+        return not self.failure and all(self.checks.values())
+
+    @property
+    def verdict(self) -> str:
+        """In a few words."""
+        held = f"{sum(self.checks.values())} of {len(self.checks)} checks hold"
+        return f"failed: {self.failure}" if self.failure else held
+
+
+def notebook_names() -> list[str]:
+    """The walk: all notebooks of the project, in order."""
+    return sorted(path.stem for path in paths.notebooks_dir().glob("*.ipynb"))
+
+
+def walk(
+    names: Sequence[str] = (),
+    parameters: Mapping[str, Any] | None = None,
+    out: str | Path = "reports",
+    *,
+    optional: Mapping[str, Any] | None = None,
+    progress: bool = False,
+    on_step: Callable[[Step], None] | None = None,
+) -> list[Step]:
+    """Run several notebooks, one after another, and leave ``index.html`` with their verdicts beside their results.
+
+    A notebook that fails does not stop the others. The page is written anew after each of them.
+
+    Args:
+        names: which; none means all, in order.
+        parameters: each goes to the notebooks that declare it.
+        out: the folder for everything.
+        optional: likewise, but it is no error when no notebook declares one.
+        progress: a bar per notebook.
+        on_step: called when a notebook has ended.
+
+    Raises:
+        UsageError: an unknown notebook, a parameter that none of them declares, a value of another type; nothing was run.
+    """
+    papermill = _papermill()
+    chosen = list(dict.fromkeys(names)) or notebook_names()
+    declared = {name: papermill.inspect_notebook(str(find_notebook(name))) for name in chosen}
+    given, asked = {**(optional or {}), **(parameters or {})}, dict(parameters or {})
+    for key in asked:
+        if not any(key in known for known in declared.values()):
+            known = sorted({name for cells in declared.values() for name in cells})
+            raise UsageError(f"no notebook of {', '.join(chosen)} has a parameter {key!r}; they have: {', '.join(known)}")
+    mine = {name: check_parameters(name, {k: v for k, v in given.items() if k in declared[name]}) for name in chosen}
+    steps: list[Step] = []
+    for name in chosen:
+        steps.append(_step(name, mine[name], Path(out), progress))
+        write_text(Path(out) / "index.html", index_page(steps, given))
+        if on_step is not None:
+            on_step(steps[-1])
+    return steps
+
+
+def _step(name: str, parameters: Mapping[str, Any], out: Path, progress: bool) -> Step:
+    failure = ""
+    try:
+        run_notebook(name, parameters, out, progress=progress)
+    except NotebookError as error:
+        failure = error.message
+    return read_step(find_notebook(name).stem, out, failure)
+
+
+def read_step(name: str, out: Path, failure: str = "") -> Step:
+    """What a run left in `out`, put together again: from the executed notebook and its findings."""
+    report, executed = out / f"{name}.json", json.loads((out / f"{name}.ipynb").read_text(encoding="utf-8"))
+    found = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    headline = str(found.get("headline", ""))
+    title = _title(executed, name)
+    return Step(name, title, found.get("checks", {}), failure, headline, _key_figure(executed), _traceback(executed))
+
+
+def _title(notebook: Mapping[str, Any], otherwise: str) -> str:
+    """The first heading; a notebook that failed begins with papermill's notice of it."""
+    texts = ("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    return next((text.splitlines()[0].removeprefix("# ") for text in texts if text.startswith("# ")), otherwise)
+
+
+def _key_figure(notebook: Mapping[str, Any]) -> str:
+    drawn = [
+        ("key-figure" in cell["metadata"].get("tags", []), "".join(output["data"]["image/png"]))
+        for cell in notebook["cells"]
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    chosen = [picture for tagged, picture in drawn if tagged] or [picture for _, picture in drawn]
+    return "".join(chosen[0].split()) if chosen else ""
+
+
+def _traceback(notebook: Mapping[str, Any]) -> str:
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            if output.get("output_type") == "error":
+                return _COLOURS.sub("", "\n".join(output["traceback"]))
+    return ""
+
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:52em;margin:2em auto;padding:0 1em;color:#222;background:#fff}
+section{border-left:.3em solid #0072b2;padding:.1em 1em;margin:1.6em 0;break-inside:avoid}
+section.no{border-color:#d55e00}h1{line-height:1.2}h2{font-size:1.15em;margin:.2em 0}ul{margin:.3em 0;padding-left:1.2em}
+p{margin:.4em 0}b{color:#d55e00}code{overflow-wrap:anywhere}img{max-width:100%;height:auto;display:block;margin:.6em 0}
+pre{background:#f4f4f4;padding:.6em;overflow-x:auto;font-size:.8em}summary{cursor:pointer}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9em}th,td{border-bottom:1px solid #ccc;padding:.25em .7em;
+text-align:left;vertical-align:top}tr.no td:first-child{border-left:.3em solid #d55e00}
+tr.yes td:first-child{border-left:.3em solid #0072b2}
+@media print{body{margin:0;max-width:none}a{color:inherit}pre{white-space:pre-wrap}img{max-height:9cm;width:auto}}
+"""
+
+
+def page(title: str, *parts: str) -> str:
+    """One HTML page in the style of the reports; it fetches nothing and reads well in a narrow window and in print."""
+    head = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>"""
+    return "\n".join([head, *parts, "</body></html>\n"])
+
+
+def section(step: Step, folder: str = "") -> str:
+    """One notebook's part of a page: heading, verdict, links, key figure, checks, and the traceback where it failed."""
+    claims = "".join(
+        f"<li>{'' if holds else '<b>does not hold:</b> '}{html.escape(claim)}</li>" for claim, holds in step.checks.items()
+    )
+    files = [f"{step.name}.html", f"{step.name}.ipynb", *([f"{step.name}.json"] if step.checks else [])]
+    links = " · ".join(f'<a href="{html.escape(quote(folder + file))}">{html.escape(file)}</a>' for file in files)
+    headline = f"<p><strong>{html.escape(step.headline)}</strong></p>" if step.headline else ""
+    alt = html.escape(f"key figure of {step.name}")
+    there = html.escape(quote(f"{folder}{step.name}.html"))
+    figure = f'<a href="{there}"><img alt="{alt}" src="data:image/png;base64,{step.figure}"></a>' if step.figure else ""
+    trace = traceback(step)
+    return (
+        f'<section class="{"yes" if step.holds else "no"}"><h2>{html.escape(step.title)}</h2>{headline}'
+        f"<p>{html.escape(step.verdict)}<br>{links}</p>{trace}{figure}<ul>{claims}</ul></section>"
+    )
+
+
+def traceback(step: Step) -> str:
+    """The traceback of a step that failed, to be folded away; '' of one that did not."""
+    return f"<details open><summary>traceback</summary><pre>{html.escape(step.traceback)}</pre></details>" if step.failure else ""
+
+
+def index_page(steps: Sequence[Step], parameters: Mapping[str, Any]) -> str:
+    """One HTML page about the notebooks that have run: verdicts, key figures, checks, links beside it."""
+    held = sum(step.holds for step in steps)
+    shown = ", ".join(f"{key} {value!r}" for key, value in parameters.items() if value != "") or "defaults"
+    head = f"<h1>{held} of {len(steps)} notebooks hold</h1><p>Run with <code>{html.escape(shown)}</code>.</p>"
+    return page("aprlab: the walk", head, *(section(step) for step in steps))
+
+
+def _execute(source: Path, executed: Path, parameters: dict[str, Any], progress: bool) -> str:
+    """Run `source` into `executed`; the failing cell and its error in one line, or nothing when all cells ran."""
+    papermill = _papermill()
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    options: dict[str, Any] = {
+        "kernel_name": "python3",
+        "progress_bar": progress,
+        "log_output": False,
+        "cwd": str(executed.parent),
+    }
+    options["extra_arguments"] = ["--IPKernelApp.log_level=50"]  # the kernel's own warnings are not ours to show
+    settings = {"MPLBACKEND": None, "TQDM_DISABLE": "1"}  # agg would make inline figures vanish; bars are no output
+    kept = {key: os.environ.get(key) for key in settings}
+    try:
+        _set_environment(settings)
+        papermill.execute_notebook(str(source), str(executed), parameters=parameters, **options)
+    except PapermillExecutionError as error:
+        return f"cell {error.exec_count} failed: {error.ename}: {error.evalue}".splitlines()[0]
+    except DeadKernelError as error:
+        return f"the kernel ended: {error}"
+    except OSError as error:  # papermill writes the notebook after every cell, and may have got half of it written
+        executed.unlink(missing_ok=True)
+        raise UsageError(f"cannot be written: {error.strerror or error}", path=executed) from None
+    finally:
+        _set_environment(kept)
+    return ""
+
+
+def _set_environment(settings: Mapping[str, str | None]) -> None:
+    """Set variables for the kernel to inherit; None removes one."""
+    for key, value in settings.items():
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value
+
+
+def _write_page(executed: Path, page: Path) -> None:
+    """One HTML page with its figures inside; nothing in it is fetched from anywhere."""
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(embed_images=True)
+    exporter.raw_template = _PAGE
+    body, _ = exporter.from_filename(str(executed))
+    write_text(page, body)
+
+
+def write_findings(notebook: str, findings: Mapping[str, Any], out: str | Path) -> Path | None:
+    """Called by a notebook at its end: write ``NOTEBOOK.json`` into `out`, or nothing where `out` is empty.
+
+    Only plain JSON is taken (no NaN, no NumPy): a report that cannot be read again is none.
+    """
+    if not str(out):
+        return None
+    path = Path(out) / f"{notebook}.json"
+    text = json.dumps({"notebook": notebook, **findings}, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+    return path

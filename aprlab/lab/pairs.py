@@ -1,0 +1,281 @@
+"""Two sides to hold against each other, however they come: two files, a fault put into a file, a fault put into an engine.
+
+Notebook 07 asks everything it shows of a `Pair`. What is wrong is found by `peel`, which is not told how a pair was made.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from aprlab import paths
+from aprlab.errors import BROKEN, AprlabError, UsageError, reason
+from aprlab.faults import Fault, by_id, convert_with, session_with
+from aprlab.formats import open_model
+from aprlab.inference.session import Session
+from aprlab.lab import finding_figures as pictures
+from aprlab.model.model import Model
+from aprlab.model.published import QUESTION
+from aprlab.onion.layers import Case
+from aprlab.onion.peeling import examine
+from aprlab.onion.repairs import Mend, drafted
+from aprlab.onion.sides import examine_sessions
+from aprlab.onion.verdict import Finding, Verdict
+from aprlab.tracing.comparisons import layer_errors
+from aprlab.tracing.golden_rule import best_engine
+from aprlab.tracing.traces import replay, trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class ErrorMaps:
+    """Relative l2 error of each step of each layer, float64 ``(layers, steps)``; 0 is equal bit for bit.
+
+    Attributes:
+        steps: names of the columns.
+        total: of the suspected side's own run: inherited and introduced.
+        alone: of each step on the believed side's inputs: introduced.
+    """
+
+    steps: list[str]
+    total: np.ndarray
+    alone: np.ndarray
+
+    @property
+    def guilty(self) -> list[str]:
+        """Steps that introduce an error in any layer."""
+        return [step for step, column in zip(self.steps, self.alone.T, strict=True) if column.any()]
+
+
+class Pair(ABC):
+    """A believed and a suspected side.
+
+    Attributes:
+        believed, suspected: each in a few words, without folders.
+        faults: ids of what was put in on purpose; empty where nobody knows.
+    """
+
+    believed: str
+    suspected: str
+    faults: tuple[str, ...] = ()
+
+    @abstractmethod
+    def peel(self, prompt: str = QUESTION) -> Verdict:
+        """The verdict; the other methods may be asked after it."""
+
+    @abstractmethod
+    def picture(
+        self, finding: Finding, *, others: Sequence[Finding] = (), prompt: str = QUESTION, axes: Sequence[Axes] | None = None
+    ) -> tuple[Axes, Axes]:
+        """Two axes about one finding, see `aprlab.lab.finding_figures`."""
+
+    def caption(self, finding: Finding) -> str:
+        """What to see in `picture`."""
+        return pictures.caption(finding)
+
+    @abstractmethod
+    def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
+        """``believed``, ``suspected`` and, where a repair was found, ``mended``; a side that cannot run is its reason."""
+
+    def answers(self, verdict: Verdict, prompt: str = QUESTION, max_tokens: int = 12) -> dict[str, str]:
+        """What each of `sessions` says, greedily; in angle brackets, why a side says nothing."""
+        said: dict[str, str] = {}
+        for label, session in self.sessions(verdict).items():
+            if isinstance(session, str):
+                said[label] = f"<{session}>"
+                continue
+            try:
+                said[label] = session.generate(prompt, max_tokens=max_tokens, raw=session.wants_raw).text
+            except BROKEN as error:
+                said[label] = f"<{reason(error)}>"
+        return said
+
+    def error_maps(self, verdict: Verdict, prompt: str = QUESTION) -> ErrorMaps | None:
+        """Inherited and introduced error of the suspected side; None where one side cannot run, or there is only one."""
+        sides = self.sessions(verdict)
+        a, b = sides.get("believed"), sides.get("suspected")
+        if not isinstance(a, Session) or not isinstance(b, Session):
+            return None
+        try:
+            sound = trace(a, prompt, raw=a.wants_raw)
+            steps, alone = layer_errors(sound, replay(b, sound))
+            return ErrorMaps(steps, layer_errors(sound, trace(b, sound.tokens))[1], alone)
+        except BROKEN:
+            return None
+
+    def named(self, verdict: Verdict) -> set[str]:
+        """Faults of the catalogue that the verdict names, those that leave the very same file included."""
+        return named(verdict)
+
+
+def named(verdict: Verdict) -> set[str]:
+    """Faults of the catalogue that a verdict names, those that leave the very same file included."""
+    found = set(verdict.faults)
+    for finding in verdict.findings:
+        found |= set(finding.evidence.get("leaves_the_same_file_as", ()))
+    return found
+
+
+class Files(Pair):
+    """Two files, or one and what is known of its kind."""
+
+    def __init__(self, reference: Path | None, candidate: Path, *, engine: str | None = None, faults: Sequence[str] = ()) -> None:
+        self.reference, self.candidate, self.engine, self.faults = reference, candidate, engine, tuple(faults)
+        self.believed = "nothing but what is known of such files" if reference is None else reference.name
+        self.suspected = candidate.name
+        self._case: Case | None = None
+        self._mends: list[Mend] = []
+
+    def peel(self, prompt: str = QUESTION) -> Verdict:
+        verdict, self._case, self._mends = examine(self.reference, self.candidate, engine=self.engine, prompt=prompt)
+        return verdict
+
+    def picture(
+        self, finding: Finding, *, others: Sequence[Finding] = (), prompt: str = QUESTION, axes: Sequence[Axes] | None = None
+    ) -> tuple[Axes, Axes]:
+        if self._case is None or self._case.ref is None:
+            return pictures.of_words(finding, axes)
+        return pictures.of_file(finding, self._case, axes, others=others, prompt=prompt)
+
+    def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
+        case = self._case
+        if case is None:
+            return {"suspected": verdict.findings[0].mechanism}
+        sides: dict[str, Session | str] = {}
+        if case.ref is not None:
+            sides["believed"] = self._session(case.ref.model)
+        sides["suspected"] = self._session(drafted(case, []))
+        if verdict.repair is not None:
+            sides["mended"] = self._session(drafted(case, [m for m in self._mends if m.label in verdict.repair.set]))
+        return sides
+
+    def _session(self, model: Model | AprlabError) -> Session | str:
+        if isinstance(model, AprlabError):
+            return model.message
+        try:
+            return Session(model, engine=self.engine or best_engine(model))
+        except BROKEN as error:
+            return reason(error)
+
+
+class Engines(Pair):
+    """Two engines on one model, of which the second has faults."""
+
+    def __init__(self, model: Model, faults: Sequence[str], *, engine: str | None = None) -> None:
+        name = engine or best_engine(model)
+        self.faults = tuple(faults)
+        self.believed, self.suspected = f"engine {name}", f"another engine {name}"
+        self._a = Session(model, engine=name)
+        self._b = session_with(model, faults, engine=name)
+        self._mends: list[Mend] = []
+
+    def peel(self, prompt: str = QUESTION) -> Verdict:
+        verdict, self._mends, self._mended = examine_sessions(self._a, self._b, prompt=prompt)
+        return verdict
+
+    def picture(
+        self, finding: Finding, *, others: Sequence[Finding] = (), prompt: str = QUESTION, axes: Sequence[Axes] | None = None
+    ) -> tuple[Axes, Axes]:
+        return pictures.of_run(finding, self._a, self._b, axes, prompt=prompt)
+
+    def caption(self, finding: Finding) -> str:
+        return pictures.caption(finding, run=True)
+
+    def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
+        sides: dict[str, Session | str] = {"believed": self._a, "suspected": self._b}
+        if verdict.repair is not None:
+            sides["mended"] = self._mended([m for m in self._mends if m.label in verdict.repair.set])
+        return sides
+
+
+def pair(
+    model: str | Path = "",
+    reference: str | Path = "",
+    candidate: str | Path = "",
+    fault: str = "",
+    *,
+    folder: str | Path,
+    engine: str = "",
+) -> Pair:
+    """The two sides that the parameters of notebook 07 ask for; an empty one counts as not given.
+
+    Args:
+        model: GGUF file that faults are put into, and the reference where none is named; without it the embedded model.
+        reference: the file that is believed.
+        candidate: the file that is suspected. With neither reference nor model it is judged alone.
+        fault: ids of the catalogue with commas between, where there is no candidate. Faults that files can have go
+            into a file; if one of them is an engine's only, all go into an engine.
+        folder: where a faulty file is written.
+        engine: runs both sides; empty: chosen by the size of the model.
+
+    Raises:
+        UsageError: neither a candidate nor a fault, or both; a fault that measurements have; faults of which some are
+            for files and others for engines only; whatever `convert_with` and `session_with` raise.
+    """
+    chosen = [by_id(id) for id in fault.split(",") if id.strip()]
+    if bool(candidate) == bool(chosen):
+        raise UsageError(
+            "either a candidate or a fault is needed" if not candidate else "a candidate and a fault: which of them?"
+        )
+    name = engine or None
+    if candidate:
+        believed = reference or model
+        return Files(Path(believed) if believed else None, Path(candidate), engine=name)
+    if reference:
+        raise UsageError("a fault is put into the model, so the model is the reference; give it as `model`")
+    source = Path(model) if model else paths.embedded_model()
+    _refuse_rulers(chosen)
+    ids = [f.id for f in chosen]
+    if all(f.file_seam for f in chosen):
+        return _with_faulty_file(source, chosen, Path(folder), name)
+    if all(f.run_seam for f in chosen):
+        return Engines(open_model(source), ids, engine=name)
+    alone = {
+        form: [f.id for f in chosen if not getattr(f, other)] for form, other in (("file", "run_seam"), ("engine", "file_seam"))
+    }
+    raise UsageError(f"{', '.join(alone['file'])} can be in a file only, {', '.join(alone['engine'])} in an engine only")
+
+
+def given_for(chosen: Sequence[Fault]) -> dict[str, Any]:
+    """What a conversion has to be told so that all these faults can show: types that the source may not have.
+
+    Raises:
+        UsageError: two of them need different ones.
+    """
+    given: dict[str, Any] = {}
+    for f in chosen:
+        for key, value in f.given.items():
+            if given.setdefault(key, value) != value:
+                ids = ", ".join(f.id for f in chosen)
+                raise UsageError(f"faults {ids} need different types: {key} {given[key]} and {value}")
+    return given
+
+
+def _refuse_rulers(chosen: Sequence[Fault]) -> None:
+    for f in chosen:
+        if f.instrument is not None:
+            raise UsageError(
+                f"fault {f.id!r} is a measurement's: see notebook 05_instruments, or `aprlab selftest --fault {f.id}`"
+            )
+
+
+def _with_faulty_file(source: Path, chosen: Sequence[Fault], folder: Path, engine: str | None) -> Pair:
+    """The source against its faulty conversion; where a fault needs other types, against the healthy conversion to them."""
+    ids, given = [f.id for f in chosen], given_for(chosen)
+    candidate = folder / "candidate.apr"
+    convert_with(source, candidate, ids, **given)
+    reference = source
+    if given:
+        reference = folder / "reference.apr"
+        convert_with(source, reference, [], **given)
+    return Files(reference, candidate, engine=engine, faults=ids)
+
+
+__all__ = ["Engines", "ErrorMaps", "Files", "Pair", "given_for", "named", "pair"]

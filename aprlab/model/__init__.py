@@ -1,0 +1,11 @@
+"""A model as aprlab sees it: config, tokenizer data and tensors, whichever container they came from.
+
+Raw blocks are views on the mapped file; nothing is dequantised until somebody asks. Names are GGUF's, shapes are
+NumPy's (rows first). ggml's order is called `ne` and only ever the reverse of `shape`; data never moves.
+"""
+
+from aprlab.model.config import ModelConfig, TokenizerData, require_qwen2
+from aprlab.model.model import Model
+from aprlab.model.tensor import Origin, Tensor
+
+__all__ = ["Model", "ModelConfig", "Origin", "Tensor", "TokenizerData", "require_qwen2"]

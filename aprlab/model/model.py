@@ -1,0 +1,99 @@
+"""A model as aprlab sees it: config, tokenizer data and tensors, whichever container they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from aprlab.errors import FormatError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+from aprlab.model.config import ModelConfig, TokenizerData
+from aprlab.model.tensor import Tensor
+
+
+@dataclass(eq=False)
+class Model:
+    """An opened model file. `open_model(path)` finds the format by magic and checks everything but the values.
+
+    `config` and `tokenizer` are made when first asked for, so that a file that lacks one of them can still be looked at.
+    """
+
+    path: Path  # of the file, or of a Hugging Face directory
+    format: str  # "gguf", "apr" or "safetensors"
+    dialect: str  # "gguf v3", "aprender", "aprender (no footer)", "realizar", "hugging face", "hugging face in 3 shards"
+    tensors: dict[str, Tensor]
+    metadata: Mapping[str, Any]
+    make_config: Callable[[], ModelConfig] = field(repr=False)
+    make_tokenizer: Callable[[], TokenizerData] = field(repr=False)
+    warnings: list[str] = field(default_factory=list)
+    header: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The model's config; raises FormatError naming the key where one is missing."""
+        return self.make_config()
+
+    @cached_property
+    def tokenizer(self) -> TokenizerData:
+        """The model's tokenizer data; raises FormatError naming the key where one is missing."""
+        return self.make_tokenizer()
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor with this GGUF name; raises FormatError where the file has none."""
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise FormatError(f"has no tensor {name!r}", path=self.path) from None
+
+    def check_values(self) -> None:
+        """Raise FormatError for the first tensor with a scale that is NaN or infinite. Reads every block's scale."""
+        for tensor in self.tensors.values():
+            tensor.check_values()
+
+    def by_type(self) -> dict[str, int]:
+        """Number of tensors by type name, largest first."""
+        counts: dict[str, int] = {}
+        for tensor in self.tensors.values():
+            counts[tensor.type.name] = counts.get(tensor.type.name, 0) + 1
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    @property
+    def quantised(self) -> int:
+        """Number of quantised tensors."""
+        return sum(t.type.quantised for t in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.nbytes for t in self.tensors.values())
+
+    def load_line(self) -> str:
+        """The line the ticket made famous, told truly: by counting tensors, not uploads."""
+        layers = self.config.block_count
+        floats = [name for name in ("F32", "F16", "BF16", "F64") if name in self.by_type()]
+        rest = ", ".join(f"{self.by_type()[name]} {name}" for name in floats) or "0 float"
+        return f"{layers} layers, {self.quantised} quantised, {rest} tensors, {self.nbytes / 2**20:.0f} MB"
+
+    def close(self) -> None:
+        """Forget the tensors; the mapping goes when the last view on it does."""
+        self.tensors = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _repr_html_(self) -> str:
+        from aprlab.display.html import model_page
+
+        return model_page(self)
+
+    def __repr__(self) -> str:
+        types = ", ".join(f"{count} {name}" for name, count in self.by_type().items())
+        return f"Model({str(self.path)!r}, {self.format} ({self.dialect}), {len(self.tensors)} tensors: {types})"

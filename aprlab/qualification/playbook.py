@@ -1,0 +1,308 @@
+"""Playbooks: which scenarios a model is put through, and what counts as passing. The schema stands in `docs/qualification.md`.
+
+A playbook is checked as a whole before anything runs; whatever is wrong is told with the line where it stands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aprlab import paths
+from aprlab.errors import FormatError, UsageError
+from aprlab.lab import yaml_files as yamlfile
+
+AREAS: dict[str, str] = {
+    "QUAL": "quality of answers", "PERF": "speed and memory", "STAB": "stability", "COMP": "conversions",
+    "EDGE": "edge cases", "REGR": "known bugs",
+}  # fmt: skip
+FORMATS = ("gguf", "apr", "safetensors")
+ASKS = ("ask", "complete", "talk")  # a user's message, raw text, a conversation
+DOINGS = ("load", "serial", "speed", "memory", "convert", "gate")
+_LIMIT = 20_000  # characters of a prompt before it is filled up
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One thing that a model is put through, in each format.
+
+    Attributes:
+        id, area, why: name, one of `AREAS`, and what it is there for.
+        kind: one of `ASKS` or `DOINGS`.
+        prompt: what is asked: text, or messages (role, content) for ``talk``.
+        expect: (oracle, argument) pairs; all have to hold.
+        system, max_tokens, temperature, seed, stop: as for `aprlab.generate`.
+        fill: text and count: so many copies stand before the prompt.
+        repeat: ask so many times, with other questions in between; all answers must have the same tokens.
+        restart: ask again in a fresh process; the answer must have the same tokens.
+        source, target: formats of a ``convert``.
+        gate: id of a ``gate``.
+        timeout: seconds for all of it.
+        line: where it stands in the playbook.
+    """
+
+    id: str
+    area: str
+    kind: str
+    prompt: Any = ""
+    expect: tuple[tuple[str, Any], ...] = ()
+    why: str = ""
+    system: str | None = None
+    max_tokens: int = 24
+    temperature: float = 0.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    fill: tuple[str, int] = ("", 0)
+    repeat: int = 1
+    restart: bool = False
+    source: str = ""
+    target: str = ""
+    gate: str = ""
+    timeout: float = 300.0
+    line: int = 0
+
+    @property
+    def asks(self) -> bool:
+        """It is answered by the model, and not about the file."""
+        return self.kind in ASKS
+
+    @property
+    def once(self) -> bool:
+        """It is done once for a model, and not in each format."""
+        return self.kind in ("convert", "gate")
+
+    @property
+    def question(self) -> Any:
+        """The prompt as the model gets it."""
+        return self.fill[0] * self.fill[1] + self.prompt if self.fill[1] else self.prompt
+
+    @property
+    def words(self) -> str:
+        """The prompt as a reader gets it, in one string."""
+        if self.kind == "talk":
+            return "\n".join(f"{turn['role']}: {turn['content']}" for turn in self.prompt)
+        if self.kind == "convert":
+            return f"{self.source} → {self.target}"
+        if self.kind == "gate":
+            return self.gate
+        filled = f"[{self.fill[1]} × {self.fill[0]!r}] " if self.fill[1] else ""
+        return filled + str(self.prompt) if self.asks else self.kind
+
+
+@dataclass(frozen=True, slots=True)
+class Playbook:
+    """A named list of scenarios. `digest` changes when anything that could change a result does."""
+
+    name: str
+    title: str
+    formats: tuple[str, ...]
+    scenarios: tuple[Scenario, ...]
+    golden: tuple[str, ...]  # what both sides of a conversion are asked
+    about: str = ""
+    path: Path | None = field(default=None, compare=False)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (16 digits) over the scenarios, without titles and lines."""
+        told = [{k: v for k, v in asdict(s).items() if k not in ("line", "why")} for s in self.scenarios]
+        return hashlib.sha256(json.dumps([told, self.golden], sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def names() -> list[str]:
+    """The playbooks that come with the project."""
+    return sorted(path.stem for path in (paths.data_dir() / "playbooks").glob("*.yaml"))
+
+
+def find(name: str | Path) -> Path:
+    """A path as it is; a bare name from the project's playbooks."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = paths.data_dir() / "playbooks" / f"{name}.yaml"
+        if not path.is_file():
+            raise UsageError(f"there is no playbook {str(name)!r}; known: {', '.join(names())}")
+    return path
+
+
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+Check = Callable[[Any], str]  # what is wrong with a value, or ''
+
+
+def _kind(what: str, *kinds: type, least: float | None = None, most: float = math.inf) -> Check:
+    wanted = what
+    if least is not None:
+        wanted += f" from {least:g}" + (f" to {most:g}" if most < math.inf else "")
+
+    def check(value: Any) -> str:
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            return f"wants {wanted}, got {value!r}"
+        return "" if least is None or least <= float(str(value)) <= most else f"wants {wanted}, got {value!r}"
+
+    return check
+
+
+def _one_of(*known: str) -> Check:
+    return lambda value: "" if isinstance(value, str) and value in known else f"unknown {value!r}; known: {', '.join(known)}"
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        return f"wants text, got {value!r}"
+    return f"{len(value)} characters; at most {_LIMIT} are taken (use fill for more)" if len(value) > _LIMIT else ""
+
+
+def _texts(value: Any) -> str:
+    good = isinstance(value, list) and value and all(isinstance(v, str) and v for v in value)
+    return "" if good else f"wants a list of texts, got {value!r}"
+
+
+def _formats(value: Any) -> str:
+    if not isinstance(value, list) or not value or len(set(map(str, value))) != len(value):
+        return f"wants a list of formats, each once, got {value!r}"
+    return next((said for v in value if (said := _one_of(*FORMATS)(v))), "")
+
+
+def _turns(value: Any) -> str:
+    fits = isinstance(value, list) and value and all(
+        isinstance(t, dict) and t.keys() == {"role", "content"} and all(isinstance(v, str) for v in t.values()) for t in value
+    )
+    return "" if fits else "wants a list of messages, each with role and content"
+
+
+def _fill(value: Any) -> str:
+    if not isinstance(value, dict) or value.keys() != {"text", "times"}:
+        return f"wants text and times, got {value!r}"
+    return _text(value["text"]) or _kind("a count", int, least=1, most=100_000)(value["times"])
+
+
+def _id(value: Any) -> str:
+    good = isinstance(value, str) and value and all(c.isascii() and (c.isalnum() or c in "-.") for c in value)
+    return "" if good else f"wants letters, digits, - and ., got {value!r}"
+
+
+_SETTINGS: dict[str, Check] = {
+    "max_tokens": _kind("a whole number", int, least=1, most=4096),
+    "timeout": _kind("seconds", int, float, least=0.1, most=86_400),
+    "system": _text,
+    "temperature": _kind("a number", int, float, least=0, most=10),
+    "seed": _kind("a whole number", int, least=0),
+    "stop": _texts,
+}
+_KEYS: dict[str, Check] = _SETTINGS | {
+    "id": _id, "area": _one_of(*AREAS), "why": _text, "ask": _text, "complete": _text, "talk": _turns, "do": _one_of(*DOINGS),
+    "expect": lambda value: "" if isinstance(value, list) and value else "wants a list of oracles",
+    "fill": _fill, "repeat": _kind("a count", int, least=2, most=100), "restart": _kind("true or false", bool),
+    "from": _one_of(*FORMATS), "to": _one_of(*FORMATS), "gate": _id,
+}  # fmt: skip
+_TOP: dict[str, Check] = {
+    "name": _id, "title": _text, "about": _text, "formats": _formats, "golden": _texts,
+    "defaults": _kind("settings", dict), "scenarios": lambda value: "" if isinstance(value, list) and value else "wants a list",
+}  # fmt: skip
+
+
+def load(name: str | Path) -> Playbook:
+    """Read and check a playbook.
+
+    Args:
+        name: of one that comes with the project (`names()`), or the path of a YAML file.
+
+    Raises:
+        UsageError: there is none of that name.
+        FormatError: it breaks the schema; the message says in which line and how.
+    """
+    path = find(name)
+    data, line_of = yamlfile.load(path)
+
+    def bad(message: str, *keys: str | int) -> FormatError:
+        return FormatError(f"line {line_of(*keys)}: {message}", path=path)
+
+    def checked(value: Any, known: Mapping[str, Check], *at: str | int) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise bad(f"wants keys with values, got {value!r}", *at)
+        for key, item in value.items():
+            if key not in known:
+                raise bad(f"unknown key {key!r}; known: {', '.join(known)}", *at, key)
+            if said := known[key](item):
+                raise bad(f"{key}: {said}", *at, key)
+        return value
+
+    top = checked(data, _TOP)
+    for key in ("name", "title", "formats", "scenarios"):
+        if key not in top:
+            raise bad(f"{key} is missing")
+    defaults = checked(top.get("defaults", {}), _SETTINGS, "defaults")
+    scenarios: list[Scenario] = []
+    for n, entry in enumerate(top["scenarios"]):
+        at = ("scenarios", n)
+        given = checked(entry, _KEYS, *at)
+        for key in ("id", "area"):
+            if key not in given:
+                raise bad(f"{key} is missing", *at)
+        if any(s.id == given["id"] for s in scenarios):
+            raise bad(f"id {given['id']!r} again", *at, "id")
+        kinds = [key for key in (*ASKS, "do") if key in given]
+        if len(kinds) != 1:
+            raise bad(f"exactly one of {', '.join((*ASKS, 'do'))} is wanted, got {', '.join(kinds) or 'none'}", *at)
+        try:
+            scenarios.append(_scenario(given, kinds[0], defaults, line_of(*at)))
+        except _Bad as error:
+            raise bad(error.message, *at, *error.keys) from None
+    return Playbook(
+        top["name"], top["title"], tuple(top["formats"]), tuple(scenarios),
+        tuple(top.get("golden", ("What is 2+2?",))), top.get("about", ""), path,
+    )  # fmt: skip
+
+
+class _Bad(Exception):
+    def __init__(self, message: str, *keys: str | int) -> None:
+        self.message, self.keys = message, keys
+
+
+def _scenario(given: dict[str, Any], kind: str, defaults: Mapping[str, Any], line: int) -> Scenario:
+    from aprlab.gates.gates import GATES
+    from aprlab.qualification import oracles
+
+    settings = {**defaults, **{key: given[key] for key in _SETTINGS if key in given}}
+    if "stop" in settings:
+        settings["stop"] = tuple(settings["stop"])
+    doing = given["do"] if kind == "do" else kind
+    for key, of in {"from": "convert", "to": "convert", "gate": "gate"}.items():
+        if (key in given) != (doing == of):
+            raise _Bad(f"{key} is wanted for do: {of}, and only there", key)
+    if doing == "convert" and given["from"] == given["to"]:
+        raise _Bad("from and to are the same", "to")
+    if doing == "gate" and given["gate"] not in GATES:
+        raise _Bad(f"unknown gate {given['gate']!r}; known: {', '.join(GATES)}", "gate")
+    if kind == "do":
+        for key in ("fill", "repeat", "restart"):
+            if key in given:
+                raise _Bad(f"{key} is of no use to do: {doing}", key)
+    elif kind == "talk" and "fill" in given:
+        raise _Bad("fill is of no use to talk", "fill")
+    expect: list[tuple[str, Any]] = []
+    prompt = given.get(kind, "") if kind != "do" else ""
+    for m, item in enumerate(given.get("expect", ())):
+        if not isinstance(item, dict) or len(item) != 1:
+            raise _Bad(f"wants one oracle and its argument, got {item!r}", "expect", m)
+        ((oracle, argument),) = item.items()
+        if said := oracles.check(oracle, argument, doing, prompt):
+            raise _Bad(said, "expect", m)
+        expect.append((oracle, argument))
+    repeated = "repeat" in given or given.get("restart", False)
+    if not expect and doing not in ("convert", "gate", "load") and not repeated:
+        raise _Bad("expect is missing: without an oracle nothing could fail")
+    fill = given.get("fill")
+    return Scenario(
+        id=given["id"], area=given["area"], kind=doing, prompt=prompt, expect=tuple(expect), why=given.get("why", ""),
+        fill=(fill["text"], fill["times"]) if fill else ("", 0), repeat=given.get("repeat", 1),
+        restart=given.get("restart", False), source=given.get("from", ""), target=given.get("to", ""),
+        gate=given.get("gate", ""), line=line, **settings,
+    )  # fmt: skip
+
+
+__all__ = ["AREAS", "ASKS", "DOINGS", "FORMATS", "Playbook", "Scenario", "find", "load", "names"]

@@ -1,1 +1,0 @@
-"""Qwen2: the forward pass, the tokenizer, the chat template, generation."""

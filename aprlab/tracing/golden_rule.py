@@ -1,0 +1,178 @@
+"""The golden rule, measured: does the other model say the same words, from the same logits?
+
+The reference answers greedily once. Everybody else is shown that answer: if prompt ids, the token chosen at every step
+and the logits it was chosen from agree, so do all greedy answers, and one pass per candidate is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from aprlab.architectures.qwen2 import forward
+from aprlab.errors import BROKEN, AprlabError, reason
+from aprlab.inference.session import Session
+from aprlab.model.model import Model
+from aprlab.tracing.comparisons import log_softmax
+
+MAX_TOKENS = 10
+_PROBE = "Add 12 and 345:\n<|im_start|>x<|im_end|> naïve\n"  # digits, a line's end, specials, bytes beyond ASCII
+
+
+@dataclass
+class Outcome:
+    """One candidate under the golden rule.
+
+    Attributes:
+        error: what refused to run, None where it ran.
+        ids: its own prompt ids are the reference's, of a probe text too.
+        tokens: it chooses the reference's tokens at every step, and ends where the reference ends.
+        text: it prints them as the reference does.
+        bitwise: its logits are the reference's, bit for bit.
+        distance: relative l2 of its logits from the reference's; inf where it did not run.
+        kl: mean Kullback-Leibler divergence over the steps, in nats.
+        logits: float32 (steps, V).
+    """
+
+    error: str | None = None
+    ids: bool = False
+    tokens: bool = False
+    text: bool = False
+    bitwise: bool = False
+    distance: float = float("inf")
+    kl: float = float("inf")
+    chosen: list[int] = field(default_factory=list)
+    logits: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def says_the_same(self) -> bool:
+        """Same prompt, same tokens, same text."""
+        return self.error is None and self.ids and self.tokens and self.text
+
+    def to_json(self) -> dict[str, Any]:
+        """Without the logits."""
+        if self.error is not None:
+            return {"error": self.error}
+        names = ("ids", "tokens", "text", "bitwise", "distance", "kl")
+        return {name: getattr(self, name) for name in names}
+
+
+class Golden:
+    """The reference's answer, and how far others are from it.
+
+    Args:
+        reference: a session, or a model to make one over.
+        engine, threads: for the candidates, and for the reference where a model is given.
+        prompt: what is asked, through the chat template (raw where the file has none).
+        max_tokens: length of the answer.
+        serial: show the answer token by token, as it was made; else with the prompt in one pass.
+    """
+
+    def __init__(
+        self, reference: Model | Session, *, engine: str = "reference", threads: int | None = None, prompt: str,
+        max_tokens: int = MAX_TOKENS,
+        serial: bool = False,
+    ) -> None:  # fmt: skip
+        self.engine, self.threads, self.prompt, self.serial, self.max_tokens = engine, threads, prompt, serial, max_tokens
+        self.session = reference if isinstance(reference, Session) else Session(reference, engine=engine, threads=threads)
+        self.prompt_ids, self.probe = _ids(self.session, prompt)
+        answer = self.session.generate(self.prompt_ids, max_tokens=max_tokens)
+        self.answer, self.text, self.stop = answer.tokens, answer.text, answer.stop
+        self.ids = [*self.prompt_ids, *self.answer]
+        self.logits = self._logits(self.session)
+        self.chosen = np.argmax(self.logits, axis=-1).tolist()
+        self.eog = self.session.tokenizer.eog
+
+    def _logits(self, session: Session) -> np.ndarray:
+        """Logits of every step of the answer, the one that ends it included: float32 (steps, V)."""
+        engine, config = session.engine, session.config
+        cache = engine.new_cache(config, len(self.ids))
+        if self.serial:
+            passes = [self.prompt_ids, *([token] for token in self.answer)]
+            rows = [np.array(engine.to_numpy(forward(engine, config, some, cache, last_only=True))) for some in passes]
+            return np.concatenate(rows)
+
+        def tap(point: str, x: Any) -> Any:  # the output head is asked for the answer's positions only
+            return x[len(self.prompt_ids) - 1 :] if point == f"layers.{config.block_count - 1}.out" else x
+
+        return np.array(engine.to_numpy(forward(engine, config, self.ids, cache, tap)))
+
+    def session_of(self, model: Model) -> Session:
+        """A session over a candidate; the tokenizer, which takes a second to build, is shared where its data is the same."""
+        tokenizer = self.session.tokenizer if model.tokenizer == self.session.model.tokenizer else None
+        return Session(model, engine=self.engine, threads=self.threads, tokenizer=tokenizer)
+
+    def measure(self, model: Model | Session | AprlabError) -> Outcome:
+        """A candidate under the rule; whatever it refuses is part of the outcome."""
+        if isinstance(model, AprlabError):
+            return Outcome(error=str(model.message))
+        try:
+            session = model if isinstance(model, Session) else self.session_of(model)
+            ids, probe = _ids(session, self.prompt)
+            logits = self._logits(session)
+            loops = type(session) is type(self.session) or session.generate(ids, max_tokens=self.max_tokens).tokens == self.answer
+        except BROKEN as error:
+            return Outcome(error=f"{type(error).__name__}: {reason(error)}")
+        return self.judge(session, ids, probe, logits, loops=loops)
+
+    def judge(self, session: Session, ids: list[int], probe: list[int], logits: np.ndarray, *, loops: bool = True) -> Outcome:
+        """The outcome of what a session gave; `loops`: its own loop around these passes gives the answer, too."""
+        if logits.shape != self.logits.shape:
+            return Outcome(error=f"logits of shape {logits.shape}, not {self.logits.shape}")
+        chosen = np.argmax(logits, axis=-1).tolist()
+        ends = session.tokenizer.eog == self.eog
+        finite = bool(np.isfinite(logits).all())
+        return Outcome(
+            ids=ids == self.prompt_ids and probe == self.probe,
+            tokens=chosen == self.chosen and ends and finite and loops,
+            text=_text(session, self.ids) == _text(self.session, self.ids),
+            bitwise=bool(np.array_equal(logits.view(np.uint32), self.logits.view(np.uint32))),
+            distance=_relative(self.logits, logits) if finite else float("inf"),
+            kl=_kl(self.logits, logits) if finite else float("inf"),
+            chosen=chosen,
+            logits=logits,
+        )
+
+
+def _ids(session: Session, prompt: str) -> tuple[list[int], list[int]]:
+    """Prompt ids as this side makes them (raw where it has no template), and those of a probe text."""
+    return session.prompt_tokens(prompt, raw=session.wants_raw), session.tokenizer.encode(_PROBE)
+
+
+def _text(session: Session, ids: Sequence[int]) -> str:
+    return session.tokenizer.decode(ids)
+
+
+def _relative(a: np.ndarray, b: np.ndarray) -> float:
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    return float(np.linalg.norm(x - y) / (np.linalg.norm(x) or 1.0))
+
+
+def _kl(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean over steps of KL(a || b), nats, in float64."""
+    p, q = log_softmax(a), log_softmax(b)
+    return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
+
+
+def is_small(model: Model) -> bool:
+    """Whether NumPy is quick enough and decoded copies of all weights are no burden."""
+    return sum(t.size for t in model.tensors.values()) < 30_000_000
+
+
+def best_engine(model: Model) -> str:
+    """The engine for the golden rule: NumPy's for small models, the compiled one for real ones where it runs."""
+    if is_small(model):
+        return "reference"
+    try:
+        from aprlab.engines.jit import JitEngine
+
+        JitEngine(model)
+        return "jit"
+    except Exception:  # another machine, another numba: the reference engine always runs
+        return "reference"
+
+
+__all__ = ["MAX_TOKENS", "Golden", "Outcome", "best_engine", "is_small"]

@@ -1,0 +1,147 @@
+"""The committed notebooks are sound artefacts, and nbval would notice if they were not.
+
+nbval compares only what is there: stripped outputs, a figure replaced by another, a misspelt tag or a rule of the
+sanitiser without a replacement all pass in silence. So they are looked at here.
+"""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import copy
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from aprlab import paths
+from aprlab.lab import notebooks as lab
+
+FOLDER = paths.notebooks_dir()
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+TAGS = {"parameters", "key-figure", "nbval-ignore-output", "nbval-skip", "raises-exception"}
+SAMPLES = {
+    "address": "<function f at 0x7f0a1b2c3d4e>",
+    "temporary-folder": "/tmp/aprlab-k3_9x.z/model.apr",
+}
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def notebook(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, 4)
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def texts(cell: nbformat.NotebookNode) -> list[str]:
+    """What a cell printed or returned, as text."""
+    streams = [output.text for output in cell.outputs if output.output_type == "stream"]
+    return streams + [output.data.get("text/plain", "") for output in cell.outputs if "data" in output]
+
+
+def test_there_are_notebooks() -> None:
+    assert [path.stem for path in NOTEBOOKS] == [
+        "00_golden_rule", "01_naming", "02_dtype", "03_q4k_kernel", "03b_third_layer", "04_forward_pass", "05_instruments",
+        "06_ticket_revisited", "07_peel", "08_qualification",
+    ]  # fmt: skip
+
+
+def test_valid_small_and_run_from_top_to_bottom(path: Path, notebook: nbformat.NotebookNode) -> None:
+    nbformat.validate(notebook)
+    assert path.stat().st_size < 1_000_000
+    assert notebook.metadata.kernelspec.name == "python3"
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert len(outputs) >= len(cells) // 2, "a notebook without outputs is compared with nothing"
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+
+
+def test_outputs_say_nothing_about_the_machine(notebook: nbformat.NotebookNode) -> None:
+    for cell in code_cells(notebook):
+        for text in texts(cell):
+            assert not re.search(r"(?<![\w.])/(home|root|tmp|usr|work|Users|var|opt)\b", text), text
+            assert not re.search(r"\bat 0x[0-9a-f]{6,}", text), text  # as in `<f at 0x…>`; code may hold other numbers
+            assert not re.search(r"\d\s?(s|ms|seconds|tokens/s)\b", text), text
+
+
+def test_every_figure_is_there(notebook: nbformat.NotebookNode) -> None:
+    for cell in code_cells(notebook):
+        drawn = "image/png" in {kind for output in cell.outputs for kind in output.get("data", {})}
+        assert drawn == bool(re.search(r"(?<![\w.])figures\.\w+\(", cell.source)), cell.source
+
+
+def test_cells_are_short_and_tags_are_known(notebook: nbformat.NotebookNode) -> None:
+    for cell in notebook.cells:
+        assert set(cell.metadata.get("tags", [])) <= TAGS
+        if cell.cell_type == "code":
+            assert len(cell.source.splitlines()) <= 15, cell.source
+            assert "%" not in cell.source.lstrip()[:1], "magics are not Python"
+
+
+def test_parameters_are_literals_with_type_and_comment(path: Path, notebook: nbformat.NotebookNode) -> None:
+    (cell,) = [cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    declared = papermill.inspect_notebook(str(path))
+    for statement in ast.parse(cell.source).body:
+        assert isinstance(statement, ast.AnnAssign)
+        ast.literal_eval(statement.value)
+        assert statement.annotation.id in lab.TYPES
+        assert declared[statement.target.id]["help"], f"{statement.target.id} has no comment"
+    assert {"model", "out"} <= declared.keys()
+
+
+def test_it_ends_in_a_check_and_writes_its_findings(path: Path, notebook: nbformat.NotebookNode) -> None:
+    last = code_cells(notebook)[-1].source
+    assert isinstance(ast.parse(last).body[-1], ast.Assert)
+    assert f'lab.write_findings("{path.stem}"' in last
+
+
+def test_it_is_told_in_prose(notebook: nbformat.NotebookNode) -> None:
+    words = sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown")
+    assert words > 10 * len(code_cells(notebook))
+    assert notebook.cells[0].source.startswith("# ")
+
+
+def test_every_rule_of_the_sanitiser_bites() -> None:
+    rules = configparser.ConfigParser()
+    rules.read(FOLDER / "sanitize.cfg")
+    assert set(rules.sections()) == set(SAMPLES)
+    for name in rules.sections():
+        assert rules[name]["replace"].strip(), f"nbval drops {name} in silence: its replacement is empty"
+        assert re.search(rules[name]["regex"], SAMPLES[name]), name
+
+
+@pytest.mark.parametrize(("corruption", "status"), [("text", 1), ("html", 0)])
+def test_nbval_turns_red_for_a_wrong_word_only(tmp_path: Path, corruption: str, status: int) -> None:
+    """The beginning of 00 with one figure of one output changed."""
+    notebook = copy.deepcopy(nbformat.read(FOLDER / "00_golden_rule.ipynb", 4))
+    stop = next(n for n, cell in enumerate(notebook.cells) if "convert(" in cell.source and cell.cell_type == "code")
+    notebook.cells = notebook.cells[: stop + 1]
+    (output,) = notebook.cells[stop].outputs
+    if corruption == "text":
+        changed = output.text.replace("49 tensors in", "48 tensors in")
+        assert changed != output.text
+        output.text = changed
+    else:
+        notebook.cells[stop].outputs = [*notebook.cells[stop].outputs]
+        notebook.cells[stop].source += "\nfrom IPython.display import HTML, display\ndisplay(HTML('<b>1.23 s</b>'))"
+        data = {"text/html": "<b>4.56 s</b>", "text/plain": "<IPython.core.display.HTML object>"}
+        notebook.cells[stop].outputs.append(nbformat.v4.new_output("display_data", data))
+    nbformat.write(notebook, tmp_path / "part.ipynb")
+    for name in ("conftest.py", "sanitize.cfg"):
+        shutil.copy(FOLDER / name, tmp_path)
+    options = ["--nbval", "--nbval-sanitize-with", "sanitize.cfg", "-p", "no:cacheprovider", "-q", "part.ipynb"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stdout
