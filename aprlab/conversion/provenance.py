@@ -31,8 +31,14 @@ GAP_LIMIT = 1 << 16  # bytes of non-zero padding that a file may keep; more is n
 # ── metadata ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def describe(model: Model, tensors: list[Tensor], dialect: apr.Dialect) -> dict[str, Any]:
-    """The APR metadata of `model` with `tensors` as they will be written."""
+def describe(
+    model: Model, tensors: list[Tensor], dialect: apr.Dialect, *, with_origin: bool = True
+) -> dict[str, Any]:
+    """The APR metadata of `model` with `tensors` as they will be written.
+
+    Args:
+        with_origin: record what an export needs to give a GGUF source back; that reads and hashes parts of the source.
+    """
     config, tok = model.config, model.tokenizer
     metadata: dict[str, Any] = {
         "model_type": config.architecture,
@@ -61,6 +67,8 @@ def describe(model: Model, tensors: list[Tensor], dialect: apr.Dialect) -> dict[
         "tokenizer.merges": tok.merges,
     }
     metadata = {key: value for key, value in metadata.items() if value is not None}
+    if not with_origin:
+        return metadata
     metadata["source_metadata"] = {"writer": f"aprlab {__version__}", **_origin_record(model)}
     return metadata
 
