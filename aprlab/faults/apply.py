@@ -25,6 +25,7 @@ from aprlab.formats import open_model
 from aprlab.formats.writing import check_output, drafted
 from aprlab.inference.session import Session
 from aprlab.inference.tokenizer import Qwen2Tokenizer
+from aprlab.model import decode_hooks
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 from aprlab.quants import REGISTRY, types
@@ -145,6 +146,7 @@ class Misread(Tensor):
         object.__setattr__(self, "registry", registry)
 
     def dequantise(self, rows: slice | np.ndarray | None = None) -> np.ndarray:
+        decode_hooks.notify(self.name)
         # The whole tensor, as a faulty block size does not stop at a row; what it gives is kept by the engine.
         values = decode_tensor(self.raw, self.type, self.shape, registry=self.registry)  # type: ignore[attr-defined]
         return values if rows is None else values[rows]

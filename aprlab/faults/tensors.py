@@ -15,6 +15,7 @@ from aprlab.conversion.seams import Seams
 from aprlab.errors import UsageError
 from aprlab.formats import apr
 from aprlab.formats.apr import Entry, Plan
+from aprlab.model import decode_hooks
 from aprlab.model.tensor import Tensor
 from aprlab.quants import REGISTRY
 from aprlab.quants.types import TensorType
@@ -31,6 +32,7 @@ class Derived(Tensor):
         object.__setattr__(self, "_kept", None)
 
     def dequantise(self, rows: slice | np.ndarray | None = None) -> np.ndarray:
+        decode_hooks.notify(self.name)
         if self._kept is None:  # type: ignore[attr-defined]
             object.__setattr__(self, "_kept", np.ascontiguousarray(self.compute(), np.float32))  # type: ignore[attr-defined]
         whole: np.ndarray = self._kept.reshape(self.shape)  # type: ignore[attr-defined]

@@ -34,7 +34,7 @@ from aprlab.model import names
 from aprlab.model.model import Model
 from aprlab.model.published import QUESTION
 from aprlab.model.tensor import Tensor
-from aprlab.onion.sides import decodings
+from aprlab.onion.decode_counts import decodings
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 from aprlab.tracing.comparisons import compare_models

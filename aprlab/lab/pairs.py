@@ -24,7 +24,7 @@ from aprlab.model.published import QUESTION
 from aprlab.onion.layers import Case
 from aprlab.onion.peeling import examine
 from aprlab.onion.repairs import Mend, drafted
-from aprlab.onion.sides import examine_sessions
+from aprlab.onion.run_peeling import examine_sessions
 from aprlab.onion.verdict import Finding, Verdict
 from aprlab.tracing.comparisons import layer_errors
 from aprlab.tracing.golden_rule import best_engine

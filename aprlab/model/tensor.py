@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aprlab.errors import FormatError
+from aprlab.model import decode_hooks
 from aprlab.model.content import drop_pages
 from aprlab.quants.types import TensorType
 
@@ -81,6 +82,7 @@ class Tensor:
         """Values as ``float32``: of `shape`, or ``(len(rows), cols)`` for a slice or an index array of rows."""
         from aprlab import quants  # the decoders stand above the model, and only this method needs them
 
+        decode_hooks.notify(self.name)
         if rows is None:
             return quants.dequantise(self.raw, self.type, self.shape)
         part = self.blocks()[rows]
