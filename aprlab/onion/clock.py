@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from aprlab.onion.layers import Deviation
+from aprlab.onion.file_case import Deviation
 
 Progress = Callable[[str, Sequence[Deviation] | None], None]
 """Told each stage as it begins, with None, and each layer of the files as it ends, with what it found."""

@@ -1,5 +1,6 @@
-"""The search for the smallest set of faults that would have written this file: one, several side by side, two on top of each other.
+"""The search for the smallest set of faults that would have written this file.
 
+One fault, several side by side, or two on top of each other.
 Which fault was really at work is never looked up, since nothing here can know it.
 """
 
@@ -121,12 +122,15 @@ class FaultSearch(Simulator):
         found.faults.sort(key=lambda f: list(FAULTS).index(f.id))
 
     def _marks(self, fault: Fault) -> tuple[set[str], set[str]]:
-        """Probes whose bytes a fault by itself changes, and those of them that it changes into what is seen."""
+        """Probes whose bytes a fault by itself changes, and those of them that it changes into what is found."""
         if fault.id not in self._marked:
             out = self.outcome([fault], self.probes)
-            names_ = set() if out is None else {w for _, w in out.content if w not in out.untouched and w in self.ref.tensors}
-            held = {w for w in names_ if out is not None and ("bytes", w) in self.actual.content and self.agree(out, ("bytes", w))}
-            self._marked[fault.id] = names_, held
+            touched: set[str] = set()
+            held: set[str] = set()
+            if out is not None:
+                touched = {w for _, w in out.content if w not in out.untouched and w in self.ref.tensors}
+                held = {w for w in touched if ("bytes", w) in self.actual.content and self.agree(out, ("bytes", w))}
+            self._marked[fault.id] = touched, held
         return self._marked[fault.id]
 
     def _holds_on_probes(self, fault: Fault) -> bool:
@@ -168,7 +172,7 @@ class FaultSearch(Simulator):
         return True
 
     def _share(self, found: Explanation) -> None:
-        """Each deviation to the fault whose work it is: to the one that alone gives what is seen, else to any that touches it."""
+        """Each deviation to the fault whose work it is: the one that alone gives what is found, else any that touches it."""
         spent: set[int] = set()
         for strict in (True, False):
             for fault in sorted(found.faults, key=lambda f: len(found.covers.get(f.id, []))):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from aprlab.errors import AprlabError
 from aprlab.faults import FAULTS
 
 # Placeholders are the parameters of a code. `list`, `reprs` and `and` join a list; `plural` is an "s" for several, `singular`
@@ -185,6 +186,11 @@ class Mechanism:
             raise ValueError(f"unknown code {self.code!r}")
 
     @property
+    def layer(self) -> str:
+        """The first half of the code."""
+        return self.code.partition(".")[0]
+
+    @property
     def key(self) -> tuple[str, Any]:
         """Equal for two mechanisms of one cause; hashable."""
         return self.code, frozen({k: v for k, v in self.parameters.items() if k not in QUOTED})
@@ -197,6 +203,11 @@ class Mechanism:
 
     def __str__(self) -> str:
         return words(self.code, self.parameters)
+
+
+def refused(error: AprlabError, code: str) -> Mechanism:
+    """What a reader or a run says no to, with the rule that was broken; the message is quoted for people."""
+    return Mechanism(code, {"rule": error.code, "message": error.message})
 
 
 def frozen(value: Any) -> Any:
@@ -213,4 +224,4 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
-__all__ = ["QUOTED", "TEMPLATES", "Mechanism", "frozen", "parameters_of", "table_of_codes", "words"]
+__all__ = ["QUOTED", "TEMPLATES", "Mechanism", "frozen", "parameters_of", "refused", "table_of_codes", "words"]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 from typing import Any, ClassVar
 
-from aprlab.errors import AprlabError
 from aprlab.formats import apr
 from aprlab.model.tensor import Origin, Tensor
 from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase, TensorMatch
 from aprlab.onion.layers.layer import Layer
-from aprlab.onion.words import Mechanism
+from aprlab.onion.words import Mechanism, refused
 
 # Rules that the reader of APR files finds broken and that are looked at again below, with figures; the rest is passed on.
 _AGAIN = (
@@ -34,7 +33,7 @@ class Container(Layer):
         found = [*_seals(box), *_order(box), *_spans(case)]
         for problem in case.file.problems:
             if problem.code not in _AGAIN:
-                found.append(_seal(refused(problem), offset=problem.offset, tensor=problem.tensor))
+                found.append(_seal(refused(problem, "container.refused"), offset=problem.offset, tensor=problem.tensor))
         return found
 
     def repair(self, draft: Draft, deviation: Deviation) -> None:
@@ -42,11 +41,6 @@ class Container(Layer):
             draft.seals.pop(id(deviation))
         else:
             draft.refill(deviation)
-
-
-def refused(error: AprlabError, code: str = "container.refused") -> Mechanism:
-    """What a reader says, with the rule that was broken; its message is quoted for people."""
-    return Mechanism(code, {"rule": error.code, "message": error.message})
 
 
 def _seal(cause: Mechanism, **evidence: Any) -> Deviation:
@@ -136,4 +130,4 @@ def _moved(case: FileCase) -> list[Deviation]:
     return found
 
 
-__all__ = ["Container", "refused"]
+__all__ = ["Container"]

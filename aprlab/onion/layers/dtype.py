@@ -219,7 +219,7 @@ def loss(case: FileCase, match: TensorMatch) -> dict[str, Any] | None:
     own = 0.0
     if can_encode(match.kind) and match.kind.tensor_bytes == 0:
         try:
-                    again = dequantise(quantise(expected, match.kind), match.kind, expected.shape)
+            again = dequantise(quantise(expected, match.kind), match.kind, expected.shape)
             own = float(np.linalg.norm(expected.astype(np.float64) - again.astype(np.float64))) / norm
         except AprlabError:
             own = 0.0

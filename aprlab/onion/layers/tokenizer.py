@@ -67,7 +67,8 @@ def rotation(value: list[Any], expected: list[Any]) -> int | None:
     if not value or len(value) != len(expected):
         return None
     for shift, item in enumerate(value):
-        if item == expected[0] and shift and value[shift:] == expected[: len(expected) - shift] and value[:shift] == expected[len(expected) - shift :]:
+        rest = len(expected) - shift
+        if item == expected[0] and shift and value[shift:] == expected[:rest] and value[:shift] == expected[rest:]:
             return shift
     return None
 
