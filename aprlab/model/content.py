@@ -22,7 +22,7 @@ def map_file(path: Path) -> np.ndarray:
             return np.zeros(0, np.uint8)
         file = np.memmap(path, np.uint8, "r")
     except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", path=path) from None
+        raise UsageError(f"cannot be read: {error.strerror}", code="reading.unreadable", path=path) from None
     start = file.ctypes.data
     MAPPED[start] = (file.nbytes, Path(path))
     weakref.finalize(file, MAPPED.pop, start, None)
