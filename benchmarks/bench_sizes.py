@@ -124,7 +124,7 @@ def write() -> None:
 
 def _inventories() -> list[str]:
     from aprlab.conversion.synthetic import config_of, counts
-    from aprlab.model.published import known_models
+    from aprlab.published import known_models
 
     rows = ["| model | layers | parameters in the file | inner | tensors by type | bytes of data |", "|---|---|---|---|---|---|"]
     for name, known in known_models().items():

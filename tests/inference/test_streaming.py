@@ -17,7 +17,7 @@ from aprlab.errors import FormatError, UsageError
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.content import drop_pages
-from aprlab.model.published import ANSWER, QUESTION
+from aprlab.published import ANSWER, QUESTION
 
 
 @pytest.mark.parametrize("engine", ["reference", "jit"])
