@@ -32,7 +32,7 @@ def encodable(name: str) -> TensorType:
     kind = types.by_name(name)
     if not quants.can_encode(kind):
         able = ", ".join(t.name for t in types.TYPES if quants.can_encode(t))
-        raise UsageError(f"cannot encode {kind.name}; can: {able}")
+        raise UsageError(f"cannot encode {kind.name}; can: {able}", code="conversion.cannot-encode")
     return kind
 
 
@@ -108,7 +108,9 @@ def read_chunks(path: Path, offset: int, nbytes: int, step: int = CHUNK) -> Iter
         for start in range(offset, offset + nbytes, step):
             view = _RING.next()[: min(step, offset + nbytes - start)]
             if os.preadv(file.fileno(), [view], start) != len(view):
-                raise FormatError("the file became shorter while it was read", path=path, offset=start)
+                raise FormatError(
+                    "the file became shorter while it was read", code="reading.file-shrank", path=path, offset=start
+                )
             yield view
 
 
@@ -124,11 +126,12 @@ def _encode_rows(tensor: Recoded) -> Iterator[Any]:
         values = source.dequantise(rows)
         if not np.isfinite(values).all():
             raise FormatError(f"rows {start}..{start + len(values)} hold values that are not finite",
-                              path=source.origin.path, tensor=source.name, offset=source.origin.place())  # fmt: skip
+                              code="conversion.not-finite", path=source.origin.path, tensor=source.name,
+                              offset=source.origin.place())  # fmt: skip
         try:
             raw = quants.quantise(values, tensor.type).reshape(-1)
         except NumericError as error:
-            raise NumericError(error.message, path=source.origin.path, tensor=source.name) from None
+            raise NumericError(error.message, code=error.code, path=source.origin.path, tensor=source.name) from None
         cost.add(values, values if tensor.type is types.F32 else quants.dequantise(raw, tensor.type, values.shape))
         yield np.ascontiguousarray(raw).data
         if type(source) is Tensor:  # one whose values are computed has no bytes of its own

@@ -190,16 +190,7 @@ def scan(path: str | Path, *, verify: bool = True) -> Container:
     """
     path = Path(path)
     file = map_file(path)
-    if bytes(file[:4]) == b"APR1":
-        raise UnsupportedError(
-            "is APR version 1 ('APR1'), an older layout; convert it again from its source",
-            code="apr.unsupported-version", path=path,
-        )  # fmt: skip
-    if bytes(file[:4]) == b"APRN":
-        raise UnsupportedError(
-            "is APR version 1 ('APRN', MessagePack metadata); convert it again from its source",
-            code="apr.unsupported-version", path=path,
-        )  # fmt: skip
+    _refuse_version_1(file, path)
     at = Cursor(file.data, path)
     head = bytes(at.data[at.need(HEADER_SIZE, "the header") : HEADER_SIZE])
     magic, major, minor, flags, count, metadata_offset, metadata_size, index_offset, data_offset, crc = HEADER.unpack(head)
@@ -225,21 +216,7 @@ def scan(path: str | Path, *, verify: bool = True) -> Container:
         )
     if unknown := flags & ~sum(FLAGS.values()):
         problems.append(FormatError(f"flags {unknown:#06x} are not known", code="apr.unknown-flags", path=path, offset=6))
-    if metadata_size > METADATA_LIMIT:
-        raise FormatError(
-            f"claims {metadata_size} bytes of metadata; at most {METADATA_LIMIT} are allowed",
-            code="apr.metadata-too-large", path=path, offset=20,
-        )  # fmt: skip
-    if not HEADER_SIZE <= metadata_offset <= metadata_offset + metadata_size <= index_offset <= data_offset:
-        raise FormatError(
-            f"parts out of order: metadata {metadata_offset}+{metadata_size}, index {index_offset}, data {data_offset}",
-            code="apr.parts-out-of-order", path=path, offset=12,
-        )  # fmt: skip
-    if data_offset - index_offset < count * _ENTRY_LEAST:
-        raise FormatError(
-            f"claims {count} tensors, at least {count * _ENTRY_LEAST} bytes of index; the index has {data_offset - index_offset}",
-            code="apr.implausible-count", path=path, offset=8,
-        )  # fmt: skip
+    _check_parts(count, metadata_offset, metadata_size, index_offset, data_offset, path)
     compression = "lz4" if flags & FLAGS["lz4"] else "zstd" if flags & FLAGS["zstd"] else None
     image = file if compression is None else _decompress(path, file, compression, data_offset, count)
 
@@ -259,6 +236,38 @@ def scan(path: str | Path, *, verify: bool = True) -> Container:
     _check_index(box)
     _check_end(box, verify=verify)
     return box
+
+
+def _refuse_version_1(file: np.ndarray, path: Path) -> None:
+    if bytes(file[:4]) == b"APR1":
+        raise UnsupportedError(
+            "is APR version 1 ('APR1'), an older layout; convert it again from its source",
+            code="apr.unsupported-version", path=path,
+        )  # fmt: skip
+    if bytes(file[:4]) == b"APRN":
+        raise UnsupportedError(
+            "is APR version 1 ('APRN', MessagePack metadata); convert it again from its source",
+            code="apr.unsupported-version", path=path,
+        )  # fmt: skip
+
+
+def _check_parts(count: int, metadata_offset: int, metadata_size: int, index_offset: int, data_offset: int, path: Path) -> None:
+    """What the header claims about sizes and order, before any of it is read."""
+    if metadata_size > METADATA_LIMIT:
+        raise FormatError(
+            f"claims {metadata_size} bytes of metadata; at most {METADATA_LIMIT} are allowed",
+            code="apr.metadata-too-large", path=path, offset=20,
+        )  # fmt: skip
+    if not HEADER_SIZE <= metadata_offset <= metadata_offset + metadata_size <= index_offset <= data_offset:
+        raise FormatError(
+            f"parts out of order: metadata {metadata_offset}+{metadata_size}, index {index_offset}, data {data_offset}",
+            code="apr.parts-out-of-order", path=path, offset=12,
+        )  # fmt: skip
+    if data_offset - index_offset < count * _ENTRY_LEAST:
+        raise FormatError(
+            f"claims {count} tensors, at least {count * _ENTRY_LEAST} bytes of index; the index has {data_offset - index_offset}",
+            code="apr.implausible-count", path=path, offset=8,
+        )  # fmt: skip
 
 
 def _refuse_kinds(flags: int, path: Path) -> None:
@@ -760,9 +769,8 @@ def write(
         metadata = {**metadata, "source_metadata": {**metadata["source_metadata"], "body_bytes": body}}
     text = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     if len(text) > METADATA_LIMIT:
-        raise UnsupportedError(
-            f"metadata would be {len(text)} bytes; APR allows {METADATA_LIMIT}", code="apr.metadata-does-not-fit", path=output
-        )
+        raise UnsupportedError(f"metadata would be {len(text)} bytes; APR allows {METADATA_LIMIT}",
+                               code="apr.metadata-does-not-fit", path=output)  # fmt: skip
     index = b"".join(entry.pack() for entry in entries)
     flags = dialect.flags | (FLAGS[compress] if compress else 0)
     header = bytearray(
@@ -775,9 +783,8 @@ def write(
     header[40:44] = header_crc(bytes(header)).to_bytes(4, "little")
     front = [text, bytes(padding(len(text), ALIGNMENT)), index, bytes(padding(index_at + len(index), ALIGNMENT))]
     if compress == "lz4" and (due := sum(map(len, front)) + body) > LZ4_LIMIT:
-        raise UnsupportedError(
-            f"an LZ4 block holds {LZ4_LIMIT} bytes, and {due} are to be packed; zstd can", code="apr.lz4-limit", path=output
-        )
+        raise UnsupportedError(f"an LZ4 block holds {LZ4_LIMIT} bytes, and {due} are to be packed; zstd can",
+                               code="apr.lz4-limit", path=output)  # fmt: skip
     with atomic(Path(output), force=force) as file:
         if compress is None:
             return _write_body(_Crc(file), header, front, plans, dialect, progress)

@@ -12,7 +12,7 @@ import numpy as np
 
 from aprlab.errors import UsageError
 
-MAPPED: dict[int, tuple[int, Path]] = {}  # address → size and path of each file that is mapped now, for `aprlab.formats.sigbus`
+MAPPED: dict[int, tuple[int, Path]] = {}  # address → size and path of each file that is mapped now, for `aprlab.cli.sigbus`
 
 
 def map_file(path: Path) -> np.ndarray:
@@ -22,7 +22,7 @@ def map_file(path: Path) -> np.ndarray:
             return np.zeros(0, np.uint8)
         file = np.memmap(path, np.uint8, "r")
     except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", path=path) from None
+        raise UsageError(f"cannot be read: {error.strerror}", code="reading.unreadable", path=path) from None
     start = file.ctypes.data
     MAPPED[start] = (file.nbytes, Path(path))
     weakref.finalize(file, MAPPED.pop, start, None)

@@ -110,6 +110,7 @@ class Tensor:
             at = start + bad * self.type.block_bytes
             raise FormatError(
                 f"{self.type.name} block {at // self.type.block_bytes} has a scale that is not a finite number",
+                code="model.scale-not-finite",
                 path=self.origin.path, tensor=self.name, offset=self.origin.place(self.type.tensor_bytes + at),
             )  # fmt: skip
 

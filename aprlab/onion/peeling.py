@@ -15,7 +15,6 @@ from aprlab.errors import BROKEN, AprlabError, FormatError, UnsupportedError, Us
 from aprlab.formats.raw import Reference, look
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
-from aprlab.model.published import QUESTION
 from aprlab.onion.clock import Clock, Progress
 from aprlab.onion.explanation import explain
 from aprlab.onion.fault_search import Explanation
@@ -29,6 +28,7 @@ from aprlab.onion.run_comparison import compare_runs
 from aprlab.onion.run_peeling import peel_engines
 from aprlab.onion.verdict import Finding, Repair, Verdict, Word
 from aprlab.onion.words import Mechanism, refused
+from aprlab.published import QUESTION
 from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, Outcome, best_engine
 
 

@@ -18,8 +18,8 @@ from aprlab.errors import UsageError
 from aprlab.faults import convert_with
 from aprlab.formats import open_model
 from aprlab.model.tensor import Tensor
-from aprlab.onion.peeling import peel
 from aprlab.onion.fixes import ddmin
+from aprlab.onion.peeling import peel
 from aprlab.onion.repairs import repair
 from aprlab.onion.verdict import LAYERS, SCHEMA, Verdict
 from aprlab.onion.words import TEMPLATES

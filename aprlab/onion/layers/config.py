@@ -8,11 +8,11 @@ import numpy as np
 
 from aprlab.formats import apr
 from aprlab.formats.raw import CONFIG_FIELDS, MISSING, Conflict
-from aprlab.model.published import known_models
 from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase
 from aprlab.onion.layers.layer import Layer
 from aprlab.onion.words import Mechanism
+from aprlab.published import known_models
 
 # Numbers that no run can notice: the context only bounds it.
 _QUIET = ("context_length",)
