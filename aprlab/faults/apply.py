@@ -81,7 +81,10 @@ def convert_faulty(source: str | Path | Model, output: str | Path, faults: Seque
                     touched.add(fault.id)
         for fault in faults:
             if fault.id not in touched:
-                raise UsageError(f"fault {fault.id!r} changes nothing here; it needs {fault.needs or 'another model'}", path=path)
+                raise UsageError(
+                    f"fault {fault.id!r} changes nothing here; it needs {fault.needs or 'another model'}",
+                    code="faults.changes-nothing", path=path,
+                )  # fmt: skip
         report.bytes_out = draft.stat().st_size
     report.output = output
     report.notes += [f"fault {fault.id}: {fault.title}" for fault in faults]
@@ -268,4 +271,6 @@ def _changed(fault: Fault, before: Any, after: Any) -> Any:
 
 
 def _no_use(fault: Fault) -> NoReturn:
-    raise UsageError(f"fault {fault.id!r} changes nothing here; it needs {fault.needs or 'another model'}")
+    raise UsageError(
+        f"fault {fault.id!r} changes nothing here; it needs {fault.needs or 'another model'}", code="faults.changes-nothing"
+    )
