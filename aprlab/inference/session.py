@@ -272,6 +272,10 @@ class Session:
         self._cached += rest
         return self.engine.to_numpy(out)[-len(tokens) :]
 
+    def forget(self) -> None:
+        """Drop what earlier prompts left in the cache: the next one goes through the same passes as in a new session."""
+        self._cache, self._cached = None, []
+
     def _resume(self, ids: list[int], needed: int) -> int:
         """Makes the cache hold a beginning of `ids`, as long as it can; returns how many are left to run (≥ 1)."""
         if self._cache is None or self._cache.capacity < needed:
