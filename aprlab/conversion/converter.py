@@ -15,7 +15,7 @@ import xxhash
 from aprlab import __version__
 from aprlab.conversion import mixes
 from aprlab.conversion.provenance import GAP_LIMIT, describe, header_for, promised, text_of
-from aprlab.conversion.recode import Recoded, chunks_of, encodable, re_encoded
+from aprlab.conversion.recode import chunks_of, encodable, re_encoded, recoded
 from aprlab.conversion.report import ConversionReport, TensorLine, report_of
 from aprlab.conversion.seams import Seams, healthy_seams
 from aprlab.errors import FormatError, UnsupportedError, UsageError
@@ -133,7 +133,7 @@ def _retyping(model: Model, quantize: str | None) -> Callable[[Tensor], Tensor]:
     def retype(tensor: Tensor) -> Tensor:
         if len(tensor.shape) < 2:  # norms and biases are F32 wherever ggml reads them
             halves = model.format == "safetensors" and tensor.type is not types.F32
-            return Recoded(tensor, types.F32) if halves else tensor
+            return recoded(tensor, types.F32) if halves else tensor
         wanted = mix.get(tensor.name, target)
         return tensor if wanted is None else re_encoded(tensor, wanted)
 
@@ -204,7 +204,7 @@ def _to_safetensors(
     ends = sorted(eog, key=lambda id: (id != tok.eos_token_id, id))
     torch = {types.F32: "float32", types.F16: "float16", types.BF16: "bfloat16"}[kind]
     files = huggingface.companions(model.config, tok, torch, ends)
-    written = [t if t.type is kind else Recoded(t, kind) for t in model.tensors.values()]
+    written = [t if t.type is kind else recoded(t, kind) for t in model.tensors.values()]
     plans = [safetensors.Plan(names.from_gguf(t.name), t.type, t.shape, chunks_of(t)) for t in written]
     named = {key: text_of(model, f"general.{key}", key) for key in ("name", "license")}
     about = {"format": "pt", **named, "writer": f"aprlab {__version__}"}

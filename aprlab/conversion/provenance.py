@@ -13,7 +13,6 @@ from gguf.constants import LlamaFileType
 
 from aprlab import __version__
 from aprlab.conversion import mixes
-from aprlab.conversion.recode import chunks_of, read_chunks, stands_in_file
 from aprlab.conversion.report import count_of
 from aprlab.errors import FormatError, UnsupportedError
 from aprlab.formats import apr, gguf
@@ -162,9 +161,7 @@ def gguf_hash(header: bytes, tensors: Iterable[Tensor]) -> str:
     total = xxhash.xxh3_128(header)
     for tensor in tensors:
         part = xxhash.xxh3_64()
-        # Scales are looked at when the bytes are written; here they would be a second time.
-        plain = stands_in_file(tensor)
-        for chunk in read_chunks(tensor.origin.path, tensor.origin.offset, tensor.nbytes) if plain else chunks_of(tensor)():
+        for chunk in tensor.content.chunks():  # scales are looked at when the bytes are written
             part.update(chunk)
         total.update(part.digest())
     return total.hexdigest()

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from aprlab.errors import AprlabError, UsageError
-
-PARTS: set[str] = set()  # temporary files and folders of this process that bear a name, likewise
-
+from aprlab.in_use import PARTS
 
 _THERE = "exists already; use --force to replace it"
 

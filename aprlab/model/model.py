@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -49,6 +49,21 @@ class Model:
             return self.tensors[name]
         except KeyError:
             raise FormatError(f"has no tensor {name!r}", path=self.path) from None
+
+    def with_changes(
+        self,
+        *,
+        tensors: dict[str, Tensor] | None = None,
+        config: ModelConfig | None = None,
+        tokenizer: TokenizerData | None = None,
+    ) -> Model:
+        """A model with other tensors, another config or other tokenizer data; the rest is shared with this one."""
+        return replace(
+            self,
+            tensors=self.tensors if tensors is None else tensors,
+            make_config=lambda: self.config if config is None else config,
+            make_tokenizer=lambda: self.tokenizer if tokenizer is None else tokenizer,
+        )
 
     def check_values(self) -> None:
         """Raise FormatError for the first tensor with a scale that is NaN or infinite. Reads every block's scale."""

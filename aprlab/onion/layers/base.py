@@ -338,15 +338,14 @@ def made_tokenizer(found: dict[str, Any], path: Any) -> TokenizerData:
 
 def healthy_tensor(tensor: Tensor, kind: TensorType) -> Tensor:
     """The reference's tensor in the type that the file holds it in: itself, or re-encoded, with its bytes at hand."""
-    from aprlab.conversion.recode import Recoded, chunks_of, re_encoded
+    from aprlab.conversion.recode import re_encoded
 
     if tensor.type is kind or len(tensor.shape) < 2:
         return tensor
     out = re_encoded(tensor, kind)
-    if not isinstance(out, Recoded):
+    if out.content.at_hand:
         return out
-    raw = np.concatenate([np.frombuffer(bytes(chunk), np.uint8) for chunk in chunks_of(out)()])
-    return Tensor(tensor.name, out.type, tensor.shape, raw, Origin(tensor.origin.path, tensor.origin.name, -1))
+    return Tensor(tensor.name, out.type, tensor.shape, out.raw, Origin(tensor.origin.path, tensor.origin.name, -1))
 
 
 __all__ = [
