@@ -23,7 +23,7 @@ import typer
 
 from aprlab.cli import sigbus as guard
 from aprlab.errors import AprlabError, UsageError
-from aprlab.model.published import ANSWER, QUESTION
+from aprlab.published import ANSWER, QUESTION
 
 if TYPE_CHECKING:
     from rich.console import Console
