@@ -121,7 +121,9 @@ def check(model: Model, config: ModelConfig) -> None:
     for name, shape in shapes(config).items():
         found = model.tensor(name).shape
         if found != shape:
-            raise FormatError(f"has shape {found}, the config demands {shape}", path=model.path, tensor=name)
+            raise FormatError(
+                f"has shape {found}, the config demands {shape}", code="model.tensor-shape", path=model.path, tensor=name
+            )
 
 
 def output_weight(config: ModelConfig) -> str:
@@ -132,12 +134,14 @@ def output_weight(config: ModelConfig) -> str:
 def _checked(tokens: Sequence[int] | np.ndarray, config: ModelConfig) -> np.ndarray:
     ids = np.asarray(tokens)
     if ids.size == 0:
-        raise UsageError("there are no tokens to run")
+        raise UsageError("there are no tokens to run", code="forward.no-tokens")
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise UsageError(f"tokens are one row of integers, not {ids.dtype} of shape {ids.shape}")
+        raise UsageError(f"tokens are one row of integers, not {ids.dtype} of shape {ids.shape}", code="forward.bad-tokens")
     wrong = ids[(ids < 0) | (ids >= config.vocab_size)]
     if wrong.size:
-        raise UsageError(f"token {wrong[0]} is outside the vocabulary of {config.vocab_size}")
+        raise UsageError(
+            f"token {wrong[0]} is outside the vocabulary of {config.vocab_size}", code="tokenizer.token-out-of-range"
+        )
     return ids.astype(np.int64)
 
 

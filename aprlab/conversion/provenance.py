@@ -190,7 +190,7 @@ def header_for(
     for tensor in ordered:
         if tensor.type in (types.APR_Q4, types.APR_Q8):
             raise UnsupportedError(f"is {tensor.type.name}, which GGUF does not have; convert with --quantize first",
-                                   path=model.path, tensor=tensor.name)  # fmt: skip
+                                   code="conversion.type-not-in-format", path=model.path, tensor=tensor.name)  # fmt: skip
     version, alignment = (record["version"], record["alignment"]) if record else (3, gguf.DEFAULT_ALIGNMENT)
     own = model.metadata.header if isinstance(model.metadata, gguf.FieldView) else None
     if own is not None:  # GGUF to GGUF: everything but the types stays
@@ -198,7 +198,10 @@ def header_for(
         same = [t.type.code for t in ordered] == [info.code for info in own.infos]
         unchanged = same and (quantize or "").lower() not in mixes.MIXES
     if isinstance(alignment, int) and alignment > GAP_LIMIT:
-        raise FormatError(f"the alignment is {alignment}; at most {GAP_LIMIT} is written", path=model.path)
+        raise FormatError(
+            f"the alignment is {alignment}; at most {GAP_LIMIT} is written",
+            code="conversion.alignment-too-large", path=model.path,
+        )  # fmt: skip
     if version not in (2, 3) or not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
         raise ValueError(f"version {version!r}, alignment {alignment!r}")
     if own is not None:
@@ -234,7 +237,10 @@ def natural_order(tensors: Iterable[str]) -> list[str]:
 def made_fields(config: ModelConfig, tok: TokenizerData, metadata: Any) -> list[gguf.Field]:
     """The key-value section of a GGUF file for a model that does not come from one. Same keys as llama.cpp's converter."""
     if config.rope_type != "neox":
-        raise UnsupportedError(f"rope_type is {config.rope_type!r}; GGUF has no key for it, a Qwen2 file is always NEOX")
+        raise UnsupportedError(
+            f"rope_type is {config.rope_type!r}; GGUF has no key for it, a Qwen2 file is always NEOX",
+            code="conversion.rope-not-neox",
+        )  # fmt: skip
     text = {key: value for key in ("name", "license") if isinstance(value := metadata.get(key), str)}
     values: list[tuple[str, str, Any]] = [
         ("general.architecture", "string", config.architecture),

@@ -22,7 +22,7 @@ def encodable(name: str) -> TensorType:
     kind = types.by_name(name)
     if not quants.can_encode(kind):
         able = ", ".join(t.name for t in types.TYPES if quants.can_encode(t))
-        raise UsageError(f"cannot encode {kind.name}; can: {able}")
+        raise UsageError(f"cannot encode {kind.name}; can: {able}", code="conversion.cannot-encode")
     return kind
 
 
@@ -70,11 +70,12 @@ class Recoded(Content):
             values = self.exact(rows)
             if not np.isfinite(values).all():
                 raise FormatError(f"rows {start}..{start + len(values)} hold values that are not finite",
-                                  path=source.origin.path, tensor=source.name, offset=source.origin.place())  # fmt: skip
+                                  code="conversion.not-finite", path=source.origin.path, tensor=source.name,
+                                  offset=source.origin.place())  # fmt: skip
             try:
                 raw = quants.quantise(values, self.kind).reshape(-1)
             except NumericError as error:
-                raise NumericError(error.message, path=source.origin.path, tensor=source.name) from None
+                raise NumericError(error.message, code=error.code, path=source.origin.path, tensor=source.name) from None
             self.cost.add(values, values if self.kind is types.F32 else quants.dequantise(raw, self.kind, values.shape))
             yield np.ascontiguousarray(raw).data
             self.forget(rows)

@@ -48,7 +48,9 @@ class Cache:
     def positions(self, count: int) -> np.ndarray:
         """Positions of the next `count` tokens: int64 ``(count,)``; raises UsageError where they do not fit."""
         if self.length + count > self.capacity:
-            raise UsageError(f"{self.length} + {count} positions do not fit into a cache of {self.capacity}")
+            raise UsageError(
+                f"{self.length} + {count} positions do not fit into a cache of {self.capacity}", code="engines.cache-full"
+            )
         return np.arange(self.length, self.length + count, dtype=np.int64)
 
     def advance(self, count: int) -> None:
@@ -58,7 +60,7 @@ class Cache:
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on."""
         if not 0 <= length <= self.length:
-            raise UsageError(f"cannot cut a cache of {self.length} positions to {length}")
+            raise UsageError(f"cannot cut a cache of {self.length} positions to {length}", code="engines.cache-cut")
         self.length = length
 
 
@@ -77,7 +79,7 @@ class Engine(ABC):
     def __init__(self, model: Model, threads: int | None = None) -> None:
         """`threads`: CPU threads to use; None leaves the number to the engine's library."""
         if threads is not None and threads < 1:
-            raise UsageError(f"{threads} threads: at least one is needed")
+            raise UsageError(f"{threads} threads: at least one is needed", code="engines.threads")
         self.model = model
         self.threads = threads
         self._hooks: dict[str, list[Hook]] = {}
@@ -164,7 +166,7 @@ class Engine(ABC):
         A primitive without hooks costs nothing more than before.
         """
         if primitive not in PRIMITIVES:
-            raise UsageError(f"an engine has no primitive {primitive!r}; known: {', '.join(PRIMITIVES)}")
+            raise UsageError(f"an engine has no primitive {primitive!r}; known: {', '.join(PRIMITIVES)}", code="engines.unknown-primitive")
         hooks = self._hooks.setdefault(primitive, [])
         hooks.append(hook)
         if len(hooks) == 1:
@@ -204,14 +206,18 @@ class Engine(ABC):
         tensor = self.model.tensor(name)
         if len(tensor.shape) != 2 or cols not in (None, tensor.cols):
             expected = "two dimensions" if cols is None else f"(rows, {cols})"
-            raise FormatError(f"has shape {tensor.shape}, expected {expected}", path=self.model.path, tensor=name)
+            raise FormatError(
+                f"has shape {tensor.shape}, expected {expected}", code="model.tensor-shape", path=self.model.path, tensor=name
+            )
         return tensor
 
     def vector(self, name: str, length: int) -> Tensor:
         """The bias or norm weight called `name`; raises FormatError where it is missing or not ``(length,)``."""
         tensor = self.model.tensor(name)
         if tensor.shape != (length,):
-            raise FormatError(f"has shape {tensor.shape}, expected ({length},)", path=self.model.path, tensor=name)
+            raise FormatError(
+                f"has shape {tensor.shape}, expected ({length},)", code="model.tensor-shape", path=self.model.path, tensor=name
+            )
         return tensor
 
     def __repr__(self) -> str:

@@ -38,7 +38,7 @@ def find(faults: Iterable[str | Fault], catalogue: dict[str, Fault]) -> list[Fau
     for wanted in faults:
         fault = wanted if isinstance(wanted, Fault) else _named(wanted, catalogue)
         if fault in found:
-            raise UsageError(f"fault {fault.id!r} is named twice")
+            raise UsageError(f"fault {fault.id!r} is named twice", code="faults.named-twice")
         found.append(fault)
     return found
 
@@ -50,7 +50,7 @@ def _named(id: str, catalogue: dict[str, Fault]) -> Fault:
     near = [folded[name] for name in difflib.get_close_matches(id.strip().lower(), folded, 4, 0.5)]
     near += [known for known in catalogue if known not in near and id.strip() and id.strip().lower() in known.lower()][:4]
     hint = f"; near: {', '.join(near)}" if near else ""
-    raise UsageError(f"unknown fault {id!r}{hint} (`aprlab faults` lists all {len(catalogue)})")
+    raise UsageError(f"unknown fault {id!r}{hint} (`aprlab faults` lists all {len(catalogue)})", code="faults.unknown")
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -60,9 +60,14 @@ def convert_faulty(source: str | Path | Model, output: str | Path, faults: Seque
     """See `aprlab.faults.convert_with`."""
     for fault in faults:
         if fault.file_seam is None:
-            raise UsageError(f"fault {fault.id!r} is no file's: it shows when a healthy file is run (`run --fault`)")
+            raise UsageError(
+                f"fault {fault.id!r} is no file's: it shows when a healthy file is run (`run --fault`)",
+                code="faults.not-for-files",
+            )  # fmt: skip
         if fault.post is not None and options.get("compress") is not None:
-            raise UsageError(f"fault {fault.id!r} edits the finished file, which must not be compressed")
+            raise UsageError(
+                f"fault {fault.id!r} edits the finished file, which must not be compressed", code="faults.needs-uncompressed"
+            )
     output = Path(output)
     path = source.path if isinstance(source, Model) else Path(source)
     force = bool(options.pop("force", False))
@@ -82,7 +87,10 @@ def convert_faulty(source: str | Path | Model, output: str | Path, faults: Seque
                     touched.add(fault.id)
         for fault in faults:
             if fault.id not in touched:
-                raise UsageError(f"fault {fault.id!r} changes nothing here; it needs {fault.needs or 'another model'}", path=path)
+                raise UsageError(
+                    f"fault {fault.id!r} changes nothing here; it needs {fault.needs or 'another model'}",
+                    code="faults.changes-nothing", path=path,
+                )  # fmt: skip
         report.bytes_out = draft.stat().st_size
     report.output = output
     report.notes += [f"fault {fault.id}: {fault.title}" for fault in faults]
@@ -201,7 +209,10 @@ def session_faulty(
     """See `aprlab.faults.session_with`."""
     for fault in faults:
         if fault.instrument is not None:
-            raise UsageError(f"fault {fault.id!r} is an instrument's: it changes what is measured, not what is computed")
+            raise UsageError(
+                f"fault {fault.id!r} is an instrument's: it changes what is measured, not what is computed",
+                code="faults.instrument",
+            )  # fmt: skip
     files = [fault for fault in faults if fault.run_seam is None]
     runs = [fault for fault in faults if fault.run_seam is not None]
     owner = model if isinstance(model, Session) else None
@@ -262,4 +273,6 @@ def _changed(fault: Fault, before: Any, after: Any) -> Any:
 
 
 def _no_use(fault: Fault) -> NoReturn:
-    raise UsageError(f"fault {fault.id!r} changes nothing here; it needs {fault.needs or 'another model'}")
+    raise UsageError(
+        f"fault {fault.id!r} changes nothing here; it needs {fault.needs or 'another model'}", code="faults.changes-nothing"
+    )

@@ -107,11 +107,13 @@ def edit_index(path: Path, change: Callable[[list[Entry]], list[Entry]]) -> None
     """Rewrite the tensor index of an APR file in place, header and footer kept true: the writer of the day meant it so."""
     box = apr.scan(path, verify=False)
     if box.compression is not None:
-        raise UsageError("this fault edits the finished file, which must not be compressed", path=path)
+        raise UsageError(
+            "this fault edits the finished file, which must not be compressed", code="faults.needs-uncompressed", path=path
+        )
     old = b"".join(entry.pack() for entry in box.entries)
     new = b"".join(entry.pack() for entry in change(list(box.entries)))
     if len(new) != len(old):
-        raise UsageError(f"the index would have {len(new)} bytes instead of {len(old)}", path=path)
+        raise UsageError(f"the index would have {len(new)} bytes instead of {len(old)}", code="faults.index-length", path=path)
     with open(path, "r+b") as file:
         file.seek(box.index_offset)
         file.write(new)

@@ -190,38 +190,33 @@ def scan(path: str | Path, *, verify: bool = True) -> Container:
     """
     path = Path(path)
     file = map_file(path)
-    if bytes(file[:4]) == b"APR1":
-        raise UnsupportedError("is APR version 1 ('APR1'), an older layout; convert it again from its source", path=path)
-    if bytes(file[:4]) == b"APRN":
-        raise UnsupportedError("is APR version 1 ('APRN', MessagePack metadata); convert it again from its source", path=path)
+    _refuse_version_1(file, path)
     at = Cursor(file.data, path)
     head = bytes(at.data[at.need(HEADER_SIZE, "the header") : HEADER_SIZE])
     magic, major, minor, flags, count, metadata_offset, metadata_size, index_offset, data_offset, crc = HEADER.unpack(head)
     if magic not in (b"APR\0", b"APR2"):
-        raise FormatError(f"is not APR: starts with {magic.hex(' ')}, expected '41 50 52 00'", path=path, offset=0)
+        raise FormatError(
+            f"is not APR: starts with {magic.hex(' ')}, expected '41 50 52 00'", code="apr.bad-magic", path=path, offset=0
+        )
     if major != 2:
-        raise UnsupportedError(f"is APR version {major}.{minor}; version 2 is handled", path=path, offset=4)
+        raise UnsupportedError(
+            f"is APR version {major}.{minor}; version 2 is handled", code="apr.unsupported-version", path=path, offset=4
+        )
     _refuse_kinds(flags, path)
 
     problems: list[AprlabError] = []
     if crc != header_crc(head):
         problems.append(
-            FormatError(f"header CRC is {crc:08x}, the header's bytes give {header_crc(head):08x}", path=path, offset=40)
+            FormatError(
+                f"header CRC is {crc:08x}, the header's bytes give {header_crc(head):08x}",
+                code="apr.header-crc",
+                path=path,
+                offset=40,
+            )
         )
     if unknown := flags & ~sum(FLAGS.values()):
-        problems.append(FormatError(f"flags {unknown:#06x} are not known", path=path, offset=6))
-    if metadata_size > METADATA_LIMIT:
-        raise FormatError(f"claims {metadata_size} bytes of metadata; at most {METADATA_LIMIT} are allowed", path=path, offset=20)
-    if not HEADER_SIZE <= metadata_offset <= metadata_offset + metadata_size <= index_offset <= data_offset:
-        raise FormatError(
-            f"parts out of order: metadata {metadata_offset}+{metadata_size}, index {index_offset}, data {data_offset}",
-            path=path, offset=12,
-        )  # fmt: skip
-    if data_offset - index_offset < count * _ENTRY_LEAST:
-        raise FormatError(
-            f"claims {count} tensors, at least {count * _ENTRY_LEAST} bytes of index; the index has {data_offset - index_offset}",
-            path=path, offset=8,
-        )  # fmt: skip
+        problems.append(FormatError(f"flags {unknown:#06x} are not known", code="apr.unknown-flags", path=path, offset=6))
+    _check_parts(count, metadata_offset, metadata_size, index_offset, data_offset, path)
     compression = "lz4" if flags & FLAGS["lz4"] else "zstd" if flags & FLAGS["zstd"] else None
     image = file if compression is None else _decompress(path, file, compression, data_offset, count)
 
@@ -230,7 +225,9 @@ def scan(path: str | Path, *, verify: bool = True) -> Container:
     metadata = _parse_metadata(at, metadata_size)
     at.offset = index_offset
     if index_offset < len(image) and image[index_offset] == ord("["):
-        raise UnsupportedError("keeps its weights as one JSON payload (realizar's own form)", path=path, offset=index_offset)
+        raise UnsupportedError(
+            "keeps its weights as one JSON payload (realizar's own form)", code="apr.json-weights", path=path, offset=index_offset
+        )
     entries = _read_index(at, count, data_offset)
     box = Container(
         path, magic, (major, minor), flags, metadata_offset, metadata_size, index_offset, data_offset,
@@ -241,13 +238,47 @@ def scan(path: str | Path, *, verify: bool = True) -> Container:
     return box
 
 
+def _refuse_version_1(file: np.ndarray, path: Path) -> None:
+    if bytes(file[:4]) == b"APR1":
+        raise UnsupportedError(
+            "is APR version 1 ('APR1'), an older layout; convert it again from its source",
+            code="apr.unsupported-version", path=path,
+        )  # fmt: skip
+    if bytes(file[:4]) == b"APRN":
+        raise UnsupportedError(
+            "is APR version 1 ('APRN', MessagePack metadata); convert it again from its source",
+            code="apr.unsupported-version", path=path,
+        )  # fmt: skip
+
+
+def _check_parts(count: int, metadata_offset: int, metadata_size: int, index_offset: int, data_offset: int, path: Path) -> None:
+    """What the header claims about sizes and order, before any of it is read."""
+    if metadata_size > METADATA_LIMIT:
+        raise FormatError(
+            f"claims {metadata_size} bytes of metadata; at most {METADATA_LIMIT} are allowed",
+            code="apr.metadata-too-large", path=path, offset=20,
+        )  # fmt: skip
+    if not HEADER_SIZE <= metadata_offset <= metadata_offset + metadata_size <= index_offset <= data_offset:
+        raise FormatError(
+            f"parts out of order: metadata {metadata_offset}+{metadata_size}, index {index_offset}, data {data_offset}",
+            code="apr.parts-out-of-order", path=path, offset=12,
+        )  # fmt: skip
+    if data_offset - index_offset < count * _ENTRY_LEAST:
+        raise FormatError(
+            f"claims {count} tensors, at least {count * _ENTRY_LEAST} bytes of index; the index has {data_offset - index_offset}",
+            code="apr.implausible-count", path=path, offset=8,
+        )  # fmt: skip
+
+
 def _refuse_kinds(flags: int, path: Path) -> None:
     for name in ("encrypted", "sharded", "column_major", "filterbank"):
         if flags & FLAGS[name]:
             kind = name.replace("_", "-")
-            raise UnsupportedError(f"is {kind} (flag {FLAGS[name]:#06x}), which is not handled", path=path, offset=6)
+            raise UnsupportedError(
+                f"is {kind} (flag {FLAGS[name]:#06x}), which is not handled", code="apr.unsupported-flag", path=path, offset=6
+            )
     if flags & FLAGS["lz4"] and flags & FLAGS["zstd"]:
-        raise FormatError("claims to be compressed by LZ4 and by zstd", path=path, offset=6)
+        raise FormatError("claims to be compressed by LZ4 and by zstd", code="apr.two-compressions", path=path, offset=6)
 
 
 def _parse_metadata(at: Cursor, size: int) -> dict[str, Any]:
@@ -257,18 +288,27 @@ def _parse_metadata(at: Cursor, size: int) -> dict[str, Any]:
 
 def _read_index(at: Cursor, count: int, end: int) -> list[Entry]:
     if end > at.size:
-        raise FormatError(f"ends inside the index: data would start at {end}, the file has {at.size}", path=at.path, offset=32)
+        raise FormatError(
+            f"ends inside the index: data would start at {end}, the file has {at.size}",
+            code="reading.truncated", path=at.path, offset=32,
+        )  # fmt: skip
     inside = Cursor(at.data[:end], at.path, at.offset)
     entries = []
     for n in range(count):
         start, what = inside.offset, f"index entry {n}"
         length = inside.unpack("H", what)
         if not 1 <= length <= NAME_LIMIT:
-            raise FormatError(f"{what} has a name of {length} bytes; 1 to {NAME_LIMIT} are allowed", path=at.path, offset=start)
+            raise FormatError(
+                f"{what} has a name of {length} bytes; 1 to {NAME_LIMIT} are allowed",
+                code="apr.name-length", path=at.path, offset=start,
+            )  # fmt: skip
         name = inside.text(length, f"the name in {what}")
         code, dims = inside.unpack("B", what), inside.unpack("B", what)
         if not 1 <= dims <= DIMS_LIMIT:
-            raise FormatError(f"has {dims} dimensions; 1 to {DIMS_LIMIT} are allowed", path=at.path, tensor=name, offset=start)
+            raise FormatError(
+                f"has {dims} dimensions; 1 to {DIMS_LIMIT} are allowed",
+                code="apr.dimension-count", path=at.path, tensor=name, offset=start,
+            )  # fmt: skip
         shape = tuple(inside.unpack("Q", what) for _ in range(dims))
         entries.append(Entry(name, code, shape, inside.unpack("Q", what), inside.unpack("Q", what), start))
     return entries
@@ -279,13 +319,17 @@ def _check_index(box: Container) -> None:
     seen: set[str] = set()
     for entry in box.entries:
         if entry.name in seen:
-            box.problems.append(FormatError("stands there twice", path=box.path, tensor=entry.name, offset=entry.at))
+            box.problems.append(
+                FormatError(
+                    "stands there twice", code="reading.duplicate-tensor", path=box.path, tensor=entry.name, offset=entry.at
+                )
+            )
         seen.add(entry.name)
         if entry.offset % ALIGNMENT:
             box.problems.append(
                 FormatError(
                     f"data offset {entry.offset} is not a multiple of {ALIGNMENT}",
-                    path=box.path, tensor=entry.name, offset=entry.at,
+                    code="reading.unaligned-tensor", path=box.path, tensor=entry.name, offset=entry.at,
                 )
             )  # fmt: skip
     listed = [entry.name for entry in box.entries]
@@ -294,7 +338,7 @@ def _check_index(box: Container) -> None:
         box.problems.append(
             FormatError(
                 f"stands after {listed[at - 1]!r}: the index is not sorted, and upstream's binary search misses tensors",
-                path=box.path, tensor=listed[at], offset=box.entries[at].at,
+                code="apr.index-not-sorted", path=box.path, tensor=listed[at], offset=box.entries[at].at,
             )
         )  # fmt: skip
     spans = [Span(e.name, box.data_offset + e.offset, box.data_offset + e.offset + e.size) for e in box.entries]
@@ -312,11 +356,15 @@ def _check_end(box: Container, *, verify: bool) -> None:
     promised = promised.get("body_bytes") if isinstance(promised, dict) else None
     body = len(box.image) - box.data_offset
     if isinstance(promised, int) and promised != body:
-        box.problems.append(FormatError(f"its writer wrote {promised} bytes of data, {body} are there", path=box.path))
+        box.problems.append(
+            FormatError(f"its writer wrote {promised} bytes of data, {body} are there", code="apr.body-length", path=box.path)
+        )
     if rest < 0:
         return  # spans have said so already
     if rest not in (0, pad, 4, pad + 4):
-        box.problems.append(FormatError(f"{rest} bytes follow the last tensor", path=box.path, offset=stop))
+        box.problems.append(
+            FormatError(f"{rest} bytes follow the last tensor", code="reading.trailing-bytes", path=box.path, offset=stop)
+        )
         return
     tail = box.image[stop:].tobytes()
     if rest in (0, pad) and not any(tail) and not (rest == 4 and box.flags & FLAGS["row_major"]):
@@ -324,12 +372,14 @@ def _check_end(box: Container, *, verify: bool) -> None:
     stored = int.from_bytes(tail[-4:], "little")
     box.footer = stored
     if any(tail[:-4]):
-        box.problems.append(FormatError("the padding after the last tensor is not zero", path=box.path, offset=stop))
+        box.problems.append(
+            FormatError("the padding after the last tensor is not zero", code="apr.padding-not-zero", path=box.path, offset=stop)
+        )
     if verify and stored != (found := _crc_of(box)):
         box.problems.append(
             FormatError(
                 f"footer CRC is {stored:08x}, the file's bytes give {found:08x}: the file is damaged",
-                path=box.path, offset=len(box.image) - 4,
+                code="apr.footer-crc", path=box.path, offset=len(box.image) - 4,
             )
         )  # fmt: skip
 
@@ -360,16 +410,21 @@ def _decompress(path: Path, file: np.ndarray, kind: str, data_offset: int, count
 
         claimed = int.from_bytes(bytes(body[:4]), "little")
         if len(body) < 4 or claimed > 255 * len(body) + 64:
-            raise FormatError(f"LZ4 body of {len(body)} bytes claims {claimed}, more than LZ4 can pack", path=path, offset=64)
+            raise FormatError(
+                f"LZ4 body of {len(body)} bytes claims {claimed}, more than LZ4 can pack",
+                code="apr.lz4-implausible-size", path=path, offset=64,
+            )  # fmt: skip
         try:
             plain = lz4.block.decompress(body.data)
         except (lz4.block.LZ4BlockError, MemoryError, ValueError) as error:
-            raise FormatError(f"LZ4 body is damaged: {error}", path=path, offset=HEADER_SIZE) from None
+            raise FormatError(f"LZ4 body is damaged: {error}", code="apr.lz4-damaged", path=path, offset=HEADER_SIZE) from None
         return np.concatenate([file[:HEADER_SIZE], np.frombuffer(plain, np.uint8)])
     import zstandard
 
     if data_offset > HEADER_SIZE + METADATA_LIMIT + (count + 1) * (_ENTRY_LEAST + NAME_LIMIT + 8 * DIMS_LIMIT) + 2 * ALIGNMENT:
-        raise FormatError(f"data cannot start at {data_offset} with {count} tensors", path=path, offset=32)
+        raise FormatError(
+            f"data cannot start at {data_offset} with {count} tensors", code="apr.implausible-data-offset", path=path, offset=32
+        )
     stream = zstandard.ZstdDecompressor().stream_reader(body.data)
     try:
         front = file[:HEADER_SIZE].tobytes() + stream.read(data_offset - HEADER_SIZE)
@@ -383,9 +438,9 @@ def _decompress(path: Path, file: np.ndarray, kind: str, data_offset: int, count
             out.write(chunk)
             limit -= len(chunk)
         if stream.read(1):
-            raise FormatError("zstd body goes on after the last tensor", path=path, offset=HEADER_SIZE)
+            raise FormatError("zstd body goes on after the last tensor", code="apr.zstd-goes-on", path=path, offset=HEADER_SIZE)
     except zstandard.ZstdError as error:
-        raise FormatError(f"zstd body is damaged: {error}", path=path, offset=HEADER_SIZE) from None
+        raise FormatError(f"zstd body is damaged: {error}", code="apr.zstd-damaged", path=path, offset=HEADER_SIZE) from None
     out.flush()
     return np.memmap(out, np.uint8, "r").view(np.ndarray)
 
@@ -413,21 +468,25 @@ def type_of(box: Container, entry: Entry, shape: tuple[int, ...]) -> TensorType:
     where: dict[str, Any] = {"path": box.path, "tensor": entry.name, "offset": entry.at}
     known = candidates(entry.code)
     if not known:
-        raise FormatError(f"unknown dtype byte {entry.code}", **where)
+        raise FormatError(f"unknown dtype byte {entry.code}", code="apr.unknown-dtype", **where)
     fitting = [t for t in known if t.fits(shape, entry.size)]
     if len(fitting) == 1:
         return fitting[0]
     if len(fitting) > 1:
         raise FormatError(
-            f"dtype byte {entry.code} is ambiguous: {entry.size} bytes fit {' and '.join(t.name for t in fitting)}", **where
-        )
+            f"dtype byte {entry.code} is ambiguous: {entry.size} bytes fit {' and '.join(t.name for t in fitting)}",
+            code="apr.ambiguous-dtype", **where,
+        )  # fmt: skip
     size = int(np.prod(shape, dtype=object))
     if entry.code == APRENDER_U8 and entry.size == size:
-        raise UnsupportedError("is U8 (dtype byte 7 of aprender), which is not handled", **where)
+        raise UnsupportedError("is U8 (dtype byte 7 of aprender), which is not handled", code="apr.unsupported-dtype", **where)
     wanted = " or ".join(f"{t.nbytes(shape) if shape[-1] % t.block_elements == 0 else 'none'} as {t.name}" for t in known)
     others = [t.name for t in types.TYPES if t.fits(shape, entry.size)]
     hint = f"; the size fits {', '.join(others)}" if others else ""
-    raise FormatError(f"dtype byte {entry.code} with {entry.size} bytes breaks the size law: {wanted} wanted{hint}", **where)
+    raise FormatError(
+        f"dtype byte {entry.code} with {entry.size} bytes breaks the size law: {wanted} wanted{hint}",
+        code="apr.size-law", **where,
+    )  # fmt: skip
 
 
 def naming_of(entries: Iterable[Entry]) -> str:
@@ -455,6 +514,7 @@ def open_model(path: str | Path, *, verify: bool = True) -> Model:
         raise FormatError(
             f"tensor names follow {found} (first: {example!r}); expected 'model.layers.N…' or 'blk.N…'. "
             "`aprlab peel` tells more, `aprlab repair` can rename",
+            code="apr.foreign-naming",
             path=box.path,
         )
     dialect = next(d for d in DIALECTS.values() if d.naming == naming)
@@ -464,11 +524,14 @@ def open_model(path: str | Path, *, verify: bool = True) -> Model:
         if gguf is None:
             raise FormatError(
                 f"unknown tensor name; {naming} names look like {names.from_gguf('blk.0.attn_q.weight', naming)!r}",
-                path=box.path, tensor=entry.name, offset=entry.at,
+                code="names.unknown-tensor", path=box.path, tensor=entry.name, offset=entry.at,
             )  # fmt: skip
         shape = entry.dims if dialect.dims == "rows" else entry.dims[::-1]
         if 0 in shape or np.prod([float(n) for n in shape]) > 2**62:
-            raise FormatError(f"has the impossible dimensions {list(shape)}", path=path, tensor=entry.name, offset=entry.at)
+            raise FormatError(
+                f"has the impossible dimensions {list(shape)}",
+                code="reading.impossible-dimensions", path=path, tensor=entry.name, offset=entry.at,
+            )  # fmt: skip
         kind = type_of(box, entry, shape)
         start = box.data_offset + entry.offset
         origin = Origin(box.path, entry.name, start if box.compression is None else -1)
@@ -509,23 +572,28 @@ def _config_value(metadata: dict[str, Any], name: str, path: Path) -> tuple[str,
     keys, default = CONFIG_KEYS[name]
     found = {key: metadata[key] for key in keys if metadata.get(key) is not None}
     if not found:
-        raise FormatError(f"metadata has no {keys[0]!r}; upstream would assume {default}, which is refused here", path=path)
+        raise FormatError(
+            f"metadata has no {keys[0]!r}; upstream would assume {default}, which is refused here",
+            code="apr.missing-key", path=path,
+        )  # fmt: skip
     if len({json.dumps(v) for v in found.values()}) > 1:
-        raise FormatError(f"metadata keys disagree: {found}", path=path)
+        raise FormatError(f"metadata keys disagree: {found}", code="apr.keys-disagree", path=path)
     return next(iter(found.items()))
 
 
 def _whole(metadata: dict[str, Any], name: str, path: Path) -> int:
     key, value = _config_value(metadata, name, path)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-        raise FormatError(f"metadata key {key!r} is {value!r:.60}, not a whole number in range", path=path)
+        raise FormatError(f"metadata key {key!r} is {value!r:.60}, not a whole number in range", code="apr.bad-value", path=path)
     return value
 
 
 def _float32(metadata: dict[str, Any], name: str, path: Path) -> float:
     key, value = _config_value(metadata, name, path)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 3.4e38:
-        raise FormatError(f"metadata key {key!r} is {value!r:.60}, not a number that a float32 can hold", path=path)
+        raise FormatError(
+            f"metadata key {key!r} is {value!r:.60}, not a number that a float32 can hold", code="apr.bad-value", path=path
+        )
     return float(np.float32(value))  # every writer has an f32 there; 1e-6 and its f32 neighbour are the same value
 
 
@@ -536,14 +604,16 @@ def config(metadata: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> 
     number = {name: _whole(metadata, name, path) for name in WHOLE}
     _, rope = _config_value(metadata, "rope_type", path)
     if not isinstance(rope, int) or rope not in ROPE_TYPES:
-        raise FormatError(f"metadata key 'rope_type' is {rope!r}; 0 (NORM) and 2 (NEOX) are known", path=path)
+        raise FormatError(
+            f"metadata key 'rope_type' is {rope!r}; 0 (NORM) and 2 (NEOX) are known", code="apr.unknown-rope-type", path=path
+        )
     embedding = tensors.get("token_embd.weight")
     if embedding is None:
-        raise FormatError("has no tensor 'token_embd.weight'", path=path)
+        raise FormatError("has no tensor 'token_embd.weight'", code="model.missing-tensor", path=path)
     if embedding.shape != (number["vocab_size"], number["embedding_length"]):
         raise FormatError(
             f"has shape {embedding.shape}, but vocab_size is {number['vocab_size']} and hidden_size {number['embedding_length']}",
-            path=path, tensor=embedding.origin.name,
+            code="model.tensor-shape", path=path, tensor=embedding.origin.name,
         )  # fmt: skip
     # Neither writer always has it, and both define it so; a wrong one shows in the shapes of Q and K.
     head_dim = number["embedding_length"] // max(number["head_count"], 1)
@@ -567,36 +637,44 @@ def tokenizer(metadata: dict[str, Any], path: Path) -> TokenizerData:
     def need(key: str, kind: type, default: str) -> Any:
         value = metadata.get(key)
         if value is None:
-            raise FormatError(f"metadata has no {key!r}; {default}, which is refused here", path=path)
+            raise FormatError(f"metadata has no {key!r}; {default}, which is refused here", code="apr.missing-key", path=path)
         if not isinstance(value, kind):
-            raise FormatError(f"metadata key {key!r} is a {type(value).__name__}, not a {kind.__name__}", path=path)
+            raise FormatError(
+                f"metadata key {key!r} is a {type(value).__name__}, not a {kind.__name__}", code="apr.bad-value", path=path
+            )
         return value
 
     def strings(key: str, default: str) -> list[str]:
         value = need(key, list, default)
         if not all(isinstance(item, str) for item in value):
-            raise FormatError(f"metadata key {key!r} holds something that is not text", path=path)
+            raise FormatError(f"metadata key {key!r} holds something that is not text", code="apr.bad-value", path=path)
         return value
 
     def identity(key: str) -> int | None:
         value = metadata.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise FormatError(f"metadata key {key!r} is {value!r}, not a token id", path=path)
+            raise FormatError(f"metadata key {key!r} is {value!r}, not a token id", code="apr.bad-value", path=path)
         return value
 
     tokens = strings("tokenizer.vocabulary", "upstream would print token numbers")
     token_types = need("tokenizer.token_type", list, "upstream would take every token for ordinary text")
     if len(token_types) != len(tokens):
-        raise FormatError(f"{len(tokens)} tokens, but {len(token_types)} token types", path=path)
+        raise FormatError(
+            f"{len(tokens)} tokens, but {len(token_types)} token types", code="tokenizer.token-types-count", path=path
+        )
     if not all(isinstance(t, int) and not isinstance(t, bool) for t in token_types):
-        raise FormatError("metadata key 'tokenizer.token_type' holds something that is not a number", path=path)
+        raise FormatError(
+            "metadata key 'tokenizer.token_type' holds something that is not a number", code="apr.bad-value", path=path
+        )
     model_key = "tokenizer.model" if "tokenizer.model" in metadata else "tokenizer.model_type"
     add_bos = metadata.get("tokenizer.add_bos_token")
     if add_bos is not None and not isinstance(add_bos, bool):
-        raise FormatError(f"metadata key 'tokenizer.add_bos_token' is {add_bos!r:.60}, not true or false", path=path)
+        raise FormatError(
+            f"metadata key 'tokenizer.add_bos_token' is {add_bos!r:.60}, not true or false", code="apr.bad-value", path=path
+        )
     template = metadata.get("chat_template", metadata.get("tokenizer.chat_template"))
     if template is not None and not isinstance(template, str):
-        raise FormatError("the chat template is not text", path=path)
+        raise FormatError("the chat template is not text", code="apr.bad-value", path=path)
     return TokenizerData(
         model=need(model_key, str, "upstream would guess it from the vocabulary"),
         pre=need("tokenizer.pre_type", str, "upstream would split text as GPT-2 does"),
@@ -691,7 +769,8 @@ def write(
         metadata = {**metadata, "source_metadata": {**metadata["source_metadata"], "body_bytes": body}}
     text = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     if len(text) > METADATA_LIMIT:
-        raise UnsupportedError(f"metadata would be {len(text)} bytes; APR allows {METADATA_LIMIT}", path=output)
+        raise UnsupportedError(f"metadata would be {len(text)} bytes; APR allows {METADATA_LIMIT}",
+                               code="apr.metadata-does-not-fit", path=output)  # fmt: skip
     index = b"".join(entry.pack() for entry in entries)
     flags = dialect.flags | (FLAGS[compress] if compress else 0)
     header = bytearray(
@@ -704,7 +783,8 @@ def write(
     header[40:44] = header_crc(bytes(header)).to_bytes(4, "little")
     front = [text, bytes(padding(len(text), ALIGNMENT)), index, bytes(padding(index_at + len(index), ALIGNMENT))]
     if compress == "lz4" and (due := sum(map(len, front)) + body) > LZ4_LIMIT:
-        raise UnsupportedError(f"an LZ4 block holds {LZ4_LIMIT} bytes, and {due} are to be packed; zstd can", path=output)
+        raise UnsupportedError(f"an LZ4 block holds {LZ4_LIMIT} bytes, and {due} are to be packed; zstd can",
+                               code="apr.lz4-limit", path=output)  # fmt: skip
     with atomic(Path(output), force=force) as file:
         if compress is None:
             return _write_body(_Crc(file), header, front, plans, dialect, progress)
@@ -734,7 +814,9 @@ def _write_body(
                 if progress is not None:
                     progress(memoryview(chunk).nbytes)
             if out.size - before != plan.nbytes:
-                raise FormatError(f"gave {out.size - before} bytes, {plan.nbytes} were planned", tensor=plan.name)
+                raise FormatError(
+                    f"gave {out.size - before} bytes, {plan.nbytes} were planned", code="writing.length-differs", tensor=plan.name
+                )
             out.write(bytes(padding(plan.nbytes, ALIGNMENT)))
     finally:
         crc = out.settle()

@@ -153,7 +153,10 @@ def look(path: str | Path) -> Seen:
         return from_container(apr.scan(path))
     if bytes(file[8:9]) == b"{":
         return _look_safetensors(path)
-    raise FormatError(f"neither GGUF nor APR: the file starts with {bytes(file[:4]).hex(' ') or 'nothing'}", path=path, offset=0)
+    raise FormatError(
+        f"neither GGUF nor APR: the file starts with {bytes(file[:4]).hex(' ') or 'nothing'}",
+        code="formats.unknown-format", path=path, offset=0,
+    )  # fmt: skip
 
 
 def _look_safetensors(path: Path) -> Seen:

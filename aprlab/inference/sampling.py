@@ -25,9 +25,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.temperature) and self.temperature >= 0):
-            raise UsageError(f"temperature {self.temperature}: a number from 0 up is needed")
+            raise UsageError(f"temperature {self.temperature}: a number from 0 up is needed", code="sampling.temperature")
         if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p {self.top_p}: a number above 0 and up to 1 is needed")
+            raise UsageError(f"top_p {self.top_p}: a number above 0 and up to 1 is needed", code="sampling.top-p")
 
     def choose(self, logits: np.ndarray, rng: np.random.Generator) -> int:
         """A token id, from finite logits ``(V,)``."""

@@ -84,12 +84,14 @@ class Session:
         """
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         if not turns or not all(str(turn.get("content", "")) for turn in turns):
-            raise UsageError("the prompt is empty")
+            raise UsageError("the prompt is empty", code="session.empty-prompt")
         if system is not None:
             turns = [{"role": "system", "content": system}, *turns]
         data = self.model.tokenizer
         if data.chat_template is None:
-            raise UsageError("the model has no chat template; give the prompt raw", path=self.model.path)
+            raise UsageError(
+                "the model has no chat template; give the prompt raw", code="session.no-template", path=self.model.path
+            )
         special: dict[str, Any] = {
             name: data.tokens[id]
             for name, id in (("bos_token", data.bos_token_id), ("eos_token", data.eos_token_id))
@@ -106,7 +108,7 @@ class Session:
         """Prompt ids of a text as it is; control tokens spelled out in it count as themselves."""
         ids = self.tokenizer.encode(prompt)
         if not prompt or not ids:
-            raise UsageError("the prompt is empty")
+            raise UsageError("the prompt is empty", code="session.empty-prompt")
         return ids
 
     def prompt_tokens(
@@ -115,13 +117,13 @@ class Session:
         """Ids of whatever the caller calls a prompt: a text (chat, or `raw`), a conversation, or ids already."""
         if isinstance(prompt, str):
             if raw and system is not None:
-                raise UsageError("a raw prompt takes no system message")
+                raise UsageError("a raw prompt takes no system message", code="session.system-with-raw")
             return self.raw_tokens(prompt) if raw else self.chat_tokens(prompt, system=system)
         if len(prompt) == 0:
-            raise UsageError("the prompt is empty")
+            raise UsageError("the prompt is empty", code="session.empty-prompt")
         if all(isinstance(part, int | np.integer) for part in prompt):
             if system is not None:
-                raise UsageError("a prompt of token ids takes no system message")
+                raise UsageError("a prompt of token ids takes no system message", code="session.system-with-raw")
             return [int(part) for part in prompt]  # type: ignore[arg-type]
         return self.chat_tokens(prompt, system=system)  # type: ignore[arg-type]
 
@@ -142,10 +144,13 @@ class Session:
         """See `generate` below."""
         ids = self.prompt_tokens(prompt, raw=raw, system=system)
         if max_tokens < 1:
-            raise UsageError(f"max_tokens {max_tokens}: at least 1 is needed")
+            raise UsageError(f"max_tokens {max_tokens}: at least 1 is needed", code="session.max-tokens")
         room = self.config.context_length - len(ids)
         if room < 1:
-            raise UsageError(f"{len(ids)} prompt tokens leave no room in a context of {self.config.context_length}")
+            raise UsageError(
+                f"{len(ids)} prompt tokens leave no room in a context of {self.config.context_length}",
+                code="session.context-full",
+            )
         max_tokens = min(max_tokens, room)
         text = AnswerText(self.tokenizer, stop)
         started = time.perf_counter()
@@ -218,7 +223,7 @@ class Session:
         """
         ids = [*prompt, *tokens[:-1]]
         if not len(prompt) or not len(tokens):
-            raise UsageError("a prompt and an answer are needed")
+            raise UsageError("a prompt and an answer are needed", code="session.answer-needed")
         self._resume(list(prompt), len(ids))
         assert self._cache is not None
         rest = ids[len(self._cached) :]
@@ -248,7 +253,10 @@ class Session:
         logits = self.engine.to_numpy(out)[-1]
         if not np.isfinite(logits).all():
             nan, inf = int(np.isnan(logits).sum()), int(np.isinf(logits).sum())
-            raise NumericError(f"step {step}: {nan} NaN and {inf} Inf among {logits.size} logits", path=self.model.path)
+            raise NumericError(
+                f"step {step}: {nan} NaN and {inf} Inf among {logits.size} logits",
+                code="session.logits-not-finite", path=self.model.path,
+            )  # fmt: skip
         return logits
 
 

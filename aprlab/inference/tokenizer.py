@@ -53,16 +53,25 @@ class Qwen2Tokenizer:
 
     def __init__(self, data: TokenizerData) -> None:
         if data.model != "gpt2":
-            raise UnsupportedError(f"tokenizer model {data.model!r}; only 'gpt2' (byte-level BPE) is handled")
+            raise UnsupportedError(
+                f"tokenizer model {data.model!r}; only 'gpt2' (byte-level BPE) is handled", code="tokenizer.unsupported-model"
+            )
         if data.pre not in PRE_TOKENIZERS:
-            raise UnsupportedError(f"pre-tokeniser {data.pre!r}; known: {', '.join(PRE_TOKENIZERS)}")
+            raise UnsupportedError(
+                f"pre-tokeniser {data.pre!r}; known: {', '.join(PRE_TOKENIZERS)}", code="tokenizer.unsupported-pre-tokenizer"
+            )
         if len(data.token_types) != len(data.tokens):
-            raise FormatError(f"{len(data.tokens)} tokens, but {len(data.token_types)} token types")
+            raise FormatError(
+                f"{len(data.tokens)} tokens, but {len(data.token_types)} token types", code="tokenizer.token-types-count"
+            )
         self.data = data
         self.vocab_size = len(data.tokens)
         for name, id in (("bos", data.bos_token_id), ("eos", data.eos_token_id), ("padding", data.pad_token_id)):
             if id is not None and not 0 <= id < self.vocab_size:
-                raise FormatError(f"the {name} token {id} is outside the vocabulary of {self.vocab_size}")
+                raise FormatError(
+                    f"the {name} token {id} is outside the vocabulary of {self.vocab_size}",
+                    code="tokenizer.special-token-out-of-range",
+                )  # fmt: skip
         self._ids = _vocabulary(data.tokens)
         self._tokenizer = _build(data, self._ids)
         self.eog: frozenset[int] = frozenset(
@@ -83,7 +92,9 @@ class Qwen2Tokenizer:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise UsageError(f"the text is not Unicode: {error.reason} at character {error.start}") from None
+            raise UsageError(
+                f"the text is not Unicode: {error.reason} at character {error.start}", code="tokenizer.text-not-unicode"
+            ) from None
         self._tokenizer.encode_special_tokens = not parse_special
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         first = [self.data.bos_token_id] if self.data.add_bos and self.data.bos_token_id is not None else []
@@ -92,7 +103,7 @@ class Qwen2Tokenizer:
     def token(self, id: int) -> str:
         """The token as the file spells it (``Ġdef``); raises UsageError for an id outside the vocabulary."""
         if not 0 <= id < self.vocab_size:
-            raise UsageError(f"token {id} is outside the vocabulary of {self.vocab_size}")
+            raise UsageError(f"token {id} is outside the vocabulary of {self.vocab_size}", code="tokenizer.token-out-of-range")
         return self.data.tokens[id]
 
     def token_bytes(self, id: int) -> bytes:
@@ -103,7 +114,10 @@ class Qwen2Tokenizer:
         try:
             return bytes(BYTE_ALPHABET[c] for c in token)
         except KeyError as error:
-            raise FormatError(f"token {id} {token!r} holds {error.args[0]!r}, no byte of a byte-level vocabulary") from None
+            raise FormatError(
+                f"token {id} {token!r} holds {error.args[0]!r}, no byte of a byte-level vocabulary",
+                code="tokenizer.token-not-bytes",
+            ) from None  # fmt: skip
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD. `skip_special` leaves control tokens out."""
@@ -145,10 +159,16 @@ def _vocabulary(tokens: list[str]) -> dict[str, int]:
     ids = {token: id for id, token in enumerate(tokens)}
     if len(ids) != len(tokens):
         twice = next(id for id, token in enumerate(tokens) if ids[token] != id)
-        raise FormatError(f"token {tokens[twice]!r} stands twice in the vocabulary, as {twice} and {ids[tokens[twice]]}")
+        raise FormatError(
+            f"token {tokens[twice]!r} stands twice in the vocabulary, as {twice} and {ids[tokens[twice]]}",
+            code="tokenizer.duplicate-token",
+        )  # fmt: skip
     missing = [byte for char, byte in BYTE_ALPHABET.items() if char not in ids]
     if missing:  # such a byte would vanish from every prompt without a word
-        raise FormatError(f"the vocabulary has no token for byte 0x{missing[0]:02X} ({len(missing)} bytes in all)")
+        raise FormatError(
+            f"the vocabulary has no token for byte 0x{missing[0]:02X} ({len(missing)} bytes in all)",
+            code="tokenizer.missing-byte",
+        )  # fmt: skip
     return ids
 
 
@@ -157,12 +177,12 @@ def _build(data: TokenizerData, ids: dict[str, int]) -> Tokenizer:
     for n, merge in enumerate(data.merges):
         left, space, right = merge.partition(" ")
         if not (left and space and right):
-            raise FormatError(f"merge {n} {merge!r} is not two words with a space between them")
+            raise FormatError(f"merge {n} {merge!r} is not two words with a space between them", code="tokenizer.bad-merge")
         merges.append((left, right))
     try:
         tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges))
     except Exception as error:  # the Rust side raises plain Exception, with the word that is out of place
-        raise FormatError(f"vocabulary and merges do not fit: {error}") from None
+        raise FormatError(f"vocabulary and merges do not fit: {error}", code="tokenizer.merges-do-not-fit") from None
     tokenizer.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(Regex(PRE_TOKENIZERS[data.pre]), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])

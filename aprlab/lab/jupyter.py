@@ -66,9 +66,11 @@ def copy_notebooks(folder: str | Path) -> Copied:
         if text != before:
             write_text(record, text)
     except OSError as error:
-        raise UsageError(f"cannot be used: {error.strerror or error}", path=folder) from None
+        raise UsageError(f"cannot be used: {error.strerror or error}", code="jupyter.cannot-use", path=folder) from None
     except ValueError as error:
-        raise FormatError(f"is damaged: {error}; delete it, and every notebook that differs is kept", path=record) from None
+        raise FormatError(
+            f"is damaged: {error}; delete it, and every notebook that differs is kept", code="jupyter.damaged", path=record
+        ) from None
     return done
 
 

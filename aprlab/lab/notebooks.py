@@ -57,7 +57,7 @@ def find_notebook(name: str | Path) -> Path:
         path = folder / f"{name}.ipynb"
         known = f"; known: {', '.join(sorted(p.stem for p in folder.glob('*.ipynb')))}"
     if not path.is_file():
-        raise UsageError(f"there is no notebook {str(name)!r}{known}")
+        raise UsageError(f"there is no notebook {str(name)!r}{known}", code="lab.unknown-notebook")
     return path
 
 
@@ -88,14 +88,21 @@ def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dic
     checked: dict[str, Any] = {}
     for name, value in parameters.items():
         if name not in declared:
-            raise UsageError(f"{path.stem} has no parameter {name!r}; it has: {', '.join(declared) or 'none'}")
+            raise UsageError(
+                f"{path.stem} has no parameter {name!r}; it has: {', '.join(declared) or 'none'}", code="lab.unknown-parameter"
+            )
         wanted = declared[name]["inferred_type_name"]
         if wanted not in TYPES:
-            raise UsageError(f"{path.stem}: parameter {name!r} is declared as {wanted!r}, not as one of {', '.join(TYPES)}")
+            raise UsageError(
+                f"{path.stem}: parameter {name!r} is declared as {wanted!r}, not as one of {', '.join(TYPES)}",
+                code="lab.parameter-declared",
+            )  # fmt: skip
         if wanted == "float" and type(value) is int:
             value = float(value)
         if type(value) is not TYPES[wanted]:
-            raise UsageError(f"{path.stem}: parameter {name!r} wants {wanted}, got {type(value).__name__} {value!r}")
+            raise UsageError(
+                f"{path.stem}: parameter {name!r} wants {wanted}, got {type(value).__name__} {value!r}", code="lab.parameter-type"
+            )
         checked[name] = value
     return checked
 
@@ -119,17 +126,19 @@ def run_notebook(
     folder = reports_folder(out)
     executed, page, report = (folder / f"{source.stem}{suffix}" for suffix in (".ipynb", ".html", ".json"))
     if executed.exists() and executed.samefile(source):
-        raise UsageError("the report would replace the notebook itself; name another folder", path=folder)
+        raise UsageError(
+            "the report would replace the notebook itself; name another folder", code="lab.report-replaces-notebook", path=folder
+        )
     for stale in (executed, page, report):  # an old result must never be taken for this run's
         stale.unlink(missing_ok=True)
     failure = _execute(source, executed, parameters, progress)
     _write_page(executed, page)
     if failure:
-        raise NotebookError(failure, path=executed)
+        raise NotebookError(failure, code="lab.notebook-failed", path=executed)
     try:
         findings = json.loads(report.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise NotebookError(f"ran to its end but wrote no {report.name}", path=executed) from None
+        raise NotebookError(f"ran to its end but wrote no {report.name}", code="lab.no-findings", path=executed) from None
     return Run(executed, page, report, findings)
 
 
@@ -139,7 +148,7 @@ def reports_folder(out: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot be a folder for reports: {error.strerror}", path=folder) from None
+        raise UsageError(f"cannot be a folder for reports: {error.strerror}", code="lab.no-reports-folder", path=folder) from None
     return folder
 
 
@@ -214,7 +223,10 @@ def walk(
     for key in asked:
         if not any(key in known for known in declared.values()):
             known = sorted({name for cells in declared.values() for name in cells})
-            raise UsageError(f"no notebook of {', '.join(chosen)} has a parameter {key!r}; they have: {', '.join(known)}")
+            raise UsageError(
+                f"no notebook of {', '.join(chosen)} has a parameter {key!r}; they have: {', '.join(known)}",
+                code="lab.unknown-parameter",
+            )  # fmt: skip
     mine = {name: check_parameters(name, {k: v for k, v in given.items() if k in declared[name]}) for name in chosen}
     steps: list[Step] = []
     for name in chosen:
@@ -346,7 +358,7 @@ def _execute(source: Path, executed: Path, parameters: dict[str, Any], progress:
         return f"the kernel ended: {error}"
     except OSError as error:  # papermill writes the notebook after every cell, and may have got half of it written
         executed.unlink(missing_ok=True)
-        raise UsageError(f"cannot be written: {error.strerror or error}", path=executed) from None
+        raise UsageError(f"cannot be written: {error.strerror or error}", code="writing.cannot-write", path=executed) from None
     finally:
         _set_environment(kept)
     return ""

@@ -59,4 +59,6 @@ class TokenizerData:
 def require_qwen2(architecture: str, path: Path) -> None:
     """Only Qwen2 is understood; anything else is refused by name."""
     if architecture != "qwen2":
-        raise UnsupportedError(f"architecture {architecture!r}; only 'qwen2' is handled", path=path)
+        raise UnsupportedError(
+            f"architecture {architecture!r}; only 'qwen2' is handled", code="config.unsupported-architecture", path=path
+        )

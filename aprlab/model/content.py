@@ -140,7 +140,7 @@ def map_file(path: Path) -> np.ndarray:
             return np.zeros(0, np.uint8)
         file = np.memmap(path, np.uint8, "r")
     except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", path=path) from None
+        raise UsageError(f"cannot be read: {error.strerror}", code="reading.unreadable", path=path) from None
     start = file.ctypes.data
     MAPPED[start] = (file.nbytes, Path(path))
     weakref.finalize(file, MAPPED.pop, start, None)
@@ -189,5 +189,7 @@ def read_chunks(path: Path, offset: int, nbytes: int, step: int = CHUNK) -> Iter
         for start in range(offset, offset + nbytes, step):
             view = _RING.next()[: min(step, offset + nbytes - start)]
             if os.preadv(file.fileno(), [view], start) != len(view):
-                raise FormatError("the file became shorter while it was read", path=path, offset=start)
+                raise FormatError(
+                    "the file became shorter while it was read", code="reading.file-shrank", path=path, offset=start
+                )
             yield view

@@ -48,7 +48,7 @@ class Model:
         try:
             return self.tensors[name]
         except KeyError:
-            raise FormatError(f"has no tensor {name!r}", path=self.path) from None
+            raise FormatError(f"has no tensor {name!r}", code="model.missing-tensor", path=self.path) from None
 
     def with_changes(
         self,

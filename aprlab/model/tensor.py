@@ -123,6 +123,7 @@ class Tensor:
             at = start + bad * self.type.block_bytes
             raise FormatError(
                 f"{self.type.name} block {at // self.type.block_bytes} has a scale that is not a finite number",
+                code="model.scale-not-finite",
                 path=self.origin.path, tensor=self.name, offset=self.origin.place(head + at),
             )  # fmt: skip
 

@@ -70,7 +70,7 @@ class DeviceArray:
         """A view of rows of the first axis, in steps of one."""
         start, stop, step = rows.indices(self.shape[0])
         if step != 1:
-            raise UnsupportedError(f"slices of device arrays take steps of 1, not {step}")
+            raise UnsupportedError(f"slices of device arrays take steps of 1, not {step}", code="cuda.slice-step")
         count = max(0, stop - start)
         return DeviceArray(self.buffer, (count, *self.shape[1:]), self.offset + 4 * start * prod(self.shape[1:]))
 
@@ -89,14 +89,16 @@ def module_texts(kernels: Mapping[str, str] | None) -> dict[str, str]:
     """A device's option `kernels`: text by module, in place of the package's own. Raises UsageError for an unknown module."""
     unknown = set(kernels or ()) - set(MODULES)
     if unknown:
-        raise UsageError(f"unknown kernel module {min(unknown)!r}; known: {', '.join(MODULES)}")
+        raise UsageError(
+            f"unknown kernel module {min(unknown)!r}; known: {', '.join(MODULES)}", code="engines.unknown-kernels-module"
+        )
     return dict(kernels or {})
 
 
 def no_more_options(engine: str, unknown: Mapping[str, Any]) -> None:
     """Raises UsageError if there are options left that an engine does not have."""
     if unknown:
-        raise UsageError(f"engine {engine!r} has no option {min(unknown)!r}")
+        raise UsageError(f"engine {engine!r} has no option {min(unknown)!r}", code="engines.unknown-option")
 
 
 class KernelEngine(Engine):
@@ -133,6 +135,7 @@ class KernelEngine(Engine):
             raise UnsupportedError(
                 f"the model's weights take {needed} bytes ({needed / 2**20:.0f} MiB) of device memory, "
                 f"{free} bytes ({free / 2**20:.0f} MiB) are free",
+                code="cuda.out-of-memory",
                 path=self.model.path,
             )
 
@@ -262,7 +265,9 @@ class KernelEngine(Engine):
     ) -> DeviceArray:
         (count, heads, size), kv_heads = q.shape, k.shape[1]
         if heads % kv_heads:
-            raise FormatError(f"{heads} query heads do not share {kv_heads} key/value heads evenly")
+            raise FormatError(
+                f"{heads} query heads do not share {kv_heads} key/value heads evenly", code="config.heads-not-shared"
+            )
         n = kv_heads * size
         at = self._at(self._positions(positions))
         keys, values = (self._at(part, layer * cache.capacity * n) for part in (cache.k, cache.v))
@@ -297,7 +302,7 @@ class KernelEngine(Engine):
         try:
             launch = make(tensor.type, *arguments)
         except UnsupportedError as error:
-            raise UnsupportedError(error.message, path=self.model.path, tensor=tensor.name) from None
+            raise UnsupportedError(error.message, code=error.code, path=self.model.path, tensor=tensor.name) from None
         self.device.run(launch)
 
 

@@ -83,7 +83,9 @@ def check_threads(threads: int | None) -> int:
     if threads is None:
         return min(limit, cores())
     if threads > limit:
-        raise UsageError(f"{threads} threads: numba was started with {limit} (environment NUMBA_NUM_THREADS)")
+        raise UsageError(
+            f"{threads} threads: numba was started with {limit} (environment NUMBA_NUM_THREADS)", code="simd.too-many-threads"
+        )
     return threads
 
 
