@@ -166,7 +166,9 @@ class Engine(ABC):
         A primitive without hooks costs nothing more than before.
         """
         if primitive not in PRIMITIVES:
-            raise UsageError(f"an engine has no primitive {primitive!r}; known: {', '.join(PRIMITIVES)}", code="engines.unknown-primitive")
+            raise UsageError(
+                f"an engine has no primitive {primitive!r}; known: {', '.join(PRIMITIVES)}", code="engines.unknown-primitive"
+            )
         hooks = self._hooks.setdefault(primitive, [])
         hooks.append(hook)
         if len(hooks) == 1:

@@ -33,7 +33,7 @@ from aprlab.instruments.summary_statistics import PERCENTILES, Statistics
 from aprlab.model import names
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
-from aprlab.onion.sides import decodings
+from aprlab.onion.decode_counts import decodings
 from aprlab.published import QUESTION
 from aprlab.quants import types
 from aprlab.quants.types import TensorType

@@ -17,7 +17,7 @@ from aprlab.inference.generation import AnswerText, Generation, load_report
 from aprlab.inference.sampling import Sampling
 from aprlab.inference.template import Message, render
 from aprlab.inference.tokenizer import Qwen2Tokenizer
-from aprlab.model.config import ModelConfig, TokenizerData
+from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
 
 OnToken = Callable[[int, str], None]  # token id, and the text that it made certain (may be empty)
@@ -32,7 +32,6 @@ class Session:
         threads: for that engine.
         config: instead of the model's own.
         tokenizer: instead of the model's own.
-        data: tokenizer data instead of the model's own, with its chat template.
         cache_of: a session over the same engine and weights: what it has run already need not run again, so the two must not
             run at the same time.
         options: of the engine, where a model is given.
@@ -46,13 +45,12 @@ class Session:
         threads: int | None = None,
         config: ModelConfig | None = None,
         tokenizer: Qwen2Tokenizer | None = None,
-        data: TokenizerData | None = None,
         cache_of: Session | None = None,
         **options: Any,
     ) -> None:
         started = time.perf_counter()
         self.engine = model if isinstance(model, Engine) else engines.create(engine, model, threads, **options)
-        self.model = self.engine.model if data is None else self.engine.model.with_changes(tokenizer=data)
+        self.model = self.engine.model
         self.config = config if config is not None else self.model.config
         check(self.model, self.config)
         if tokenizer is not None:

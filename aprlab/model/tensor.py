@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from aprlab.errors import FormatError
+from aprlab.model import decode_hooks
 from aprlab.model.content import Content, Mapped, Rows, content_of
 from aprlab.quants import quant
 from aprlab.quants.check import first_bad_block, scale_is_finite
@@ -95,6 +96,7 @@ class Tensor:
 
     def dequantise(self, rows: Rows | None = None) -> np.ndarray:
         """Values as ``float32``: of `shape`, or ``(len(rows), cols)`` for a slice or an index array of rows."""
+        decode_hooks.notify(self.name)
         return self.content.values(self.type, self.shape, rows)
 
     def release(self, rows: slice | None = None) -> None:
