@@ -25,6 +25,7 @@ from aprlab.formats.writing import atomic, atomic_folder, check_output, write_al
 from aprlab.model import names
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
+from aprlab.model.vocabulary import check_tokenizer, end_of_generation, merge_pairs
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
@@ -200,8 +201,6 @@ def export(
 def _to_safetensors(
     model: Model, output: Path, dtype: str, force: bool, progress: Progress | None, started: float
 ) -> ConversionReport:
-    from aprlab.inference.tokenizer import Qwen2Tokenizer
-
     kind = safetensors.DTYPES.get(dtype.upper())
     if kind is None:
         raise UsageError(
@@ -213,8 +212,9 @@ def _to_safetensors(
         if output.exists() and output.resolve() in (path.resolve(), path.resolve().parent, path.parent.resolve()):
             raise UsageError("holds the input", code="conversion.output-holds-input", path=output)
     tok = model.tokenizer
-    eog = Qwen2Tokenizer(tok).eog
-    ends = sorted(eog, key=lambda id: (id != tok.eos_token_id, id))
+    ids = check_tokenizer(tok)
+    merge_pairs(tok, ids)
+    ends = sorted(end_of_generation(tok, ids), key=lambda id: (id != tok.eos_token_id, id))
     torch = {types.F32: "float32", types.F16: "float16", types.BF16: "bfloat16"}[kind]
     files = huggingface.companions(model.config, tok, torch, ends)
     written = [t if t.type is kind else recoded(t, kind) for t in model.tensors.values()]

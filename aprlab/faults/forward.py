@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.architectures.qwen2 import output_weight
 from aprlab.conversion.seams import Seams
 from aprlab.engines.base import Array, Cache
 from aprlab.engines.wrapped import Wrapped
@@ -18,6 +17,7 @@ from aprlab.faults.naming import gguf_name
 from aprlab.faults.tensors import change_metadata, change_plans, change_tensors, is_
 from aprlab.inference.session import Session
 from aprlab.model.config import ModelConfig
+from aprlab.model.inventory import output_weight
 from aprlab.model.tensor import Tensor
 
 # ── numbers of the config ─────────────────────────────────────────────────────────────────────────────────────────

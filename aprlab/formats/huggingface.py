@@ -22,6 +22,7 @@ from aprlab.model.config import ModelConfig, TokenizerData, require_qwen2
 from aprlab.model.content import drop_pages
 from aprlab.model.model import Model
 from aprlab.model.tensor import Origin, Tensor
+from aprlab.model.vocabulary import CONTROL, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION = (
@@ -31,8 +32,6 @@ TEMPLATE = "chat_template.jinja"
 WRITTEN = (SINGLE, CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION)
 READ = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, INDEX)  # beside the weights
 JSON_LIMIT = 64 * 2**20  # the largest text file that is read at all; Qwen2's tokenizer.json has 7 MB
-
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # ggml's token types
 
 
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -282,8 +281,6 @@ def tokenizer(folder: Path, raw_config: dict[str, Any], tensors: dict[str, Tenso
 
 def _pre_tokenizer(raw: dict[str, Any], path: Path) -> str:
     """The name ggml has for the way text is cut into words; the pattern must be known to the letter."""
-    from aprlab.inference.tokenizer import PRE_TOKENIZERS  # stands above the formats; only this asks for it
-
     normalizer = raw.get("normalizer")
     if not isinstance(normalizer, dict) or normalizer.get("type") != "NFC":
         raise UnsupportedError(
@@ -445,8 +442,6 @@ def foreign_tokens(tok: TokenizerData) -> list[int]:
 
 def tokenizer_json(tok: TokenizerData) -> dict[str, Any]:
     """tokenizer.json as Qwen2's authors publish it; what only pads the vocabulary is left out."""
-    from aprlab.inference.tokenizer import PRE_TOKENIZERS
-
     if tok.model != "gpt2" or tok.pre not in PRE_TOKENIZERS:
         raise UnsupportedError(
             f"tokenizer {tok.model!r} with pre-tokeniser {tok.pre!r}; only Qwen2's can be written",

@@ -111,7 +111,7 @@ def _marks(text: str) -> str:
 
 @cache
 def _byte_of() -> dict[str, int]:
-    from aprlab.inference.tokenizer import BYTE_ALPHABET
+    from aprlab.model.vocabulary import BYTE_ALPHABET
 
     return dict(BYTE_ALPHABET)
 
