@@ -319,7 +319,7 @@ def build(module: Module, entry: str, *, checks: bool = False, dynamic_shared: i
     local = [v for v in candidates if v.space == "local"]
     program.local, program.local_bytes = _layout(local, 16 if checks else 0)
     for what, need, most in (
-        ("shared memory for a block", sum(v.nbytes for v in static) + dynamic_shared, MOST_SHARED),
+        ("static shared memory for a block", sum(v.nbytes for v in static), MOST_SHARED),
         ("local memory for a thread", sum(v.nbytes for v in local), MOST_LOCAL),
     ):
         if need > most:
