@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import re
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aprlab.errors import FormatError
+from aprlab.errors import FormatError, UsageError
 
 
 class Cursor:
@@ -70,6 +72,29 @@ def check_spans(spans: list[Span], end: int, path: Path) -> None:
                 f"overlaps tensor {before.name!r}, whose bytes end at {before.stop}",
                 path=path, tensor=after.name, offset=after.start,
             )  # fmt: skip
+
+
+def read_bytes(path: Path, limit: int, room: str) -> bytes:
+    """All bytes of a regular file that has at most `limit`.
+
+    A pipe would wait for a writer and a device has no end: neither is read. Codes are those of `room`.
+
+    Raises:
+        OSError: as the system says it.
+        UsageError: it is no regular file, or its name cannot be a file's.
+        FormatError: it has more bytes.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except ValueError:  # a NUL in the name
+        raise UsageError("is no name that a file can have", code=f"{room}.file-name", path=repr(str(path))) from None
+    with open(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise UsageError("is no regular file (a folder, a pipe or a device)", code=f"{room}.file-kind", path=path)
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise FormatError(f"has more than {limit} bytes, the most that are read", code=f"{room}.file-limit", path=path)
+    return data
 
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
