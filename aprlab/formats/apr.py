@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from aprlab.errors import AprlabError, FormatError, UnsupportedError
+from aprlab.errors import AprlabError, FormatError, UnsupportedError, UsageError
 from aprlab.formats.gguf import check_config
 from aprlab.formats.reading import Cursor, Span, check_spans, json_object, padding
 from aprlab.formats.writing import atomic, write_all
@@ -39,6 +39,9 @@ METADATA_LIMIT = 16 * 2**20
 NAME_LIMIT, DIMS_LIMIT = 256, 8
 _ENTRY_LEAST = 2 + 1 + 1 + 1 + 8 + 8 + 8  # the shortest index entry: a name of one byte, one dimension
 LZ4_LIMIT = 0x7E000000  # bytes of an LZ4 block before it is packed
+# A compressed body may unpack to EXPANSION times its length and EXPANSION_FREE bytes: weights shrink to a half at best, zstd
+# could claim 30,000 times.
+EXPANSION, EXPANSION_FREE = 64, 64 << 20
 
 FLAGS = {
     "lz4": 0x0001, "zstd": 0x0002, "encrypted": 0x0004, "signed": 0x0008, "sharded": 0x0010, "quantized": 0x0020,
@@ -402,18 +405,25 @@ def _crc_of(box: Container, step: int = 1 << 22) -> int:
 def _decompress(path: Path, file: np.ndarray, kind: str, data_offset: int, count: int) -> np.ndarray:
     """The image a compressed file stands for: raw header, then the decompressed body.
 
-    Never trusts a claimed size: the body ends where header and index say it must, or the file is refused.
+    Never trusts a claimed size: the body ends where header and index say it must, or the file is refused. Before a byte
+    of the weights is unpacked, their claimed size is compared with what a body of this length can be believed to hold.
     """
     body = file[HEADER_SIZE:]
+    most = EXPANSION_FREE + EXPANSION * len(body)
+
+    def believable(nbytes: int, what: str, offset: int) -> None:
+        if nbytes > most:
+            said = f"{what} {nbytes} bytes; a {kind} body of {len(body)} bytes is unpacked to {most} bytes at most"
+            raise FormatError(said, code="apr.expansion", path=path, offset=offset)
+
     if kind == "lz4":
         import lz4.block
 
         claimed = int.from_bytes(bytes(body[:4]), "little")
         if len(body) < 4 or claimed > 255 * len(body) + 64:
-            raise FormatError(
-                f"LZ4 body of {len(body)} bytes claims {claimed}, more than LZ4 can pack",
-                code="apr.lz4-implausible-size", path=path, offset=64,
-            )  # fmt: skip
+            said = f"LZ4 body of {len(body)} bytes claims {claimed}, more than LZ4 can pack"
+            raise FormatError(said, code="apr.lz4-implausible-size", path=path, offset=64)
+        believable(claimed, "LZ4 body claims", HEADER_SIZE)
         try:
             plain = lz4.block.decompress(body.data)
         except (lz4.block.LZ4BlockError, MemoryError, ValueError) as error:
@@ -422,15 +432,16 @@ def _decompress(path: Path, file: np.ndarray, kind: str, data_offset: int, count
     import zstandard
 
     if data_offset > HEADER_SIZE + METADATA_LIMIT + (count + 1) * (_ENTRY_LEAST + NAME_LIMIT + 8 * DIMS_LIMIT) + 2 * ALIGNMENT:
-        raise FormatError(
-            f"data cannot start at {data_offset} with {count} tensors", code="apr.implausible-data-offset", path=path, offset=32
-        )
+        said = f"data cannot start at {data_offset} with {count} tensors"
+        raise FormatError(said, code="apr.implausible-data-offset", path=path, offset=32)
+    believable(data_offset, "the data would start behind", 32)
     stream = zstandard.ZstdDecompressor().stream_reader(body.data)
     try:
         front = file[:HEADER_SIZE].tobytes() + stream.read(data_offset - HEADER_SIZE)
         index = int.from_bytes(front[24:32], "little")
         entries = _read_index(Cursor(memoryview(front), path, index), count, data_offset)
         stop = max((data_offset + e.offset + e.size for e in entries), default=data_offset)
+        believable(stop, "the index claims", index)
         limit = stop + ALIGNMENT + 4 - len(front)
         out = tempfile.TemporaryFile()  # noqa: SIM115  its map below keeps it alive
         out.write(front)
@@ -438,10 +449,14 @@ def _decompress(path: Path, file: np.ndarray, kind: str, data_offset: int, count
             out.write(chunk)
             limit -= len(chunk)
         if stream.read(1):
-            raise FormatError("zstd body goes on after the last tensor", code="apr.zstd-goes-on", path=path, offset=HEADER_SIZE)
+            said = "zstd body goes on after the last tensor"
+            raise FormatError(said, code="apr.zstd-goes-on", path=path, offset=HEADER_SIZE)
+        out.flush()
     except zstandard.ZstdError as error:
         raise FormatError(f"zstd body is damaged: {error}", code="apr.zstd-damaged", path=path, offset=HEADER_SIZE) from None
-    out.flush()
+    except OSError as error:
+        said = f"cannot be unpacked in {tempfile.gettempdir()} (TMPDIR): {error.strerror}"
+        raise UsageError(said, code="apr.unpack-failed", path=path) from None
     return np.memmap(out, np.uint8, "r").view(np.ndarray)
 
 
@@ -793,6 +808,10 @@ def write(
             image = np.memmap(plain, np.uint8, "r", shape=(size,))
             file.write(header)
             _compress(image[HEADER_SIZE:], compress, file)
+            packed = file.tell() - HEADER_SIZE
+            if size > EXPANSION_FREE + EXPANSION * packed:  # no reader of ours would take it
+                said = f"packs {size} bytes into {packed}, more than {EXPANSION} times: write it without compression"
+                raise UnsupportedError(said, code="apr.expansion", path=output)
         return file.tell()
 
 

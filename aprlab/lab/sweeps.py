@@ -12,6 +12,7 @@ import hashlib
 import html
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -34,6 +35,7 @@ from aprlab.lab import notebooks as lab
 from aprlab.lab.yaml_files import LineOf, load
 from aprlab.paths import cores
 
+MOST_CELLS = 20_000  # runs of one matrix, before exclusions; a run takes seconds at least
 KEYS = ("notebooks", "parameters", "matrix", "exclude")
 RECORD = "cell.json"  # written last: a folder that has it is done
 _PLAIN = (str, int, float, bool)
@@ -135,6 +137,10 @@ def read_matrix(path: str | Path) -> list[Cell]:
             raise refuse(f"{name!r} stands under `parameters` as well", "matrix", name, code="sweep.axis-and-parameter")
     notebooks = _notebooks(data.get("notebooks"), path.parent, refuse)
     exclude = _exclusions(data.get("exclude"), axes, refuse)
+    count = len(notebooks) * math.prod(map(len, axes.values()))
+    if count * (1 + len(exclude)) > MOST_CELLS:  # counted before they are made
+        rules = f" and {len(exclude)} exclusions" if exclude else ""
+        raise refuse(f"{count} runs{rules} to look at; at most {MOST_CELLS} are taken", "matrix")
     cells: list[Cell] = []
     used: set[int] = set()
     for notebook in notebooks:
