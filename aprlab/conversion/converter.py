@@ -14,7 +14,7 @@ import xxhash
 
 from aprlab import __version__
 from aprlab.conversion import mixes
-from aprlab.conversion.provenance import GAP_LIMIT, describe, header_for, promised, text_of
+from aprlab.conversion.provenance import GAP_LIMIT, describe, header_for, promised
 from aprlab.conversion.recode import chunks_of, encodable, re_encoded, recoded
 from aprlab.conversion.report import ConversionReport, TensorLine, report_of
 from aprlab.conversion.seams import Seams, healthy_seams
@@ -219,7 +219,7 @@ def _to_safetensors(
     files = huggingface.companions(model.config, tok, torch, ends)
     written = [t if t.type is kind else recoded(t, kind) for t in model.tensors.values()]
     plans = [safetensors.Plan(names.from_gguf(t.name), t.type, t.shape, chunks_of(t)) for t in written]
-    named = {key: text_of(model, f"general.{key}", key) for key in ("name", "license")}
+    named = {key: apr.text_of(model, f"general.{key}", key) for key in ("name", "license")}
     about = {"format": "pt", **named, "writer": f"aprlab {__version__}"}
     with atomic_folder(output, force=force, ours=huggingface.WRITTEN.__contains__) as folder:
         huggingface.write_companions(folder, files)

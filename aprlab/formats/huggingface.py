@@ -15,10 +15,9 @@ import numpy as np
 
 from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.formats import safetensors
-from aprlab.formats.gguf import check_config
 from aprlab.formats.reading import json_object, read_bytes
 from aprlab.model import names
-from aprlab.model.config import ModelConfig, TokenizerData, require_qwen2
+from aprlab.model.config import ModelConfig, TokenizerData, check_config, require_qwen2
 from aprlab.model.content import drop_pages
 from aprlab.model.model import Model
 from aprlab.model.tensor import Origin, Tensor
