@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from aprlab.engines.kernel_engine import KernelEngine, no_more_options
 from aprlab.errors import UnsupportedError
 from aprlab.kernels.cuda.compile import OPTIONS, source
-from aprlab.kernels.cuda.driver import KernelEngine, module_texts, no_more_options
+from aprlab.kernels.cuda.device import module_texts
 from aprlab.kernels.cuda.launch import Launch
 from aprlab.model.model import Model
 

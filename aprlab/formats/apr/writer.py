@@ -15,7 +15,19 @@ from typing import IO, Any
 import numpy as np
 
 from aprlab.errors import FormatError, UnsupportedError
-from aprlab.formats.apr.layout import EXPANSION, EXPANSION_FREE, ALIGNMENT, FLAGS, HEADER, HEADER_SIZE, LZ4_LIMIT, METADATA_LIMIT, Dialect, Entry, header_crc
+from aprlab.formats.apr.layout import (
+    ALIGNMENT,
+    EXPANSION,
+    EXPANSION_FREE,
+    FLAGS,
+    HEADER,
+    HEADER_SIZE,
+    LZ4_LIMIT,
+    METADATA_LIMIT,
+    Dialect,
+    Entry,
+    header_crc,
+)
 from aprlab.formats.reading import padding
 from aprlab.formats.writing import atomic, write_all
 from aprlab.model.content import drop_pages

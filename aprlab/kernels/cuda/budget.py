@@ -14,7 +14,7 @@ import numpy as np
 
 from aprlab.kernels.cuda import launch as launches
 from aprlab.kernels.cuda import verify
-from aprlab.kernels.cuda.driver import Device
+from aprlab.kernels.cuda.device import Device
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 

@@ -20,7 +20,7 @@ from aprlab.errors import NumericError
 from aprlab.formats import open_model
 from aprlab.kernels.cuda import launch as launches
 from aprlab.kernels.cuda import mutations, verify
-from aprlab.kernels.cuda.driver import Device
+from aprlab.kernels.cuda.device import Device
 from aprlab.kernels.cuda.mutations import MUTATIONS
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor

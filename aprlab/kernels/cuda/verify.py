@@ -18,7 +18,7 @@ import numpy as np
 import aprlab
 from aprlab import quants
 from aprlab.kernels.cuda import launch as launches
-from aprlab.kernels.cuda.driver import Device
+from aprlab.kernels.cuda.device import Device
 from aprlab.kernels.cuda.launch import Launch
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
