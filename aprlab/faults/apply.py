@@ -18,7 +18,7 @@ from aprlab.conversion.converter import convert
 from aprlab.conversion.report import ConversionReport
 from aprlab.conversion.seams import Seams
 from aprlab.engines.base import Engine
-from aprlab.engines.wrapped import Borrowed
+from aprlab.engines.delegating import BorrowedEngine
 from aprlab.errors import UsageError
 from aprlab.faults.base import Fault, Registry
 from aprlab.formats import open_model
@@ -240,7 +240,7 @@ def session_faulty(
             _no_use(fault)
     tokenizer = owner.tokenizer if owner is not None and data is owner.model.tokenizer else Qwen2Tokenizer(data)
     if owner is not None and registry is REGISTRY and not files:
-        runner: Engine = Borrowed(owner.engine, _variant(model, tokenizer=data))
+        runner: Engine = BorrowedEngine(owner.engine, _variant(model, tokenizer=data))
     else:
         if engine == "reference":
             model = misread(model, registry, as_floats=False)
@@ -254,7 +254,7 @@ def session_faulty(
         if fault.prompt is not None:
             tokenizer = fault.prompt(tokenizer)
     session = loop_of(runs)(runner, config=config, tokenizer=tokenizer)
-    if owner is not None and type(runner) is Borrowed and type(session) is Session and config == owner.config:
+    if owner is not None and type(runner) is BorrowedEngine and type(session) is Session and config == owner.config:
         session._cache, session._cached = owner._cache, owner._cached  # the passes are healthy: so is what is cached
     return session
 
