@@ -15,12 +15,9 @@ import numpy as np
 from aprlab.engines.ptx import PtxBackend
 from aprlab.errors import NumericError
 from aprlab.inference.session import generate
-from aprlab.kernels.cuda import launch as launches
 from aprlab.kernels.cuda import mutations, verify
-from aprlab.kernels.cuda.driver import Backend
 from aprlab.kernels.cuda.mutations import MUTATIONS
 from aprlab.model.model import Model
-from aprlab.model.tensor import Tensor
 from aprlab.quants import types
 
 
@@ -37,19 +34,11 @@ class Effect:
     answer: str
 
 
-def decode(backend: Backend, tensor: Tensor) -> np.ndarray:
-    """All values by the backend's dequantise kernel: float32 of the tensor's shape."""
-    bench = verify.Bench(backend)
-    at, room = bench.room(4 * tensor.size)
-    bench.run(launches.dequantise(tensor.type, bench.put(tensor.raw), at, tensor.size))
-    return bench.get(room, tensor.shape, np.float32)
-
-
 def faulty(model: Model, name: str) -> tuple[Model, dict[str, np.ndarray]]:
     """(the model with the tensors of the fault's types as float32, wrongly decoded; those values by tensor)."""
     backend = PtxBackend(**mutations.options(name))
     wrong = {
-        key: decode(backend, tensor)
+        key: verify.decode(backend, tensor)
         for key, tensor in model.tensors.items()
         if len(tensor.shape) == 2 and tensor.type.name in MUTATIONS[name].types
     }

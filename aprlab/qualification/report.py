@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from aprlab.display.page import page
+from aprlab.display.plain_text import json_text
 from aprlab.formats.writing import write_text
 from aprlab.qualification import scoring
 from aprlab.qualification.playbook import AREAS, ASKS
@@ -40,7 +41,7 @@ def reason(row: Row) -> str:
 def write(found: Qualification, stem: str | Path) -> tuple[Path, Path]:
     """Write ``STEM.html`` and ``STEM.json``, each whole or not at all; returns their paths."""
     stem = Path(stem)
-    texts = {".html": page(found), ".json": _by_line(found.to_json())}
+    texts = {".html": qualification_page(found), ".json": _by_line(found.to_json())}
     paths = []
     for suffix, text in texts.items():
         path = stem.with_name(stem.name + suffix)
@@ -52,30 +53,26 @@ def write(found: Qualification, stem: str | Path) -> tuple[Path, Path]:
 def _by_line(data: dict[str, Any]) -> str:
     """JSON with a line per key, and one per row."""
 
-    def dump(value: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-    lines = [f" {dump(key)}: {dump(value)}" for key, value in data.items() if key != "rows"]
-    rows = ",\n".join("  " + dump(row) for row in data["rows"])
+    lines = [f" {json_text(key)}: {json_text(value)}" for key, value in data.items() if key != "rows"]
+    rows = ",\n".join("  " + json_text(row) for row in data["rows"])
     return "{\n" + ",\n".join(lines) + ',\n "rows": [\n' + rows + "\n ]\n}\n"
 
 
 # ── the page ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-_HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>
-body{{font:16px/1.5 system-ui,sans-serif;max-width:64em;margin:2em auto;padding:0 1em;color:#222}}
-h1{{font-size:1.5em;margin-bottom:.2em}}h2{{font-size:1.15em;margin:1.6em 0 .4em}}
-.verdict{{border-left:.4em solid #0072b2;padding:.3em 1em;margin:1em 0}}.no{{border-color:#d55e00}}.thin{{border-color:#e69f00}}
-.scores{{display:flex;flex-wrap:wrap;gap:1em}}
-.scores>div{{flex:1 1 18em;border:1px solid #ccc;border-radius:.4em;padding:.4em 1em}}
-.scores strong{{font-size:1.7em;display:block}}table{{border-collapse:collapse;width:100%}}
-th,td{{text-align:left;vertical-align:top;padding:.25em .6em .25em 0;border-bottom:1px solid #ddd}}td.n,th.n{{text-align:right}}
-.wide{{overflow-x:auto}}pre{{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2em 0;background:#f6f6f6;padding:.3em .5em}}
-details{{border-bottom:1px solid #ddd;padding:.2em 0}}summary{{cursor:pointer}}
-b.bad{{color:#b34700}}.small{{color:#555;font-size:.9em}}
-@media print{{body{{margin:0;max-width:none}}details>*{{display:block}}}}
-</style></head><body>"""
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:64em;margin:2em auto;padding:0 1em;color:#222}
+h1{font-size:1.5em;margin-bottom:.2em}h2{font-size:1.15em;margin:1.6em 0 .4em}
+.verdict{border-left:.4em solid #0072b2;padding:.3em 1em;margin:1em 0}.no{border-color:#d55e00}.thin{border-color:#e69f00}
+.scores{display:flex;flex-wrap:wrap;gap:1em}
+.scores>div{flex:1 1 18em;border:1px solid #ccc;border-radius:.4em;padding:.4em 1em}
+.scores strong{font-size:1.7em;display:block}table{border-collapse:collapse;width:100%}
+th,td{text-align:left;vertical-align:top;padding:.25em .6em .25em 0;border-bottom:1px solid #ddd}td.n,th.n{text-align:right}
+.wide{overflow-x:auto}pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2em 0;background:#f6f6f6;padding:.3em .5em}
+details{border-bottom:1px solid #ddd;padding:.2em 0}summary{cursor:pointer}
+b.bad{color:#b34700}.small{color:#555;font-size:.9em}
+@media print{body{margin:0;max-width:none}details>*{display:block}}
+"""
 
 
 def _e(text: object) -> str:
@@ -100,12 +97,12 @@ def _sign(outcome: str) -> _Html:
     return _Html(_e(outcome) if outcome in (PASS, SKIP) else f'<b class="bad">{_e(outcome)}</b>')
 
 
-def page(found: Qualification) -> str:
+def qualification_page(found: Qualification) -> str:
     """One HTML page: verdict, both scores, gates, conversions, and every prompt with every answer."""
     own, theirs, facts = found.own, found.upstream, found.model
     title = f"{facts['file']}: {own.verdict}"
     kind = {FIT: "", UNFIT: " no", THIN: " thin"}[own.verdict]
-    parts = [_HEAD.format(title=_e(title)), f"<h1>{_e(facts['file'])}</h1>"]
+    parts = [f"<h1>{_e(facts['file'])}</h1>"]
     inventory = ", ".join(f"{n} {name}" for name, n in facts["by_type"].items())
     parts.append(
         f'<p class="small">Playbook {_e(found.playbook["name"])} ({_e(found.playbook["title"])}, '
@@ -133,7 +130,7 @@ def page(found: Qualification) -> str:
     parts.append("<h2>Every prompt and every answer</h2>" + "".join(_details(found)))
     if closed := theirs.closed:
         parts.append(f"<p>Upstream's gateways that are closed: {_e(', '.join(closed))}.</p>")
-    return "\n".join([*parts, "</body></html>\n"])
+    return page(title, *parts, style=_STYLE)
 
 
 def _scores(found: Qualification) -> str:

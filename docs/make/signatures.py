@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aprlab.forensics.signatures import PROMPTS, Signatures, fault_signatures
-from aprlab.formats.writing import write_text
+from aprlab.formats.writing import write_json, write_text
 
 HEAD = """\
 # Signatures
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
         "command": command, "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "engine": chosen.engine,
         "seconds": round(time.process_time() - started, 1), **heard.to_json(),
     }  # fmt: skip
-    write_text(chosen.output, json.dumps(known, ensure_ascii=False, indent=1) + "\n")
+    write_json(chosen.output, known)
     print(f"first {heard.top1:.0%}, among three {heard.top3:.0%}, of {heard.counted}; silent: {', '.join(heard.silent)}")
 
 

@@ -23,7 +23,7 @@ from aprlab.faults import run_faults
 from aprlab.forensics.answer_scoring import Suspect
 from aprlab.forensics.ranking import FITS, Forensics, forensics
 from aprlab.formats import open_model
-from aprlab.formats.writing import write_text
+from aprlab.formats.writing import write_json
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
 from aprlab.paths import cores
@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
             "about": ABOUT.splitlines(), "model": known, "ticket": TICKET, "fits": FITS,
             "parts": {n: parts[n] for n in PARTS if n in parts},
         }  # fmt: skip
-        write_text(chosen.output, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+        write_json(chosen.output, record)
 
 
 if __name__ == "__main__":
