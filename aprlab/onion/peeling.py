@@ -14,7 +14,6 @@ from aprlab.errors import BROKEN, AprlabError, FormatError, UnsupportedError
 from aprlab.formats.raw import Reference, look
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
-from aprlab.model.published import QUESTION
 from aprlab.onion.clock import Clock, Progress
 from aprlab.onion.hypotheses import Explanation, explain
 from aprlab.onion.instrument_check import tested
@@ -25,6 +24,7 @@ from aprlab.onion.repairs import Mend, drafted, search
 from aprlab.onion.run_comparison import compare_runs
 from aprlab.onion.run_peeling import peel_engines
 from aprlab.onion.verdict import LAYERS, Finding, Mended, Verdict, Word
+from aprlab.published import QUESTION
 from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, Outcome, best_engine
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aprlab.faults import upstream
 from aprlab.formats.writing import write_text
-from aprlab.model.published import known_models
+from aprlab.published import known_models
 from aprlab.qualification import scoring
 from aprlab.qualification.oracles import ORACLES
 from aprlab.qualification.playbook import AREAS
