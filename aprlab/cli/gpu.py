@@ -24,10 +24,10 @@ def verify(
     device: Annotated[int, typer.Option(help="Number of the GPU.")] = 0,
 ) -> None:
     """Run every kernel on the GPU against its oracle, time the mat-vecs, write a JSON; status 1 if a case fails."""
-    from aprlab.engines.cuda import CudaBackend
+    from aprlab.engines.cuda import CudaDevice
     from aprlab.kernels.cuda import verify as verification
 
-    report = verification.report(CudaBackend(device=device))
+    report = verification.report(CudaDevice(device=device))
     write_json(output, report)
     failed = [case["case"] for case in report["cases"] if not case["passed"]]
     count, name = len(report["cases"]), report["machine"]["device"]

@@ -16,7 +16,7 @@ from aprlab.model.model import Model
 _SCALARS = {"p": np.uint64, "u": np.uint32, "f": np.float32}
 
 
-class CudaBackend:
+class CudaDevice:
     """Device memory and launches on the current stream of one GPU.
 
     Args:
@@ -130,7 +130,7 @@ class CudaEngine(KernelEngine):
     """
 
     name: ClassVar[str] = "cuda"
-    backend: CudaBackend
+    device: CudaDevice
 
     def __init__(
         self,
@@ -142,4 +142,4 @@ class CudaEngine(KernelEngine):
         **unknown: Any,
     ) -> None:
         no_more_options(self.name, unknown)
-        super().__init__(model, threads, CudaBackend(kernels, device), contract)
+        super().__init__(model, threads, CudaDevice(kernels, device), contract)

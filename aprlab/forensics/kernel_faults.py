@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aprlab.engines.ptx import PtxBackend
+from aprlab.engines.ptx import PtxDevice
 from aprlab.errors import NumericError
 from aprlab.inference.session import generate
 from aprlab.kernels.cuda import mutations, verify
@@ -36,9 +36,9 @@ class Effect:
 
 def faulty(model: Model, name: str) -> tuple[Model, dict[str, np.ndarray]]:
     """(the model with the tensors of the fault's types as float32, wrongly decoded; those values by tensor)."""
-    backend = PtxBackend(**mutations.options(name))
+    device = PtxDevice(**mutations.options(name))
     wrong = {
-        key: verify.decode(backend, tensor)
+        key: verify.decode(device, tensor)
         for key, tensor in model.tensors.items()
         if len(tensor.shape) == 2 and tensor.type.name in MUTATIONS[name].types
     }

@@ -106,9 +106,9 @@ def read_matrix(path: str | Path) -> list[Cell]:
         parameters: {prompt: What is 2+2?}  # the same for all runs
         matrix:                             # every combination is run
           fault: [GH-191, lost-qkv-biases]
-          backend: [reference, jit]
+          engine: [reference, jit]
         exclude:                            # but those that match one of these
-          - {fault: GH-191, backend: jit}
+          - {fault: GH-191, engine: jit}
 
     A relative path of a file (a parameter named model, reference or candidate) is meant from the folder of the matrix.
 

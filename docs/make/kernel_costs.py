@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from aprlab.engines.ptx import PtxBackend
+from aprlab.engines.ptx import PtxDevice
 from aprlab.kernels.cuda.cost_model import COLS, GPUS, bytes_a_weight, costs
-from aprlab.kernels.cuda.driver import Backend
+from aprlab.kernels.cuda.driver import Device
 
 
-def table(backend: Backend) -> str:
+def table(device: Device) -> str:
     """The table, as Markdown. The last column is for what a GPU measured."""
     heads = " | ".join(f"{gpu.name}: allowed | share | predicted µs" for gpu in GPUS)
     lines = [
         f"| type | contract | bytes a weight | thread instr. a weight | issued a weight | {heads} | measured µs |",
         "|---|---|" + "---:|" * (4 + 3 * len(GPUS)),
     ]
-    for cost in costs(backend):
+    for cost in costs(device):
         cells = [cost.kind.name, cost.contract, f"{bytes_a_weight(cost.kind):.4f}"]
         cells += [f"{cost.thread_instructions:.2f}", f"{cost.warp_instructions:.2f}"]
         for gpu in GPUS:
@@ -25,4 +25,4 @@ def table(backend: Backend) -> str:
 
 
 if __name__ == "__main__":
-    print(table(PtxBackend()))
+    print(table(PtxDevice()))

@@ -14,7 +14,7 @@ import numpy as np
 
 from aprlab.kernels.cuda import launch as launches
 from aprlab.kernels.cuda import verify
-from aprlab.kernels.cuda.driver import Backend
+from aprlab.kernels.cuda.driver import Device
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
@@ -63,9 +63,9 @@ def bytes_a_weight(kind: TensorType) -> float:
     return kind.block_bytes / kind.block_elements
 
 
-def count(backend: Backend, kind: TensorType, contract: str, rows: int = 8) -> Cost:
-    """Runs one block of rows on the PTX machine. `backend` is a `PtxBackend`: it keeps the last launch's report."""
-    bench = verify.Bench(backend)
+def count(device: Device, kind: TensorType, contract: str, rows: int = 8) -> Cost:
+    """Runs one block of rows on the PTX machine. `device` is a `PtxDevice`: it keeps the last launch's report."""
+    bench = verify.Bench(device)
     raw, x = verify.random_weights(kind, rows, COLS), verify.random_activations(1, COLS)
     ready, (y, _) = bench.put(x), bench.room(4 * rows)
     if kind in launches.PACKED:
@@ -73,13 +73,13 @@ def count(backend: Backend, kind: TensorType, contract: str, rows: int = 8) -> C
         bench.run(launches.prepare(contract, ready, prepared, 1, COLS))
         ready = prepared
     bench.run(launches.matvec(kind, contract, bench.put(raw), ready, bench.put(np.zeros(rows, np.float32)), y, 1, rows, COLS))
-    report = backend.last  # type: ignore[attr-defined]
+    report = device.last  # type: ignore[attr-defined]
     weights = rows * COLS
     return Cost(kind, contract, report.thread_instructions / weights, 32 * report.warp_instructions / weights)
 
 
-def costs(backend: Backend) -> Iterator[Cost]:
+def costs(device: Device) -> Iterator[Cost]:
     """Every type under both contracts (plain floats know one)."""
     for kind in (*launches.PACKED, types.F16, types.BF16):
         for contract in launches.CONTRACTS if kind in launches.PACKED else ("f32",):
-            yield count(backend, kind, contract)
+            yield count(device, kind, contract)

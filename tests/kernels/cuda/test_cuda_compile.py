@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aprlab.engines.ptx import PtxBackend
+from aprlab.engines.ptx import PtxDevice
 from aprlab.errors import AprlabError, UnsupportedError
 from aprlab.kernels.cuda import compile as nvrtc
 from aprlab.kernels.cuda import cost_model, static
@@ -175,8 +175,8 @@ def test_unknown_modules_and_kernels_are_named() -> None:
 
 def test_thread_instructions_of_q4_k() -> None:
     """The budget: 2.6 executed PTX instructions a weight, prologue and reduction included, at rows of 8,960."""
-    backend = PtxBackend()
-    exact, rounded = (cost_model.count(backend, by_name("Q4_K"), contract) for contract in ("f32", "q8"))
+    device = PtxDevice()
+    exact, rounded = (cost_model.count(device, by_name("Q4_K"), contract) for contract in ("f32", "q8"))
     assert 2.0 < exact.thread_instructions <= 2.6
     assert rounded.thread_instructions <= 1.3
     assert exact.warp_instructions >= exact.thread_instructions  # idle lanes only add
