@@ -17,7 +17,7 @@ from aprlab.conversion.converter import convert
 from aprlab.conversion.report import ConversionReport
 from aprlab.conversion.seams import Seams
 from aprlab.engines.base import Engine
-from aprlab.engines.wrapped import Borrowed
+from aprlab.engines.delegating import BorrowedEngine
 from aprlab.errors import UsageError
 from aprlab.faults.base import Fault, Registry
 from aprlab.formats import open_model
@@ -243,7 +243,7 @@ def session_faulty(
             _no_use(fault)
     tokenizer = owner.tokenizer if owner is not None and data is owner.model.tokenizer else Qwen2Tokenizer(data)
     if owner is not None and registry is REGISTRY and not files:
-        runner: Engine = Borrowed(owner.engine, model.with_changes(tokenizer=data))
+        runner: Engine = BorrowedEngine(owner.engine, model.with_changes(tokenizer=data))
     else:
         if engine == "reference":
             model = misread(model, registry, as_floats=False)
@@ -258,7 +258,7 @@ def session_faulty(
             tokenizer = fault.prompt(tokenizer)
     loop = loop_of(runs)
     # where the passes are healthy, what is cached is
-    same = owner is not None and type(runner) is Borrowed and loop is Session and config == owner.config
+    same = owner is not None and type(runner) is BorrowedEngine and loop is Session and config == owner.config
     return loop(runner, config=config, tokenizer=tokenizer, cache_of=owner if same else None)
 
 

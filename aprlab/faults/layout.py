@@ -12,7 +12,7 @@ from aprlab.conversion.mixes import SUBSTITUTES
 from aprlab.conversion.recode import at_hand
 from aprlab.conversion.seams import Seams
 from aprlab.engines.base import Array, Engine
-from aprlab.engines.wrapped import Wrapped
+from aprlab.engines.delegating import DelegatingEngine
 from aprlab.faults.base import Fault, lines
 from aprlab.faults.naming import gguf_name
 from aprlab.faults.tensors import Edited, change_tensors, edit_index, is_, with_values
@@ -118,7 +118,7 @@ def flat_blocks(s: Seams) -> Seams:
     return change_tensors(s, change)
 
 
-class PaddedActivations(Wrapped):
+class PaddedActivations(DelegatingEngine):
     """Activations and rows padded to a multiple of 256, while the weights lie flat: row r is read at r × padded."""
 
     def __init__(self, inner: Engine) -> None:

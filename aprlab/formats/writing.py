@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from aprlab.display.plain_text import json_text
 from aprlab.errors import AprlabError, UsageError
 from aprlab.in_use import PARTS
 
@@ -217,6 +218,11 @@ def write_whole(output: Path, content: bytes) -> None:
 def write_text(output: Path, text: str) -> None:
     """The same of a text, in UTF-8."""
     write_whole(output, text.encode())
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain data as indented JSON, whole or not at all; numbers that are not finite become words (`json_text`)."""
+    write_text(path, json_text(data, indent=1) + "\n")
 
 
 def _umask() -> int:

@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from aprlab.display.page import page
 from aprlab.errors import AprlabError, FormatError, UsageError
-from aprlab.formats.writing import write_text, write_whole
+from aprlab.formats.writing import write_json, write_text, write_whole
 from aprlab.lab import notebooks as lab
 from aprlab.lab.yaml_files import LineOf, load
 from aprlab.paths import cores
@@ -406,7 +407,7 @@ def _keep(cell: Cell, key: str, result: Result, folder: Path) -> Outcome:
     record |= {"holds": step.holds} | {
         name: value for name, value in asdict(step).items() if name in ("failure", "checks", "headline")
     }
-    write_text(place / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_json(place / RECORD, record)
     return Outcome(cell, step, skipped=False)
 
 
@@ -444,7 +445,7 @@ def index_page(outcomes: Sequence[Outcome], total: int, title: str) -> str:
         for o in outcomes
         if not o.holds
     ]
-    return lab.page(f"aprlab: {title}", head, table, *failing)
+    return page(f"aprlab: {title}", head, table, *failing)
 
 
 def _shown(value: object) -> str:

@@ -105,9 +105,10 @@ class Model:
         self.close()
 
     def _repr_html_(self) -> str:
-        from aprlab.display.html import model_page
+        from aprlab.display.html import model_page  # only a notebook asks
+        from aprlab.model.description import describe
 
-        return model_page(self)
+        return model_page(self.path, describe(self))
 
     def __repr__(self) -> str:
         types = ", ".join(f"{count} {name}" for name, count in self.by_type().items())
