@@ -133,7 +133,9 @@ def voices(
         progress: called with each fault's id.
     """
     if len(prompts) < 2:
-        raise UsageError("at least two prompts are needed: a voice is known again by another answer")
+        raise UsageError(
+            "at least two prompts are needed: a voice is known again by another answer", code="forensics.too-few-prompts"
+        )
     session = healthy_session(model, engine, threads)
     benches = [Bench.of(session, prompt, max_tokens) for prompt in prompts]
     texts = [bench.healthy.text for bench in benches]
