@@ -9,10 +9,9 @@ import numpy as np
 
 from aprlab.errors import FormatError
 from aprlab.formats import apr
-from aprlab.formats.gguf import check_config
 from aprlab.formats.raw import CONFIG_FIELDS, MISSING, NEEDED, TOKENIZER_FIELDS, Conflict
 from aprlab.model import names
-from aprlab.model.config import ModelConfig, TokenizerData, require_qwen2
+from aprlab.model.config import ModelConfig, TokenizerData, check_config, require_qwen2
 from aprlab.model.model import Model
 from aprlab.model.tensor import Origin, Tensor
 from aprlab.onion.file_case import Deviation, FileCase

@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
-from aprlab.conversion.recode import Recoded, chunks_of, re_encoded
+from aprlab.conversion.recode import re_encoded
 from aprlab.formats.raw import Piece, Reference, Seen, of_config, of_tokenizer
 from aprlab.model import names
 from aprlab.model.tensor import Origin, Tensor
@@ -186,10 +184,9 @@ def healthy_tensor(tensor: Tensor, kind: TensorType) -> Tensor:
     if tensor.type is kind or len(tensor.shape) < 2:
         return tensor
     out = re_encoded(tensor, kind)
-    if not isinstance(out, Recoded):
+    if out.content.at_hand:
         return out
-    raw = np.concatenate([np.frombuffer(bytes(chunk), np.uint8) for chunk in chunks_of(out)()])
-    return Tensor(tensor.name, out.type, tensor.shape, raw, Origin(tensor.origin.path, tensor.origin.name, -1))
+    return Tensor(tensor.name, out.type, tensor.shape, out.raw, Origin(tensor.origin.path, tensor.origin.name, -1))
 
 
 __all__ = ["Attempts", "Deviation", "FileCase", "TensorMatch", "by_cause", "healthy_tensor", "tensors_of"]

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.conversion.provenance import describe
 from aprlab.conversion.recode import chunks_of, re_encoded
 from aprlab.conversion.seams import Seams, healthy_seams
 from aprlab.errors import AprlabError
@@ -97,7 +96,7 @@ class Simulator:
     @cached_property
     def base_metadata(self) -> dict[str, Any]:
         """What a healthy converter would have written, as the files of the day had it: without a record of the source."""
-        return describe(self.ref.model, list(self.ref.tensors.values()), self.dialect, with_origin=False)
+        return apr.metadata_of(self.ref.model, list(self.ref.tensors.values()), self.dialect)
 
     @cached_property
     def actual(self) -> SimulatedFile:
@@ -140,7 +139,7 @@ class Simulator:
                     t = seams.tensor(tensor)
                     whole = t is self._healthy(tensor)
                     # What a fault makes of a large tensor is made again when it is asked for, and not kept.
-                    kept = whole or t.nbytes < _KEPT or type(t) is not Tensor
+                    kept = whole or t.nbytes < _KEPT or not t.content.at_hand
                     content = _Content(tensor.name, t if kept else None, whole, partial(seams.tensor, tensor))
                     plans.append(apr.Plan(seams.name(t.name), seams.code(t.type), seams.dims(t.shape), t.nbytes, content))
                 plans = seams.plans(plans) if only is None else plans

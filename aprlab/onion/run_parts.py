@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from aprlab.engines.base import Array, Engine
-from aprlab.engines.wrapped import Wrapped
+from aprlab.engines.delegating import DelegatingEngine
 from aprlab.errors import BROKEN, AprlabError
 from aprlab.faults import FAULTS, Fault
 from aprlab.faults.apply import loop_of
@@ -235,7 +235,7 @@ def fed(loop: type[Session], a: Session, ids: Sequence[int]) -> list[tuple[int, 
 _FED = 4  # tokens of an answer for which a loop is watched
 
 
-class _Fed(Wrapped):
+class _Fed(DelegatingEngine):
     """Notes tokens and positions of every pass."""
 
     def __init__(self, inner: Engine) -> None:

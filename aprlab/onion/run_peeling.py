@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aprlab.engines.base import Engine
-from aprlab.engines.wrapped import Borrowed
+from aprlab.engines.delegating import BorrowedEngine
 from aprlab.errors import BROKEN, AprlabError, UsageError
 from aprlab.faults import FAULTS, session_with
 from aprlab.inference.session import Session
@@ -163,7 +163,7 @@ def _fixes(a: Session, b: Session, bad: list[RunPart]) -> tuple[list[Fix], Calla
 def _session(loop: type[Session], engine: Engine, config: ModelConfig, tokenizer: Qwen2Tokenizer, data: Any) -> Session:
     """A session over parts that are already at hand; its template comes from `data`."""
     model = replace(engine.model, make_config=lambda: config, make_tokenizer=lambda: data)
-    return loop(Borrowed(engine, model), config=config, tokenizer=tokenizer)
+    return loop(BorrowedEngine(engine, model), config=config, tokenizer=tokenizer)
 
 
 _RUNS: list[tuple[Session, str, int, Golden]] = []

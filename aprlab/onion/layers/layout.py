@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from aprlab.architectures.qwen2 import shapes
 from aprlab.errors import BROKEN
 from aprlab.formats import apr
+from aprlab.model.inventory import shapes
 from aprlab.onion.draft import Draft, made_config
 from aprlab.onion.file_case import Deviation, FileCase
 from aprlab.onion.layers.layer import Layer

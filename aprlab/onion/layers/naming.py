@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from aprlab.formats.gguf import LAYERS_LIMIT
 from aprlab.model import names
+from aprlab.model.config import LAYERS_LIMIT
 from aprlab.model.tensor import Tensor
 from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase, TensorMatch
