@@ -6,6 +6,7 @@ in the package reads them. `docs/peel.md` lists this table.
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -162,7 +163,9 @@ def table_of_codes() -> str:
     lines = ["| code | parameters | words |", "|---|---|---|"]
     for code, template in TEMPLATES.items():
         names = ", ".join(f"`{name}`" for name in parameters_of(code))
-        lines.append(f"| `{code}` | {names} | {template} |")
+        shown = re.sub(r"\{\w+:(plural|singular)\}", "(s)", template)
+        shown = re.sub(r"\{(\w+)[^}]*\}", r"{\1}", shown)
+        lines.append(f"| `{code}` | {names} | {shown} |")
     return "\n".join(lines)
 
 
