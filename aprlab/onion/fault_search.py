@@ -27,7 +27,7 @@ class Explanation:
         covers: fault id -> deviations that are its work.
         same: fault id -> ids that would have left the very same file.
         complete: together they reproduce the file, all of it.
-        verified: tensors whose bytes were held against what the faults would have written.
+        verified: tensors whose bytes were compared with what the faults would have written.
         tried: sets of faults that were tried.
     """
 

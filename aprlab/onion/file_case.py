@@ -127,7 +127,7 @@ class FileCase:
     """A file under suspicion.
 
     Attributes:
-        file: as it stands, not believed. Written by who opens the case.
+        file: as it is, nothing of it taken on trust. Written by who opens the case.
         ref: the reference, None where the file is judged alone. Written by who opens the case.
         matches: one for each row of the index. Written by the naming layer, completed by the dtype layer.
         deviations: written by who peels: each layer's, in turn.

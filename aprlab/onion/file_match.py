@@ -95,7 +95,7 @@ class FileMatcher:
             piece, name = self.pieces[n], self.own(n)
             if name is None:
                 continue
-            place = beside(self.box, piece, self.ref.tensors[name], shift)
+            place = place_near(self.box, piece, self.ref.tensors[name], shift)
             if place is not None:
                 self.claim(n, name, "span")
                 self.found[n].place, shift = place, place - piece.start
@@ -166,8 +166,8 @@ class _Rule:
         return f"blk.{next(iter(layers))}.{next(iter(modules))}.{sort}"
 
 
-def beside(box: apr.Container, piece: Piece, tensor: Tensor, first: int, reach: int = 4096) -> int | None:
-    """Where a tensor's bytes stand in the file, if not where the index says: `first` bytes beside, or within `reach`."""
+def place_near(box: apr.Container, piece: Piece, tensor: Tensor, first: int, reach: int = 4096) -> int | None:
+    """Where a tensor's bytes stand in the file, if not where the index says: `first` bytes away, or within `reach`."""
     wanted, start, image = tensor.raw, piece.start, box.image
     if len(wanted) != piece.size:
         return None
@@ -245,4 +245,4 @@ class _Looks:
         return self.scores[name]
 
 
-__all__ = ["FileMatcher", "beside", "match_up"]
+__all__ = ["FileMatcher", "match_up", "place_near"]

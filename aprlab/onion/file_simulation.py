@@ -65,7 +65,7 @@ class Simulator:
         case: with matches and deviations of all file layers.
         target: the type that a healthy converter was asked to re-encode to, None for none.
         settled: identities of deviations that the container explains; their bytes are not asked about again.
-        budget: seconds of CPU for bytes; what could not be verified in time lowers no claim but is told.
+        budget: seconds of CPU for bytes; what could not be verified in time lowers no claim, but is counted.
     """
 
     def __init__(self, case: FileCase, target: TensorType | None, settled: set[int], budget: float = 8.0) -> None:

@@ -142,7 +142,7 @@ _FILLER = _Filler()
 
 
 def words(code: str, parameters: Mapping[str, Any]) -> str:
-    """The sentence for a code; a fault of the catalogue is told by its title.
+    """The sentence for a code; a fault of the catalogue has its title.
 
     Raises:
         KeyError: unknown code, or a parameter that the sentence needs is not there.
@@ -201,8 +201,8 @@ class Mechanism:
     @property
     def label(self) -> str:
         """The cause on one line: ``layout.rows-rotated(by=3)``."""
-        told = [f"{k}={_short(v)}" for k, v in self.parameters.items() if k not in QUOTED]
-        return f"{self.code}({', '.join(told)})" if told else self.code
+        parts = [f"{k}={_short(v)}" for k, v in self.parameters.items() if k not in QUOTED]
+        return f"{self.code}({', '.join(parts)})" if parts else self.code
 
     def __str__(self) -> str:
         return words(self.code, self.parameters)

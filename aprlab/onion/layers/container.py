@@ -88,7 +88,7 @@ def _binary_search(listed: list[str], name: str) -> bool:
 
 
 def _spans(case: FileCase) -> list[Deviation]:
-    """Spans off the grid, over each other, or (where a reference tells) beside the bytes they mean."""
+    """Spans off the grid, over each other, or (where a reference tells) off the bytes they mean."""
     box = case.file.box
     assert box is not None
     found: list[Deviation] = []

@@ -72,14 +72,14 @@ def _missing(case: FileCase) -> list[Deviation]:
         layers = case.file.config["block_count"]
         layers = layers if isinstance(layers, int) and 0 < layers <= LAYERS_LIMIT else 0
         expected = dict.fromkeys(names.inventory(layers, separate_output=False))
-    strangers = [m for m in case.matches if m.true is None]
+    unknown = [m for m in case.matches if m.true is None]
     found = []
     for name, tensor in expected.items():
         if name in have:
             continue
         cause = Mechanism("naming.biases-missing" if name.endswith(".bias") else "naming.tensors-missing")
         d = Deviation("missing", name, None, tensor, cause)
-        if tensor is not None and (inside := _inside(tensor, strangers)) is not None:
+        if tensor is not None and (inside := _inside(tensor, unknown)) is not None:
             d.evidence["its_bytes_stand_in"] = inside
         found.append(d)
     return found
