@@ -23,7 +23,7 @@ from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats.gguf import check_config
 from aprlab.formats.reading import Cursor, Span, check_spans, json_object, padding
 from aprlab.formats.writing import atomic, write_all
-from aprlab.model import names
+from aprlab.model import keys, names
 from aprlab.model.config import ModelConfig, TokenizerData, require_qwen2
 from aprlab.model.content import drop_pages, map_file
 from aprlab.model.model import Model
@@ -558,6 +558,8 @@ def config(metadata: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> 
         rms_norm_eps=_float32(metadata, "rms_norm_eps", path),
         tied_embeddings="output.weight" not in tensors,
     )
+    for problem in keys.huggingface_problems(metadata, found):
+        raise UnsupportedError(f"metadata {problem}", code="keys.not-handled", path=path)
     return check_config(found, path)
 
 
