@@ -150,7 +150,6 @@ _HARMLESS = re.compile(
     r"|tokenizer\.ggml\.fim_(pre|suf|mid|pad|rep|sep)_token_id"  # fill-in-the-middle
 )
 # Tokens at which llama.cpp ends an answer, besides the end of sequence: harmless only where they are known as ends already.
-KNOWN_ENDS = ("<|im_end|>", "<|endoftext|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<｜end▁of▁sentence｜>")
 END_KEYS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 
 # Of config.json and of APR's metadata, which has Hugging Face's names: key -> rule.
