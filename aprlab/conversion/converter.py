@@ -14,8 +14,8 @@ import xxhash
 
 from aprlab import __version__
 from aprlab.conversion import mixes
-from aprlab.conversion.provenance import GAP_LIMIT, describe, header_for, promised, text_of
-from aprlab.conversion.recode import Recoded, chunks_of, encodable, re_encoded
+from aprlab.conversion.provenance import GAP_LIMIT, describe, header_for, promised
+from aprlab.conversion.recode import chunks_of, encodable, re_encoded, recoded
 from aprlab.conversion.report import ConversionReport, TensorLine, report_of
 from aprlab.conversion.seams import Seams, healthy_seams
 from aprlab.errors import FormatError, UnsupportedError, UsageError
@@ -25,6 +25,7 @@ from aprlab.formats.writing import atomic, atomic_folder, check_output, write_al
 from aprlab.model import names
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
+from aprlab.model.vocabulary import check_tokenizer, end_of_generation, merge_pairs
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
@@ -141,7 +142,7 @@ def _retyping(model: Model, quantize: str | None) -> Callable[[Tensor], Tensor]:
     def retype(tensor: Tensor) -> Tensor:
         if len(tensor.shape) < 2:  # norms and biases are F32 wherever ggml reads them
             halves = model.format == "safetensors" and tensor.type is not types.F32
-            return Recoded(tensor, types.F32) if halves else tensor
+            return recoded(tensor, types.F32) if halves else tensor
         wanted = mix.get(tensor.name, target)
         return tensor if wanted is None else re_encoded(tensor, wanted)
 
@@ -200,8 +201,6 @@ def export(
 def _to_safetensors(
     model: Model, output: Path, dtype: str, force: bool, progress: Progress | None, started: float
 ) -> ConversionReport:
-    from aprlab.inference.tokenizer import Qwen2Tokenizer
-
     kind = safetensors.DTYPES.get(dtype.upper())
     if kind is None:
         raise UsageError(
@@ -213,13 +212,14 @@ def _to_safetensors(
         if output.exists() and output.resolve() in (path.resolve(), path.resolve().parent, path.parent.resolve()):
             raise UsageError("holds the input", code="conversion.output-holds-input", path=output)
     tok = model.tokenizer
-    eog = Qwen2Tokenizer(tok).eog
-    ends = sorted(eog, key=lambda id: (id != tok.eos_token_id, id))
+    ids = check_tokenizer(tok)
+    merge_pairs(tok, ids)
+    ends = sorted(end_of_generation(tok, ids), key=lambda id: (id != tok.eos_token_id, id))
     torch = {types.F32: "float32", types.F16: "float16", types.BF16: "bfloat16"}[kind]
     files = huggingface.companions(model.config, tok, torch, ends)
-    written = [t if t.type is kind else Recoded(t, kind) for t in model.tensors.values()]
+    written = [t if t.type is kind else recoded(t, kind) for t in model.tensors.values()]
     plans = [safetensors.Plan(names.from_gguf(t.name), t.type, t.shape, chunks_of(t)) for t in written]
-    named = {key: text_of(model, f"general.{key}", key) for key in ("name", "license")}
+    named = {key: apr.text_of(model, f"general.{key}", key) for key in ("name", "license")}
     about = {"format": "pt", **named, "writer": f"aprlab {__version__}"}
     with atomic_folder(output, force=force, ours=huggingface.WRITTEN.__contains__) as folder:
         huggingface.write_companions(folder, files)

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 
 from aprlab import __version__, quants
-from aprlab.architectures.qwen2 import shapes as tensor_shapes
 from aprlab.conversion import mixes
 from aprlab.conversion.provenance import made_fields, natural_order, with_file_type
 from aprlab.errors import UnsupportedError, UsageError
 from aprlab.formats import gguf
 from aprlab.formats.reading import padding
 from aprlab.formats.writing import atomic, check_output, write_all
-from aprlab.inference.tokenizer import BYTE_ALPHABET, CONTROL, NORMAL, UNUSED, USER_DEFINED
 from aprlab.model.config import ModelConfig, TokenizerData
+from aprlab.model.inventory import shapes as tensor_shapes
+from aprlab.model.vocabulary import BYTE_ALPHABET, CONTROL, NORMAL, UNUSED, USER_DEFINED
 from aprlab.published import KnownModel, known_model
 from aprlab.quants import types
 from aprlab.quants.types import TensorType

@@ -12,6 +12,8 @@ inputs and returns an array that later calls leave alone; the cache is the one t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +25,8 @@ from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 
 Array = Any  # an engine's own array: float32, C order
+Hook = Callable[..., None]  # gets what a primitive returned, then the arguments of the call
+PRIMITIVES = ("embed", "norm", "matmul", "rope", "attend", "swiglu", "add")
 
 
 @dataclass(slots=True)
@@ -78,6 +82,7 @@ class Engine(ABC):
             raise UsageError(f"{threads} threads: at least one is needed", code="engines.threads")
         self.model = model
         self.threads = threads
+        self._hooks: dict[str, list[Hook]] = {}
 
     # -- moving in and out ---------------------------------------------------------------------------------------
 
@@ -152,6 +157,49 @@ class Engine(ABC):
     def alike(self) -> dict[str, Any]:
         """Options for `create`, beside name and threads, that make another engine compute as this one does."""
         return {} if self.contract == "f32" else {"contract": self.contract}
+
+    # -- hooks ---------------------------------------------------------------------------------------------------
+
+    def add_hook(self, primitive: str, hook: Hook) -> None:
+        """Call `hook` after each call of a primitive of `PRIMITIVES`, hooks in the order in which they were added.
+
+        A primitive without hooks costs nothing more than before.
+        """
+        if primitive not in PRIMITIVES:
+            raise UsageError(
+                f"an engine has no primitive {primitive!r}; known: {', '.join(PRIMITIVES)}", code="engines.unknown-primitive"
+            )
+        hooks = self._hooks.setdefault(primitive, [])
+        hooks.append(hook)
+        if len(hooks) == 1:
+            plain = getattr(self, primitive)
+
+            def watched(*args: Any, **named: Any) -> Array:
+                result = plain(*args, **named)
+                for each in tuple(hooks):
+                    each(result, *args, **named)
+                return result
+
+            setattr(self, primitive, watched)
+
+    def remove_hook(self, primitive: str, hook: Hook) -> None:
+        """The hook that was added last of those equal to this one; raises ValueError where there is none."""
+        hooks = self._hooks.get(primitive, [])
+        if hook not in hooks:
+            raise ValueError(f"no such hook on {primitive!r}")
+        del hooks[len(hooks) - 1 - hooks[::-1].index(hook)]
+        if not hooks:
+            del self._hooks[primitive]
+            delattr(self, primitive)  # the class's own method again
+
+    @contextmanager
+    def hooked(self, primitive: str, hook: Hook) -> Iterator[None]:
+        """`hook` is there inside the block."""
+        self.add_hook(primitive, hook)
+        try:
+            yield
+        finally:
+            self.remove_hook(primitive, hook)
 
     # -- shared checks -------------------------------------------------------------------------------------------
 

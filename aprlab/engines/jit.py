@@ -23,7 +23,6 @@ from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.kernels.simd import isa as isas
 from aprlab.kernels.simd import kernels
 from aprlab.model.config import ModelConfig
-from aprlab.model.content import drop_pages
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 from aprlab.quants.types import BF16, F16, F32, Q8_0
@@ -90,7 +89,7 @@ class JitEngine(Engine):
         found = self._weights.get(tensor.name)
         if found is None:
             kind = kernels.KINDS.get(tensor.type)
-            if kind is None or type(tensor) is not Tensor:  # a subclass may decode in its own way
+            if kind is None or not tensor.content.as_stored:  # decoded in another way
                 raw = self._decoded[tensor.name] = tensor.dequantise().reshape(-1).view(np.uint8)
                 kind, row_bytes = kernels.KINDS[F32], 4 * tensor.cols
             else:
@@ -124,7 +123,7 @@ class JitEngine(Engine):
             part(0)  # alone, so that no two threads compile
             list(self._pool.map(part, range(1, self.tasks)))
             found = self._packed[tensor.name] = kernels.frozen(out)
-            drop_pages(tensor.raw)
+            tensor.release()
         return found
 
     def memory(self) -> dict[str, int]:
@@ -279,7 +278,7 @@ class JitEngine(Engine):
             else:
                 list(self._pool.map(multiply, starts))
         if tensor.name in self._packed:
-            drop_pages(tensor.raw)
+            tensor.release()
 
     def _touch(self) -> None:
         """Let BLAS write all over its work space once, in as many threads as will use it.

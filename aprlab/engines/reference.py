@@ -15,7 +15,6 @@ from aprlab.engines.base import Cache, Engine
 from aprlab.engines.blas import blas_threads
 from aprlab.errors import FormatError, UnsupportedError
 from aprlab.model.config import ModelConfig
-from aprlab.model.content import drop_pages
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 
@@ -111,7 +110,7 @@ class ReferenceEngine(Engine):
                 y = np.empty((x.shape[0], tensor.rows), np.float32)
                 for rows in _row_blocks(tensor):
                     np.matmul(x, tensor.dequantise(rows).T, out=y[:, rows])
-                    drop_pages(tensor.blocks()[rows])
+                    tensor.release(rows)
         return y if bias is None else y + self._vector(bias, tensor.rows)
 
     def rope(self, x: np.ndarray, positions: np.ndarray, theta: float, style: str) -> np.ndarray:

@@ -16,16 +16,17 @@ import numpy as np
 
 from aprlab.errors import FormatError, UnsupportedError
 from aprlab.formats.reading import Cursor, Span, check_spans, padding
-from aprlab.model.config import ModelConfig, TokenizerData, require_qwen2
+from aprlab.model import keys
+from aprlab.model.config import ModelConfig, TokenizerData, check_config, require_qwen2
 from aprlab.model.content import map_file
 from aprlab.model.model import Model
 from aprlab.model.tensor import Origin, Tensor
+from aprlab.model.vocabulary import END_OF_GENERATION
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
-LAYERS_LIMIT = 10_000  # of any config, so that no number in a file makes names without end
 
 # Value types of the key-value section by number: name and struct code.
 _SCALARS = ("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")
@@ -279,12 +280,16 @@ def tensor_type(header: Header, info: TensorInfo) -> TensorType:
 
 def open_model(path: str | Path) -> Model:
     """Open a GGUF file: header, config, tokenizer data, tensors as views. Checks every span before anything is decoded."""
-    header = read_header(path)
+    return model_of(read_header(path))
+
+
+def model_of(header: Header) -> Model:
+    """The file whose header this is, as a model; raises for the first rule that its tensors break."""
     split = _optional(header, "split.count", int)
     if split is not None and split > 1:
         raise UnsupportedError(
             f"is part {header.value('split.no')} of a model split into {split} files; join them first (llama-gguf-split --merge)",
-            code="gguf.split-file", path=path,
+            code="gguf.split-file", path=header.path,
         )  # fmt: skip
     tensors: dict[str, Tensor] = {}
     spans: list[Span] = []
@@ -292,7 +297,7 @@ def open_model(path: str | Path) -> Model:
         if 0 in info.ne or np.prod([float(n) for n in info.ne]) > 2**62:
             raise FormatError(
                 f"has the impossible dimensions {list(info.ne)}",
-                code="reading.impossible-dimensions", path=path, tensor=info.name, offset=info.at,
+                code="reading.impossible-dimensions", path=header.path, tensor=info.name, offset=info.at,
             )  # fmt: skip
         kind = tensor_type(header, info)
         if info.offset % header.alignment:
@@ -368,7 +373,7 @@ def config(header: Header) -> ModelConfig:
         raise FormatError("has no tensor 'token_embd.weight'", code="model.missing-tensor", path=header.path)
     # The key length is optional in GGUF and defined as embedding_length / head_count.
     head_dim = _optional(header, "qwen2.attention.key_length", int) or (number["embedding_length"] // heads if heads else 0)
-    return check_config(
+    found = check_config(
         ModelConfig(
             architecture=architecture,
             **number,
@@ -383,32 +388,10 @@ def config(header: Header) -> ModelConfig:
         ),
         header.path,
     )
-
-
-def check_config(config: ModelConfig, path: Path) -> ModelConfig:
-    """What must hold between the numbers, whichever container they came from."""
-    for name in ("block_count", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "head_dim"):
-        if getattr(config, name) < 1:
-            raise FormatError(f"{name} is {getattr(config, name)}; it must be at least 1", code="config.out-of-range", path=path)
-    if config.block_count > LAYERS_LIMIT:
-        raise FormatError(
-            f"block_count is {config.block_count}; at most {LAYERS_LIMIT} are handled", code="config.too-many-layers", path=path
-        )
-    if config.head_count % config.head_count_kv:
-        raise FormatError(
-            f"{config.head_count} heads cannot share {config.head_count_kv} key/value heads",
-            code="config.heads-not-shared", path=path,
-        )  # fmt: skip
-    if config.head_dim % 2:
-        raise FormatError(
-            f"head_dim {config.head_dim} is odd; rotary embedding needs pairs", code="config.odd-head-dim", path=path
-        )
-    if not (0 < config.rms_norm_eps < 1 and 1 < config.rope_theta < float("inf")):
-        raise FormatError(
-            f"rms_norm_eps {config.rms_norm_eps} or rope_theta {config.rope_theta} is out of range",
-            code="config.out-of-range", path=path,
-        )  # fmt: skip
-    return config
+    for problem in keys.gguf_problems(FieldView(header), found):
+        at = header.fields[problem.key].offset
+        raise UnsupportedError(str(problem), code="keys.not-handled", path=header.path, offset=at)
+    return found
 
 
 def tokenizer(header: Header) -> TokenizerData:
@@ -425,6 +408,21 @@ def tokenizer(header: Header) -> TokenizerData:
         raise FormatError(
             f"{len(tokens)} tokens but {len(token_types)} token types", code="tokenizer.token-types-count", path=header.path
         )
+    for info in header.infos:
+        if info.name == "token_embd.weight" and info.ne[-1] != len(tokens):
+            raise FormatError(
+                f"has {info.ne[-1]} rows for {len(tokens)} tokens; llama.cpp refuses such a file. Convert it again from its "
+                "source, with the tokenizer that belongs to these weights",
+                code="gguf.tokens-and-rows", path=header.path, tensor=info.name, offset=info.at,
+            )  # fmt: skip
+    for key in keys.END_KEYS:
+        end = _optional(header, key, int)
+        if end is not None and not (0 <= end < len(tokens) and tokens[end] in END_OF_GENERATION):
+            what = repr(tokens[end]) if 0 <= end < len(tokens) else "outside the vocabulary"
+            raise UnsupportedError(
+                f"key {key!r} ends answers at token {end} ({what}), which is not handled",
+                code="keys.not-handled", path=header.path, offset=header.fields[key].offset,
+            )  # fmt: skip
     return TokenizerData(
         model=_key(header, f"{prefix}model", str),
         pre=_key(header, f"{prefix}pre", str),

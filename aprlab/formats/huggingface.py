@@ -15,13 +15,13 @@ import numpy as np
 
 from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.formats import safetensors
-from aprlab.formats.gguf import check_config
-from aprlab.formats.reading import json_object
-from aprlab.model import names
-from aprlab.model.config import ModelConfig, TokenizerData, require_qwen2
+from aprlab.formats.reading import json_object, read_bytes
+from aprlab.model import keys, names
+from aprlab.model.config import ModelConfig, TokenizerData, check_config, require_qwen2
 from aprlab.model.content import drop_pages
 from aprlab.model.model import Model
 from aprlab.model.tensor import Origin, Tensor
+from aprlab.model.vocabulary import CONTROL, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION = (
@@ -31,8 +31,6 @@ TEMPLATE = "chat_template.jinja"
 WRITTEN = (SINGLE, CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION)
 READ = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, INDEX)  # beside the weights
 JSON_LIMIT = 64 * 2**20  # the largest text file that is read at all; Qwen2's tokenizer.json has 7 MB
-
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # ggml's token types
 
 
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -87,17 +85,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def _read_text(path: Path) -> str:
     """A text file of the folder, of a size that one may have."""
     try:
-        if path.stat().st_size > JSON_LIMIT:
-            raise FormatError(
-                f"has {path.stat().st_size} bytes; at most {JSON_LIMIT} are read", code="huggingface.too-large", path=path
-            )
-        return path.read_bytes().decode()
+        return read_bytes(path, JSON_LIMIT, "huggingface").decode()
     except UnicodeDecodeError as error:
-        raise FormatError(f"is not UTF-8 ({error.reason})", code="reading.not-utf8", path=path, offset=error.start) from None
-    except FileNotFoundError:
-        raise UsageError(
-            "is missing; a SafeTensors model needs it beside its weights", code="huggingface.missing-file", path=path
+        raise FormatError(
+            f"is not UTF-8 ({error.reason})", code="reading.not-utf8", path=path, offset=error.start
         ) from None
+    except FileNotFoundError:
+        said = "is missing; a SafeTensors model needs it beside its weights"
+        raise UsageError(said, code="huggingface.missing-file", path=path) from None
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", code="reading.unreadable", path=path) from None
 
@@ -125,10 +120,9 @@ def _shards(index: Path) -> list[safetensors.Header]:
         raise FormatError("weight_map is not a map of tensor names to files", code="huggingface.bad-weight-map", path=index)
     headers = []
     for file in dict.fromkeys(listed.values()):
-        if Path(file).name != file or file in ("", ".", ".."):
-            raise FormatError(
-                f"weight_map names {file!r}, which is not a file beside it", code="huggingface.bad-shard-name", path=index
-            )
+        if Path(file).name != file or file in ("", ".", "..") or "\0" in file or "\\" in file or len(file.encode()) > 255:
+            said = f"weight_map names {file!r:.80}, which is not a file beside it"
+            raise FormatError(said, code="huggingface.bad-shard-name", path=index)
         header = safetensors.read_header(index.parent / file)
         there = {entry.name for entry in header.entries}
         due = {name for name, where in listed.items() if where == file}
@@ -192,17 +186,7 @@ def config(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Model
         return value
 
     require_qwen2(need("model_type", str), path)
-    for key, sound in (("hidden_act", "silu"), ("use_sliding_window", False), ("quantization_config", None)):
-        if raw.get(key, sound) != sound:
-            raise UnsupportedError(
-                f"{key} is {_short(raw[key])}; only {_short(sound)} is handled", code="huggingface.unsupported-setting", path=path
-            )
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-    if kind != "default":
-        raise UnsupportedError(
-            f"RoPE is scaled ({_short(kind)}), which is not handled", code="huggingface.scaled-rope", path=path
-        )
     number = {field: need(key, int) for field, key in _NUMBERS.items()}
     if any(not 0 <= value < 2**31 for value in number.values()):
         raise FormatError(f"a number is out of range: {number}", code="config.out-of-range", path=path)
@@ -229,6 +213,8 @@ def config(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Model
         rms_norm_eps=floats[1],
         tied_embeddings="output.weight" not in tensors,
     )
+    for problem in keys.huggingface_problems(raw, found):
+        raise UnsupportedError(str(problem), code="keys.not-handled", path=path)
     return check_config(found, path)
 
 
@@ -282,8 +268,6 @@ def tokenizer(folder: Path, raw_config: dict[str, Any], tensors: dict[str, Tenso
 
 def _pre_tokenizer(raw: dict[str, Any], path: Path) -> str:
     """The name ggml has for the way text is cut into words; the pattern must be known to the letter."""
-    from aprlab.inference.tokenizer import PRE_TOKENIZERS  # stands above the formats; only this asks for it
-
     normalizer = raw.get("normalizer")
     if not isinstance(normalizer, dict) or normalizer.get("type") != "NFC":
         raise UnsupportedError(
@@ -445,8 +429,6 @@ def foreign_tokens(tok: TokenizerData) -> list[int]:
 
 def tokenizer_json(tok: TokenizerData) -> dict[str, Any]:
     """tokenizer.json as Qwen2's authors publish it; what only pads the vocabulary is left out."""
-    from aprlab.inference.tokenizer import PRE_TOKENIZERS
-
     if tok.model != "gpt2" or tok.pre not in PRE_TOKENIZERS:
         raise UnsupportedError(
             f"tokenizer {tok.model!r} with pre-tokeniser {tok.pre!r}; only Qwen2's can be written",

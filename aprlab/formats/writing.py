@@ -12,10 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from aprlab.display.plain_text import json_text
 from aprlab.errors import AprlabError, UsageError
-
-PARTS: set[str] = set()  # temporary files and folders of this process that bear a name, likewise
-
+from aprlab.in_use import PARTS
 
 _THERE = "exists already; use --force to replace it"
 
@@ -219,6 +218,11 @@ def write_whole(output: Path, content: bytes) -> None:
 def write_text(output: Path, text: str) -> None:
     """The same of a text, in UTF-8."""
     write_whole(output, text.encode())
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain data as indented JSON, whole or not at all; numbers that are not finite become words (`json_text`)."""
+    write_text(path, json_text(data, indent=1) + "\n")
 
 
 def _umask() -> int:

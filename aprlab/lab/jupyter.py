@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aprlab import paths
+from aprlab.display.plain_text import json_text
 from aprlab.errors import FormatError, UsageError
 from aprlab.formats.writing import atomic, write_all, write_text
 
@@ -62,7 +63,7 @@ def copy_notebooks(folder: str | Path) -> Copied:
             target.parent.mkdir(parents=True, exist_ok=True)
             with atomic(target) as file:
                 write_all(file, notebook.read_bytes())
-        text = json.dumps(known, indent=1) + "\n"
+        text = json_text(known, indent=1) + "\n"
         if text != before:
             write_text(record, text)
     except OSError as error:

@@ -18,8 +18,9 @@ from typing import Any
 from urllib.parse import quote
 
 from aprlab import paths
+from aprlab.display.page import page
 from aprlab.errors import AprlabError, UsageError
-from aprlab.formats.writing import write_text
+from aprlab.formats.writing import write_json, write_text
 
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 
@@ -283,26 +284,6 @@ def _traceback(notebook: Mapping[str, Any]) -> str:
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:52em;margin:2em auto;padding:0 1em;color:#222;background:#fff}
-section{border-left:.3em solid #0072b2;padding:.1em 1em;margin:1.6em 0;break-inside:avoid}
-section.no{border-color:#d55e00}h1{line-height:1.2}h2{font-size:1.15em;margin:.2em 0}ul{margin:.3em 0;padding-left:1.2em}
-p{margin:.4em 0}b{color:#d55e00}code{overflow-wrap:anywhere}img{max-width:100%;height:auto;display:block;margin:.6em 0}
-pre{background:#f4f4f4;padding:.6em;overflow-x:auto;font-size:.8em}summary{cursor:pointer}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9em}th,td{border-bottom:1px solid #ccc;padding:.25em .7em;
-text-align:left;vertical-align:top}tr.no td:first-child{border-left:.3em solid #d55e00}
-tr.yes td:first-child{border-left:.3em solid #0072b2}
-@media print{body{margin:0;max-width:none}a{color:inherit}pre{white-space:pre-wrap}img{max-height:9cm;width:auto}}
-"""
-
-
-def page(title: str, *parts: str) -> str:
-    """One HTML page in the style of the reports; it fetches nothing and reads well in a narrow window and in print."""
-    head = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>"""
-    return "\n".join([head, *parts, "</body></html>\n"])
-
-
 def section(step: Step, folder: str = "") -> str:
     """One notebook's part of a page: heading, verdict, links, key figure, checks, and the traceback where it failed."""
     claims = "".join(
@@ -391,6 +372,6 @@ def write_findings(notebook: str, findings: Mapping[str, Any], out: str | Path) 
     if not str(out):
         return None
     path = Path(out) / f"{notebook}.json"
-    text = json.dumps({"notebook": notebook, **findings}, indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
+    json.dumps(findings, allow_nan=False)  # raises where the findings are more than plain JSON
+    write_json(path, {"notebook": notebook, **findings})
     return path

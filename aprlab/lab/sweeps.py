@@ -12,6 +12,7 @@ import hashlib
 import html
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -28,12 +29,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from aprlab.display.page import page
 from aprlab.errors import AprlabError, FormatError, UsageError
-from aprlab.formats.writing import write_text, write_whole
+from aprlab.formats.writing import write_json, write_text, write_whole
 from aprlab.lab import notebooks as lab
 from aprlab.lab.yaml_files import LineOf, load
 from aprlab.paths import cores
 
+MOST_CELLS = 20_000  # runs of one matrix, before exclusions; a run takes seconds at least
 KEYS = ("notebooks", "parameters", "matrix", "exclude")
 RECORD = "cell.json"  # written last: a folder that has it is done
 _PLAIN = (str, int, float, bool)
@@ -105,9 +108,9 @@ def read_matrix(path: str | Path) -> list[Cell]:
         parameters: {prompt: What is 2+2?}  # the same for all runs
         matrix:                             # every combination is run
           fault: [GH-191, lost-qkv-biases]
-          backend: [reference, jit]
+          engine: [reference, jit]
         exclude:                            # but those that match one of these
-          - {fault: GH-191, backend: jit}
+          - {fault: GH-191, engine: jit}
 
     A relative path of a file (a parameter named model, reference or candidate) is meant from the folder of the matrix.
 
@@ -135,6 +138,10 @@ def read_matrix(path: str | Path) -> list[Cell]:
             raise refuse(f"{name!r} stands under `parameters` as well", "matrix", name, code="sweep.axis-and-parameter")
     notebooks = _notebooks(data.get("notebooks"), path.parent, refuse)
     exclude = _exclusions(data.get("exclude"), axes, refuse)
+    count = len(notebooks) * math.prod(map(len, axes.values()))
+    if count * (1 + len(exclude)) > MOST_CELLS:  # counted before they are made
+        rules = f" and {len(exclude)} exclusions" if exclude else ""
+        raise refuse(f"{count} runs{rules} to look at; at most {MOST_CELLS} are taken", "matrix")
     cells: list[Cell] = []
     used: set[int] = set()
     for notebook in notebooks:
@@ -400,7 +407,7 @@ def _keep(cell: Cell, key: str, result: Result, folder: Path) -> Outcome:
     record |= {"holds": step.holds} | {
         name: value for name, value in asdict(step).items() if name in ("failure", "checks", "headline")
     }
-    write_text(place / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_json(place / RECORD, record)
     return Outcome(cell, step, skipped=False)
 
 
@@ -438,7 +445,7 @@ def index_page(outcomes: Sequence[Outcome], total: int, title: str) -> str:
         for o in outcomes
         if not o.holds
     ]
-    return lab.page(f"aprlab: {title}", head, table, *failing)
+    return page(f"aprlab: {title}", head, table, *failing)
 
 
 def _shown(value: object) -> str:

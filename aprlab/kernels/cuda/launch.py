@@ -1,7 +1,7 @@
 """The launch table: for every kernel its module, its threads a block, and functions that make whole launches of it.
 
 Both ways to run a kernel, a GPU and the PTX machine, take their launches from here and nowhere else. Pointers are opaque:
-whatever the backend made. Lengths are elements, `tokens` is the number of positions T.
+whatever the device made. Lengths are elements, `tokens` is the number of positions T.
 """
 
 from __future__ import annotations

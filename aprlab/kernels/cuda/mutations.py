@@ -20,7 +20,6 @@ from typing import Any
 
 from aprlab.errors import AprlabError, UsageError
 from aprlab.kernels.cuda import compile as nvrtc
-from aprlab.model.model import Model
 
 ARCHIVE = nvrtc.HERE / "ptx" / "faults.tar.xz"
 RECORD = nvrtc.HERE / "ptx" / "faults.json"  # which sources the archive was compiled from
@@ -343,13 +342,6 @@ def select(faults: Iterable[Any], engine: str, elsewhere: Collection[str] = ()) 
         raise UsageError(f"one kernel fault at a time, not {' and '.join(mine)}", code="cuda.one-fault-at-a-time")
     given = options(mine[0]) if engine == "ptx" else {"kernels": sources(mine[0])}
     return [each for each in faults if each is not mine[0]], given
-
-
-def engine(model: Model, name: str, contract: str = "f32") -> Any:
-    """A PTX engine with the fault in its kernels."""
-    from aprlab import engines  # engines know kernels, not the other way round
-
-    return engines.create("ptx", model, contract=contract, **options(name))
 
 
 # ---- the shipped archive -------------------------------------------------------------------------------------------

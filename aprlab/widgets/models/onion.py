@@ -18,7 +18,7 @@ from aprlab.model.model import Model
 from aprlab.onion.layers import Case, Deviation
 from aprlab.onion.peeling import examine, reference_of
 from aprlab.onion.repairs import Mend, drafted
-from aprlab.onion.sides import examine_sessions
+from aprlab.onion.run_peeling import examine_sessions
 from aprlab.onion.verdict import Finding, Verdict
 from aprlab.published import QUESTION
 from aprlab.tracing.golden_rule import MAX_TOKENS, best_engine
