@@ -32,9 +32,9 @@ from aprlab.instruments.self_test import InstrumentResult
 from aprlab.instruments.summary_statistics import PERCENTILES, Statistics
 from aprlab.model import names
 from aprlab.model.model import Model
-from aprlab.model.published import QUESTION
 from aprlab.model.tensor import Tensor
 from aprlab.onion.sides import decodings
+from aprlab.published import QUESTION
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 from aprlab.tracing.comparisons import compare_models
