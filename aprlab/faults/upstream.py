@@ -385,7 +385,7 @@ def bookkeeping() -> Correction:
     return Correction(
         5,
         "83/200 and 24.2/100 measure quality; 0 of 12 conversions pass; 85 and more once GH-190 and GH-191 are fixed",
-        "24 rows, all in one category: a perfect run scores 44.7; no conversion test could pass, because timings were compared too",
+        "24 rows, all in one category: a perfect run scores 44.7; no conversion could pass, because timings were compared too",
         {
             "quality": quality, "score": round(score(quality), 3), "best_possible": round(score(CATEGORIES["QUAL"]), 1),
             "same_answer_passes": same_stdout(*runs),
@@ -432,7 +432,7 @@ def blind_checks(layers: int = 28, vocabulary: int = 151_936) -> Correction:
     return Correction(
         6,
         "`check` reports 10/10, so the damage is silent",
-        "no check looks at values, types or sizes: it matches substrings of names, and checks for NaN and a softmax that sums to 1",
+        "no check looks at values, types or sizes: only at substrings of names, NaN, and a softmax that sums to 1",
         {"passed": sum(passed.values()), "of": len(passed)},
     )
 
