@@ -1,4 +1,4 @@
-"""D. Block decoding: the blocks are right, what is made of them is not.
+"""D. Block decoding: the blocks are correct, the decoder is not.
 
 Each fault replaces one step of a decoder. The file form writes blocks of which a healthy decoder makes the same values,
 to the last bit: scales, minima and nibbles moved to where the faulty one looks for them.

@@ -1,4 +1,4 @@
-"""B. Dtype: the byte in the index says one type, the blocks are another's."""
+"""B. Dtype: the byte in the index says one type, the blocks have another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
 # The ticket's table of what the writer wrote before GH-191, and the same function as the ticket's diff shows it.
-# They disagree about Q5_K; Q4_1, Q5_0 and Q5_1 stand in neither and fell through to F32.
+# They disagree about Q5_K; Q4_1, Q5_0 and Q5_1 are in neither and fell through to F32.
 WRITER_TABLE: dict[TensorType, int] = {
     types.Q4_K: 8, types.Q5_K: 8, types.Q6_K: 9, types.Q8_0: 10, types.F32: 0, types.F16: 1,
 }  # fmt: skip

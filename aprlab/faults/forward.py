@@ -1,4 +1,4 @@
-"""E. The forward pass: every weight is right, one operation is not."""
+"""E. The forward pass: every weight is correct, one operation is not."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def write_mha(s: Seams) -> Seams:
 
 
 class GqaModulo(Wrapped):
-    """Query head h looks at kv head h % n instead of h // group: the heads are dealt out like cards."""
+    """Query head h attends to kv head h % n instead of h // group: the heads are dealt out like cards."""
 
     def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
         heads, kv_heads = q.shape[1], k.shape[1]
@@ -202,7 +202,7 @@ class UnweightedNorm(Wrapped):
 
 
 class WrongNorm(Wrapped):
-    """The norm after the attention stands in for the one before it."""
+    """The post-attention norm is used before the attention."""
 
     def norm(self, x: Array, weight: str, eps: float) -> Array:
         return self.inner.norm(x, weight.replace("attn_norm", "ffn_norm"), eps)

@@ -71,7 +71,7 @@ def partly_valid(path: Path) -> bool:
 
 
 def norm_near_one(weights: np.ndarray) -> bool:
-    """A norm's mean must lie near 1."""
+    """A norm's mean must be near 1."""
     return bool(abs(float(np.mean(weights)) - 1) < 0.5)
 
 

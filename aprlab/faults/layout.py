@@ -117,7 +117,7 @@ def broken_rows(tensor: Tensor) -> bool:
 
 
 def flat_blocks(s: Seams) -> Seams:
-    """Rows that are no multiple of 256 as Q4_K all the same: super-blocks run across the ends of rows."""
+    """Rows whose width is not a multiple of 256 as Q4_K anyway: super-blocks cross row boundaries."""
 
     def change(tensor: Tensor) -> Tensor:
         if not broken_rows(tensor):
@@ -128,7 +128,7 @@ def flat_blocks(s: Seams) -> Seams:
 
 
 class PaddedActivations(Wrapped):
-    """Activations and rows padded to a multiple of 256, while the weights lie flat: row r is read at r × padded."""
+    """Activations and rows padded to a multiple of 256, weights not padded: row r is read at r × padded."""
 
     def __init__(self, inner: Engine) -> None:
         super().__init__(inner)

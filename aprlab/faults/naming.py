@@ -1,4 +1,4 @@
-"""A. Naming: tensors under another name, under no name, twice, or made up."""
+"""A. Naming: tensors under another name, missing, duplicated, or invented."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QKV_BIASES = ("attn_q.bias", "attn_k.bias", "attn_v.bias")
 
 
 def gguf_name(written: str) -> str:
-    """The GGUF name of a name in a file of whatever naming; one that nobody knows stays as it is."""
+    """The GGUF name for a name in any naming; an unknown name is returned unchanged."""
     return next(iter(names.namings_of(written).values()), written)
 
 
@@ -35,7 +35,7 @@ def written_in(naming: str) -> Callable[[Seams], Seams]:
 
 
 def exchanged(first: str, second: str) -> Callable[[Seams], Seams]:
-    """A converter that confuses two modules of every layer: each is written under the other's name."""
+    """A converter that swaps two modules of every layer: each is written under the other's name."""
 
     def other(gguf: str) -> str:
         for old, new in ((first, second), (second, first)):
@@ -47,7 +47,7 @@ def exchanged(first: str, second: str) -> Callable[[Seams], Seams]:
 
 
 def layers_exchanged(i: int, j: int) -> Callable[[Seams], Seams]:
-    """A converter that writes layer i under the names of layer j, and the other way round."""
+    """A converter that writes layer i under the names of layer j, and vice versa."""
 
     def other(gguf: str) -> str:
         for old, new in ((i, j), (j, i)):
@@ -71,7 +71,7 @@ def zeroed(*templates: str) -> Callable[[Seams], Seams]:
 
 
 class LostBiases(Wrapped):
-    """A look-up of biases that misses and says nothing."""
+    """A bias lookup that silently fails."""
 
     lost: tuple[str, ...] = QKV_BIASES
 
@@ -164,7 +164,7 @@ def found_by_binary_search(listed: list[str]) -> list[str]:
 
 
 def duplicate_tensor(s: Seams) -> Seams:
-    """One tensor (the last layer norm's) stands in the file twice, under one name."""
+    """One tensor (the last norm) is in the file twice, under the same name."""
 
     def twice(plans: list[Plan]) -> list[Plan]:
         return plans + [p for p in plans if gguf_name(p.name) == "output_norm.weight"]
@@ -197,7 +197,7 @@ def tie(config: ModelConfig) -> ModelConfig:
 
 
 def zero_head(s: Seams) -> Seams:
-    """An output head of zeros, made up because the look-up missed."""
+    """An output head of zeros, created because the lookup failed."""
 
     def change(tensor: Tensor) -> Tensor:
         return tensor.replace(raw=np.zeros(tensor.nbytes, np.uint8)) if tensor.name == "output.weight" else tensor
@@ -209,7 +209,7 @@ def zero_head(s: Seams) -> Seams:
 
 
 class KeyMismatch(Wrapped):
-    """A cache of decoded weights that stores under the canonical name and asks under the bare one: never a hit."""
+    """A cache of decoded weights that stores under the canonical name and looks up the bare one: never a hit."""
 
     def __init__(self, inner: Engine) -> None:
         super().__init__(inner)

@@ -1,4 +1,4 @@
-"""F. Tokenizer, template, stopping: the numbers are right, the words are not."""
+"""F. Tokenizer, template, stopping: the numbers are correct, the words are not."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def skipped(template: str) -> str:
     return "{{- messages[-1]['content'] }}"
 
 
-# ChatML as it is wired into many programs: no default system prompt, whatever the model.
+# ChatML as hard-coded in many programs: no default system prompt, whatever the model.
 CHATML = (
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
@@ -119,7 +119,7 @@ LOST_PROMPT = 1  # what many readers take for a beginning of text; in Qwen2 it i
 
 
 class _PromptLost(Qwen2Tokenizer):
-    """Encoding fails and nobody is told: one token stands for whatever was asked."""
+    """Encoding fails silently: one token replaces the whole prompt."""
 
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
         return [LOST_PROMPT]
