@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 
 import aprlab
 from aprlab import figures, paths
-from aprlab.model.published import QUESTION
+from aprlab.published import QUESTION
 from aprlab.tracing import comparisons
 
 DOCS = Path(__file__).resolve().parent

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from aprlab.cli import sigbus as guard
 from aprlab.errors import AprlabError, UsageError
-from aprlab.formats import sigbus as guard
-from aprlab.model.published import ANSWER, QUESTION
+from aprlab.published import ANSWER, QUESTION
 
 if TYPE_CHECKING:
     from rich.console import Console

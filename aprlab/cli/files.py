@@ -47,7 +47,7 @@ def synth(
     from tqdm import tqdm
 
     from aprlab.conversion import synthetic as module
-    from aprlab.model.published import known_model
+    from aprlab.published import known_model
 
     config = module.config_of(known_model(like), tied=tied)
     total = sum(kind.nbytes(shape) for kind, shape in module.inventory(config, mix).values())

@@ -26,7 +26,7 @@ from aprlab.formats.reading import padding
 from aprlab.formats.writing import atomic, check_output, write_all
 from aprlab.inference.tokenizer import BYTE_ALPHABET, CONTROL, NORMAL, UNUSED, USER_DEFINED
 from aprlab.model.config import ModelConfig, TokenizerData
-from aprlab.model.published import KnownModel, known_model
+from aprlab.published import KnownModel, known_model
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 

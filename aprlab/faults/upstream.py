@@ -25,8 +25,8 @@ from aprlab.inference.session import Session
 from aprlab.model import names
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
-from aprlab.model.published import known_model
 from aprlab.model.tensor import Origin, Tensor
+from aprlab.published import known_model
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 

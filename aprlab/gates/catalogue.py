@@ -26,7 +26,7 @@ from aprlab.instruments.summary_statistics import PERCENTILES, Statistics
 from aprlab.model import names
 from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.model import Model
-from aprlab.model.published import QUESTION
+from aprlab.published import QUESTION
 from aprlab.quants import types
 from aprlab.tracing.comparisons import compare_models
 from aprlab.tracing.traces import trace

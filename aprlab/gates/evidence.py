@@ -23,9 +23,9 @@ from aprlab.inference.session import Generation, Session
 from aprlab.instruments.self_test import InstrumentResult, InstrumentSet
 from aprlab.model.content import drop_pages
 from aprlab.model.model import Model
-from aprlab.model.published import QUESTION
 from aprlab.model.tensor import Tensor
 from aprlab.onion.sides import decodings
+from aprlab.published import QUESTION
 from aprlab.quants import types
 
 Measure = Callable[..., Any]

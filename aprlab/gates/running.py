@@ -16,7 +16,7 @@ from aprlab.gates.evidence import CandidateFile, GateCase, ReferenceSide
 from aprlab.gates.results import GateResult, GateResults
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
-from aprlab.model.published import QUESTION
+from aprlab.published import QUESTION
 
 PROMPTS = (QUESTION, "Write a haiku about snow.")
 MAX_TOKENS = 12

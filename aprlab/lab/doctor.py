@@ -13,7 +13,7 @@ from pathlib import Path
 
 from aprlab import paths
 from aprlab.errors import AprlabError
-from aprlab.model.published import ANSWER, QUESTION
+from aprlab.published import ANSWER, QUESTION
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,12 @@ from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.lab import finding_figures as pictures
 from aprlab.model.model import Model
-from aprlab.model.published import QUESTION
 from aprlab.onion.layers import Case
 from aprlab.onion.peeling import examine
 from aprlab.onion.repairs import Mend, drafted
 from aprlab.onion.sides import examine_sessions
 from aprlab.onion.verdict import Finding, Verdict
+from aprlab.published import QUESTION
 from aprlab.tracing.comparisons import layer_errors
 from aprlab.tracing.golden_rule import best_engine
 from aprlab.tracing.traces import replay, trace

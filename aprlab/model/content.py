@@ -12,7 +12,7 @@ import numpy as np
 
 from aprlab.errors import UsageError
 
-MAPPED: dict[int, tuple[int, Path]] = {}  # address → size and path of each file that is mapped now, for `aprlab.formats.sigbus`
+MAPPED: dict[int, tuple[int, Path]] = {}  # address → size and path of each file that is mapped now, for `aprlab.cli.sigbus`
 
 
 def map_file(path: Path) -> np.ndarray:

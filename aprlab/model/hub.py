@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from aprlab import paths
 from aprlab.errors import AprlabError, FormatError, UsageError
-from aprlab.model.published import KnownModel, known_model
+from aprlab.published import KnownModel, known_model
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _STEP = 1 << 22

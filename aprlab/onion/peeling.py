@@ -17,12 +17,12 @@ from aprlab.formats import open_model
 from aprlab.formats.raw import Reference, look
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
-from aprlab.model.published import QUESTION
 from aprlab.onion.hypotheses import Explanation, explain
 from aprlab.onion.layers import FILE_LAYERS, Case, Deviation
 from aprlab.onion.layers.base import tensors_of
 from aprlab.onion.repairs import Mend, drafted, search
 from aprlab.onion.verdict import LAYERS, Finding, Mended, Verdict, Word
+from aprlab.published import QUESTION
 from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, Outcome, best_engine
 
 Progress = Callable[[str, Sequence[Deviation] | None], None]

@@ -334,7 +334,7 @@ This page is generated from the JSON in `docs/qualification/`: `python -m aprlab
 def markdown(found: Sequence[Qualification]) -> str:
     """`docs/qualification.md` from recorded qualifications."""
     from aprlab.faults import upstream
-    from aprlab.model.published import known_models
+    from aprlab.published import known_models
     from aprlab.qualification.oracles import ORACLES
 
     lines = [f"| {' | '.join(_TABLE)} |", "|" + "---|" * len(_TABLE)]

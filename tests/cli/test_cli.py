@@ -424,7 +424,7 @@ def test_the_golden_rule_on_the_real_model(cli, real_05b: Path, tmp_path: Path) 
 
 
 def test_typer_classes_are_where_they_are_expected() -> None:
-    from aprlab.cli import app as module
+    module = sys.modules["aprlab.cli.app"]
 
     assert module._ClickUsageError.__name__ == "UsageError"
     assert module._ClickException.__name__ == "ClickException"

@@ -17,7 +17,7 @@ from aprlab.conversion.converter import convert, export
 from aprlab.errors import AprlabError, FormatError, NumericError, UnsupportedError, UsageError
 from aprlab.formats import huggingface, open_model, safetensors
 from aprlab.inference.session import Generation, Session
-from aprlab.model.published import ANSWER, QUESTION
+from aprlab.published import ANSWER, QUESTION
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 

@@ -94,8 +94,8 @@ class Candidates:
     def make(self, wrong: str) -> tuple[CandidateFile, Session | None]:
         files = {"biases missing": "missing-biases", "names of another format": "raw-names"}
         runs = {
-            "other answers": "gqa-modulo", "other logits": "prefill-decode", "garbage": "q4k-nibble-pairs", "weights decoded at every pass": "cache-key-mismatch",
-            "passes that depend on their length": "kv-twice",
+            "other answers": "gqa-modulo", "other logits": "prefill-decode", "garbage": "q4k-nibble-pairs",
+            "weights decoded at every pass": "cache-key-mismatch", "passes that depend on their length": "kv-twice",
         }  # fmt: skip
         if wrong in runs:
             return CandidateFile(self.healthy), session_with(self.ref.session, [runs[wrong]])

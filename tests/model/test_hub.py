@@ -18,7 +18,7 @@ pytest.importorskip("huggingface_hub")
 from aprlab.cli.app import run_cli
 from aprlab.errors import FormatError, UsageError
 from aprlab.model import hub
-from aprlab.model.published import KnownModel
+from aprlab.published import KnownModel
 
 CONTENT = np.random.default_rng(5).bytes(300_000)
 SHA = hashlib.sha256(CONTENT).hexdigest()

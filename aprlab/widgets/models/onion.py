@@ -15,12 +15,12 @@ from aprlab.faults import FAULTS, Fault, convert_with, session_with
 from aprlab.inference.session import Session
 from aprlab.lab.pairs import given_for
 from aprlab.model.model import Model
-from aprlab.model.published import QUESTION
 from aprlab.onion.layers import Case, Deviation
 from aprlab.onion.peeling import examine, reference_of
 from aprlab.onion.repairs import Mend, drafted
 from aprlab.onion.sides import examine_sessions
 from aprlab.onion.verdict import Finding, Verdict
+from aprlab.published import QUESTION
 from aprlab.tracing.golden_rule import MAX_TOKENS, best_engine
 from aprlab.widgets.models.base import Observable
 from aprlab.widgets.models.evidence import Evidence, facts, of_file, of_runs

@@ -12,7 +12,7 @@ from aprlab.errors import UsageError
 from aprlab.faults import FAULTS, Fault, session_with
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
-from aprlab.model.published import QUESTION
+from aprlab.published import QUESTION
 from aprlab.tracing.comparisons import compare_traces, layer_errors
 from aprlab.tracing.golden_rule import best_engine
 from aprlab.tracing.traces import Trace, replay, trace

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
+from aprlab.cli import sigbus as guard
 from aprlab.errors import UsageError
-from aprlab.formats import sigbus as guard
 from aprlab.formats import writing
 from aprlab.model import content
 
 SHRINK = """
 import os, sys, threading
 from pathlib import Path
-from aprlab.formats import sigbus as guard
+from aprlab.cli import sigbus as guard
 from aprlab.formats import writing
 from aprlab.model import content
 path, how = Path(sys.argv[1]), sys.argv[2]
