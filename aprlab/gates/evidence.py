@@ -209,7 +209,7 @@ class GateCase:
         found = set()
         for name, tensor in self.tensors.items():
             of = self.ref.model.tensors.get(name)
-            if of is None or type(tensor) is not Tensor or tensor.type is not of.type or tensor.shape != of.shape:
+            if of is None or not tensor.content.as_stored or tensor.type is not of.type or tensor.shape != of.shape:
                 continue
             if np.array_equal(tensor.raw, of.raw):
                 found.add(name)

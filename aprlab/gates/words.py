@@ -136,9 +136,3 @@ def words(code: str, parameters: Mapping[str, Any]) -> str:
 
 def _given(part: str, parameters: Mapping[str, Any]) -> bool:
     return all(parameters[name] is not None for _, name, _, _ in string.Formatter().parse(part) if name)
-
-
-def listed() -> str:
-    """The table of docs/gates.md."""
-    lines = [f"| `{code}` | {template} |" for code, template in TEMPLATES.items()]
-    return "\n".join(["| code | words |", "|---|---|", *lines])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+from noise import noise
 
 from aprlab import engines, figures, gates
 from aprlab.cli.app import run_cli
@@ -80,6 +81,16 @@ def test_the_healthy_conversion_passes_every_gate_whatever_its_types(matrix) -> 
     for row in matrix.control:
         assert set(row.cells.values()) == {gates.PASS}, {g: row.figures[g] for g, c in row.cells.items() if c != gates.PASS}
         assert all(row.upstream.values())
+
+
+def test_the_matrix_is_the_same_with_every_sentence_replaced_by_noise(model, matrix) -> None:
+    with noise(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "unknown dtype")
+        noisy = kill_matrix(model)
+    rows = [[*m.control, *m.rows] for m in (matrix, noisy)]
+    for a, b in zip(*rows, strict=True):
+        assert replace(a, figures={}) == replace(b, figures={})
+        assert all(a.figures[id] != b.figures[id] for id in GATES), "every figure was noise"
 
 
 def test_upstreams_ten_checks_kill_next_to_nothing(matrix) -> None:
@@ -234,6 +245,11 @@ def test_the_verb_prints_and_tells_by_its_status(tiny, healthy, tmp_path, capfd)
     convert_with(tiny, tmp_path / "broken.apr", ["GH-191"])
     assert run_cli(["gates", str(tiny), str(tmp_path / "broken.apr"), "-n", "2"]) == 3
     assert "FAIL" in capfd.readouterr().out
+    assert run_cli(["gates", str(tiny), str(tmp_path / "broken.apr"), "-n", "2", "--json"]) == 3
+    rows = {str(row["id"]): row for row in read_gates(capfd)}
+    keys = {"id", "passed", "code", "parameters", "figure", "assertion", "refused"}
+    assert all(row.keys() == keys for row in rows.values())
+    assert rows["F-APR-FORMAT-001"]["code"] == "gate.size-law" and rows["I-2"]["code"] == "gate.names-lead-back"
     assert run_cli(["gates", str(tiny), str(healthy), "-n", "2", "--fault", "GH-191"]) == 2
     assert "no instrument's" in capfd.readouterr().err
     assert run_cli(["gates", str(tiny), str(tmp_path / "none.apr")]) == 2
@@ -245,13 +261,18 @@ def test_the_other_verbs(tiny, healthy, tmp_path, capfd) -> None:
     said = capfd.readouterr().out
     assert said.count('"ok": false') == 2
     assert run_cli(["fingerprint", str(tiny), str(healthy), "--json"]) == 0
-    assert json.loads(capfd.readouterr().out)["equal"] is True
+    said = json.loads(capfd.readouterr().out)
+    assert said["equal"] is True and said["schema"] == 2 and {row["code"] for row in said["rows"]} == {"fingerprint.same"}
     assert run_cli(["fingerprint", str(tiny)]) == 0
     assert "transposed: sum blind, statistics blind, hash sees it" in capfd.readouterr().out
     convert_with(tiny, tmp_path / "other.apr", ["wrong-eps"])
     assert run_cli(["diff", str(tiny), str(healthy)]) == 0
     assert run_cli(["diff", str(tiny), str(tmp_path / "other.apr")]) == 1
     assert "config.rms_norm_eps" in capfd.readouterr().out
+    assert run_cli(["diff", str(tiny), str(tmp_path / "other.apr"), "--json"]) == 1
+    said = json.loads(capfd.readouterr().out)
+    found = {row["what"]: row["code"] for row in said["rows"] if not row["equal"]}
+    assert said["schema"] == 2 and found == {"config.rms_norm_eps": "diff.value"}
 
 
 def test_kill_is_a_word_of_the_figure() -> None:
