@@ -110,7 +110,7 @@ def check(job: Job) -> int:
 def profile(
     job: Job,
     source: Annotated[
-        Path | None, typer.Option("--source", metavar="FILE.cu", help="The .cu text, shown next to its lines.", show_default=False)
+        Path | None, typer.Option("--source", metavar="FILE.cu", help="CUDA text, shown next to its lines.", show_default=False)
     ] = None,
 ) -> int:
     """Count instructions, sectors, bank wavefronts and DRAM bytes by source line."""

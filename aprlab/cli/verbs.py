@@ -15,7 +15,7 @@ _WRONG = {1: "the result is wrong"}
 
 GROUPS: tuple[VerbGroup, ...] = (
     VerbGroup("ptx", MACHINE_ROOM, "Run, check, profile and step anyone's PTX on the CPU.", "ptx entries kernels.ptx"),
-    VerbGroup("gpu", MACHINE_ROOM, "Verify the CUDA kernels on this machine's GPU, compile them, list their faults.", "gpu verify"),
+    VerbGroup("gpu", MACHINE_ROOM, "Verify the CUDA kernels on a GPU, compile them, list their faults.", "gpu verify"),
 )
 
 VERBS: tuple[Verb, ...] = (

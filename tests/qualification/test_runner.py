@@ -14,7 +14,7 @@ import children
 import numpy as np
 import pytest
 
-from aprlab.cli.qualification import _called
+from aprlab.cli.prove import report_name
 from aprlab.errors import FormatError, NumericError, UsageError
 from aprlab.qualification import playbook, runner, scoring
 from aprlab.qualification.runner import Broken, Child, Qualification, qualify
@@ -129,7 +129,7 @@ def test_folders_are_told_apart_by_their_names_and_by_their_files(tmp_path: Path
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"weights")
     monkeypatch.chdir(folders[0])
-    assert [_called(path) for path in (*folders, Path(), Path("m.v1.gguf"))] == [
+    assert [report_name(path) for path in (*folders, Path(), Path("m.v1.gguf"))] == [
         "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-0.5b", "m.v1",
     ]  # fmt: skip
     plan = book(tmp_path, [ask("a", "x")])
