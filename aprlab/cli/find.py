@@ -124,7 +124,8 @@ def faults(
     if as_json:
         out.say_json(fault.to_json())
         return
-    facts = {"title": fault.title, "layer": fault.layer, "enters": forms(fault), "story": fault.story, "mark": fault.mark}
+    facts = {"title": fault.title, "layer": fault.layer, "enters": forms(fault)}
+    facts |= {"story": " ".join(fault.story.split()), "mark": " ".join(fault.mark.split())}
     facts["silent"] = "yes, short answers stay right" if fault.silent else "no"
     if fault.needs:
         given = " ".join(f"--{key} {value}" for key, value in fault.given.items())

@@ -27,7 +27,8 @@ Prompts = Annotated[
 ]
 Raw = Annotated[bool, typer.Option("--raw", help="Use the prompt as it is, without the chat template.", show_default=False)]
 System = Annotated[
-    str | None, typer.Option("--system", metavar="TEXT", help="System prompt; default: the chat template's own.")
+    str | None,
+    typer.Option("--system", metavar="TEXT", help="System prompt.", show_default="the chat template's own"),
 ]
 FaultIds = Annotated[
     str | None,
@@ -65,16 +66,37 @@ _Threads = Annotated[
 
 @group("engine", "threads")
 def ENGINE(engine: _Engine = None, threads: _Threads = None, backend: _OldEngine = None) -> dict[str, Any]:
-    """Which engine runs the model."""
+    """Which engine runs the model, and on how many threads."""
+    return {**_engine(engine, backend), "threads": threads}
+
+
+@group("engine")
+def ENGINE_ALONE(engine: _Engine = None, backend: _OldEngine = None) -> dict[str, Any]:
+    """Which engine runs the model, where the number of threads is the engine's choice."""
+    return _engine(engine, backend)
+
+
+def _engine(engine: str | None, backend: str | None) -> dict[str, Any]:
     if engine is not None and backend is not None:
         raise UsageError("--backend is the old name of --engine: give one of them", code="cli.engine-twice")
-    return {"engine": engine if backend is None else backend, "threads": threads}
+    chosen = engine if backend is None else backend
+    return {"engine": None if chosen is None else _known(chosen)}
 
 
 @group("engines", "threads")
 def ENGINES(engine: _Engines = None, threads: _Threads = None, backend: _OldEngine = None) -> dict[str, Any]:
     """One engine that runs the files, or two to compare."""
-    return {"engines": [*(engine or []), *([] if backend is None else [backend])], "threads": threads}
+    chosen = [*(engine or []), *([] if backend is None else [backend])]
+    for name in chosen:
+        _known(name.split("+")[0])
+    return {"engines": chosen, "threads": threads}
+
+
+def _known(name: str) -> str:
+    """Refused here, and not only where it would be used."""
+    from aprlab import engines
+
+    return engines.known(name)
 
 
 @group("output", "force")

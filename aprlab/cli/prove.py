@@ -115,7 +115,7 @@ def qualify(
     as_json: bool = False,
 ) -> int:
     """Run a model through a playbook in every format: two scores, the ticket's gates, every prompt and answer."""
-    from aprlab import engines, lab
+    from aprlab import lab
     from aprlab.formats import open_model
     from aprlab.qualification import playbook as playbooks
     from aprlab.qualification import report, runner
@@ -126,7 +126,6 @@ def qualify(
     if engine is None:
         with open_model(model) as opened:
             engine = best_engine(opened)
-    engines.known(engine)
     stem = lab.reports_folder(reports) / f"qualify-{report_name(model)}-{book.name}"
     journal = stem.with_name(stem.name + ".jsonl")
     if fresh:

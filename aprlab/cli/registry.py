@@ -149,7 +149,7 @@ def command_of(verb: Verb) -> Callable[..., int | None]:
         for each in verb.groups:
             found = each.collect(**{parameter.name: given[parameter.name] for parameter in _parameters(each.collect)})
             # None: not given on the command line, so that the verb's own default holds
-            values |= {name: found[name] for name in each.gives if name in wants and not _left_out(found[name], wants[name])}
+            values |= {name: found[name] for name in each.gives if not _left_out(found[name], wants[name])}
         return verb.run(**values)
 
     ordered = _ordered(verb, own, shared)
@@ -170,6 +170,8 @@ def _options(verb: Verb) -> tuple[dict[str, Parameter], dict[int, list[Parameter
     """The verb's own options by name, and those of each of its groups by the group's place."""
     own = {each.name: each for each in _parameters(verb.run) if get_origin(each.annotation) is Annotated}
     given = [name for each in verb.groups for name in each.gives]
+    ignored = set(given) - set(signature(verb.run).parameters)
+    assert not ignored, f"{verb.path}: {', '.join(sorted(ignored))} would be shown and ignored"
     for name in signature(verb.run).parameters:
         assert (name in own) + given.count(name) == 1, f"{verb.path}: {name} is an option of its own, or of one group"
     assert verb.panel in PANELS, verb.panel
@@ -186,7 +188,6 @@ def _ordered(verb: Verb, own: dict[str, Parameter], shared: dict[int, list[Param
             continue
         place = next(n for n, each in enumerate(verb.groups) if name in each.gives)
         ordered += shared.pop(place, [])
-    assert not shared, f"{verb.path}: a group of which nothing is asked"
     return [each.replace(kind=Parameter.KEYWORD_ONLY) for each in ordered]
 
 

@@ -75,12 +75,9 @@ def _parameters(
     candidate: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The notebooks' parameters; what is wrong with them is said here, in one line, and not in a notebook's cell."""
-    from aprlab import engines
     from aprlab.faults import by_id
     from aprlab.formats import open_model
 
-    if engine is not None:
-        engines.known(engine)
     if model is not None:
         open_model(model).close()
     if fault is not None and candidate is not None:

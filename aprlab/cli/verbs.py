@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aprlab.cli import convert, find, gpu, look, machine_room, prove, ptx, tell
-from aprlab.cli.options import ENGINE, ENGINES, FORCE, JSON, LENGTH, OUTPUT, SAMPLING
+from aprlab.cli.options import ENGINE, ENGINE_ALONE, ENGINES, FORCE, JSON, LENGTH, OUTPUT, SAMPLING
 from aprlab.cli.registry import Verb, VerbGroup
 
 LOOK, CONVERT, FIND, PROVE, TELL, MACHINE_ROOM = "look", "convert", "find", "prove", "tell", "machine room"
@@ -48,10 +48,10 @@ VERBS: tuple[Verb, ...] = (
         "signatures", FIND, find.signatures, "signatures model.gguf --json", (LENGTH, ENGINE, JSON), alias="voices",
     ),
     Verb(
-        "gates", PROVE, prove.gates, "gates model.gguf model.apr --engine jit", (LENGTH, ENGINE, JSON),
+        "gates", PROVE, prove.gates, "gates model.gguf model.apr --engine jit", (LENGTH, ENGINE_ALONE, JSON),
         {3: "a gate fails", 4: "a gate can say nothing"},
     ),
-    Verb("check", PROVE, prove.check, "check model.apr", (ENGINE, JSON), {3: "a stage fails"}),
+    Verb("check", PROVE, prove.check, "check model.apr", (ENGINE_ALONE, JSON), {3: "a stage fails"}),
     Verb(
         "selftest", PROVE, prove.selftest, "selftest --fault order-blind-checksum", (JSON,), {1: "an instrument is faulty"}
     ),
@@ -61,7 +61,7 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         "investigate", TELL, tell.investigate, "investigate --model model.gguf --only 00_golden_rule --out reports",
-        (ENGINE,), {1: "a notebook failed, or one of its checks does not hold"},
+        (ENGINE_ALONE,), {1: "a notebook failed, or one of its checks does not hold"},
     ),
     Verb(
         "sweep", TELL, tell.sweep, "sweep matrix.yaml --jobs 2 --out reports/sweep", (),
