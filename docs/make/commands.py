@@ -10,7 +10,7 @@ import typer
 
 from aprlab.cli.app import app
 from aprlab.cli.registry import PANELS, Verb
-from aprlab.cli.verbs import GROUPS, VERBS
+from aprlab.cli.verbs import VERBS
 
 PAGE = Path(__file__).resolve().parents[1] / "commands.md"
 

@@ -92,8 +92,8 @@ def test_debug_works_before_and_after_every_verb(path: str) -> None:
 
 
 def test_debug_works_between_a_group_and_its_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for args in (["--debug", "ptx", "entries", "x.ptx"], ["ptx", "--debug", "entries", "x.ptx"], ["ptx", "entries", "x.ptx", "--debug"]):
-        assert run_cli(args) == 2
+    for line in ("--debug ptx entries x.ptx", "ptx --debug entries x.ptx", "ptx entries x.ptx --debug"):
+        assert run_cli(line.split()) == 2
         assert capsys.readouterr().err.startswith("Traceback")
     assert run_cli(["ptx", "entries", "x.ptx"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1, "one command line's --debug is not the next one's"
