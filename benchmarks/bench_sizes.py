@@ -29,12 +29,12 @@ RESULTS = DOCS / "sizes.json"
 CODE = {
     "synth": "from aprlab.conversion.synthetic import synth; synth(name, gguf, force=True)",
     "copy": "import shutil; shutil.copyfile(gguf, copy); f = open(copy, 'rb+'); os.fsync(f.fileno())",
-    "convert": "from aprlab.convert import convert; r = convert(gguf, apr, force=True); assert r.reversible",
+    "convert": "from aprlab.conversion import convert; r = convert(gguf, apr, force=True); assert r.reversible",
     "check": "from aprlab.formats import open_model; m = open_model(apr); m.config, m.tokenizer; m.check_values()",
-    "export": "from aprlab.convert import export; r = export(apr, back, force=True); assert r.reversible",
+    "export": "from aprlab.conversion import export; r = export(apr, back, force=True); assert r.reversible",
     "compare": "from aprlab.model.hub import sha256; assert sha256(gguf) == sha256(back)",
     "token": (
-        "from aprlab.formats import open_model; from aprlab.inference.session import Session; from aprlab.trace import trace; "
+        "from aprlab.formats import open_model; from aprlab.inference.session import Session; from aprlab.tracing import trace; "
         "s = Session(open_model(apr), engine='jit', threads=threads, stream=True); t = trace(s, [42], '*'); "
         "assert all(x.nan == x.inf == 0 for x in t.summary()); note = f'{len(t)} points'"
     ),
@@ -124,7 +124,7 @@ def write() -> None:
 
 def _inventories() -> list[str]:
     from aprlab.conversion.synthetic import config_of, counts
-    from aprlab.model.published import known_models
+    from aprlab.published import known_models
 
     rows = ["| model | layers | parameters in the file | inner | tensors by type | bytes of data |", "|---|---|---|---|---|---|"]
     for name, known in known_models().items():

@@ -21,7 +21,7 @@ from aprlab.conversion.converter import convert, export
 from aprlab.conversion.report import ConversionReport
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
-from aprlab.model.published import QUESTION
+from aprlab.published import QUESTION
 
 PROMPTS = [("chat", QUESTION), ("chat", "Explain quicksort in one sentence."), ("raw", "def add(a, b):\n")]
 

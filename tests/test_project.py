@@ -17,7 +17,7 @@ from aprlab import paths
 from aprlab.errors import UsageError
 from aprlab.formats import open_model
 from aprlab.model import names
-from aprlab.model.published import known_model, known_models
+from aprlab.published import known_model, known_models
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -18,7 +18,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from aprlab.cli import output
+from aprlab.cli import output, sigbus
 from aprlab.cli.registry import Debug, Debugging, build, reset_debug
 from aprlab.cli.verbs import GROUPS, VERBS
 from aprlab.errors import AprlabError
@@ -75,6 +75,7 @@ def run_cli(args: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an answer in Chinese must not end an ASCII terminal's session
+    sigbus.install()
     previous = signal.signal(signal.SIGTERM, _terminate)  # so that `finally` and `with` clean up on SIGTERM, too
     try:
         status = app(args=None if args is None else list(args), standalone_mode=False)

@@ -125,7 +125,7 @@ def synth(
 ) -> None:
     """Write a GGUF with a known model's true tensors, shapes and types and random weights."""
     from aprlab.conversion import synthetic
-    from aprlab.model.published import known_model
+    from aprlab.published import known_model
 
     config = synthetic.config_of(known_model(like), tied=tied)
     total = sum(kind.nbytes(shape) for kind, shape in synthetic.inventory(config, mix).values())

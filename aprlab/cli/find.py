@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import html
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from aprlab.cli import output as out
-from aprlab.cli.options import QUESTION, ModelFile, Prompt, Prompts, Raw, System, ids
-from aprlab.display.plain_text import json_text
+from aprlab.cli.options import ModelFile, Prompt, Prompts, Raw, System, ids
 from aprlab.errors import UsageError
+from aprlab.published import QUESTION
 
 # -- the onion ----------------------------------------------------------------------------------------------------------
 
@@ -32,7 +31,8 @@ def peel(
     as_json: bool = False,
 ) -> int:
     """Find which layer of a file (or of an engine) is broken, in which tensors and how, and prove it by repair."""
-    from aprlab.formats.writing import check_output, write_text
+    from aprlab.display.page import page
+    from aprlab.formats.writing import check_output, write_json, write_text
     from aprlab.lab import reports_folder
     from aprlab.onion import peeling
 
@@ -48,9 +48,8 @@ def peel(
     verdict = peeling.peel(reference, candidate, fast=fast, threads=threads, prompt=prompt, **choice)
     found = verdict.to_json()
     if reports is not None:
-        write_text(reports / f"{stem}.json", json_text(found, indent=1) + "\n")
-        page = f"<!doctype html><meta charset=utf-8><title>{html.escape(stem)}</title>{verdict._repr_html_()}\n"
-        write_text(reports / f"{stem}.html", page)
+        write_json(reports / f"{stem}.json", found)
+        write_text(reports / f"{stem}.html", page(stem, verdict._repr_html_()))
     if as_json:
         out.say_json(found)
     else:
@@ -161,13 +160,14 @@ def forensics(
     """Rank the faults that would make a healthy model say the garbage that somebody saw."""
     from aprlab.faults import run_faults
     from aprlab.forensics import ranking
+    from aprlab.forensics.answer_scoring import Suspect
 
     chosen = None if only is None else ids(only)
     rounds = depth if depth is not None else 2 if pairs else 1
     count = len(chosen if chosen is not None else run_faults())
     with out.progress(count * (1 + width * (rounds - 1)), "set", "faults") as bar:
 
-        def show(suspect: ranking.Suspect) -> None:
+        def show(suspect: Suspect) -> None:
             bar.set_postfix_str(" + ".join(suspect.faults))
             bar.update()
 
@@ -201,22 +201,22 @@ def signatures(
 ) -> None:
     """Show what a model says under every fault (at least two prompts), and how well each fault is recognised by it."""
     from aprlab.faults import run_faults
-    from aprlab.forensics import signatures as module
+    from aprlab.forensics.signatures import PROMPTS, fault_signatures
 
     with out.progress(len(run_faults()), "fault", "faults") as bar:
-        heard = module.voices(
-            file, prompt or module.PROMPTS, max_tokens=max_tokens, follow=follow, engine=engine, threads=threads,
+        found = fault_signatures(
+            file, prompt or PROMPTS, max_tokens=max_tokens, follow=follow, engine=engine, threads=threads,
             progress=lambda id: bar.update(),
         )  # fmt: skip
     if as_json:
-        out.say_json(heard.to_json())
+        out.say_json(found.to_json())
         return
-    rows = [(id, *map(repr, texts)) for id, texts in {"(healthy)": heard.healthy, **heard.said}.items()]
+    rows = [(id, *map(repr, texts)) for id, texts in {"(healthy)": found.healthy, **found.said}.items()]
     columns = ("fault", *(f"answer {n}" for n in range(1, len(rows[0]))))
     out.say_table("", columns, rows, prose=columns[1:])
-    for id, reason in heard.why_not.items():
+    for id, reason in found.why_not.items():
         out.note(f"{id:24} could not run: {reason}")
-    out.say(f"silent on these prompts: {', '.join(heard.silent) or 'none'}")
+    out.say(f"silent on these prompts: {', '.join(found.silent) or 'none'}")
     out.say(
-        f"recognised by another answer: {heard.top1:.0%} first, {heard.top3:.0%} among the first three, of {heard.counted}"
+        f"recognised by another answer: {found.top1:.0%} first, {found.top3:.0%} among the first three, of {found.counted}"
     )

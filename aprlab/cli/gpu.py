@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from aprlab.cli import output as out
-from aprlab.display.plain_text import json_text
 from aprlab.errors import NumericError, UnsupportedError
 
 
@@ -18,11 +17,11 @@ def verify(
 ) -> None:
     """Run every kernel on the GPU against its oracle, time the mat-vecs, write a JSON file."""
     from aprlab.engines.cuda import CudaDevice
-    from aprlab.formats.writing import write_text
+    from aprlab.formats.writing import write_json
     from aprlab.kernels.cuda import verify as verification
 
     report = verification.report(CudaDevice(device=device))
-    write_text(output, json_text(report, indent=1) + "\n")
+    write_json(output, report)
     failed = [case["case"] for case in report["cases"] if not case["passed"]]
     count, name = len(report["cases"]), report["machine"]["device"]
     out.say(f"{count - len(failed)} of {count} cases passed on {name}; {output}")

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 def inspect(file: ModelFile, as_json: bool = False) -> None:
     """Show what a model file holds: header, config, tensors by type, every tensor."""
-    from aprlab.display.summaries import describe
     from aprlab.formats import open_model
+    from aprlab.model.description import describe
 
     with open_model(file) as model:
         found = describe(model)

@@ -10,8 +10,6 @@ import typer
 from aprlab.cli.registry import group
 from aprlab.errors import UsageError
 
-QUESTION = "What is 2+2?"  # `aprlab.model.published.QUESTION`, which cannot be had without NumPy; a test holds them equal
-
 # -- single options -----------------------------------------------------------------------------------------------------
 
 ModelFile = Annotated[

@@ -142,9 +142,6 @@ def command_of(verb: Verb) -> Callable[..., int | None]:
     wants = signature(verb.run).parameters
 
     def command(**given: Any) -> int | None:
-        from aprlab.formats import sigbus
-
-        sigbus.install()
         values = {name: given[name] for name in own}
         for each in verb.groups:
             found = each.collect(**{parameter.name: given[parameter.name] for parameter in _parameters(each.collect)})

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aprlab.cli import output as out
-from aprlab.cli.options import QUESTION, Reports, ids
+from aprlab.cli.options import Reports, ids
 from aprlab.errors import UsageError
+from aprlab.published import ANSWER, QUESTION
 
 if TYPE_CHECKING:
     from aprlab.lab import Step
@@ -51,7 +52,7 @@ def investigate(
     from aprlab import lab
 
     parameters = _parameters(model, prompt, expected, engine, fault, candidate)
-    optional = {"expected": _answer() if model is None and prompt in (None, QUESTION) else ""}
+    optional = {"expected": ANSWER if model is None and prompt in (None, QUESTION) else ""}
 
     def show(step: Step) -> None:
         for claim, holds in step.checks.items():
@@ -92,12 +93,6 @@ def _parameters(
     asked = {"model": source, "prompt": prompt, "expected": expected, "engine": engine, "candidate": suspect}
     asked["fault"] = "" if candidate is not None else fault
     return {name: value for name, value in asked.items() if value is not None}
-
-
-def _answer() -> str:
-    from aprlab.model.published import ANSWER
-
-    return ANSWER
 
 
 def sweep(

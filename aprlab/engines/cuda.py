@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from aprlab.engines.kernel_engine import KernelEngine, no_more_options
 from aprlab.errors import UnsupportedError
 from aprlab.kernels.cuda.compile import OPTIONS, source
-from aprlab.kernels.cuda.driver import KernelEngine, module_texts, no_more_options
+from aprlab.kernels.cuda.device import module_texts
 from aprlab.kernels.cuda.launch import Launch
 from aprlab.model.model import Model
 
@@ -107,13 +108,13 @@ def _cupy(device: int) -> tuple[Any, Any]:
     try:
         import cupy
     except ImportError as error:
-        raise UnsupportedError(f"engine 'cuda' needs cupy (extra cuda12 or cuda13): {error}") from error
+        raise UnsupportedError(f"engine 'cuda' needs cupy (extra cuda12 or cuda13): {error}", code="cuda.no-cupy") from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise UnsupportedError(f"engine 'cuda' finds no usable NVIDIA driver: {error}") from error
+        raise UnsupportedError(f"engine 'cuda' finds no usable NVIDIA driver: {error}", code="cuda.no-driver") from error
     if not 0 <= device < count:
-        raise UnsupportedError(f"engine 'cuda': there is no GPU {device}, {count} found")
+        raise UnsupportedError(f"engine 'cuda': there is no GPU {device}, {count} found", code="cuda.no-such-device")
     return cupy, cupy.cuda.Device(device)
 
 

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from aprlab.engines.kernel_engine import KernelEngine, no_more_options
 from aprlab.kernels.cuda.compile import one_entry, shipped_ptx
-from aprlab.kernels.cuda.driver import KernelEngine, module_texts, no_more_options
+from aprlab.kernels.cuda.device import module_texts
 from aprlab.kernels.cuda.launch import Launch
 from aprlab.kernels.ptx import LaunchReport, Machine, Pointer, parse
 from aprlab.model.model import Model

@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import re
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from aprlab.errors import FormatError
+from aprlab.errors import FormatError, UsageError
 
 
 class Cursor:
@@ -28,8 +30,9 @@ class Cursor:
         start = self.offset
         if nbytes > self.size - start:
             raise FormatError(
-                f"ends inside {what}: {nbytes} bytes needed, {self.size - start} left", path=self.path, offset=start
-            )
+                f"ends inside {what}: {nbytes} bytes needed, {self.size - start} left",
+                code="reading.truncated", path=self.path, offset=start,
+            )  # fmt: skip
         self.offset = start + nbytes
         return start
 
@@ -44,7 +47,9 @@ class Cursor:
         try:
             return bytes(self.data[start : start + nbytes]).decode()
         except UnicodeDecodeError as error:
-            raise FormatError(f"{what} is not UTF-8 ({error.reason})", path=self.path, offset=start + error.start) from None
+            raise FormatError(
+                f"{what} is not UTF-8 ({error.reason})", code="reading.not-utf8", path=self.path, offset=start + error.start
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +66,47 @@ def check_spans(spans: list[Span], end: int, path: Path) -> None:
     for span in spans:
         if span.stop > end:
             raise FormatError(
-                f"needs bytes {span.start}..{span.stop}, the data ends at {end}", path=path, tensor=span.name, offset=span.start
-            )
+                f"needs bytes {span.start}..{span.stop}, the data ends at {end}",
+                code="reading.tensor-beyond-end", path=path, tensor=span.name, offset=span.start,
+            )  # fmt: skip
     ordered = sorted((s for s in spans if s.stop > s.start), key=lambda s: s.start)
     for before, after in itertools.pairwise(ordered):
         if after.start < before.stop:
             raise FormatError(
                 f"overlaps tensor {before.name!r}, whose bytes end at {before.stop}",
-                path=path, tensor=after.name, offset=after.start,
+                code="reading.tensors-overlap", path=path, tensor=after.name, offset=after.start,
             )  # fmt: skip
+
+
+def open_regular(path: Path, room: str) -> BinaryIO:
+    """A regular file, open for reading. A pipe would wait for a writer and a device has no end: neither is opened.
+
+    Raises:
+        OSError: as the system says it.
+        UsageError: it is no regular file, or its name cannot be a file's (codes ``room.file-kind`` and ``room.file-name``).
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except ValueError:  # a NUL in the name
+        raise UsageError("is no name that a file can have", code=f"{room}.file-name", path=repr(str(path))) from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UsageError("is no regular file (a folder, a pipe or a device)", code=f"{room}.file-kind", path=path)
+    return open(handle, "rb")
+
+
+def read_bytes(path: Path, limit: int, room: str) -> bytes:
+    """All bytes of a regular file that has at most `limit`; the codes are those of `room`.
+
+    Raises:
+        OSError, UsageError: as `open_regular`.
+        FormatError: it has more bytes.
+    """
+    with open_regular(path, room) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise FormatError(f"has too many bytes; at most {limit} are read", code=f"{room}.file-limit", path=path)
+    return data
 
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -99,9 +136,11 @@ def json_object(text: str, what: str, path: Path, offset: int | None = None) -> 
         if _SURROGATE.search(text):  # half a character parses, and then cannot be written or printed
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{what} is not sound JSON: {error}", path=path, offset=offset) from None
+        raise FormatError(f"{what} is not sound JSON: {error}", code="reading.bad-json", path=path, offset=offset) from None
     if not isinstance(value, dict):
-        raise FormatError(f"{what} is a JSON {type(value).__name__}, not an object", path=path, offset=offset)
+        raise FormatError(
+            f"{what} is a JSON {type(value).__name__}, not an object", code="reading.json-not-an-object", path=path, offset=offset
+        )
     return value
 
 

@@ -27,7 +27,7 @@ from aprlab.instruments.garbage_detector import is_garbage
 from aprlab.instruments.ticket import norm as can_be_a_norm
 from aprlab.model.content import map_file
 from aprlab.model.model import Model
-from aprlab.model.published import ANSWER, QUESTION, known_models
+from aprlab.published import ANSWER, QUESTION, known_models
 from aprlab.tracing.traces import Trace, trace
 
 # How far an engine's float32 may be from float64 over one operation, relative to the result's norm; and one whose

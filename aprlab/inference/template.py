@@ -47,7 +47,7 @@ def render(template: str, messages: Sequence[Message], *, add_generation_prompt:
             {"messages": list(messages), "add_generation_prompt": add_generation_prompt, **variables}, ensure_ascii=True
         )
     except (TypeError, ValueError) as error:
-        raise UsageError(f"chat messages must be plain JSON values: {error}") from None
+        raise UsageError(f"chat messages must be plain JSON values: {error}", code="template.messages-not-json") from None
     return _render(template, asked)
 
 
@@ -62,11 +62,11 @@ def _render(template: str, variables: str) -> str:
         case {"text": str(text)}:
             return text
         case {"error": "refusal", "message": str(message)}:
-            raise UsageError(f"the chat template refuses these messages: {message}")
+            raise UsageError(f"the chat template refuses these messages: {message}", code="template.refuses")
         case {"error": str(), "message": str(message)}:
-            raise FormatError(f"the chat template fails: {message}")
+            raise FormatError(f"the chat template fails: {message}", code="template.fails")
         case _:
-            raise FormatError("the chat template breaks its renderer")
+            raise FormatError("the chat template breaks its renderer", code="template.renderer-broke")
 
 
 def _ask(request: bytes) -> Any:
@@ -85,14 +85,17 @@ def _ask(request: bytes) -> Any:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise FormatError(f"the chat template does not come to an end in {WAIT * SECONDS:g} s") from None
+            raise FormatError(
+                f"the chat template does not come to an end in {WAIT * SECONDS:g} s", code="template.limits"
+            ) from None
         if child.returncode != 0:
             raise FormatError(
                 f"the chat template was stopped: more than {SECONDS} s, {MEMORY >> 20} MiB or {CHARACTERS} characters "
-                f"(exit status {child.returncode})"
+                f"(exit status {child.returncode})",
+                code="template.limits",
             )
         output.seek(0)
         try:
             return json.loads(output.read())
         except ValueError:
-            raise FormatError("the chat template breaks its renderer") from None
+            raise FormatError("the chat template breaks its renderer", code="template.renderer-broke") from None

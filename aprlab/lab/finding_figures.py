@@ -16,10 +16,10 @@ from aprlab import figures
 from aprlab.errors import BROKEN, AprlabError, UsageError, reason
 from aprlab.formats import apr
 from aprlab.inference.session import Session
-from aprlab.model.published import QUESTION
 from aprlab.onion.layers import Case
 from aprlab.onion.repairs import drafted
 from aprlab.onion.verdict import Finding, short
+from aprlab.published import QUESTION
 from aprlab.quants import dequantise
 from aprlab.quants.types import TensorType
 from aprlab.tracing.comparisons import layer_errors, position_errors
@@ -74,7 +74,7 @@ def of_file(
         UsageError: the verdict was reached without a reference, and there is nothing to hold the file against.
     """
     if case.ref is None:
-        raise UsageError("a picture of a finding needs a reference; there is none in this case")
+        raise UsageError("a picture of a finding needs a reference; there is none in this case", code="lab.no-reference")
     if finding.layer in ("config", "tokenizer"):
         sides = _sides(case)
         if sides is not None:

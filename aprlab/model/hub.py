@@ -6,6 +6,7 @@ until it is whole and its hash is right, so that an interrupted download goes on
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -17,13 +18,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 from aprlab import paths
 from aprlab.errors import AprlabError, FormatError, UsageError
-from aprlab.model.published import KnownModel, known_model
+from aprlab.published import KnownModel, known_model
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _STEP = 1 << 22
+_CHUNK, _PATIENCE, _TRIES = 1 << 20, 10.0, 6  # bytes at a time, seconds without any, tries without progress
 
 
 class FetchError(AprlabError):
@@ -51,11 +54,12 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """What the hub says of a file: its SHA-256 and size, and where to get it."""
+    """What the hub says of a file: its SHA-256 and size, and where to get it; whether that is at the hub itself."""
 
     sha256: str
     size: int
     url: str
+    same_host: bool
 
 
 def fetch(
@@ -90,19 +94,22 @@ def fetch(
     if target.is_file() and not force:
         due = known.sha256 or _noted(note)
         if due is None and offline:
-            raise UsageError("is here, but without network nobody knows its SHA-256", path=target)
+            raise UsageError("is here, but without network nobody knows its SHA-256", code="hub.hash-unknown", path=target)
         if due is None:
             due = _offer(known, endpoint).sha256
         found = sha256(target, progress)
         if found == due:
             return Fetched(target, target.stat().st_size, found, False, 0, time.perf_counter() - started)
-        raise UsageError(f"is here, but its SHA-256 is {found}, not {due}; --force fetches it again", path=target)
+        said = f"is here, but its SHA-256 is {found}, not {due}; --force fetches it again"
+        raise UsageError(said, code="hub.hash-unlike", path=target)
     if offline:
-        raise UsageError(f"is not here; without --offline it would be fetched from {known.repository}", path=target)
+        said = f"is not here; without --offline it would be fetched from {known.repository}"
+        raise UsageError(said, code="hub.not-here", path=target)
     offer = _offer(known, endpoint)
     for what, ours, theirs in (("SHA-256", known.sha256, offer.sha256), ("size", known.bytes, offer.size)):
         if ours is not None and ours != theirs:
-            raise FormatError(f"the hub offers {known.file} of {what} {theirs}, the known one has {ours}; nothing was fetched")
+            said = f"the hub offers {known.file} of {what} {theirs}, the known one has {ours}; nothing was fetched"
+            raise FormatError(said, code="hub.offer-unlike")
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{known.file}.{offer.sha256[:12]}.part"
     with _alone(part) as file:
@@ -110,7 +117,8 @@ def fetch(
         found = sha256(part, progress)
         if found != offer.sha256:
             part.unlink()
-            raise FormatError(f"came with SHA-256 {found}, {offer.sha256} was due; nothing was kept", path=target)
+            said = f"came with SHA-256 {found}, {offer.sha256} was due; nothing was kept"
+            raise FormatError(said, code="hub.hash-unlike", path=target)
         os.fsync(file.fileno())
         os.replace(part, target)
     if known.sha256 is None:
@@ -143,7 +151,8 @@ def _hub() -> Any:
         import huggingface_hub
         from huggingface_hub import file_download  # noqa: F401  (an attribute of the package from here on)
     except ImportError as error:
-        raise UsageError(f"fetching needs huggingface_hub, pip install 'aprlab[hub]': {error}") from None
+        said = f"fetching needs huggingface_hub, pip install 'aprlab[hub]': {error}"
+        raise UsageError(said, code="hub.not-installed") from None
     return huggingface_hub
 
 
@@ -154,8 +163,10 @@ def _offer(known: KnownModel, endpoint: str | None) -> _Offer:
         seen = hub.get_hf_file_metadata(url)
     etag = str(seen.etag or "").lower()
     if not _SHA256.fullmatch(etag) or not seen.size:
-        raise FetchError(f"the hub tells no SHA-256 of {known.file} (its ETag is {etag or 'missing'!r})")
-    return _Offer(etag, seen.size, seen.location or url)
+        said = f"the hub tells no SHA-256 of {known.file} (its ETag is {etag or 'missing'!r})"
+        raise FetchError(said, code="hub.hash-missing")
+    place = seen.location or url
+    return _Offer(etag, seen.size, place, urlsplit(place)[:2] == urlsplit(url)[:2])
 
 
 def _download(known: KnownModel, offer: _Offer, file: BinaryIO, part: Path) -> int:
@@ -167,16 +178,83 @@ def _download(known: KnownModel, offer: _Offer, file: BinaryIO, part: Path) -> i
         file.truncate(file.seek(0))
     room = shutil.disk_usage(part.parent).free
     if offer.size - there > room:
-        raise UsageError(f"{offer.size - there} bytes are to come, and the disk has room for {room}", path=part.parent)
-    with _plainly(known, part, offer):
-        hub.file_download.http_get(
-            offer.url, file, resume_size=there, headers=hub.utils.build_hf_headers(), expected_size=offer.size
-        )
-    file.flush()
-    size = part.stat().st_size
+        said = f"{offer.size - there} bytes are to come, and the disk has room for {room}"
+        raise UsageError(said, code="hub.no-room", path=part.parent)
+    with _plainly(known, part, offer), hub.utils.tqdm(
+        desc=known.file[-40:], total=offer.size, initial=there, unit="B", unit_scale=True, disable=None
+    ) as bar:  # fmt: skip
+        tries = _TRIES
+        while (size := file.seek(0, os.SEEK_END)) < offer.size and tries:
+            try:
+                _receive(hub, offer, file, bar)
+                break  # all that the hub wanted to send
+            except Exception as error:
+                if isinstance(error, AprlabError) or _status(error) is not None or _no_room(error):
+                    raise
+                tries = _TRIES if file.seek(0, os.SEEK_END) > size else tries - 1
+                if not tries:
+                    raise
+                time.sleep(1)
+    size = file.seek(0, os.SEEK_END)
     if size < offer.size:
-        raise FetchError(f"{size} of {offer.size} bytes have arrived; the next try goes on there", path=part)
+        said = f"{size} of {offer.size} bytes have arrived; the next try goes on there"
+        raise FetchError(said, code="hub.incomplete", path=part)
     return there
+
+
+def _receive(hub: Any, offer: _Offer, file: BinaryIO, bar: Any) -> None:
+    """Append what the hub sends, undecoded and never beyond the size announced; ends where the hub ends."""
+    there = file.seek(0, os.SEEK_END)
+    headers = {**hub.utils.build_hf_headers(), "Accept-Encoding": "identity"}
+    if not offer.same_host:
+        headers.pop("authorization", None)  # a token is for the hub, not for where it sends us
+    if there:
+        headers["Range"] = f"bytes={there}-"
+    with _opened(hub, offer.url, headers) as (response, chunks):
+        hub.utils.hf_raise_for_status(response)
+        packed = response.headers.get("Content-Encoding", "identity")
+        if packed != "identity":  # a few kB could unpack to gigabytes
+            said = f"the hub sends the file packed ({packed}), which nobody asked for; {there} bytes are kept"
+            raise FetchError(said, code="hub.content-encoding")
+        if there and response.status_code == 200:  # it does not resume
+            bar.update(-there)
+            there = file.truncate(file.seek(0))
+        for chunk in chunks:
+            if there + len(chunk) > offer.size:
+                file.truncate(0)
+                said = f"the hub sends more than the {offer.size} bytes that it announced; it was cut off, nothing is kept"
+                raise FetchError(said, code="hub.too-long")
+            _write_all(file, chunk)
+            there += len(chunk)
+            bar.update(len(chunk))
+
+
+@contextmanager
+def _opened(hub: Any, url: str, headers: dict[str, str]) -> Iterator[tuple[Any, Iterator[bytes]]]:
+    """A response and its body as sent, in chunks; with the HTTP client that this version of the library has."""
+    session = hub.utils.get_session()
+    if hasattr(session, "stream"):  # httpx, from 1.0 on
+        with session.stream("GET", url, headers=headers, follow_redirects=True, timeout=_PATIENCE) as response:
+            yield response, response.iter_raw(_CHUNK)
+    else:  # requests
+        with session.get(url, headers=headers, stream=True, timeout=_PATIENCE) as response:
+            yield response, response.raw.stream(_CHUNK, decode_content=False)
+
+
+def _status(error: BaseException) -> int | None:
+    found = getattr(getattr(error, "response", None), "status_code", None)
+    return found if isinstance(found, int) else None
+
+
+def _no_room(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    """Write a buffer to an unbuffered file, which may take it in parts."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
 
 
 @contextmanager
@@ -187,23 +265,25 @@ def _plainly(known: KnownModel, part: Path | None = None, offer: _Offer | None =
     except (AprlabError, KeyboardInterrupt):
         raise
     except Exception as error:  # the HTTP client's own errors differ from version to version of the library
-        if isinstance(error, OSError) and error.errno in (28, 122) and part is not None:
-            raise UsageError(f"cannot be written: {error.strerror}", path=part) from None
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, OSError) and _no_room(error) and part is not None:
+            raise UsageError(f"cannot be written: {error.strerror}", code="hub.unwritable", path=part) from None
+        status = _status(error)
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if status == 404:
-            raise FetchError(f"the hub has no {known.repository}/{known.file}") from None
+            raise FetchError(f"the hub has no {known.repository}/{known.file}", code="hub.not-found") from None
         if status in (401, 403):
-            raise FetchError(f"the hub wants a login for {known.repository} (HTTP {status}); see `hf auth login`") from None
+            said = f"the hub wants a login for {known.repository} (HTTP {status}); see `hf auth login`"
+            raise FetchError(said, code="hub.login") from None
+        code = "hub.unreachable"
         if status is not None:
-            what = f"the hub answers HTTP {status}"
+            what, code = f"the hub answers HTTP {status}", "hub.http-status"
         elif "Offline" in type(error).__name__:
-            what = "the hub is switched off by HF_HUB_OFFLINE"
+            what, code = "the hub is switched off by HF_HUB_OFFLINE", "hub.switched-off"
         else:
             what = f"the hub cannot be reached ({type(error).__name__}: {reason})"
         if part is not None and offer is not None and part.exists() and (size := part.stat().st_size):
             what += f"; {size} of {offer.size} bytes are kept, the next try goes on there"
-        raise FetchError(what) from None
+        raise FetchError(what, code=code) from None
 
 
 @contextmanager
@@ -212,12 +292,12 @@ def _alone(part: Path) -> Iterator[BinaryIO]:
     try:
         handle = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise UsageError(f"cannot be written: {error.strerror}", path=part) from None
+        raise UsageError(f"cannot be written: {error.strerror}", code="hub.unwritable", path=part) from None
     with os.fdopen(handle, "r+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UsageError("another process is fetching this file", path=part) from None
+            raise UsageError("another process is fetching this file", code="hub.busy", path=part) from None
         yield file
 
 

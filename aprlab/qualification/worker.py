@@ -112,7 +112,7 @@ class Bench:
         """
         import numpy as np
 
-        from aprlab.model.published import QUESTION
+        from aprlab.published import QUESTION
         from aprlab.tracing.traces import trace
 
         tokens = self.session.chat_tokens(QUESTION)[:8]

@@ -47,7 +47,7 @@ class Comparison:
 
     def __post_init__(self) -> None:
         if not self.rows:
-            raise UsageError(f"{self.title}: nothing to compare")
+            raise UsageError(f"{self.title}: nothing to compare", code="trace.nothing-to-compare")
 
     def differing(self) -> list[dict[str, Any]]:
         """The rows that are not equal."""
@@ -137,9 +137,9 @@ class Difference:
 def difference(a: np.ndarray, b: np.ndarray) -> Difference:
     """Compare two arrays of the same shape and dtype; raises UsageError for unlike or empty ones."""
     if a.shape != b.shape or a.dtype != b.dtype:
-        raise UsageError(f"unlike arrays: {a.dtype}{a.shape} against {b.dtype}{b.shape}")
+        raise UsageError(f"unlike arrays: {a.dtype}{a.shape} against {b.dtype}{b.shape}", code="trace.arrays-unlike")
     if not a.size:
-        raise UsageError(f"nothing to compare: both arrays are empty, shape {a.shape}")
+        raise UsageError(f"nothing to compare: both arrays are empty, shape {a.shape}", code="trace.nothing-to-compare")
     a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
     if np.array_equal(a.view(np.uint8), b.view(np.uint8)) if a.ndim else a.tobytes() == b.tobytes():
         return Difference(a.size, True, 0.0, 0.0, 1.0 if np.any(a) else None, None)
@@ -180,7 +180,7 @@ def compare_logits(a: np.ndarray, b: np.ndarray, title: str = "logits, a against
     both, and the margin of a's top token over its second.
     """
     if a.shape != b.shape or a.ndim not in (1, 2):
-        raise UsageError(f"unlike logits: {a.shape} against {b.shape}")
+        raise UsageError(f"unlike logits: {a.shape} against {b.shape}", code="trace.logits-unlike")
     rows = []
     for position, (x, y) in enumerate(zip(np.atleast_2d(a), np.atleast_2d(b), strict=True)):
         log_p, log_q = log_softmax(x), log_softmax(y)
@@ -256,7 +256,8 @@ def compare_traces(a: Trace, b: Trace, title: str = "trace, a against b") -> Com
             such values differ for reasons that are no fault, and a figure from them would be taken for one.
     """
     if a.tokens != b.tokens:
-        raise UsageError(f"the traces ran other tokens: {len(a.tokens)} against {len(b.tokens)}, see `compare_tokens`")
+        said = f"the traces ran other tokens: {len(a.tokens)} against {len(b.tokens)}, see `compare_tokens`"
+        raise UsageError(said, code="trace.tokens-unlike")
     rows: list[dict[str, Any]] = []
     for name in [*a.points, *(name for name in b.points if name not in a.points)]:
         left, right = a.points.get(name), b.points.get(name)
@@ -278,7 +279,7 @@ def layer_rows(trace: Trace, step: str = "out") -> list[dict[str, Any]]:
     names = [(n, f"layers.{n}.{step}") for n in range(trace.config.block_count)]
     rows = [{"layer": n, **asdict(trace[name].summary())} for n, name in names if name in trace]
     if not rows:
-        raise UsageError(f"the trace holds no point 'layers.*.{step}'")
+        raise UsageError(f"the trace holds no point 'layers.*.{step}'", code="trace.point-missing")
     return rows
 
 
@@ -289,7 +290,7 @@ def layer_errors(a: Trace, b: Trace) -> tuple[list[str], np.ndarray]:
     """
     steps = list(dict.fromkeys(name.split(".")[2] for name in a if name.startswith("layers.")))
     if not steps:
-        raise UsageError("the trace holds no points of layers")
+        raise UsageError("the trace holds no points of layers", code="trace.point-missing")
     names = [[f"layers.{n}.{step}" for step in steps] for n in range(a.config.block_count)]
     errors = [[difference(a[name].values, b[name].values).rel_l2 for name in row] for row in names]
     return steps, np.nan_to_num(np.array(errors), nan=np.inf, posinf=np.inf)
@@ -310,7 +311,8 @@ def _refuse_unlike(a: Point, b: Point) -> None:
     }
     for what, (left, right) in facts.items():
         if left != right:
-            raise UsageError(f"{a.name}: unlike trace points, {what} {left} against {right}")
+            said = f"{a.name}: unlike trace points, {what} {left} against {right}"
+            raise UsageError(said, code="trace.points-unlike")
 
 
 def compare(a: Any, b: Any) -> Comparison:
@@ -330,4 +332,5 @@ def compare(a: Any, b: Any) -> Comparison:
         return compare_arrays(a, b)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return compare_tokens(a, b)
-    raise UsageError(f"cannot compare {type(a).__name__} with {type(b).__name__}; known: models, traces, arrays, token lists")
+    said = f"cannot compare {type(a).__name__} with {type(b).__name__}; known: models, traces, arrays, token lists"
+    raise UsageError(said, code="trace.kinds-unlike")

@@ -29,6 +29,7 @@ from aprlab.inference.session import Session
 from aprlab.inference.template import Message
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
+from aprlab.tracing import _stored
 
 _VERSION = 1
 # what zipfile, NumPy and JSON raise on bytes that are not what they should be, and a header of another shape here
@@ -78,7 +79,8 @@ class Point:
         """The value at one position; raises UsageError where it was not kept."""
         found = np.flatnonzero(self.positions == position)
         if not found.size:
-            raise UsageError(f"{self.name} holds positions {_span(self.positions)}, not {position}")
+            said = f"{self.name} holds positions {_span(self.positions)}, not {position}"
+            raise UsageError(said, code="trace.position-missing")
         value: np.ndarray = self.values[found[0]]
         return value
 
@@ -123,7 +125,8 @@ class Trace:
         try:
             return self.points[name]
         except KeyError:
-            raise UsageError(f"the trace holds no point {name!r}; it holds {_some(list(self.points))}") from None
+            said = f"the trace holds no point {name!r}; it holds {_some(list(self.points))}"
+            raise UsageError(said, code="trace.point-missing") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self.points
@@ -183,12 +186,12 @@ class Trace:
         """
         path = Path(path)
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            with _stored.opened(path) as stored:
                 return _from_npz(stored, path)
         except OSError as error:
-            raise UsageError(f"cannot be read: {error.strerror or error}", path=path) from None
+            raise UsageError(f"cannot be read: {error.strerror or error}", code="trace.unreadable", path=path) from None
         except _BROKEN as error:
-            raise FormatError(f"is not a trace of aprlab: {error}", path=path) from None
+            raise FormatError(f"is not a trace of aprlab: {error}", code="trace.damaged", path=path) from None
 
     def __str__(self) -> str:
         return "\n".join(str(line) for line in self.summary())
@@ -264,9 +267,9 @@ def trace(
         FormatError: tensors are missing or misshapen.
     """
     if positions not in ("all", "last"):
-        raise UsageError(f"positions {positions!r}; known: 'all', 'last'")
+        raise UsageError(f"positions {positions!r}; known: 'all', 'last'", code="trace.positions-unknown")
     if chunk is not None and chunk < 1:
-        raise UsageError(f"chunk {chunk}: at least one token a pass is needed")
+        raise UsageError(f"chunk {chunk}: at least one token a pass is needed", code="trace.chunk")
     if isinstance(model, Session):
         runner, config = model.engine, config if config is not None else model.config
     else:
@@ -276,7 +279,7 @@ def trace(
     wanted = matching(points, list(all_points(config)))
     tokens = _tokens(model if isinstance(model, Session) else runner, prompt, raw, system)
     if len(tokens) > config.context_length:
-        raise UsageError(f"{len(tokens)} tokens exceed the context of {config.context_length}")
+        raise UsageError(f"{len(tokens)} tokens exceed the context of {config.context_length}", code="trace.context")
 
     recorder = Recorder(runner, wanted, last_only=positions == "last")
     cache = runner.new_cache(config, len(tokens))
@@ -311,14 +314,16 @@ def replay(session: Session, given: Trace, *, chunk: int | None = None) -> Trace
     wanted = list(all_points(config))
     for name in wanted:
         if len(given[name].positions) != count:
-            raise UsageError(f"{name} of the given trace holds {len(given[name].positions)} positions of {count}")
+            said = f"{name} of the given trace holds {len(given[name].positions)} positions of {count}"
+            raise UsageError(said, code="trace.positions-missing")
     recorder = Recorder(engine, wanted)
     cache, start = engine.new_cache(config, count), 0
 
     def put_back(point: str, x: Array) -> Array:
         due = given[point].values[start : start + x.shape[0]]
         if x.shape != due.shape:
-            raise UsageError(f"{point} has shape {x.shape} here and {due.shape} in the given trace")
+            said = f"{point} has shape {x.shape} here and {due.shape} in the given trace"
+            raise UsageError(said, code="trace.shape-unlike")
         recorder(point, x)
         return engine.from_numpy(due)
 
@@ -335,7 +340,7 @@ def matching(patterns: str | Iterable[str], names: Sequence[str]) -> list[str]:
     several = [pattern.strip() for pattern in several]
     for pattern in several:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise UsageError(f"no trace point matches {pattern!r}; there are {_some(names)}")
+            raise UsageError(f"no trace point matches {pattern!r}; there are {_some(names)}", code="trace.pattern-unmatched")
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in several)]
 
 
@@ -347,20 +352,23 @@ def _tokens(model: Session | Engine, prompt: str | Sequence[Message] | Sequence[
 
 
 def _from_npz(stored: Any, path: Path) -> Trace:
-    header = json.loads(stored["header"].tobytes())
+    header = _stored.header_of(stored, path)
     if header["kind"] != "aprlab trace" or header["version"] != _VERSION:
-        raise FormatError(f"is a {header['kind']!r} of version {header['version']}, not a trace of {_VERSION}", path=path)
+        said = f"is a {header['kind']!r} of version {header['version']}, not a trace of {_VERSION}"
+        raise FormatError(said, code="trace.version", path=path)
+    config = _stored.config_of(header, path)
+    spans = [np.array(span, np.int64) for span in header["positions"]]
     points = {}
     for name, entry in header["points"].items():
-        values, positions = stored[name], np.array(header["positions"][entry["positions"]], np.int64)
+        values, positions = stored[name], spans[entry["positions"]]
         if values.dtype != np.float32 or values.shape != tuple(entry["shape"]) or len(positions) != len(values):
             raise FormatError(
                 f"point {name!r} is {values.dtype}{values.shape} with {len(positions)} positions, the header says "
                 f"float32{tuple(entry['shape'])}",
+                code="trace.point-shape",
                 path=path,
             )
         points[name] = Point(name, values, positions, entry["engine"], entry["contract"])
-    config = ModelConfig(**header["config"])
     return Trace(points, header["tokens"], header["engine"], header["contract"], config, header["source"])
 
 

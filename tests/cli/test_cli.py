@@ -18,7 +18,6 @@ import pytest
 import typer
 
 from aprlab import __version__
-from aprlab.cli import app as frame
 from aprlab.cli.app import run_cli
 from aprlab.cli.find import peel
 from aprlab.cli.look import ask
@@ -424,6 +423,7 @@ def test_the_golden_rule_on_the_real_model(cli, real_05b: Path, tmp_path: Path) 
 
 
 def test_typer_classes_are_where_they_are_expected() -> None:
+    frame = sys.modules["aprlab.cli.app"]
     assert frame._ClickUsageError.__name__ == "UsageError"
     assert frame._ClickException.__name__ == "ClickException"
     assert issubclass(typer.BadParameter, frame._ClickUsageError)

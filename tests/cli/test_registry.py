@@ -21,7 +21,6 @@ from aprlab.cli.verbs import GROUPS, VERBS
 from aprlab.errors import UsageError
 from aprlab.faults import convert_with
 from aprlab.kernels.cuda.compile import shipped_ptx
-from aprlab.model.published import QUESTION
 
 ROOT = Path(__file__).resolve().parents[2]
 CLI = ROOT / "aprlab/cli"
@@ -125,10 +124,6 @@ def test_the_old_name_is_not_shown_and_goes_with_no_other(path: str, capsys: pyt
     with pytest.raises(UsageError) as error:
         options.ENGINE.collect(engine="jit", backend="jit")
     assert error.value.code == "cli.engine-twice"
-
-
-def test_the_question_is_the_library_s() -> None:
-    assert options.QUESTION == QUESTION
 
 
 # -- what the registry refuses ------------------------------------------------------------------------------------------

@@ -288,7 +288,7 @@ def test_a_place_in_a_packed_file_is_no_offset(tiny: Path, tmp_path: Path) -> No
     raw = np.full(tensor.size, np.nan, "<f4").view(np.uint8)
     lost = tensor.replace(type=types.F32, raw=raw, origin=replace(tensor.origin, offset=-1))
     with pytest.raises(FormatError, match="not finite") as caught:
-        list(recode.chunks_of(recode.Recoded(lost, types.F16))())
+        list(recode.chunks_of(recode.recoded(lost, types.F16))())
     assert caught.value.offset is None
 
 
@@ -378,7 +378,7 @@ def test_a_full_disk_is_one_line(tiny: Path, tmp_path: Path) -> None:
     """A file size limit stands in for a full disk: both end in an OSError of `write`."""
     code = (
         "import resource, signal, sys\n"
-        "from aprlab.convert import convert\nfrom aprlab.errors import UsageError\n"
+        "from aprlab.conversion import convert\nfrom aprlab.errors import UsageError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
         "try: convert(sys.argv[1], sys.argv[2])\n"
@@ -391,7 +391,7 @@ def test_a_full_disk_is_one_line(tiny: Path, tmp_path: Path) -> None:
 def test_killed_half_way_leaves_no_output(tiny: Path, tmp_path: Path) -> None:
     """SIGKILL cannot be answered: what may stay is a hidden temporary file, never the name asked for."""
     code = (
-        "import sys, time\nfrom aprlab.convert import convert\n"
+        "import sys, time\nfrom aprlab.conversion import convert\n"
         "convert(sys.argv[1], sys.argv[2], progress=lambda n: (print('.', flush=True), time.sleep(0.05)))\n"
     )
     child = subprocess.Popen([sys.executable, "-c", code, tiny, tmp_path / "a.apr"], stdout=subprocess.PIPE)

@@ -17,7 +17,7 @@ from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.inference.tokenizer import Qwen2Tokenizer
 from aprlab.model.config import ModelConfig
-from aprlab.model.published import known_model, known_models
+from aprlab.published import known_model, known_models
 from aprlab.quants import types
 
 SMALL = ModelConfig(

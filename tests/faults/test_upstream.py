@@ -14,7 +14,7 @@ from aprlab.faults import convert_with, upstream
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model import names
-from aprlab.model.published import known_models
+from aprlab.published import known_models
 from aprlab.quants import types
 
 QUESTION = "What is 2+2?"

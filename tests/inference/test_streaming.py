@@ -17,7 +17,7 @@ from aprlab.errors import FormatError, UsageError
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.content import drop_pages
-from aprlab.model.published import ANSWER, QUESTION
+from aprlab.published import ANSWER, QUESTION
 
 
 @pytest.mark.parametrize("engine", ["reference", "jit"])
@@ -85,7 +85,7 @@ def test_memory_of_file_work_does_not_grow_with_the_file(tmp_path: Path) -> None
     from dataclasses import replace
 
     code = (
-        "import re, sys; from aprlab.convert import convert, export; from aprlab.formats import open_model\n"
+        "import re, sys; from aprlab.conversion import convert, export; from aprlab.formats import open_model\n"
         "from aprlab.instruments import fingerprint\n"
         "a = sys.argv[1]; convert(a, a + '.apr'); export(a + '.apr', a + '.gguf'); open_model(a + '.apr').check_values()\n"
         "fingerprint(open_model(a).tensor('blk.0.ffn_down.weight'))\n"

@@ -63,8 +63,8 @@ def test_a_missing_key_has_the_line_of_what_lacks_it(tmp_path: Path) -> None:
         ("a: \x01\n", "special characters are not allowed"),
         (b"a: \xff\n", "not UTF-8"),
         ("a: 2026-13-45\n", "month must be in"),
-        ("a: " + "9" * 5000 + "\n", "integer string conversion"),
-        ("[" * 700, "recursion"),
+        ("a: " + "9" * 5000 + "\n", "a number of 5000 characters"),
+        ("[" * 700, "nested too deeply"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, text: str | bytes, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +19,7 @@ pytest.importorskip("huggingface_hub")
 from aprlab.cli.app import run_cli
 from aprlab.errors import FormatError, UsageError
 from aprlab.model import hub
-from aprlab.model.published import KnownModel
+from aprlab.published import KnownModel
 
 CONTENT = np.random.default_rng(5).bytes(300_000)
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -36,6 +37,9 @@ class Hub:
     status: int = 200
     stop_after: int | None = None
     ranges: bool = True
+    extra: int = 0  # bytes sent behind what was announced
+    encoding: str = ""
+    sent: int = 0
     gets: list[str | None] = field(default_factory=list)
 
 
@@ -75,10 +79,15 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             self.send_header("ETag", f'"{state.announced}"')
             self.send_header("X-Linked-Etag", f'"{state.announced}"')
             self.send_header("X-Linked-Size", str(size))
-            self.send_header("Content-Length", str(size if head else len(body)))
+            if state.encoding and not head:
+                self.send_header("Content-Encoding", state.encoding)
+            self.send_header("Content-Length", str(size if head else len(body) + state.extra))
             self.end_headers()
             if not head:
                 self.wfile.write(body)
+                with suppress(OSError):
+                    while state.sent < state.extra:
+                        state.sent += self.wfile.write(bytes(1 << 16))
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     state.url = f"http://127.0.0.1:{httpd.server_port}"
@@ -197,6 +206,27 @@ def test_without_network(known: KnownModel, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="is not here"):
         hub.fetch("tiny", folder=tmp_path, offline=True)
+
+
+def test_a_hub_that_sends_more_than_it_announced(server: Hub, known: KnownModel, tmp_path: Path) -> None:
+    """1 MB announced and 64 times as much sent: cut off, and nothing of it kept."""
+    server.extra = 64 * len(CONTENT)
+    with pytest.raises(hub.FetchError, match=r"more than the 300000 bytes that it announced.*nothing is kept") as caught:
+        hub.fetch("tiny", folder=tmp_path, endpoint=server.url)
+    assert caught.value.code == "hub.too-long"
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 0
+    assert server.sent < 8 * 2**20  # what the sockets hold, not all that the hub has
+    server.extra = 0
+    assert hub.fetch("tiny", folder=tmp_path, endpoint=server.url).path.read_bytes() == CONTENT
+
+
+def test_a_hub_that_sends_a_gzip_bomb(server: Hub, known: KnownModel, tmp_path: Path) -> None:
+    """Nothing is unpacked: a body with Content-Encoding is refused before it is read."""
+    server.encoding = "gzip"
+    with pytest.raises(hub.FetchError, match=r"packed \(gzip\)") as caught:
+        hub.fetch("tiny", folder=tmp_path, endpoint=server.url)
+    assert caught.value.code == "hub.content-encoding"
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 0
 
 
 def test_two_at_once(server: Hub, known: KnownModel, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import pytest
 from aprlab.errors import UsageError
 from aprlab.faults import FAULTS
 from aprlab.formats import open_model
-from aprlab.model.model import Model
 from aprlab.onion.peeling import peel
 from aprlab.quants import REGISTRY, types
 from aprlab.widgets.models import evidence, tensors
@@ -420,7 +419,7 @@ def test_a_warp_stands_where_it_was_stopped(run: Callable[[KernelStepper], None]
 
 def test_a_file_without_a_matrix_for_the_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     norm = SimpleNamespace(type=types.F32, shape=(8,))
-    monkeypatch.setattr(Model, "open", lambda path: SimpleNamespace(path=path, tensors={NORM: norm}))
+    monkeypatch.setattr("aprlab.widgets.models.kernel.open_model", lambda path: SimpleNamespace(path=path, tensors={NORM: norm}))
     with pytest.raises(UsageError, match=r"a.apr: no matrix of a type that there is a kernel for: .*Q4_K"):
         KernelStepper("a.apr")
 

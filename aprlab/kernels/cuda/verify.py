@@ -18,8 +18,9 @@ import numpy as np
 import aprlab
 from aprlab import quants
 from aprlab.kernels.cuda import launch as launches
-from aprlab.kernels.cuda.driver import Device
+from aprlab.kernels.cuda.device import Device
 from aprlab.kernels.cuda.launch import Launch
+from aprlab.model.tensor import Tensor
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
@@ -91,6 +92,14 @@ class Bench:
     def _pointer(self, buffer: Any) -> Any:
         self._alive.append(buffer)
         return self.device.pointer(buffer, 0)
+
+
+def decode(device: Device, tensor: Tensor) -> np.ndarray:
+    """All values by the device's dequantise kernel: float32 of the tensor's shape."""
+    bench = Bench(device)
+    at, room = bench.room(4 * tensor.size)
+    bench.run(launches.dequantise(tensor.type, bench.put(tensor.raw), at, tensor.size))
+    return bench.get(room, tensor.shape, np.float32)
 
 
 def unequal(got: np.ndarray, expected: np.ndarray) -> Outcome:

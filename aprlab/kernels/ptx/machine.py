@@ -21,7 +21,7 @@ from aprlab.kernels.ptx.checks import Checks, Finding
 from aprlab.kernels.ptx.counters import Counters, LineProfile
 from aprlab.kernels.ptx.memory import AddressSpace, Buffer, Lanes, Pointer, merge
 from aprlab.kernels.ptx.parser import TYPE_BYTES, Location, Module
-from aprlab.kernels.ptx.program import Access, Getter, Program, Setter, build
+from aprlab.kernels.ptx.program import MOST_SHARED, Access, Getter, Program, Setter, build
 
 if TYPE_CHECKING:
     from aprlab.kernels.ptx.stepper import Stepper
@@ -32,14 +32,14 @@ _CONTAINERS: dict[int, np.dtype[Any]] = {
 }
 _NEVER = 1 << 60
 LANES_A_CHUNK = 1 << 14
-MOST_SHARED = 232448  # bytes a block can ask for on the largest GPUs
+BYTES_A_CHUNK = 64 << 20  # of shared and local memory; one block is run whatever it takes
 
 
 class KernelFault(AprlabError):
     """A kernel did what a GPU would stop for: an illegal address, a deadlock, a trap. `finding` says where."""
 
     def __init__(self, finding: Finding) -> None:
-        super().__init__(str(finding))
+        super().__init__(str(finding), code="ptx.fault")
         self.finding = finding
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -112,7 +112,7 @@ class Machine:
         self.module = module
         self._programs: dict[tuple[str, bool, int], Program] = {}
         self._globals: dict[str, np.ndarray[Any, Any]] = {
-            name: np.frombuffer(bytearray(v.data if v.data is not None else bytes(v.nbytes)), np.uint8)
+            name: np.zeros(v.nbytes, np.uint8) if v.data is None else np.frombuffer(bytearray(v.data), np.uint8)
             for name, v in module.variables.items()
             if v.space in ("global", "const")
         }
@@ -165,7 +165,7 @@ def extents(value: Dim, what: str) -> tuple[int, int, int]:
     """1 to 3 extents as three. Raises `UsageError` for anything else or below 1."""
     numbers = [int(value)] if isinstance(value, int | np.integer) else [int(v) for v in value]
     if not 1 <= len(numbers) <= 3 or min(numbers) < 1:
-        raise UsageError(f"{what} must be 1 to 3 numbers ≥ 1, not {value!r}")
+        raise UsageError(f"{what} must be 1 to 3 numbers ≥ 1, not {value!r}", code="ptx.extents")
     x, y, z = [*numbers, 1, 1][:3]
     return x, y, z
 
@@ -189,7 +189,8 @@ class Launch:
     ) -> None:
         if np.multiply(np.float32(2.0**-149), np.float32(1)) == 0:
             raise AprlabError(
-                "this process flushes subnormal floats to zero (a library has switched the CPU's mode): PTX would run wrong"
+                "this process flushes subnormal floats to zero (a library has switched the CPU's mode): PTX would run wrong",
+                code="ptx.subnormals-flushed",
             )
         self.machine = machine
         self.program = machine.program(entry, checks=checks, dynamic_shared=shared)
@@ -197,17 +198,20 @@ class Launch:
         self.grid, self.block = extents(grid, "grid"), extents(block, "block")
         self.threads = math.prod(self.block)
         if self.threads > 1024:
-            raise UsageError(f"a block of {self.threads} threads; CUDA allows 1024")
+            raise UsageError(f"a block of {self.threads} threads; CUDA allows 1024", code="ptx.block-size")
         if any(count > most for count, most in zip(self.grid, (2**31 - 1, 65535, 65535), strict=False)):
-            raise UsageError(f"a grid of {self.grid} blocks; CUDA allows 2147483647, 65535 and 65535")
+            said = f"a grid of {self.grid} blocks; CUDA allows 2147483647, 65535 and 65535"
+            raise UsageError(said, code="ptx.grid-size")
         if not 0 <= shared <= MOST_SHARED:
-            raise UsageError(f"{shared} bytes of dynamic shared memory; CUDA allows {MOST_SHARED} at most")
+            said = f"{shared} bytes of dynamic shared memory; CUDA allows {MOST_SHARED} at most"
+            raise UsageError(said, code="ptx.shared-memory")
         limit = self.program.entry.directives.get("maxntid") or self.program.entry.directives.get("reqntid")
         if limit and self.threads > math.prod(limit):
-            raise UsageError(f"a block of {self.threads} threads; {entry!r} was compiled for at most {math.prod(limit)}")
+            said = f"a block of {self.threads} threads; {entry!r} was compiled for at most {math.prod(limit)}"
+            raise UsageError(said, code="ptx.block-size")
         self.blocks: Sequence[int] = range(math.prod(self.grid)) if blocks is None else [int(b) for b in blocks]
         if blocks is not None and self.blocks and not 0 <= min(self.blocks) <= max(self.blocks) < math.prod(self.grid):
-            raise UsageError(f"block numbers beyond the grid of {math.prod(self.grid)}")
+            raise UsageError(f"block numbers beyond the grid of {math.prod(self.grid)}", code="ptx.block-number")
         self.max_steps = max_steps
         self.memory = AddressSpace()
         self.params = self._parameters(args)
@@ -230,7 +234,8 @@ class Launch:
         names = list(args) if isinstance(args, Mapping) else [p.name for p in params]
         values = list(args.values()) if isinstance(args, Mapping) else list(args)
         if len(values) != len(params):
-            raise UsageError(f"{self.program.entry.name!r} takes {len(params)} arguments, {len(values)} given")
+            said = f"{self.program.entry.name!r} takes {len(params)} arguments, {len(values)} given"
+            raise UsageError(said, code="ptx.arguments")
         out = bytearray(self.program.param_bytes)
         for param, name, value in zip(params, names, values, strict=True):
             start = self.program.params[param.name]
@@ -241,25 +246,28 @@ class Launch:
         if count is not None:
             raw = bytes(value) if isinstance(value, bytes | bytearray | memoryview) else np.asarray(value).tobytes()
             if len(raw) != nbytes:
-                raise UsageError(f"argument {name!r}: {len(raw)} bytes for a parameter of {nbytes}")
+                said = f"argument {name!r}: {len(raw)} bytes for a parameter of {nbytes}"
+                raise UsageError(said, code="ptx.argument-type")
             return raw
         if isinstance(value, np.ndarray) and value.ndim:
             value = Pointer(value)
         if isinstance(value, Pointer):
             if TYPE_BYTES[kind] != 8:
-                raise UsageError(f"argument {name!r}: an array for a .{kind} parameter")
+                raise UsageError(f"argument {name!r}: an array for a .{kind} parameter", code="ptx.argument-type")
             buffer = self.memory.add(value.array, value.name or name, value.initialised)
             return (buffer.base + value.offset).to_bytes(8, "little")
         if not isinstance(value, int | float | np.integer | np.floating | np.bool_):
-            raise UsageError(f"argument {name!r}: {type(value).__name__} for a .{kind} parameter")
+            said = f"argument {name!r}: {type(value).__name__} for a .{kind} parameter"
+            raise UsageError(said, code="ptx.argument-type")
         if kind in ("f32", "f64") or (isinstance(value, float | np.floating) and kind in ("b32", "b64")):
             return np.array(value, f"f{nbytes}").tobytes()
         if isinstance(value, float | np.floating):
-            raise UsageError(f"argument {name!r}: a float for a .{kind} parameter")
+            raise UsageError(f"argument {name!r}: a float for a .{kind} parameter", code="ptx.argument-type")
         return (int(value) & ((1 << (8 * nbytes)) - 1)).to_bytes(nbytes, "little")
 
     def chunks(self) -> Generator[State, None, None]:
-        a_chunk = max(1, LANES_A_CHUNK // self.threads)
+        nbytes = self.program.shared_bytes + self.threads * self.program.local_bytes
+        a_chunk = max(1, min(LANES_A_CHUNK // self.threads, BYTES_A_CHUNK // max(nbytes, 1)))
         count = -(-len(self.blocks) // a_chunk) or 1
         a_chunk = -(-len(self.blocks) // count)  # even chunks
         for start in range(0, len(self.blocks), max(a_chunk, 1)):
@@ -378,7 +386,8 @@ class State:
                 thread_counts[pc] += threads
                 self.steps += 1
                 if self.steps > self.launch.max_steps:
-                    raise UsageError(f"{self.program.entry.name!r} did not end within {self.launch.max_steps} steps")
+                    said = f"{self.program.entry.name!r} did not end within {self.launch.max_steps} steps"
+                    raise UsageError(said, code="ptx.steps-limit")
                 control = controls[pc]
                 if control is None:
                     runs[pc](self)  # type: ignore[misc]

@@ -74,7 +74,7 @@ class AddressSpace:
         if known is not None and known.origin is array:
             return known
         if not array.flags.c_contiguous:
-            raise UsageError(f"argument {name!r}: a kernel buffer must be C-contiguous")
+            raise UsageError(f"argument {name!r}: a kernel buffer must be C-contiguous", code="ptx.argument-layout")
         flat = array.reshape(-1).view(np.uint8) if array.size else np.zeros(0, np.uint8)
         if flat.ctypes.data % 16:  # NumPy views need the alignment that a GPU allocation would have
             copy = np.zeros(flat.nbytes + 16, np.uint8)

@@ -56,8 +56,8 @@ class Modifiers:
         self.instruction = instruction
         self.left = list(instruction.parts[1:])
 
-    def unsupported(self, why: str) -> UnsupportedError:
-        return UnsupportedError(f"PTX line {self.instruction.line}: {why} in {self.instruction.opcode!r}")
+    def unsupported(self, why: str, code: str = "ptx.instruction-form") -> UnsupportedError:
+        return UnsupportedError(f"PTX line {self.instruction.line}: {why} in {self.instruction.opcode!r}", code=code)
 
     def flag(self, name: str) -> bool:
         if name in self.left:
@@ -82,7 +82,7 @@ class Modifiers:
 
     def done(self) -> None:
         if self.left:
-            raise self.unsupported(f"unknown modifier .{self.left[0]}")
+            raise self.unsupported(f"unknown modifier .{self.left[0]}", "ptx.modifier-unknown")
 
 
 _TABLE: dict[str, Callable[[Modifiers], Alu]] = {}
@@ -110,7 +110,9 @@ def decode(instruction: Instruction) -> Alu:
     """The row of this instruction's opcode. Raises `UnsupportedError` with the PTX line for what has none."""
     row = _TABLE.get(instruction.parts[0])
     if row is None:
-        raise UnsupportedError(f"PTX line {instruction.line}: unknown opcode {instruction.opcode!r}")
+        raise UnsupportedError(
+            f"PTX line {instruction.line}: unknown opcode {instruction.opcode!r}", code="ptx.opcode-unknown"
+        )
     modifiers = Modifiers(instruction)
     alu = row(modifiers)
     modifiers.done()

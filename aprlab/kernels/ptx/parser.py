@@ -14,6 +14,14 @@ from typing import NamedTuple
 
 from aprlab.errors import FormatError, UnsupportedError
 
+# ---- limits: what no kernel needs, and what a few bytes of text could ask for ----------------------------------------
+
+MOST_REGISTERS = 200_000  # declared in one file
+MOST_DATA = 64 << 20  # bytes of all variables of one file
+MOST_DIGITS = 64  # of one number
+MOST_BITS = 128  # of a constant expression's value
+MOST_ALIGN = 1 << 16
+
 # ---- operands ----------------------------------------
 
 
@@ -224,6 +232,7 @@ _LINKAGE = (".visible", ".extern", ".weak", ".common", ".hidden")
 
 _TOKEN = re.compile(
     r"""(?P<skip>[ \t\r\f\v]+|//[^\n]*|/\*.*?\*/)
+      |(?P<open>/\*)
       |(?P<newline>\n)
       |(?P<string>"[^"\n]*")
       |(?P<float>0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}|\d+\.\d*(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+)
@@ -233,7 +242,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _ENDS = (",", ";", "]", "}", ")")
-_FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"\n]*)"', re.MULTILINE)
+_FILE = re.compile(r'^[ \t]*\.file[ \t]+(\d{1,9})[ \t]+"([^"\n]*)"', re.MULTILINE)  # [ \t]: \s would try every blank line again
 
 
 class _Token(NamedTuple):
@@ -248,6 +257,8 @@ def _tokens(text: str) -> list[_Token]:
         kind, word = match.lastgroup, match.group()
         if match.start() != position:
             break
+        if kind == "open":  # found once, or every later "/*" would look for its end anew
+            raise FormatError(f"PTX line {line}: a comment is never closed", code="ptx.comment-open")
         position = match.end()
         if kind == "newline":
             line += 1
@@ -257,7 +268,7 @@ def _tokens(text: str) -> list[_Token]:
         else:
             out.append(_Token(str(kind), word, line))
     if position < len(text):
-        raise FormatError(f"PTX line {line}: cannot read {text[position : position + 20]!r}")
+        raise FormatError(f"PTX line {line}: cannot read {text[position : position + 20]!r}", code="ptx.token")
     out.append(_Token("end", "", line))
     return out
 
@@ -271,7 +282,7 @@ class _Parser:
             self.module.files[int(match[1])] = match[2]
         self.loc: Location | None = None
         self.scopes: list[dict[str, str]] = []
-        self.renames = 0
+        self.renames = self.declared = self.data_bytes = 0
 
     # -- token level
 
@@ -279,13 +290,16 @@ class _Parser:
     def token(self) -> _Token:
         return self.tokens[self.at]
 
-    def fail(self, message: str) -> FormatError:
-        return FormatError(f"PTX line {self.token.line}: {message}")
+    def fail(self, message: str, code: str = "ptx.syntax") -> FormatError:
+        return FormatError(f"PTX line {self.token.line}: {message}", code=code)
+
+    def unsupported(self, message: str, code: str, line: int = 0) -> UnsupportedError:
+        return UnsupportedError(f"PTX line {line or self.token.line}: {message}", code=code)
 
     def next(self) -> _Token:
         token = self.token
         if token.kind == "end":
-            raise self.fail("the text ends too early")
+            raise self.fail("the text ends too early", "ptx.truncated")
         self.at += 1
         return token
 
@@ -361,7 +375,7 @@ class _Parser:
         while self.token.kind != "end":
             self.module_statement()
         if not self.module.version:
-            raise FormatError("no .version directive: this is not PTX")
+            raise FormatError("no .version directive: this is not PTX", code="ptx.version-missing")
         return self.module
 
     def module_statement(self) -> None:
@@ -379,7 +393,8 @@ class _Parser:
             self.next()
             self.module.address_size = self.integer()
             if self.module.address_size != 64:
-                raise UnsupportedError(f"PTX with .address_size {self.module.address_size}; only 64 is handled")
+                found = self.module.address_size
+                raise UnsupportedError(f"PTX with .address_size {found}; only 64 is handled", code="ptx.address-size")
         elif word in (".file", ".loc", ".pragma", ".section"):
             self.debug_statement()
         elif word == ";":
@@ -423,12 +438,14 @@ class _Parser:
                 token = self.next()
                 depth += (token.text == "{") - (token.text == "}")
                 if token.kind == "end":
-                    raise FormatError(f"PTX line {line}: .section is never closed")
+                    raise FormatError(f"PTX line {line}: .section is never closed", code="ptx.truncated")
 
     def location(self) -> Location:
         words = [self.next() for _ in range(3)]
         if any(word.kind != "int" for word in words):
             raise self.fail("expected file, line and column")
+        if any(len(word.text) > MOST_DIGITS for word in words):
+            raise self.fail("a number too long for a location", "ptx.constant")
         number, line, column = (int(word.text) for word in words)
         return Location(self.module.files.get(number, f"file {number}"), line, column)
 
@@ -458,7 +475,7 @@ class _Parser:
         while self.token.kind == "name" and self.token.text.startswith("."):
             word = self.next().text[1:]
             if word == "align":
-                align = self.integer()
+                align = self.alignment()
             elif word in ("v2", "v4", "v8"):
                 vector = int(word[1:])
             elif word == "ptr":
@@ -472,7 +489,7 @@ class _Parser:
             elif word in TYPE_BYTES:
                 kind = word
             else:
-                raise UnsupportedError(f"PTX line {line}: variable type or attribute .{word}")
+                raise self.unsupported(f"variable type or attribute .{word}", "ptx.variable-type", line)
         if not kind:
             raise self.fail("a variable without a type")
         out = []
@@ -493,11 +510,27 @@ class _Parser:
                 if count == 0:
                     count = len(data) // element
             nbytes = element * (1 if count is None else count)
+            self.reserve(name, nbytes)
             if data is not None:
                 data = data.ljust(nbytes, b"\0")
             out.append(Variable(space, name, kind, align or element, nbytes, data, pointers, extern, count, line))
             if parameter or not self.accept(","):
                 return out
+
+    def alignment(self) -> int:
+        align = self.integer()
+        if not 1 <= align <= MOST_ALIGN or align & (align - 1):
+            raise self.fail(f"an alignment of {align}; a power of two up to {MOST_ALIGN} is one", "ptx.alignment")
+        return align
+
+    def reserve(self, name: str, nbytes: int) -> None:
+        """Count a variable's bytes before they are made."""
+        if nbytes < 0:
+            raise self.fail(f"{name!r} has {nbytes} bytes", "ptx.variable-size")
+        self.data_bytes += nbytes
+        if self.data_bytes > MOST_DATA:
+            said = f"the variables up to {name!r} need {self.data_bytes} bytes; at most {MOST_DATA} are taken"
+            raise self.unsupported(said, "ptx.variables-limit")
 
     def initialiser(self, kind: str) -> tuple[bytes, dict[int, tuple[str, int]]]:
         data = bytearray()
@@ -539,7 +572,7 @@ class _Parser:
                 self.next()
                 kind = self.name().lstrip(".")
                 if kind not in TYPE_BYTES:
-                    raise UnsupportedError(f"PTX line {self.token.line}: parameter register of type .{kind}")
+                    raise self.unsupported(f"parameter register of type .{kind}", "ptx.register-type")
                 name = self.name()
                 out.append(Variable("reg", name, kind, 0, TYPE_BYTES[kind]))
             else:
@@ -634,7 +667,7 @@ class _Parser:
                 self.expect(";")
                 function.body.append(BranchTargets(name, tuple(targets)))
             elif self.token.text in (".callprototype", ".calltargets"):
-                raise UnsupportedError(f"PTX line {token.line}: indirect call ({self.token.text})")
+                raise self.unsupported(f"indirect call ({self.token.text})", "ptx.indirect-call", token.line)
             else:
                 function.body.append(Label(name, token.line))
         elif token.kind == "name" and not token.text.startswith((".", "%")):
@@ -646,21 +679,32 @@ class _Parser:
         self.next()
         kind = self.name().lstrip(".")
         if kind in ("v2", "v4"):
-            raise UnsupportedError(f"PTX line {self.token.line}: vector registers (.reg .{kind})")
+            raise self.unsupported(f"vector registers (.reg .{kind})", "ptx.register-type")
         if kind not in TYPE_BYTES:
-            raise UnsupportedError(f"PTX line {self.token.line}: register type .{kind}")
+            raise self.unsupported(f"register type .{kind}", "ptx.register-type")
         while True:
             name = self.name()
             if self.accept("<"):
                 count = self.integer()
                 self.expect(">")
+                self.count_registers(count)
                 for i in range(count):
                     function.registers[self.declare(f"{name}{i}", function)] = kind
             else:
+                self.count_registers(1)
                 function.registers[self.declare(name, function)] = kind
             if not self.accept(","):
                 break
         self.expect(";")
+
+    def count_registers(self, more: int) -> None:
+        """Count registers before they are made."""
+        if more < 0:
+            raise self.fail(f"{more} registers", "ptx.register-count")
+        self.declared += more
+        if self.declared > MOST_REGISTERS:
+            said = f"{self.declared} registers are declared up to here; at most {MOST_REGISTERS} are taken"
+            raise self.unsupported(said, "ptx.registers-limit")
 
     # -- instructions
 
@@ -731,10 +775,14 @@ class _Parser:
 
 def _integer(text: str) -> int:
     digits = text.rstrip("U")
+    if len(digits) > MOST_DIGITS + 2:
+        raise ValueError(f"a number of {len(digits)} digits")
     return int(digits, 8 if len(digits) > 1 and digits[0] == "0" and digits[1] in "01234567" else 0)
 
 
 def _constant(value: int | float) -> Imm:
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        raise ValueError(f"a constant of {value.bit_length()} bits")
     return Imm(value) if isinstance(value, int) else Imm(value, 64, int.from_bytes(struct.pack("<d", value), "little"))
 
 
@@ -752,7 +800,7 @@ def constant_bytes(value: Imm, kind: str) -> bytes:
         return value.pattern.to_bytes(size, "little")
     if kind in ("f32", "f64") or value.bits:
         if size not in (4, 8):
-            raise FormatError(f"a float constant does not fit into .{kind}")
+            raise FormatError(f"a float constant does not fit into .{kind}", code="ptx.constant")
         return struct.pack("<f" if size == 4 else "<d", value.value)
     return (int(value.value) & ((1 << (8 * size)) - 1)).to_bytes(size, "little")
 
@@ -765,6 +813,6 @@ def parse(text: str) -> Module:
     try:
         return parser.parse()
     except (ValueError, ArithmeticError, IndexError) as error:  # a number such as 09, 1/0, a constant that is no number
-        raise parser.fail(f"cannot read what stands here ({error})") from error
+        raise parser.fail(f"cannot read what stands here ({error})", "ptx.constant") from error
     except RecursionError:
-        raise parser.fail("nested too deeply") from None
+        raise parser.fail("nested too deeply", "ptx.nesting") from None

@@ -95,6 +95,12 @@ class Program:
 # ---- flattening ----------------------------------------
 
 
+# Calls are copied in, so that a text of 30 functions that call each other twice would become 2^30 copies.
+MOST_COPIED = 50_000  # instructions, labels, registers and variables that calls bring in, all together
+MOST_DEPTH = 64  # calls inside each other
+MOST_LOCAL = 512 << 10  # bytes of local memory of a thread, as CUDA allows
+MOST_SHARED = 232448  # bytes of shared memory that a block can have on the largest GPUs
+
 # What the decoding of an instruction with too few, too many or unlike operands runs into.
 _MALFORMED = (IndexError, KeyError, ValueError, TypeError)
 
@@ -112,7 +118,8 @@ class _Flattener:
         self.call_params = {n for n, v in entry.variables.items() if v.space == "param"}
         self.code: list[Instruction | Label] = []
         self.tables: dict[str, tuple[str, ...]] = {}
-        self.copies = 0
+        self.copies = self.copied = 0
+        self.slots: dict[tuple[str, int], tuple[int, int]] = {}  # byte of a call parameter → (start, width) of who uses it
         self.body(entry, {}, [], None)
 
     def body(self, function: Function, names: dict[str, str], stack: list[str], end: str | None) -> None:
@@ -125,7 +132,8 @@ class _Flattener:
                 try:
                     self.instruction(item, names, [*stack, function.name], end)
                 except _MALFORMED as error:
-                    raise FormatError(f"PTX line {item.line}: cannot decode {item} ({error})") from error
+                    said = f"PTX line {item.line}: cannot decode {item} ({error})"
+                    raise FormatError(said, code="ptx.operands") from error
 
     def instruction(self, item: Instruction, names: dict[str, str], stack: list[str], end: str | None) -> None:
         if item.parts[0] == "call":
@@ -178,18 +186,18 @@ class _Flattener:
     def slot(self, name: str, offset: int, kind: str) -> Reg:
         size = TYPE_BYTES[kind]
         register = f"{name}+{offset}:{size}"
-        for other in self.registers:
-            if other.startswith(f"{name}+") and other != register:
-                start, width = map(int, other[len(name) + 1 :].split(":"))
-                if start < offset + size and offset < start + width:
-                    raise UnsupportedError(f"call parameter {name!r} is used in overlapping pieces of {width} and {size} bytes")
+        for byte in range(offset, offset + size):
+            start, width = self.slots.setdefault((name, byte), (offset, size))
+            if (start, width) != (offset, size):
+                said = f"call parameter {name!r} is used in overlapping pieces of {width} and {size} bytes"
+                raise UnsupportedError(said, code="ptx.call-parameter-overlap")
         self.registers.setdefault(register, f"b{8 * max(size, 2)}")
         return Reg(register)
 
     def call(self, item: Instruction, names: dict[str, str], stack: list[str]) -> None:
         item = self.renamed(item, names)
         if item.guard:
-            raise UnsupportedError(f"PTX line {item.line}: a predicated call")
+            raise UnsupportedError(f"PTX line {item.line}: a predicated call", code="ptx.predicated-call")
         operands = list(item.operands)
         first = operands[0]
         results = first.items if isinstance(first, Group) else ()
@@ -197,12 +205,16 @@ class _Flattener:
             operands.pop(0)
         target, arguments = operands[0], operands[1].items if len(operands) > 1 and isinstance(operands[1], Group) else ()
         if not isinstance(target, Reg) or target.name not in self.module.functions:
-            raise UnsupportedError(f"PTX line {item.line}: indirect call or unknown function {target}")
+            said = f"PTX line {item.line}: indirect call or unknown function {target}"
+            raise UnsupportedError(said, code="ptx.indirect-call")
         function = self.module.functions[target.name]
         if not function.defined:
-            raise UnsupportedError(f"PTX line {item.line}: call of {function.name!r}, which has no body here")
+            said = f"PTX line {item.line}: call of {function.name!r}, which has no body here"
+            raise UnsupportedError(said, code="ptx.function-undefined")
         if function.name in stack:
-            raise UnsupportedError(f"PTX line {item.line}: recursive call of {function.name!r}")
+            said = f"PTX line {item.line}: recursive call of {function.name!r}"
+            raise UnsupportedError(said, code="ptx.recursive-call")
+        self.count(function, item, stack)
         self.copies += 1
         tag = f"#{self.copies}"
         inner = {name: name + tag for name in (*function.registers, *function.variables)}
@@ -216,7 +228,8 @@ class _Flattener:
         formals = [*function.returns, *function.params]
         actuals = [*results, *arguments]
         if len(formals) != len(actuals):
-            raise FormatError(f"PTX line {item.line}: {function.name!r} takes {len(formals)} values, {len(actuals)} given")
+            said = f"PTX line {item.line}: {function.name!r} takes {len(formals)} values, {len(actuals)} given"
+            raise FormatError(said, code="ptx.call-arguments")
         after: list[Instruction] = []
         for number, (formal, actual) in enumerate(zip(formals, actuals, strict=True)):
             is_result = number < len(function.returns)
@@ -236,6 +249,16 @@ class _Flattener:
         self.body(function, inner, stack, end)
         self.code.append(Label(end, item.line))
         self.code += after
+
+    def count(self, function: Function, item: Instruction, stack: list[str]) -> None:
+        """What a call brings in is counted before it is copied."""
+        self.copied += 1 + len(function.body) + len(function.registers) + len(function.variables)
+        if self.copied > MOST_COPIED:
+            said = f"calls bring in {self.copied} instructions and registers; at most {MOST_COPIED} are taken"
+            raise UnsupportedError(f"PTX line {item.line}: {said}", code="ptx.inlining-limit")
+        if len(stack) > MOST_DEPTH:
+            said = f"PTX line {item.line}: more than {MOST_DEPTH} calls inside each other"
+            raise UnsupportedError(said, code="ptx.call-depth")
 
 
 def _layout(variables: list[Variable], gap: int) -> tuple[dict[str, tuple[int, int]], int]:
@@ -261,7 +284,8 @@ def build(module: Module, entry: str, *, checks: bool = False, dynamic_shared: i
     """
     function = module.functions.get(entry)
     if function is None or not function.entry or not function.defined:
-        raise UsageError(f"no entry {entry!r}; the module has {', '.join(module.entries) or 'none'}")
+        known = ", ".join(module.entries) or "none"
+        raise UsageError(f"no entry {entry!r}; the module has {known}", code="ptx.entry-unknown")
     flat = _Flattener(module, function)
     program = Program(module, function)
     for name, kind in flat.registers.items():
@@ -292,7 +316,14 @@ def build(module: Module, entry: str, *, checks: bool = False, dynamic_shared: i
             program.shared[variable.name] = (size, -1)
         size += dynamic_shared
     program.shared_bytes = size
-    program.local, program.local_bytes = _layout([v for v in candidates if v.space == "local"], 16 if checks else 0)
+    local = [v for v in candidates if v.space == "local"]
+    program.local, program.local_bytes = _layout(local, 16 if checks else 0)
+    for what, need, most in (
+        ("static shared memory for a block", sum(v.nbytes for v in static), MOST_SHARED),
+        ("local memory for a thread", sum(v.nbytes for v in local), MOST_LOCAL),
+    ):
+        if need > most:
+            raise UnsupportedError(f"{entry!r} wants {need} bytes of {what}; CUDA allows {most}", code="ptx.memory-limit")
     labels: dict[str, int] = {}
     code: list[Instruction] = []
     for item in flat.code:
@@ -360,16 +391,17 @@ class _Builder:
     def __init__(self, program: Program, labels: dict[str, int], tables: dict[str, tuple[str, ...]], checks: bool) -> None:
         self.program, self.labels, self.tables, self.checks = program, labels, tables, checks
         self.names = list(program.registers)
+        self.jumps: dict[str, list[int]] = {}
         self.reads: list[int] = []
         self.writes: list[int] = []
         self.item = Instruction("", ())
         self.pc = 0
 
-    def fail(self, message: str) -> FormatError:
-        return FormatError(f"PTX line {self.item.line}: {message}")
+    def fail(self, message: str, code: str = "ptx.operands") -> FormatError:
+        return FormatError(f"PTX line {self.item.line}: {message}", code=code)
 
-    def unsupported(self, message: str) -> UnsupportedError:
-        return UnsupportedError(f"PTX line {self.item.line}: {message}")
+    def unsupported(self, message: str, code: str = "ptx.instruction-form") -> UnsupportedError:
+        return UnsupportedError(f"PTX line {self.item.line}: {message}", code=code)
 
     # -- operands
 
@@ -377,7 +409,7 @@ class _Builder:
         name = operand if isinstance(operand, str) else str(operand)
         number = self.program.registers.get(name)
         if number is None:
-            raise self.fail(f"{name!r} is not a declared register")
+            raise self.fail(f"{name!r} is not a declared register", "ptx.register-unknown")
         return number
 
     def get(self, operand: Operand, kind: str) -> Getter:
@@ -388,14 +420,20 @@ class _Builder:
                 constant = self.constant(operand, kind)
                 return lambda st: constant
             case Not(inner):
+                if kind != "pred":
+                    raise self.fail(f"{operand}: ! is for predicates, a .{kind} is expected", "ptx.operand-type")
                 positive = self.get(inner, "pred")
                 return lambda st: ~positive(st)
             case Reg(name) if name in self.program.registers:
                 return self.get_register(self.register(operand), dtype)
             case Reg(name) if name in SPECIALS:
+                if kind == "pred":
+                    raise self.fail(f"{name} is no predicate", "ptx.operand-type")
                 return _get_special(name, dtype)
             case Reg(name) if name.startswith("%"):
-                raise self.unsupported(f"{name!r} is neither a declared register nor a special one that is known")
+                raise self.unsupported(
+                    f"{name!r} is neither a declared register nor a special one that is known", "ptx.register-unknown"
+                )
             case Reg(name):
                 return self.get_symbol(name, 0, dtype)
             case Address(str(name), offset) if name in self.program.registers:  # `reg + 1`, as some write by hand
@@ -417,9 +455,9 @@ class _Builder:
         width = self.program.widths[number]
         name = self.names[number] if self.checks else ""
         if (width == 0) != (dtype == np.bool_):
-            raise self.fail(f"{self.names[number]} is .{self.program.types[number]}, used as {dtype}")
+            raise self.fail(f"{self.names[number]} is .{self.program.types[number]}, used as {dtype}", "ptx.operand-type")
         if width and width < dtype.itemsize:
-            raise self.fail(f"{self.names[number]} is .{self.program.types[number]}, too narrow for {dtype}")
+            raise self.fail(f"{self.names[number]} is .{self.program.types[number]}, too narrow for {dtype}", "ptx.operand-type")
         narrow = np.dtype(f"u{dtype.itemsize}") if width > dtype.itemsize else None
         stored = np.dtype(f"u{width}") if width else np.dtype(bool)
         pc = self.pc
@@ -457,7 +495,7 @@ class _Builder:
             return lambda st: dtype.type(st.symbols[name] + offset)
         if name in program.module.functions:
             raise self.unsupported(f"the address of function {name!r}")
-        raise self.fail(f"unknown name {name!r}")
+        raise self.fail(f"unknown name {name!r}", "ptx.name-unknown")
 
     def put(self, operand: Operand, kind: str) -> Setter:
         """A closure that writes a value of PTX type `kind` on the active lanes, widened if the register is wider."""
@@ -467,17 +505,19 @@ class _Builder:
         self.writes.append(number)
         width, dtype = self.program.widths[number], DTYPES[kind]
         if (width == 0) != (dtype == np.bool_) or (width and width < dtype.itemsize):
-            raise self.fail(f"{operand} is .{self.program.types[number]}, the result is .{kind}")
+            raise self.fail(f"{operand} is .{self.program.types[number]}, the result is .{kind}", "ptx.operand-type")
         size = width or 1
         # A wider register takes the bits, extended by the type's sign.
         narrow = np.dtype(f"{'i' if kind[0] == 's' else 'u'}{dtype.itemsize}") if width > dtype.itemsize else None
         wide = np.dtype(f"{'i' if kind[0] == 's' else 'u'}{width}") if width else dtype
+        line = self.item.line
 
         def write(st: State, value: Value) -> None:
             if narrow is not None:
                 value = (value if value.dtype is narrow else floats.bits(value, narrow)).astype(wide)
             if value.dtype.itemsize != size:
-                raise AssertionError(f"{operand}: a result of {value.dtype} for a register of {size} bytes")
+                said = f"PTX line {line}: {operand}: a {value.dtype} for a register of {size} bytes"
+                raise FormatError(said, code="ptx.operand-type")
             if st.sel is None:
                 st.regs[number] = value
                 st.owned[number] = False
@@ -491,7 +531,7 @@ class _Builder:
     def label(self, operand: Operand) -> int:
         target = self.labels.get(str(operand))
         if target is None:
-            raise self.fail(f"no label {operand}")
+            raise self.fail(f"no label {operand}", "ptx.label-unknown")
         return target
 
     # -- instructions
@@ -871,10 +911,13 @@ class _Builder:
         m.choice("idx")
         m.flag("uni")
         m.done()
-        table = self.tables.get(str(self.item.operands[1]))
+        name = str(self.item.operands[1])
+        table = self.tables.get(name)
         if table is None:
-            raise self.fail(f"no .branchtargets {self.item.operands[1]}")
-        targets = [self.label(Reg(name)) for name in table]
+            raise self.fail(f"no .branchtargets {self.item.operands[1]}", "ptx.label-unknown")
+        if name not in self.jumps:
+            self.jumps[name] = [self.label(Reg(target)) for target in table]
+        targets = self.jumps[name]
         get = self.get(self.item.operands[0], "u32")
         return lambda st, pc: st.jump(get(st), targets, pc)
 
@@ -960,7 +1003,7 @@ def _atomic_law(operation: str, kind: str) -> Callable[..., Any]:
     """(old, operand…) → new, on NumPy scalars."""
     if kind in ("f16", "f16x2", "bf16", "bf16x2"):
         if operation != "add":
-            raise UnsupportedError(f"atom.{operation}.{kind}")
+            raise UnsupportedError(f"atom.{operation}.{kind}", code="ptx.instruction-form")
         return ops.decode(Instruction(f"add.rn.{kind}", ())).law
     if kind == "f32" and operation == "add":
         return floats.add32

@@ -86,7 +86,7 @@ class Stepper:
         self.state: State = next(self.launch.chunks())
         warps = (self.launch.threads + 31) // 32
         if not 0 <= warp < warps:
-            raise UsageError(f"warp {warp} of a block with {warps}")
+            raise UsageError(f"warp {warp} of a block with {warps}", code="ptx.warp-number")
         self.warp = warp
         self.lanes = slice(32 * warp, min(32 * warp + 32, self.launch.threads))
         self._run = self.state.run(stepping=True)
@@ -109,7 +109,7 @@ class Stepper:
         also kept as `view`.
         """
         if by not in ("line", "instruction"):
-            raise UsageError(f"step by {by!r}; known: line, instruction")
+            raise UsageError(f"step by {by!r}; known: line, instruction", code="ptx.step-unit")
         for _ in range(count):
             if self.finished:
                 break
@@ -141,10 +141,10 @@ class Stepper:
         """One register of the warp's lanes, read as PTX type `kind` (its declared type if empty)."""
         number = self.launch.program.registers.get(name)
         if number is None:
-            raise UsageError(f"no register {name!r}")
+            raise UsageError(f"no register {name!r}", code="ptx.register-unknown")
         value = self.state.regs[number]
         if value is None:
-            raise UsageError(f"register {name!r} has not been written")
+            raise UsageError(f"register {name!r} has not been written", code="ptx.register-unwritten")
         return self._values(value, kind or self.launch.program.types[number])
 
     def shared(self, name: str = "", kind: str = "u32") -> list[Number]:

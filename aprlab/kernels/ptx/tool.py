@@ -39,6 +39,8 @@ _OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Div: lambda a, b: -(-a // b), ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
 }  # fmt: skip
+MOST_BUFFER = 4 << 30  # bytes of one buffer among the arguments
+MOST_TEXT = 32 << 20  # bytes of one PTX file
 _ACTIVATIONS = ("f32", "f16", "q8_0", "q8_1")
 _OUTPUTS = ("f32", "f16")
 
@@ -98,13 +100,17 @@ def load(path: str | Path) -> Module:
     """Parse a PTX file; errors carry its path."""
     path = Path(path)
     if not path.is_file():
-        raise UsageError("no such file", path=path)
+        raise UsageError("no such file", code="ptx.file-missing", path=path)
+    if (size := path.stat().st_size) > MOST_TEXT:
+        raise UnsupportedError(f"{size} bytes of PTX; at most {MOST_TEXT} are read", code="ptx.text-limit", path=path)
     try:
         return parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", code="ptx.file-unreadable", path=path) from None
     except UnicodeDecodeError as error:
-        raise FormatError("not PTX: the file is not text", path=path) from error
+        raise FormatError("not PTX: the file is not text", code="ptx.encoding", path=path) from error
     except (FormatError, UnsupportedError) as error:
-        raise type(error)(error.message, path=path) from error
+        raise type(error)(error.message, code=error.code, path=path) from error
 
 
 def evaluate(text: str, names: Mapping[str, int]) -> int:
@@ -121,12 +127,12 @@ def evaluate(text: str, names: Mapping[str, int]) -> int:
             return -walk(node.operand)
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
             return _OPERATIONS[type(node.op)](walk(node.left), walk(node.right))
-        raise UsageError(f"cannot read {text!r}; known names: {', '.join(names)}")
+        raise UsageError(f"cannot read {text!r}; known names: {', '.join(names)}", code="ptx.expression")
 
     try:
         return walk(ast.parse(text.strip(), mode="eval"))
-    except (SyntaxError, ZeroDivisionError) as error:
-        raise UsageError(f"cannot read {text!r} as a number: {error}") from error
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError) as error:
+        raise UsageError(f"cannot read {text!r} as a number: {error}", code="ptx.expression") from error
 
 
 class Job:
@@ -138,9 +144,9 @@ class Job:
 
     def __init__(self, module: Module, tensor: Tensor, steps: Sequence[Step], *, rows: int = 0, seed: int = 0) -> None:
         if not steps:
-            raise UsageError("nothing to launch")
+            raise UsageError("nothing to launch", code="ptx.steps-missing")
         if not any(spec.split(":")[0].strip() == "out" for step in steps for spec in step.args):
-            raise UsageError("no argument is `out`: there would be nothing to compare")
+            raise UsageError("no argument is `out`: there would be nothing to compare", code="ptx.output-missing")
         self.machine = Machine(module)
         self.tensor, self.steps = tensor, list(steps)
         self.rows = min(rows, tensor.rows) if rows else tensor.rows
@@ -192,23 +198,27 @@ class Job:
         if name == "x":
             kind = kind or "f32"
             if kind not in _ACTIVATIONS:
-                raise UsageError(f"activations as {kind!r}; known: {', '.join(_ACTIVATIONS)}")
+                raise UsageError(f"activations as {kind!r}; known: {', '.join(_ACTIVATIONS)}", code="ptx.argument-unknown")
             self._activation = kind
             return name, self._buffers.setdefault(f"x:{kind}", activations(self.x, kind)[0])
         if name == "out":
             kind = kind or "f32"
             if kind not in _OUTPUTS:
-                raise UsageError(f"output as {kind!r}; known: {', '.join(_OUTPUTS)}")
+                raise UsageError(f"output as {kind!r}; known: {', '.join(_OUTPUTS)}", code="ptx.argument-unknown")
             shape = (self.rows,) if self.operation == "matvec" else (self.rows, self.cols)
             self.out = np.full(shape, np.nan, np.float32 if kind == "f32" else np.float16)
             pointer = Pointer(self.out, name="out", initialised=False)
             self._buffers["out"] = self._buffers[spec] = pointer
             return name, pointer
         if kind:
-            self._buffers[name] = np.zeros(max(evaluate(kind, self.sizes), 1), np.uint8)
+            nbytes = max(evaluate(kind, self.sizes), 1)
+            if nbytes > MOST_BUFFER:
+                raise UsageError(f"a buffer of {nbytes} bytes; at most {MOST_BUFFER}", code="ptx.buffer-size")
+            self._buffers[name] = np.zeros(nbytes, np.uint8)
             return name, self._buffers[name]
         raise UsageError(
-            f"unknown argument {spec!r}: weights, x, out, null, NAME:BYTES, NAME=NUMBER, or one of {', '.join(self.sizes)}"
+            f"unknown argument {spec!r}: weights, x, out, null, NAME:BYTES, NAME=NUMBER, or one of {', '.join(self.sizes)}",
+            code="ptx.argument-unknown",
         )
 
     def extents(self, text: str) -> tuple[int, ...]:
@@ -234,7 +244,7 @@ class Job:
     def compare(self) -> Comparison:
         """The last output beside the right one."""
         if self.out is None:
-            raise UsageError("launch first")
+            raise UsageError("launch first", code="ptx.not-launched")
         weights = self.tensor.dequantise(slice(0, self.rows))
         if self.operation == "dequantise":
             return compare_exactly(self.out, weights.reshape(self.out.shape))
@@ -283,7 +293,7 @@ def activations(x: np.ndarray[Any, Any], kind: str) -> tuple[np.ndarray[Any, Any
         half = x.astype(np.float16)
         return half, half.astype(np.float64)
     if x.size % 32:
-        raise UsageError(f"{kind} activations need a multiple of 32 columns, not {x.size}")
+        raise UsageError(f"{kind} activations need a multiple of 32 columns, not {x.size}", code="ptx.activation-columns")
     groups = x.reshape(-1, 32)
     d = np.abs(groups).max(axis=1) / np.float32(127)
     inverse = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d != 0)

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from aprlab.formats import apr
 from aprlab.formats.raw import CONFIG_FIELDS, MISSING, Conflict
-from aprlab.model.published import known_models
 from aprlab.onion.layers.base import Case, Deviation, Layer
+from aprlab.published import known_models
 
 # Numbers that no run can notice: the context only bounds it.
 _QUIET = ("context_length",)

@@ -16,10 +16,11 @@ from builders import random_model
 from aprlab import engines
 from aprlab.architectures.qwen2 import forward
 from aprlab.engines.cuda import CudaDevice, CudaEngine
+from aprlab.engines.kernel_engine import KernelEngine
 from aprlab.engines.ptx import PtxDevice, PtxEngine
 from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.formats import open_model
-from aprlab.kernels.cuda.driver import DeviceArray, KernelEngine
+from aprlab.kernels.cuda.device import DeviceArray
 from aprlab.kernels.cuda.launch import Launch
 from aprlab.model.model import Model
 from aprlab.quants import types

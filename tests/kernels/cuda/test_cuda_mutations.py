@@ -254,8 +254,8 @@ def test_a_fault_enters_an_engine_and_moves_its_logits() -> None:
         return engine.to_numpy(forward(engine, config, token, engine.new_cache(config, 1)))
 
     healthy = logits(engines.create("ptx", model))
-    faulty = logits(mutations.engine(model, "q4k-min-lost"))
-    spared = logits(mutations.engine(model, "q5-high-halves"))  # no tensor of that type
+    faulty = logits(engines.create("ptx", model, **mutations.options("q4k-min-lost")))
+    spared = logits(engines.create("ptx", model, **mutations.options("q5-high-halves")))  # no tensor of that type
     assert np.abs(faulty - healthy).max() > 0.1 * np.abs(healthy).max()
     np.testing.assert_array_equal(spared, healthy)
 

@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from aprlab.engines.base import Cache, Engine
 from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.kernels.cuda import launch as launches
-from aprlab.kernels.cuda.compile import MODULES
+from aprlab.kernels.cuda.device import Device, DeviceArray
 from aprlab.kernels.cuda.launch import Launch
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
@@ -23,80 +22,10 @@ from aprlab.model.tensor import Tensor
 from aprlab.quants import types
 
 
-class Device(Protocol):
-    """Memory and launches of one machine. Buffers are opaque, at least 16-aligned, and freed with their last reference."""
-
-    def upload(self, data: np.ndarray, nbytes: int) -> Any:
-        """A buffer of `nbytes` bytes that begins with `data` (uint8, 1-D, not longer)."""
-
-    def empty(self, nbytes: int) -> Any:
-        """A buffer of `nbytes` bytes of any content."""
-
-    def download(self, buffer: Any, offset: int, nbytes: int) -> np.ndarray:
-        """uint8 copy of bytes ``offset … offset + nbytes``; waits for all launches before it."""
-
-    def pointer(self, buffer: Any, offset: int) -> Any:
-        """The argument that points `offset` bytes into `buffer`."""
-
-    def run(self, launch: Launch) -> None:
-        """Run it after all launches before it; may return before it is done."""
-
-    def free_bytes(self) -> int | None:
-        """Memory that buffers may still take; None where the machine's own memory is meant."""
-
-    def close(self) -> None:
-        """Give back everything."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DeviceArray:
-    """4-byte elements in C order, a part of a device's buffer: `shape`, beginning `offset` bytes behind its start."""
-
-    buffer: Any
-    shape: tuple[int, ...]
-    offset: int = 0
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
-
-    def reshape(self, *shape: int | tuple[int, ...]) -> DeviceArray:
-        """A view in another shape; one extent may be -1."""
-        wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
-        return DeviceArray(self.buffer, _resolve(self.size, wanted), self.offset)  # type: ignore[arg-type]
-
-    def __getitem__(self, rows: slice) -> DeviceArray:
-        """A view of rows of the first axis, in steps of one."""
-        start, stop, step = rows.indices(self.shape[0])
-        if step != 1:
-            raise UnsupportedError(f"slices of device arrays take steps of 1, not {step}")
-        count = max(0, stop - start)
-        return DeviceArray(self.buffer, (count, *self.shape[1:]), self.offset + 4 * start * prod(self.shape[1:]))
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-
-def _resolve(size: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    known = prod(n for n in shape if n != -1)
-    if shape.count(-1) > 1 or (-1 in shape and (known == 0 or size % known)) or (-1 not in shape and known != size):
-        raise ValueError(f"cannot make {shape} of {size} elements")
-    return tuple(size // known if n == -1 else n for n in shape)
-
-
-def module_texts(kernels: Mapping[str, str] | None) -> dict[str, str]:
-    """A device's option `kernels`: text by module, in place of the package's own. Raises UsageError for an unknown module."""
-    unknown = set(kernels or ()) - set(MODULES)
-    if unknown:
-        raise UsageError(f"unknown kernel module {min(unknown)!r}; known: {', '.join(MODULES)}")
-    return dict(kernels or {})
-
-
 def no_more_options(engine: str, unknown: Mapping[str, Any]) -> None:
     """Raises UsageError if there are options left that an engine does not have."""
     if unknown:
-        raise UsageError(f"engine {engine!r} has no option {min(unknown)!r}")
+        raise UsageError(f"engine {engine!r} has no option {min(unknown)!r}", code="engines.unknown-option")
 
 
 class KernelEngine(Engine):
@@ -133,6 +62,7 @@ class KernelEngine(Engine):
             raise UnsupportedError(
                 f"the model's weights take {needed} bytes ({needed / 2**20:.0f} MiB) of device memory, "
                 f"{free} bytes ({free / 2**20:.0f} MiB) are free",
+                code="cuda.out-of-memory",
                 path=self.model.path,
             )
 
@@ -262,7 +192,9 @@ class KernelEngine(Engine):
     ) -> DeviceArray:
         (count, heads, size), kv_heads = q.shape, k.shape[1]
         if heads % kv_heads:
-            raise FormatError(f"{heads} query heads do not share {kv_heads} key/value heads evenly")
+            raise FormatError(
+                f"{heads} query heads do not share {kv_heads} key/value heads evenly", code="config.heads-not-shared"
+            )
         n = kv_heads * size
         at = self._at(self._positions(positions))
         keys, values = (self._at(part, layer * cache.capacity * n) for part in (cache.k, cache.v))
@@ -297,7 +229,7 @@ class KernelEngine(Engine):
         try:
             launch = make(tensor.type, *arguments)
         except UnsupportedError as error:
-            raise UnsupportedError(error.message, path=self.model.path, tensor=tensor.name) from None
+            raise UnsupportedError(error.message, code=error.code, path=self.model.path, tensor=tensor.name) from None
         self.device.run(launch)
 
 
