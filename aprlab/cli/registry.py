@@ -135,19 +135,21 @@ def _add(app: typer.Typer, verb: Verb) -> None:
         app.command(verb.alias, hidden=True, **settings)(function)
 
 
-def command_of(verb: Verb) -> Callable[..., int | None]:
+def command_of(verb: Verb) -> Callable[..., None]:
     """The function that typer calls: all options of the verb and of its groups, and ``--debug``."""
     own, shared = _options(verb)
     options = {parameter.name: parameter for parameter in (*own.values(), *(p for each in shared.values() for p in each))}
     wants = signature(verb.run).parameters
 
-    def command(**given: Any) -> int | None:
+    def command(**given: Any) -> None:
         values = {name: given[name] for name in own}
         for each in verb.groups:
             found = each.collect(**{parameter.name: given[parameter.name] for parameter in _parameters(each.collect)})
             # None: not given on the command line, so that the verb's own default holds
             values |= {name: found[name] for name in each.gives if not _left_out(found[name], wants[name])}
-        return verb.run(**values)
+        status = verb.run(**values)
+        if status:
+            raise typer.Exit(status)
 
     ordered = _ordered(verb, own, shared)
     assert len(ordered) == len(options), f"{verb.path}: two options have one name"
