@@ -63,12 +63,8 @@ def convert(
         UsageError, FormatError, UnsupportedError; no file is left behind.
     """
     started = time.perf_counter()
-    if dialect not in apr.DIALECTS:
-        raise UsageError(f"unknown dialect {dialect!r}; known: {', '.join(apr.DIALECTS)}", code="conversion.unknown-dialect")
-    if compress not in (None, "lz4", "zstd"):
-        raise UsageError(f"unknown compression {compress!r}; known: lz4, zstd", code="conversion.unknown-compression")
-    _known_target(quantize)
     output = Path(output)
+    _check_options(quantize, dialect, compress)
     model = source if isinstance(source, Model) else open_model(source)
     check_output(output, _inputs(model), force=force)
     if output.suffix == ".safetensors":
@@ -77,18 +73,32 @@ def convert(
             code="conversion.output-is-safetensors", path=output,
         )  # fmt: skip
     _only_qwen2(model)
-    into = apr.DIALECTS[dialect]
+    if output.suffix != ".gguf":
+        return _to_apr(model, output, quantize, dialect, compress, force, progress, seams, started)
+    if dialect != "aprender" or compress is not None or seams is not None:
+        raise UsageError(
+            "dialect, compression and faults are for APR; the output is called .gguf",
+            code="conversion.options-not-for-gguf", path=output,
+        )  # fmt: skip
     retype = _retyping(model, quantize)
-    if output.suffix == ".gguf":
-        if dialect != "aprender" or compress is not None or seams is not None:
-            raise UsageError(
-                "dialect, compression and faults are for APR; the output is called .gguf",
-                code="conversion.options-not-for-gguf", path=output,
-            )  # fmt: skip
-        return _to_gguf(model, output, [retype(t) for t in model.tensors.values()], quantize, force, progress, started)
-    healthy = healthy_seams(into, retype=retype)
-    used = healthy if seams is None else seams(healthy)
+    return _to_gguf(model, output, [retype(t) for t in model.tensors.values()], quantize, force, progress, started)
 
+
+def _check_options(quantize: str | None, dialect: str, compress: str | None) -> None:
+    if dialect not in apr.DIALECTS:
+        raise UsageError(f"unknown dialect {dialect!r}; known: {', '.join(apr.DIALECTS)}", code="conversion.unknown-dialect")
+    if compress not in (None, "lz4", "zstd"):
+        raise UsageError(f"unknown compression {compress!r}; known: lz4, zstd", code="conversion.unknown-compression")
+    _known_target(quantize)
+
+
+def _to_apr(
+    model: Model, output: Path, quantize: str | None, dialect: str, compress: str | None, force: bool,
+    progress: Progress | None, seams: Callable[[Seams], Seams] | None, started: float,
+) -> ConversionReport:  # fmt: skip
+    into = apr.DIALECTS[dialect]
+    healthy = healthy_seams(into, retype=_retyping(model, quantize))
+    used = healthy if seams is None else seams(healthy)
     plans, lines, written = [], [], []
     for tensor in model.tensors.values():
         out = used.tensor(tensor)
