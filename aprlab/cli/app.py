@@ -151,7 +151,7 @@ def _set_debug(value: bool) -> bool:
 
 def _version(value: bool) -> None:
     if value:
-        from aprlab import __version__
+        from aprlab.version import __version__
 
         print(f"aprlab {__version__}")
         raise typer.Exit

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab import __version__, quants
+from aprlab import quants
 from aprlab.conversion import mixes
 from aprlab.conversion.provenance import made_fields, natural_order, with_file_type
 from aprlab.errors import UnsupportedError, UsageError
@@ -29,6 +29,7 @@ from aprlab.model.vocabulary import BYTE_ALPHABET, CONTROL, NORMAL, UNUSED, USER
 from aprlab.published import KnownModel, known_model
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
+from aprlab.version import __version__
 
 CHUNK = 1 << 22
 CONTEXT = 32768  # positions, of all five

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import aprlab
 from aprlab.errors import FormatError, UsageError
 from aprlab.formats import open_model
 from aprlab.formats.writing import write_text
@@ -26,6 +25,7 @@ from aprlab.qualification import oracles, scoring, worker
 from aprlab.qualification.oracles import Answer
 from aprlab.qualification.playbook import FORMATS, Playbook, Scenario
 from aprlab.qualification.scoring import CRASH, ERROR, FAIL, MEMORY, PASS, SKIP, TIMEOUT, Row
+from aprlab.version import __version__
 
 START = 300.0  # seconds for a child to open a model
 _OTHERS = ("What colour is the sky?", "Name a fruit.")  # asked between repetitions, so that the cache is another's
@@ -203,7 +203,7 @@ def qualify(
         if name not in FORMATS:
             raise UsageError(f"unknown format {name!r}; known: {', '.join(FORMATS)}")
     run = _Run(Path(model).resolve(), source_format, playbook, chosen, engine, threads, memory, serve)
-    facts_of_run = {"aprlab": aprlab.__version__, "peer": _peer_version()}
+    facts_of_run = {"aprlab": __version__, "peer": _peer_version()}
     header = {**run.header, **facts_of_run}
     rows: list[Row] = []
     resumed, began = 0, time.monotonic()

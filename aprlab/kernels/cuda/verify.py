@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-import aprlab
 from aprlab import quants
 from aprlab.kernels.cuda import launch as launches
 from aprlab.kernels.cuda.device import Device
@@ -23,6 +22,7 @@ from aprlab.kernels.cuda.launch import Launch
 from aprlab.model.tensor import Tensor
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
+from aprlab.version import __version__
 
 UNIT = 2.0**-24
 SEED = 20_260_101
@@ -452,7 +452,7 @@ def report(device: Any) -> dict[str, Any]:
     """Everything about one run on a GPU, ready for JSON; `passed` says whether every case did."""
     results = verify(device)
     return {
-        "aprlab": aprlab.__version__,
+        "aprlab": __version__,
         "machine": device.describe(),
         "python": platform.python_version(),
         "numpy": np.__version__,
