@@ -153,8 +153,32 @@ def duplicate_classes(root: Path) -> list[str]:
     return [f"{name} in {' and '.join(where)}" for name, where in sorted(places.items()) if len(where) > 1]
 
 
+def reaching_in(root: Path) -> list[str]:
+    """Places that change another object's inside, or ask for one exact class where an attribute should answer."""
+    wrong = []
+    for name, tree in modules(root).items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute):
+                own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls", "other")
+                private = node.attr.startswith("_") and not node.attr.startswith("__")
+                stored = not isinstance(node.ctx, ast.Load)
+                bad = not own and ((private and stored) or node.attr == "__dict__")
+            elif isinstance(node, ast.Call):
+                bad = ast.unparse(node.func) == "object.__setattr__" and ast.unparse(node.args[0]) != "self"
+            elif isinstance(node, ast.Compare) and ast.unparse(node.left).startswith("type("):
+                right = ast.unparse(node.comparators[0]).split(".")[-1]
+                is_class = right.isidentifier() and right[0].isupper() and not right.isupper()
+                bad = is_class and isinstance(node.ops[0], ast.Is | ast.IsNot)
+            else:
+                continue
+            if bad:
+                wrong.append(f"{name}: line {node.lineno}: {ast.unparse(node)}")
+    return wrong
+
+
 RULES: tuple[Callable[[Path], list[str]], ...] = (
     wrong_arrows, room_circles, module_circles, long_files, long_functions, callable_modules, duplicate_classes,
+    reaching_in,
 )  # fmt: skip
 
 
@@ -209,6 +233,11 @@ MUTANTS: list[tuple[Callable[[Path], list[str]], dict[str, str], str]] = [
     (long_functions, {"tests__test_a": "async def f():\n" + "    x = 1\n" * 59}, "tests/test_a.py: f has 60 lines"),
     (callable_modules, {"aprlab__model__a": "import types\nclass M(types.ModuleType): ..."}, "aprlab.model.a: line 2"),
     (callable_modules, {"aprlab__model__a": "import sys\nsys.modules[__name__].__class__ = M"}, "aprlab.model.a: line 2"),
+    (reaching_in, {"aprlab__model__a": "def f(x):\n    x._kept = None"}, "aprlab.model.a: line 2: x._kept"),
+    (reaching_in, {"aprlab__model__a": "def f(x):\n    del x.y._kept"}, "aprlab.model.a: line 2: x.y._kept"),
+    (reaching_in, {"aprlab__model__a": "def f(x):\n    x.__dict__.update(a=1)"}, "aprlab.model.a: line 2: x.__dict__"),
+    (reaching_in, {"aprlab__model__a": "object.__setattr__(tensor, 'a', 1)"}, "aprlab.model.a: line 1: object"),
+    (reaching_in, {"aprlab__model__a": "def f(x):\n    return type(x) is not Tensor"}, "line 2: type(x) is not Tensor"),
     (duplicate_classes, {"aprlab__cli__a": "class Tensor: ..."}, "Tensor in aprlab.cli.a and aprlab.model.tensor"),
 ]  # fmt: skip
 

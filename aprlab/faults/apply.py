@@ -238,6 +238,7 @@ def session_faulty(
         else:
             model = for_other_engines(model, [fault for fault in runs if fault.registry is not None])
         runner = engines.create(engine, model.with_changes(tokenizer=data), threads, **options)
+    plain = runner
     for fault in runs:
         if fault.engine is not None:
             runner = fault.engine(runner)
@@ -246,7 +247,8 @@ def session_faulty(
             tokenizer = fault.prompt(tokenizer)
     loop = loop_of(runs)
     # where the passes are healthy, what is cached is
-    same = owner is not None and type(runner) is BorrowedEngine and loop is Session and config == owner.config
+    healthy = isinstance(plain, BorrowedEngine) and runner is plain and loop is Session
+    same = healthy and owner is not None and config == owner.config
     return loop(runner, config=config, tokenizer=tokenizer, cache_of=owner if same else None)
 
 

@@ -935,10 +935,6 @@ class State:
         out[self.lanes.key] = value
         return out
 
-    def _gather(self, full: Any) -> Any:
-        """(n,) → the form that results have in the current mode."""
-        return full.reshape(self.shape) if self.sel is None else full[self.lanes.key]
-
     def _members(self, pc: int, mask: Any, what: str) -> None:
         """Report lanes that the member mask names and that are not here, and lanes here that it does not name."""
         if self.checks is None:
