@@ -123,7 +123,7 @@ def forensics(
     units = [tuple(unit.split("+")) for unit in (run_faults() if faults is None else faults)]
     for id in itertools.chain.from_iterable(units):
         if id not in FAULTS:
-            raise UsageError(f"unknown fault {id!r} (`aprlab faults` lists them)")
+            raise UsageError(f"unknown fault {id!r} (`aprlab faults` lists them)", code="faults.unknown")
 
     tried: dict[frozenset[str], Suspect] = {}
     beam: list[tuple[str, ...]] = [()]

@@ -125,7 +125,9 @@ def fault_signatures(
         progress: called with each fault's id.
     """
     if len(prompts) < 2:
-        raise UsageError("at least two prompts are needed: a signature is recognised by another answer")
+        raise UsageError(
+            "at least two prompts are needed: a signature is recognised by another answer", code="forensics.too-few-prompts"
+        )
     session = healthy_session(model, engine, threads)
     runs = [HealthyRun.of(session, prompt, max_tokens) for prompt in prompts]
     texts = [run.healthy.text for run in runs]
