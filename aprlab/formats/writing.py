@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from aprlab.errors import AprlabError, UsageError
+from aprlab.formats.leftovers import claim, exchange, sweep_parts, token
 
 PARTS: set[str] = set()  # temporary files and folders of this process that bear a name, likewise
 
@@ -24,13 +24,13 @@ def check_output(output: Path, sources: list[Path], *, force: bool) -> None:
     """Refuse an output that is an input, a folder, or exists already (unless `force`)."""
     for source in sources:
         if output.exists() and source.exists() and output.samefile(source):
-            raise UsageError("output and input are the same file", path=output)
+            raise UsageError("output and input are the same file", code="output.is-input", path=output)
     if output.is_dir():
-        raise UsageError("is a directory; name a file to write", path=output)
+        raise UsageError("is a directory; name a file to write", code="output.is-folder", path=output)
     if output.exists() and not force:
-        raise UsageError(_THERE, path=output)
+        raise UsageError(_THERE, code="output.exists", path=output)
     if not output.parent.is_dir():
-        raise UsageError(f"the folder {str(output.parent)!r} does not exist", path=output)
+        raise UsageError(f"the folder {str(output.parent)!r} does not exist", code="output.folder-missing", path=output)
 
 
 @contextmanager
@@ -41,13 +41,15 @@ def atomic(output: Path, *, force: bool = True) -> Iterator[IO[bytes]]:
     elsewhere a hidden ``.part`` file. A symbolic link is written through, not replaced. Without `force` a file that is there
     when the block ends is not replaced either, whoever has made it meanwhile.
     """
-    target = output.resolve()
+    target = _target(output)
+    sweep_parts(target)
     name = ""
     try:
         handle = _nameless(target.parent)
         if handle is None:
             handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
             PARTS.add(name)
+        claim(handle)
     except OSError as error:
         raise _unwritten(error, output) from None
     try:
@@ -59,7 +61,7 @@ def atomic(output: Path, *, force: bool = True) -> Iterator[IO[bytes]]:
             os.fsync(handle)
             if not name:
                 if force:
-                    PARTS.add(name := str(target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")))
+                    PARTS.add(name := str(target.with_name(f".{target.name}.{token()}.part")))
                 # with a folder's descriptor (not looked at: the path is absolute) Python calls linkat, which can follow links
                 os.link(f"/proc/self/fd/{handle}", name or target, src_dir_fd=handle, follow_symlinks=True)
         if name:
@@ -95,8 +97,8 @@ def give_name(part: str | Path, target: Path, *, force: bool) -> None:
 
 def _unwritten(error: OSError, output: Path) -> UsageError:
     if isinstance(error, FileExistsError):
-        return UsageError(_THERE, path=output)
-    return UsageError(f"cannot be written: {error.strerror or error}", path=output)
+        return UsageError(_THERE, code="output.exists", path=output)
+    return UsageError(f"cannot be written: {error.strerror or error}", code="output.unwritable", path=output)
 
 
 @contextmanager
@@ -113,9 +115,10 @@ def _standing_for(output: Path, made: Path) -> Iterator[None]:
 @contextmanager
 def drafted(output: Path, *, force: bool) -> Iterator[Path]:
     """A path in a hidden folder beside `output`; the file that the block makes there becomes `output` when it ends well."""
-    target = output.resolve()
+    target = _target(output)
+    sweep_parts(target)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".part", dir=target.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".part", dir=target.parent) as folder, _held(folder):
             PARTS.add(folder)
             draft = Path(folder) / output.name
             try:
@@ -147,49 +150,47 @@ def atomic_folder(output: Path, *, force: bool = False, ours: Callable[[str], bo
     The block fills the folder that it is given. An empty `output` is replaced; one with files only if `force`, and only if
     `ours` knows every name in it, so that nothing is deleted that this project does not write.
     """
-    target = output.resolve()
+    target = _target(output)
+    sweep_parts(target)
 
     def occupied() -> bool:
         """Whether there are files to be replaced; raises where they may not be."""
         if not target.exists():
             return False
         if not target.is_dir():
-            raise UsageError("is a file; name a folder to write", path=output)
+            raise UsageError("is a file; name a folder to write", code="output.is-file", path=output)
         names = sorted(os.listdir(target))
         if names and not force:
-            raise UsageError(_THERE, path=output)
+            raise UsageError(_THERE, code="output.exists", path=output)
         strange = [name for name in names if not ours(name) or not (target / name).is_file()]
         if strange:
-            raise UsageError(f"holds {strange[0]!r}, which an export does not write; it is not replaced", path=output)
+            said = f"holds {strange[0]!r}, which an export does not write; it is not replaced"
+            raise UsageError(said, code="output.foreign-file", path=output)
         return bool(names)
 
     occupied()
     if not target.parent.is_dir():
-        raise UsageError(f"the folder {str(output.parent)!r} does not exist", path=output)
+        raise UsageError(f"the folder {str(output.parent)!r} does not exist", code="output.folder-missing", path=output)
     try:
         made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     except OSError as error:
         raise _unwritten(error, output) from None
     PARTS.add(str(made))
     try:
-        with _standing_for(output, made):
-            yield made
-        for path in made.iterdir():
-            path.chmod(0o666 & ~_umask())
-            _sync(path)
-        made.chmod(0o777 & ~_umask())
-        _sync(made)
-        if occupied():  # asked again: minutes have passed, and somebody may have put a file there
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-            os.replace(target, old)  # a folder with files cannot be replaced in one step: for a moment there is none
-            try:
+        with _held(made):
+            with _standing_for(output, made):
+                yield made
+            for path in made.iterdir():
+                path.chmod(0o666 & ~_umask())
+                _sync(path)
+            made.chmod(0o777 & ~_umask())
+            _sync(made)
+            if occupied():  # asked again: minutes have passed, and somebody may have put a file there
+                if not exchange(made, target):
+                    _replace_in_two_steps(made, target)
+                shutil.rmtree(made, ignore_errors=True)  # the old one, by now
+            else:
                 os.replace(made, target)
-            except BaseException:
-                os.replace(old, target)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(made, target)
     except BaseException as error:
         shutil.rmtree(made, ignore_errors=True)
         if isinstance(error, OSError):
@@ -198,6 +199,39 @@ def atomic_folder(output: Path, *, force: bool = False, ours: Callable[[str], bo
     finally:
         PARTS.discard(str(made))
     _sync(target.parent)
+
+
+def _replace_in_two_steps(made: Path, target: Path) -> None:
+    """Where names cannot be swapped there is an instant without the folder; `sweep_parts` of the next run puts it back."""
+    old = target.with_name(f".{target.name}.{token()}.old")
+    with _held(target):
+        os.rename(target, old)
+        try:
+            os.rename(made, target)
+        except BaseException:
+            os.rename(old, target)
+            raise
+        os.rename(old, made)
+
+
+@contextmanager
+def _held(folder: str | Path) -> Iterator[None]:
+    """A folder that no other process takes for a leftover meanwhile."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        claim(handle)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _target(output: Path) -> Path:
+    """Where an output really goes: through links; a circle of them, or a name that none can have, is one line."""
+    try:
+        return output.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError is what Python 3.11 calls a circle of links
+        said = error.strerror if isinstance(error, OSError) and error.strerror else "a circle of links, or no name of a file"
+        raise UsageError(f"cannot be written: {said}", code="output.name", path=output) from None
 
 
 def write_all(file: IO[bytes], data: Any) -> int:

@@ -10,6 +10,7 @@ remembered.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -47,7 +48,7 @@ def render(template: str, messages: Sequence[Message], *, add_generation_prompt:
             {"messages": list(messages), "add_generation_prompt": add_generation_prompt, **variables}, ensure_ascii=True
         )
     except (TypeError, ValueError) as error:
-        raise UsageError(f"chat messages must be plain JSON values: {error}") from None
+        raise UsageError(f"chat messages must be plain JSON values: {error}", code="template.messages") from None
     return _render(template, asked)
 
 
@@ -57,16 +58,16 @@ def _render(template: str, variables: str) -> str:
         "path": sys.path, "template": template, "variables": json.loads(variables),
         "seconds": SECONDS, "memory": MEMORY, "characters": CHARACTERS,
     }  # fmt: skip
-    answer = _ask(json.dumps(request).encode())
+    answer = _ask(json.dumps(request | {"parent": os.getpid()}).encode())
     match answer:
         case {"text": str(text)}:
             return text
         case {"error": "refusal", "message": str(message)}:
-            raise UsageError(f"the chat template refuses these messages: {message}")
+            raise UsageError(f"the chat template refuses these messages: {message}", code="template.refusal")
         case {"error": str(), "message": str(message)}:
-            raise FormatError(f"the chat template fails: {message}")
+            raise FormatError(f"the chat template fails: {message}", code="template.failed")
         case _:
-            raise FormatError("the chat template breaks its renderer")
+            raise FormatError("the chat template breaks its renderer", code="template.renderer")
 
 
 def _ask(request: bytes) -> Any:
@@ -85,14 +86,16 @@ def _ask(request: bytes) -> Any:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise FormatError(f"the chat template does not come to an end in {WAIT * SECONDS:g} s") from None
+            said = f"the chat template does not come to an end in {WAIT * SECONDS:g} s"
+            raise FormatError(said, code="template.time") from None
         if child.returncode != 0:
             raise FormatError(
                 f"the chat template was stopped: more than {SECONDS} s, {MEMORY >> 20} MiB or {CHARACTERS} characters "
-                f"(exit status {child.returncode})"
+                f"(exit status {child.returncode})",
+                code="template.limits",
             )
         output.seek(0)
         try:
             return json.loads(output.read())
         except ValueError:
-            raise FormatError("the chat template breaks its renderer") from None
+            raise FormatError("the chat template breaks its renderer", code="template.renderer") from None
