@@ -26,6 +26,13 @@ class AprlabError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.message, self.code, self.path, self.tensor, self.offset))
 
+    def to_json(self) -> dict[str, Any]:
+        """The error for programs: `code`, `message`, `path`, `tensor`, `offset`; None for what is not known."""
+        path = None if self.path is None else os.fspath(self.path)
+        return {
+            "code": self.code, "message": self.message, "path": path, "tensor": self.tensor, "offset": self.offset,
+        }  # fmt: skip
+
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in a cell: the line, and where in the cell it happened; the stack with APRLAB_DEBUG=1."""
         import traceback
@@ -48,9 +55,7 @@ class AprlabError(Exception):
         return f"{', '.join(where)}: {self.message}" if where else self.message
 
 
-def _rebuild(
-    kind: type[AprlabError], message: str, code: str, path: Any, tensor: str | None, offset: int | None
-) -> AprlabError:
+def _rebuild(kind: type[AprlabError], message: str, code: str, path: Any, tensor: str | None, offset: int | None) -> AprlabError:
     return kind(message, code=code, path=path, tensor=tensor, offset=offset)
 
 

@@ -16,7 +16,10 @@ def _folder(name: str) -> Path:
     for candidate in (_PACKAGE.parent / name, _PACKAGE / f"_{name}"):
         if candidate.is_dir() and (candidate.parent == _PACKAGE or (candidate.parent / "pyproject.toml").is_file()):
             return candidate
-    raise UsageError(f"the project's folder {name!r} is neither beside the package nor inside it; is the installation whole?")
+    raise UsageError(
+        f"the project's folder {name!r} is neither beside the package nor inside it; is the installation whole?",
+        code="paths.no-project-folder",
+    )  # fmt: skip
 
 
 def data_dir() -> Path:

@@ -44,5 +44,5 @@ def known_model(name: str) -> KnownModel:
     """The known model of this name; raises UsageError listing the names there are."""
     models = known_models()
     if name not in models:
-        raise UsageError(f"unknown model {name!r}; known: {', '.join(models)}")
+        raise UsageError(f"unknown model {name!r}; known: {', '.join(models)}", code="model.unknown-name")
     return models[name]

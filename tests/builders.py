@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from aprlab import quants
-from aprlab.architectures.qwen2 import shapes
-from aprlab.inference.tokenizer import BYTE_ALPHABET
 from aprlab.model.config import ModelConfig, TokenizerData
+from aprlab.model.inventory import shapes
 from aprlab.model.model import Model
 from aprlab.model.tensor import Origin, Tensor
+from aprlab.model.vocabulary import BYTE_ALPHABET
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 

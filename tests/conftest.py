@@ -23,6 +23,17 @@ def tiny() -> Path:
 
 
 @pytest.fixture(scope="session")
+def folders(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The embedded model as a Hugging Face directory, by dtype; to be read only."""
+    from aprlab.conversion.converter import export
+
+    root = tmp_path_factory.mktemp("hf")
+    for dtype in ("f32", "f16", "bf16"):
+        export(tiny, root / dtype, format="safetensors", dtype=dtype)
+    return {dtype: root / dtype for dtype in ("f32", "f16", "bf16")}
+
+
+@pytest.fixture(scope="session")
 def real_05b() -> Path:
     """Qwen2.5-Coder-0.5B-Instruct, Q4_K_M (GGUF)."""
     return _real("qwen2.5-coder-0.5b-instruct-q4_k_m.gguf")

@@ -6,13 +6,15 @@ engine does the arithmetic, the config says how; neither knows the other.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from aprlab.engines.base import Array, Cache, Engine
-from aprlab.errors import FormatError, UsageError
+from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.model.config import ModelConfig
+from aprlab.model.inventory import output_weight, shapes
 from aprlab.model.model import Model
 
 # Sees the array at a named point and returns the one to go on with: the same to watch, another one to patch.
@@ -33,7 +35,7 @@ def forward(
 
     Args:
         engine: does the arithmetic.
-        config: what `points` and `shapes` below call H, Hkv, D, E, F, V.
+        config: what `points` below and `inventory.shapes` call H, Hkv, D, E, F, V.
         tokens: ids ``(T,)``.
         cache: from `engine.new_cache(config, capacity)`.
         tap: called at every point of `points(config)`, in order.
@@ -95,49 +97,64 @@ def points(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {"embed": (e,), **layers, "norm": (e,), "logits": (config.vocab_size,)}
 
 
-def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor that `forward` will ask for, by GGUF name, with its shape (NumPy order, rows first)."""
-    e, f, v = config.embedding_length, config.feed_forward_length, config.vocab_size
-    q, k = config.head_count * config.head_dim, config.head_count_kv * config.head_dim
-    layer = {
-        "attn_norm.weight": (e,),
-        "attn_q.weight": (q, e), "attn_q.bias": (q,),
-        "attn_k.weight": (k, e), "attn_k.bias": (k,),
-        "attn_v.weight": (k, e), "attn_v.bias": (k,),
-        "attn_output.weight": (e, q),
-        "ffn_norm.weight": (e,),
-        "ffn_gate.weight": (f, e), "ffn_up.weight": (f, e), "ffn_down.weight": (e, f),
-    }  # fmt: skip
-    layers = {f"blk.{n}.{name}": shape for n in range(config.block_count) for name, shape in layer.items()}
-    return {"token_embd.weight": (v, e), **layers, "output_norm.weight": (e,), output_weight(config): (v, e)}
-
-
 def check(model: Model, config: ModelConfig) -> None:
     """Before the first pass: every tensor is there, in the shape the config demands.
 
     Raises:
         FormatError: naming the first that is not; a missing Q/K/V bias is as bad as a missing weight.
+        UnsupportedError: a tensor that this forward pass would leave out.
     """
-    for name, shape in shapes(config).items():
+    wanted = shapes(config)
+    for name, shape in wanted.items():
         found = model.tensor(name).shape
         if found != shape:
-            raise FormatError(f"has shape {found}, the config demands {shape}", path=model.path, tensor=name)
+            raise FormatError(
+                f"has shape {found}, the config demands {shape}", code="model.tensor-shape", path=model.path, tensor=name
+            )
+    for name, tensor in model.tensors.items():
+        if name not in wanted:
+            raise UnsupportedError(
+                f"is {foreign_tensor(name, config)}; a Qwen2 forward pass does not use it, so the answer would not be "
+                "this model's",
+                code="qwen2.foreign-tensor", path=model.path, tensor=tensor.origin.name, offset=tensor.origin.place(),
+            )  # fmt: skip
 
 
-def output_weight(config: ModelConfig) -> str:
-    """GGUF name of the matrix that makes logits."""
-    return "token_embd.weight" if config.tied_embeddings else "output.weight"
+# What a tensor that Qwen2 does not have is for, by the end of its name.
+_FOREIGN = {
+    "attn_q_norm.weight": "the norm of each query head (Qwen3)",
+    "attn_k_norm.weight": "the norm of each key head (Qwen3)",
+    "rope_freqs.weight": "the factors of the rotary frequencies (Llama 3)",
+    "rope_factors_long.weight": "the factors of the rotary frequencies at long contexts",
+    "rope_factors_short.weight": "the factors of the rotary frequencies at short contexts",
+    "output.bias": "a bias of the output head",
+    "attn_output.bias": "a bias of the attention's output",
+    "attn_qkv.weight": "the fused query, key and value weight",
+    "ffn_gate_inp.weight": "the router of a mixture of experts",
+    "lora_a": "half of a LoRA adapter",
+    "lora_b": "half of a LoRA adapter",
+}
+
+
+def foreign_tensor(name: str, config: ModelConfig) -> str:
+    """What a tensor is that a Qwen2 model of this config does not have, as far as its name says."""
+    layer = re.match(r"blk\.(\d+)\.", name)
+    if layer and int(layer[1]) >= config.block_count and name.replace(layer[0], "blk.0.", 1) in shapes(config):
+        return f"of layer {layer[1]}, but block_count is {config.block_count}"
+    return next((what for end, what in _FOREIGN.items() if name.endswith(end)), "no tensor of a Qwen2 model")
 
 
 def _checked(tokens: Sequence[int] | np.ndarray, config: ModelConfig) -> np.ndarray:
     ids = np.asarray(tokens)
     if ids.size == 0:
-        raise UsageError("there are no tokens to run")
+        raise UsageError("there are no tokens to run", code="forward.no-tokens")
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise UsageError(f"tokens are one row of integers, not {ids.dtype} of shape {ids.shape}")
+        raise UsageError(f"tokens are one row of integers, not {ids.dtype} of shape {ids.shape}", code="forward.bad-tokens")
     wrong = ids[(ids < 0) | (ids >= config.vocab_size)]
     if wrong.size:
-        raise UsageError(f"token {wrong[0]} is outside the vocabulary of {config.vocab_size}")
+        raise UsageError(
+            f"token {wrong[0]} is outside the vocabulary of {config.vocab_size}", code="tokenizer.token-out-of-range"
+        )
     return ids.astype(np.int64)
 
 

@@ -192,8 +192,8 @@ def frame(
 @app.command(epilog="Example: aprlab inspect model.gguf --json")
 def inspect(file: ModelFile, as_json: Json = False, debug: Debug = False) -> None:
     """Show what a model file holds: header, config, inventory by type, tensors."""
-    from aprlab.display.summaries import describe
     from aprlab.formats import open_model
+    from aprlab.model.description import describe
 
     with open_model(file) as model:
         seen = describe(model)

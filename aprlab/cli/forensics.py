@@ -33,7 +33,7 @@ def forensics(
     from tqdm import tqdm
 
     from aprlab.faults import run_faults
-    from aprlab.forensics.ranking import Suspect
+    from aprlab.forensics.answer_scoring import Suspect
     from aprlab.forensics.ranking import forensics as search
 
     chosen = None if only is None else [id.strip() for id in only.split(",") if id.strip()]
@@ -62,7 +62,7 @@ def forensics(
     print(found.conclusion)
 
 
-@voices_app.command(epilog="Example: aprlab voices model.gguf --json > voices.json")
+@voices_app.command(epilog="Example: aprlab voices model.gguf --json > signatures.json")
 def voices(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A healthy GGUF or APR file.", show_default=False)],
     prompts: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Ask this; give it twice or more.")] = None,
@@ -76,20 +76,19 @@ def voices(
     from tqdm import tqdm
 
     from aprlab.faults import run_faults
-    from aprlab.forensics.signatures import PROMPTS
-    from aprlab.forensics.signatures import voices as listen
+    from aprlab.forensics.signatures import PROMPTS, fault_signatures
 
     with tqdm(total=len(run_faults()), disable=None, leave=False, desc="faults") as bar:
-        heard = listen(
+        found = fault_signatures(
             file, prompts or PROMPTS, max_tokens=max_tokens, follow=follow, engine=backend, threads=threads,
             progress=lambda id: bar.update(),
         )  # fmt: skip
     if as_json:
-        print(json.dumps(heard.to_json(), ensure_ascii=False, indent=1))
+        print(json.dumps(found.to_json(), ensure_ascii=False, indent=1))
         return
-    for id, texts in {"(healthy)": heard.healthy, **heard.said}.items():
+    for id, texts in {"(healthy)": found.healthy, **found.said}.items():
         print(f"{id:24}", "  |  ".join(map(repr, texts)))
-    for id, reason in heard.why_not.items():
+    for id, reason in found.why_not.items():
         print(f"{id:24} could not run: {reason}", file=sys.stderr)
-    print(f"silent on these prompts: {', '.join(heard.silent) or 'none'}")
-    print(f"known again by another answer: {heard.top1:.0%} first, {heard.top3:.0%} among the first three, of {heard.counted}")
+    print(f"silent on these prompts: {', '.join(found.silent) or 'none'}")
+    print(f"known again by another answer: {found.top1:.0%} first, {found.top3:.0%} among the first three, of {found.counted}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from aprlab.errors import NumericError, UnsupportedError
-from aprlab.formats.writing import write_text
+from aprlab.formats.writing import write_json
 
 app = typer.Typer(
     help="CUDA kernels: verify them on this machine's GPU, compile them, list them.",
@@ -25,11 +24,11 @@ def verify(
     device: Annotated[int, typer.Option(help="Number of the GPU.")] = 0,
 ) -> None:
     """Run every kernel on the GPU against its oracle, time the mat-vecs, write a JSON; status 1 if a case fails."""
-    from aprlab.engines.cuda import CudaBackend
+    from aprlab.engines.cuda import CudaDevice
     from aprlab.kernels.cuda import verify as verification
 
-    report = verification.report(CudaBackend(device=device))
-    write_text(output, json.dumps(report, indent=1) + "\n")
+    report = verification.report(CudaDevice(device=device))
+    write_json(output, report)
     failed = [case["case"] for case in report["cases"] if not case["passed"]]
     count, name = len(report["cases"]), report["machine"]["device"]
     typer.echo(f"{count - len(failed)} of {count} cases passed on {name}; {output}")

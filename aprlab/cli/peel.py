@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import html
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from aprlab.cli.app import _print_json
+from aprlab.display.page import page
 from aprlab.errors import UsageError
-from aprlab.formats.writing import check_output, write_text
+from aprlab.formats.writing import check_output, write_json, write_text
 from aprlab.lab.notebooks import reports_folder
 
 
@@ -37,9 +36,8 @@ def show_peel(
         verdict = peel(files[0] if len(files) == 2 else None, files[-1], engine=backend, **options)
     found = verdict.to_json()
     if out is not None:
-        write_text(out / f"{stem}.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-        page = f"<!doctype html><meta charset=utf-8><title>{html.escape(stem)}</title>{verdict._repr_html_()}\n"
-        write_text(out / f"{stem}.html", page)
+        write_json(out / f"{stem}.json", found)
+        write_text(out / f"{stem}.html", page(stem, verdict._repr_html_()))
     if as_json:
         _print_json(found)
     else:

@@ -15,6 +15,8 @@ import signal
 import sys
 from typing import Any
 
+from aprlab.in_use import MAPPED, PARTS
+
 _SA_SIGINFO = 4
 _ADDRESS_AT = 16  # of si_addr within siginfo_t, 64-bit Linux
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
@@ -41,15 +43,10 @@ def install() -> bool:
 
 def line(address: int) -> str:
     """What to say of a page at this address that cannot be read."""
-    for start, (nbytes, path) in _kept_by("aprlab.model.content", "MAPPED", {}).items():
+    for start, (nbytes, path) in MAPPED.items():
         if start <= address < start + nbytes:
             return f"{path}: at offset {address - start}: cut short while it was read ({_now(path)}, {nbytes} at open)"
     return f"memory at {address:#x} cannot be read: a file was cut short, or the disk failed"
-
-
-def _kept_by(module: str, name: str, otherwise: Any) -> Any:
-    """What the formats keep under this name; they are not imported for it, since `aprlab --version` should answer at once."""
-    return getattr(sys.modules.get(module), name, otherwise)
 
 
 def _now(path: os.PathLike[str]) -> str:
@@ -64,7 +61,7 @@ def _leave(number: int, info: int, context: int) -> None:
     try:
         address = ctypes.c_uint64.from_address(info + _ADDRESS_AT).value
         os.write(2, f"aprlab: {line(address)}\n".encode())
-        for name in tuple(_kept_by("aprlab.formats.writing", "PARTS", ())):
+        for name in tuple(PARTS):
             try:
                 os.unlink(name)
             except OSError:  # a folder, or gone already

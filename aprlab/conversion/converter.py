@@ -14,8 +14,8 @@ import xxhash
 
 from aprlab import __version__
 from aprlab.conversion import mixes
-from aprlab.conversion.provenance import GAP_LIMIT, describe, header_for, promised, text_of
-from aprlab.conversion.recode import Recoded, chunks_of, encodable, re_encoded
+from aprlab.conversion.provenance import GAP_LIMIT, describe, header_for, promised
+from aprlab.conversion.recode import chunks_of, encodable, re_encoded, recoded
 from aprlab.conversion.report import ConversionReport, TensorLine, report_of
 from aprlab.conversion.seams import Seams, healthy_seams
 from aprlab.errors import FormatError, UnsupportedError, UsageError
@@ -25,6 +25,7 @@ from aprlab.formats.writing import atomic, atomic_folder, check_output, write_al
 from aprlab.model import names
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
+from aprlab.model.vocabulary import check_tokenizer, end_of_generation, merge_pairs
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
@@ -63,21 +64,27 @@ def convert(
     """
     started = time.perf_counter()
     if dialect not in apr.DIALECTS:
-        raise UsageError(f"unknown dialect {dialect!r}; known: {', '.join(apr.DIALECTS)}")
+        raise UsageError(f"unknown dialect {dialect!r}; known: {', '.join(apr.DIALECTS)}", code="conversion.unknown-dialect")
     if compress not in (None, "lz4", "zstd"):
-        raise UsageError(f"unknown compression {compress!r}; known: lz4, zstd")
+        raise UsageError(f"unknown compression {compress!r}; known: lz4, zstd", code="conversion.unknown-compression")
     _known_target(quantize)
     output = Path(output)
     model = source if isinstance(source, Model) else open_model(source)
     check_output(output, _inputs(model), force=force)
     if output.suffix == ".safetensors":
-        raise UsageError("is a SafeTensors file; `export --format safetensors` writes a folder of them", path=output)
+        raise UsageError(
+            "is a SafeTensors file; `export --format safetensors` writes a folder of them",
+            code="conversion.output-is-safetensors", path=output,
+        )  # fmt: skip
     _only_qwen2(model)
     into = apr.DIALECTS[dialect]
     retype = _retyping(model, quantize)
     if output.suffix == ".gguf":
         if dialect != "aprender" or compress is not None or seams is not None:
-            raise UsageError("dialect, compression and faults are for APR; the output is called .gguf", path=output)
+            raise UsageError(
+                "dialect, compression and faults are for APR; the output is called .gguf",
+                code="conversion.options-not-for-gguf", path=output,
+            )  # fmt: skip
         return _to_gguf(model, output, [retype(t) for t in model.tensors.values()], quantize, force, progress, started)
     healthy = healthy_seams(into, retype=retype)
     used = healthy if seams is None else seams(healthy)
@@ -113,7 +120,9 @@ def _only_qwen2(model: Model) -> None:
     known = set(names.VARIANTS["raw"])
     for name in model.tensors:
         if names.template_of(name) not in known or "N" in name.split("."):
-            raise UnsupportedError("is no tensor of a Qwen2 model", path=model.path, tensor=name)
+            raise UnsupportedError(
+                "is no tensor of a Qwen2 model", code="conversion.unknown-tensor", path=model.path, tensor=name
+            )
 
 
 def _known_target(quantize: str | None) -> None:
@@ -133,7 +142,7 @@ def _retyping(model: Model, quantize: str | None) -> Callable[[Tensor], Tensor]:
     def retype(tensor: Tensor) -> Tensor:
         if len(tensor.shape) < 2:  # norms and biases are F32 wherever ggml reads them
             halves = model.format == "safetensors" and tensor.type is not types.F32
-            return Recoded(tensor, types.F32) if halves else tensor
+            return recoded(tensor, types.F32) if halves else tensor
         wanted = mix.get(tensor.name, target)
         return tensor if wanted is None else re_encoded(tensor, wanted)
 
@@ -174,14 +183,16 @@ def export(
     started = time.perf_counter()
     output = Path(output)
     if format not in FORMATS:
-        raise UsageError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+        raise UsageError(f"unknown format {format!r}; known: {', '.join(FORMATS)}", code="conversion.unknown-format")
     if dtype is not None and format != "safetensors":
-        raise UsageError("dtype is for SafeTensors; `convert --quantize` re-encodes a GGUF or APR")
+        raise UsageError(
+            "dtype is for SafeTensors; `convert --quantize` re-encodes a GGUF or APR", code="conversion.dtype-not-for-format"
+        )
     model = source if isinstance(source, Model) else open_model(source)
     if format == "safetensors":
         return _to_safetensors(model, output, dtype or "f32", force, progress, started)
     if model.format == "gguf":
-        raise UsageError("is a GGUF file; export takes APR", path=model.path)
+        raise UsageError("is a GGUF file; export takes APR", code="conversion.export-takes-apr", path=model.path)
     check_output(output, _inputs(model), force=force)
     retype = _retyping(model, None)
     return _to_gguf(model, output, [retype(t) for t in model.tensors.values()], None, force, progress, started)
@@ -190,23 +201,25 @@ def export(
 def _to_safetensors(
     model: Model, output: Path, dtype: str, force: bool, progress: Progress | None, started: float
 ) -> ConversionReport:
-    from aprlab.inference.tokenizer import Qwen2Tokenizer
-
     kind = safetensors.DTYPES.get(dtype.upper())
     if kind is None:
-        raise UsageError(f"unknown dtype {dtype!r}; known: {', '.join(name.lower() for name in safetensors.DTYPES)}")
+        raise UsageError(
+            f"unknown dtype {dtype!r}; known: {', '.join(name.lower() for name in safetensors.DTYPES)}",
+            code="conversion.unknown-dtype",
+        )  # fmt: skip
     _only_qwen2(model)
     for path in _inputs(model):
         if output.exists() and output.resolve() in (path.resolve(), path.resolve().parent, path.parent.resolve()):
-            raise UsageError("holds the input", path=output)
+            raise UsageError("holds the input", code="conversion.output-holds-input", path=output)
     tok = model.tokenizer
-    eog = Qwen2Tokenizer(tok).eog
-    ends = sorted(eog, key=lambda id: (id != tok.eos_token_id, id))
+    ids = check_tokenizer(tok)
+    merge_pairs(tok, ids)
+    ends = sorted(end_of_generation(tok, ids), key=lambda id: (id != tok.eos_token_id, id))
     torch = {types.F32: "float32", types.F16: "float16", types.BF16: "bfloat16"}[kind]
     files = huggingface.companions(model.config, tok, torch, ends)
-    written = [t if t.type is kind else Recoded(t, kind) for t in model.tensors.values()]
+    written = [t if t.type is kind else recoded(t, kind) for t in model.tensors.values()]
     plans = [safetensors.Plan(names.from_gguf(t.name), t.type, t.shape, chunks_of(t)) for t in written]
-    named = {key: text_of(model, f"general.{key}", key) for key in ("name", "license")}
+    named = {key: apr.text_of(model, f"general.{key}", key) for key in ("name", "license")}
     about = {"format": "pt", **named, "writer": f"aprlab {__version__}"}
     with atomic_folder(output, force=force, ours=huggingface.WRITTEN.__contains__) as folder:
         huggingface.write_companions(folder, files)
@@ -237,7 +250,9 @@ def _to_gguf(
         gaps = {at: base64.b64decode(text) for at, text in (record or {}).get("gaps", [])}
         front = gguf.pack_header(list(header.fields.values()), infos, version=header.version, alignment=alignment)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:
-        raise FormatError(f"{what} is damaged: {type(error).__name__}: {error}", path=model.path) from None
+        raise FormatError(
+            f"{what} is damaged: {type(error).__name__}: {error}", code="conversion.record-damaged", path=model.path
+        ) from None
     parts: dict[str, bytes] = {}  # hash of each tensor; written by offset, proved in the order of the table
     with atomic(output, force=force) as file:
         file.write(front)
@@ -270,11 +285,17 @@ def _to_gguf(
 def _fill(file: Any, position: int, start: int, gaps: dict[int, bytes]) -> int:
     """Write what stands between two tensors: the recorded bytes, else zeros."""
     if start < position:
-        raise FormatError(f"recorded offsets overlap: {start} after {position}")
+        raise FormatError(f"recorded offsets overlap: {start} after {position}", code="conversion.recorded-overlap")
     if start - position > GAP_LIMIT:
-        raise FormatError(f"recorded offsets leave {start - position} bytes open; at most {GAP_LIMIT} are written")
+        raise FormatError(
+            f"recorded offsets leave {start - position} bytes open; at most {GAP_LIMIT} are written",
+            code="conversion.recorded-gap-too-large",
+        )  # fmt: skip
     between = gaps.get(position, bytes(start - position))
     if len(between) != start - position:
-        raise FormatError(f"recorded gap of {len(between)} bytes at {position}, {start - position} are open")
+        raise FormatError(
+            f"recorded gap of {len(between)} bytes at {position}, {start - position} are open",
+            code="conversion.recorded-gap-length",
+        )  # fmt: skip
     file.write(between)
     return start

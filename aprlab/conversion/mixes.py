@@ -35,7 +35,10 @@ def fitting(kind: TensorType, shape: tuple[int, ...], name: str) -> TensorType:
         return kind
     substitute = SUBSTITUTES.get(kind, kind)
     if shape[-1] % substitute.block_elements:
-        raise UnsupportedError(f"a row of {shape[-1]} values does not hold whole {substitute.name} blocks", tensor=name)
+        raise UnsupportedError(
+            f"a row of {shape[-1]} values does not hold whole {substitute.name} blocks",
+            code="quants.row-not-whole-blocks", tensor=name,
+        )  # fmt: skip
     return substitute
 
 
@@ -51,7 +54,7 @@ def types_of(shapes: Mapping[str, tuple[int, ...]], mix: str) -> dict[str, Tenso
         UnsupportedError: a row that neither the type nor its substitute can hold.
     """
     if mix not in MIXES:
-        raise UsageError(f"unknown mix {mix!r}; known: {', '.join(MIXES)}")
+        raise UsageError(f"unknown mix {mix!r}; known: {', '.join(MIXES)}", code="conversion.unknown-mix")
     tied = "output.weight" not in shapes
     met: dict[str, list[str]] = {"blk.N.attn_v.weight": [], "blk.N.ffn_down.weight": []}
     for name in shapes:

@@ -13,7 +13,6 @@ from gguf.constants import LlamaFileType
 
 from aprlab import __version__
 from aprlab.conversion import mixes
-from aprlab.conversion.recode import chunks_of, read_chunks, stands_in_file
 from aprlab.conversion.report import count_of
 from aprlab.errors import FormatError, UnsupportedError
 from aprlab.formats import apr, gguf
@@ -23,7 +22,6 @@ from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 from aprlab.quants import types
-from aprlab.quants.types import TensorType
 
 GAP_LIMIT = 1 << 16  # bytes of non-zero padding that a file may keep; more is not padding
 
@@ -32,57 +30,9 @@ GAP_LIMIT = 1 << 16  # bytes of non-zero padding that a file may keep; more is n
 
 
 def describe(model: Model, tensors: list[Tensor], dialect: apr.Dialect) -> dict[str, Any]:
-    """The APR metadata of `model` with `tensors` as they will be written."""
-    config, tok = model.config, model.tokenizer
-    metadata: dict[str, Any] = {
-        "model_type": config.architecture,
-        "name": text_of(model, "general.name", "name"),
-        "license": text_of(model, "general.license", "license"),
-        "original_format": model.format,
-        "param_count": sum(t.size for t in tensors),
-        "quantization": _quantization(tensors),
-    }
-    rope_types = {name: number for number, name in apr.ROPE_TYPES.items()}
-    for field_name, key in dialect.keys.items():
-        value = getattr(config, field_name)
-        metadata[key] = rope_types[value] if field_name == "rope_type" else value
-    metadata["tied_embeddings"] = config.tied_embeddings
-    metadata["chat_template"] = tok.chat_template
-    metadata |= {
-        "tokenizer.model": tok.model,
-        "tokenizer.pre_type": tok.pre,
-        "tokenizer.vocab_size": len(tok.tokens),
-        "tokenizer.bos_token_id": tok.bos_token_id,
-        "tokenizer.eos_token_id": tok.eos_token_id,
-        "tokenizer.padding_token_id": tok.pad_token_id,
-        "tokenizer.add_bos_token": tok.add_bos,
-        "tokenizer.token_type": tok.token_types,
-        "tokenizer.vocabulary": tok.tokens,
-        "tokenizer.merges": tok.merges,
-    }
-    metadata = {key: value for key, value in metadata.items() if value is not None}
-    metadata["source_metadata"] = {"writer": f"aprlab {__version__}", **_origin_record(model)}
-    return metadata
-
-
-def text_of(model: Model, *keys: str) -> str | None:
-    for key in keys:
-        if isinstance(value := model.metadata.get(key), str):
-            return value
-    return None
-
-
-def _quantization(tensors: list[Tensor]) -> dict[str, Any] | None:
-    """The type that holds most bytes, as upstream's typed key wants it."""
-    sizes: dict[TensorType, int] = {}
-    for tensor in tensors:
-        if tensor.type.quantised:
-            sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.nbytes
-    if not sizes:
-        return None
-    most = max(sizes, key=lambda kind: sizes[kind])
-    symmetric = most.name in ("Q4_0", "Q5_0", "Q8_0", "Q6_K", "Q3_K", "AprQ4", "AprQ8")
-    return {"quant_type": most.name, "bits": int(most.bits), "block_size": most.block_elements, "symmetric": symmetric}
+    """The APR metadata of `model` with `tensors` as they will be written, and what an export back needs."""
+    source = {"writer": f"aprlab {__version__}", **_origin_record(model)}
+    return apr.metadata_of(model, tensors, dialect) | {"source_metadata": source}
 
 
 # Arrays that stand in the metadata anyway are not written twice.
@@ -162,9 +112,7 @@ def gguf_hash(header: bytes, tensors: Iterable[Tensor]) -> str:
     total = xxhash.xxh3_128(header)
     for tensor in tensors:
         part = xxhash.xxh3_64()
-        # Scales are looked at when the bytes are written; here they would be a second time.
-        plain = stands_in_file(tensor)
-        for chunk in read_chunks(tensor.origin.path, tensor.origin.offset, tensor.nbytes) if plain else chunks_of(tensor)():
+        for chunk in tensor.content.chunks():  # scales are looked at when the bytes are written
             part.update(chunk)
         total.update(part.digest())
     return total.hexdigest()
@@ -193,7 +141,7 @@ def header_for(
     for tensor in ordered:
         if tensor.type in (types.APR_Q4, types.APR_Q8):
             raise UnsupportedError(f"is {tensor.type.name}, which GGUF does not have; convert with --quantize first",
-                                   path=model.path, tensor=tensor.name)  # fmt: skip
+                                   code="conversion.type-not-in-format", path=model.path, tensor=tensor.name)  # fmt: skip
     version, alignment = (record["version"], record["alignment"]) if record else (3, gguf.DEFAULT_ALIGNMENT)
     own = model.metadata.header if isinstance(model.metadata, gguf.FieldView) else None
     if own is not None:  # GGUF to GGUF: everything but the types stays
@@ -201,7 +149,10 @@ def header_for(
         same = [t.type.code for t in ordered] == [info.code for info in own.infos]
         unchanged = same and (quantize or "").lower() not in mixes.MIXES
     if isinstance(alignment, int) and alignment > GAP_LIMIT:
-        raise FormatError(f"the alignment is {alignment}; at most {GAP_LIMIT} is written", path=model.path)
+        raise FormatError(
+            f"the alignment is {alignment}; at most {GAP_LIMIT} is written",
+            code="conversion.alignment-too-large", path=model.path,
+        )  # fmt: skip
     if version not in (2, 3) or not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
         raise ValueError(f"version {version!r}, alignment {alignment!r}")
     if own is not None:
@@ -237,7 +188,10 @@ def natural_order(tensors: Iterable[str]) -> list[str]:
 def made_fields(config: ModelConfig, tok: TokenizerData, metadata: Any) -> list[gguf.Field]:
     """The key-value section of a GGUF file for a model that does not come from one. Same keys as llama.cpp's converter."""
     if config.rope_type != "neox":
-        raise UnsupportedError(f"rope_type is {config.rope_type!r}; GGUF has no key for it, a Qwen2 file is always NEOX")
+        raise UnsupportedError(
+            f"rope_type is {config.rope_type!r}; GGUF has no key for it, a Qwen2 file is always NEOX",
+            code="conversion.rope-not-neox",
+        )  # fmt: skip
     text = {key: value for key in ("name", "license") if isinstance(value := metadata.get(key), str)}
     values: list[tuple[str, str, Any]] = [
         ("general.architecture", "string", config.architecture),

@@ -2,53 +2,88 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from aprlab import quants
 from aprlab.conversion import mixes
 from aprlab.conversion.cost import Cost
 from aprlab.errors import FormatError, NumericError, UsageError
-from aprlab.model.content import drop_pages
+from aprlab.model.content import CHUNK, Content, Mapped, Rows, read_chunks
 from aprlab.model.tensor import Tensor
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
-CHUNK = 1 << 20
-
-
-# ── blocks ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
 
 def encodable(name: str) -> TensorType:
     """The type called `name`, if there is an encoder for it."""
-    from aprlab import quants
-
     kind = types.by_name(name)
     if not quants.can_encode(kind):
         able = ", ".join(t.name for t in types.TYPES if quants.can_encode(t))
-        raise UsageError(f"cannot encode {kind.name}; can: {able}")
+        raise UsageError(f"cannot encode {kind.name}; can: {able}", code="conversion.cannot-encode")
     return kind
 
 
-class Recoded(Tensor):
-    """A tensor whose bytes are made, row block by row block, only when they are written."""
+class Recoded(Content):
+    """The values of `source` in another type: encoded row block by row block, each time they are written.
 
-    __slots__ = ("cost", "source")
+    Attributes:
+        source: the tensor as it was.
+        kind: the type that the bytes are of.
+        shape: of the values that are encoded; its last axis is a row of blocks.
+        cost: what the change of type did to the values, once they were encoded.
+    """
 
-    def __init__(self, source: Tensor, kind: TensorType) -> None:
-        super().__init__(source.name, kind, source.shape, np.zeros(0, np.uint8), source.origin)
-        object.__setattr__(self, "source", source)
-        object.__setattr__(self, "cost", Cost(source.type.name, kind.name, 1))
+    __slots__ = ("cost", "kind", "shape", "source")
+
+    def __init__(self, source: Tensor, kind: TensorType, shape: tuple[int, ...] | None = None) -> None:
+        self.source, self.kind, self.shape = source, kind, shape or source.shape
+        self.cost = Cost(source.type.name, kind.name, 1)
 
     @property
     def nbytes(self) -> int:
-        return self.type.nbytes(self.shape)
+        return self.kind.nbytes(self.shape)
+
+    def exact(self, rows: Rows | None = None) -> np.ndarray:
+        """The values before they are encoded: float32 of `shape`, or ``(len(rows), cols)``."""
+        return self.source.dequantise(rows)
+
+    def forget(self, rows: slice) -> None:
+        """What `exact` gave of these rows was encoded."""
+        self.source.release(rows)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.whole()[start:stop]
+
+    def whole(self) -> np.ndarray:
+        return np.concatenate([np.frombuffer(bytes(chunk), np.uint8) for chunk in self.chunks()])
+
+    def chunks(self, step: int = CHUNK) -> Iterator[Any]:
+        source, cols = self.source, self.shape[-1]
+        count = int(np.prod(self.shape, dtype=np.int64)) // cols
+        # AprQ8 has one scale for all values and needs all of them at once.
+        step = count if self.kind.tensor_bytes else max(1, (1 << 20) // cols)
+        for start in range(0, count, step):
+            rows = slice(start, min(start + step, count))
+            values = self.exact(rows)
+            if not np.isfinite(values).all():
+                raise FormatError(f"rows {start}..{start + len(values)} hold values that are not finite",
+                                  code="conversion.not-finite", path=source.origin.path, tensor=source.name,
+                                  offset=source.origin.place())  # fmt: skip
+            try:
+                raw = quants.quantise(values, self.kind).reshape(-1)
+            except NumericError as error:
+                raise NumericError(error.message, code=error.code, path=source.origin.path, tensor=source.name) from None
+            self.cost.add(values, values if self.kind is types.F32 else quants.dequantise(raw, self.kind, values.shape))
+            yield np.ascontiguousarray(raw).data
+            self.forget(rows)
+
+
+def recoded(tensor: Tensor, kind: TensorType) -> Tensor:
+    """`tensor` in another type, whose bytes are made only when they are written."""
+    return Tensor(tensor.name, kind, tensor.shape, Recoded(tensor, kind), tensor.origin)
 
 
 def re_encoded(tensor: Tensor, target: TensorType) -> Tensor:
@@ -56,80 +91,27 @@ def re_encoded(tensor: Tensor, target: TensorType) -> Tensor:
     if len(tensor.shape) < 2 or tensor.type is target:
         return tensor
     target = mixes.fitting(target, tensor.shape, tensor.name)
-    return tensor if tensor.type is target else Recoded(tensor, target)
+    return tensor if tensor.type is target else recoded(tensor, target)
+
+
+def at_hand(tensor: Tensor) -> Tensor:
+    """The tensor with its bytes at hand: one that is yet to be encoded is encoded now, others are the same object."""
+    return tensor if tensor.content.at_hand else tensor.replace(content=tensor.raw)
 
 
 def chunks_of(tensor: Tensor) -> Callable[[], Iterator[Any]]:
-    """The bytes of a tensor in chunks.
-
-    Bytes that stand in a file are read through a few small buffers (not through the map, whose pages would count as
-    memory); a chunk is overwritten once seven more have been taken.
-    """
-    if isinstance(tensor, Recoded):
-        return lambda: _encode_rows(tensor)
-    if not stands_in_file(tensor):
-        raw = np.ascontiguousarray(tensor.raw)
-        return lambda: (raw[start : start + CHUNK].data for start in range(0, len(raw), CHUNK))
-    return lambda: _checked(tensor)
+    """The bytes of a tensor in chunks; see `Content.chunks`. Those of a file are checked on the way."""
+    return (lambda: _checked(tensor)) if tensor.in_file else tensor.content.chunks
 
 
 def _checked(tensor: Tensor) -> Iterator[memoryview]:
     """The bytes of a tensor as they stand in the file, in chunks of whole blocks, every scale looked at on the way."""
+    content = tensor.content
+    assert isinstance(content, Mapped)  # `in_file` says so
     head, step = tensor.type.tensor_bytes, CHUNK // tensor.type.block_bytes * tensor.type.block_bytes
-    yield from read_chunks(tensor.origin.path, tensor.origin.offset, head)
+    yield from read_chunks(content.path, content.offset, head)
     at = 0
-    for chunk in read_chunks(tensor.origin.path, tensor.origin.offset + head, tensor.nbytes - head, step):
+    for chunk in read_chunks(content.path, content.offset + head, content.nbytes - head, step):
         tensor.check_values(np.frombuffer(chunk, np.uint8), at)
         yield chunk
         at += len(chunk)
-
-
-def stands_in_file(tensor: Tensor) -> bool:
-    """Whether the bytes are those of the file at the tensor's origin, and not changed, decompressed or made in memory."""
-    root: Any = tensor.raw
-    while isinstance(root.base, np.ndarray):
-        root = root.base
-    return tensor.origin.offset >= 0 and tensor.raw.base is not None and isinstance(root, np.memmap)
-
-
-class _Ring(threading.local):
-    """Eight buffers a thread, taken in turn: enough for what `apr.write` keeps in flight."""
-
-    def __init__(self) -> None:
-        self.next = itertools.cycle([memoryview(bytearray(CHUNK)) for _ in range(8)]).__next__
-
-
-_RING = _Ring()
-
-
-def read_chunks(path: Path, offset: int, nbytes: int, step: int = CHUNK) -> Iterator[memoryview]:
-    """`nbytes` of a file from `offset` on, in chunks of `step` (at most `CHUNK`)."""
-    with open(path, "rb", buffering=0) as file:
-        for start in range(offset, offset + nbytes, step):
-            view = _RING.next()[: min(step, offset + nbytes - start)]
-            if os.preadv(file.fileno(), [view], start) != len(view):
-                raise FormatError("the file became shorter while it was read", path=path, offset=start)
-            yield view
-
-
-def _encode_rows(tensor: Recoded) -> Iterator[Any]:
-    from aprlab import quants
-
-    source: Tensor = tensor.source  # type: ignore[attr-defined]
-    cost: Cost = tensor.cost  # type: ignore[attr-defined]
-    # AprQ8 has one scale for all values and needs all of them at once.
-    step = source.rows if tensor.type.tensor_bytes else max(1, (1 << 20) // source.cols)
-    for start in range(0, source.rows, step):
-        rows = slice(start, min(start + step, source.rows))
-        values = source.dequantise(rows)
-        if not np.isfinite(values).all():
-            raise FormatError(f"rows {start}..{start + len(values)} hold values that are not finite",
-                              path=source.origin.path, tensor=source.name, offset=source.origin.place())  # fmt: skip
-        try:
-            raw = quants.quantise(values, tensor.type).reshape(-1)
-        except NumericError as error:
-            raise NumericError(error.message, path=source.origin.path, tensor=source.name) from None
-        cost.add(values, values if tensor.type is types.F32 else quants.dequantise(raw, tensor.type, values.shape))
-        yield np.ascontiguousarray(raw).data
-        if type(source) is Tensor:  # one whose values are computed has no bytes of its own
-            drop_pages(source.blocks()[rows])

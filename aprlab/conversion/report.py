@@ -117,8 +117,8 @@ def _costs(written: list[Tensor]) -> list[Cost]:
     """What re-encoding cost, one line for each pair of types, most tensors first; asked once everything is written."""
     found: dict[tuple[str, str], Cost] = {}
     for tensor in written:
-        if isinstance(tensor, Recoded):
-            one: Cost = tensor.cost  # type: ignore[attr-defined]
+        if isinstance(tensor.content, Recoded):
+            one = tensor.content.cost
             total = found.setdefault((one.type_in, one.type_out), Cost(one.type_in, one.type_out))
             total.tensors += 1
             total.square += one.square

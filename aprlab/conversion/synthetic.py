@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 
 from aprlab import __version__, quants
-from aprlab.architectures.qwen2 import shapes as tensor_shapes
 from aprlab.conversion import mixes
 from aprlab.conversion.provenance import made_fields, natural_order, with_file_type
 from aprlab.errors import UnsupportedError, UsageError
 from aprlab.formats import gguf
 from aprlab.formats.reading import padding
 from aprlab.formats.writing import atomic, check_output, write_all
-from aprlab.inference.tokenizer import BYTE_ALPHABET, CONTROL, NORMAL, UNUSED, USER_DEFINED
 from aprlab.model.config import ModelConfig, TokenizerData
+from aprlab.model.inventory import shapes as tensor_shapes
+from aprlab.model.vocabulary import BYTE_ALPHABET, CONTROL, NORMAL, UNUSED, USER_DEFINED
 from aprlab.published import KnownModel, known_model
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
@@ -104,7 +104,10 @@ def tokenizer(vocab_size: int) -> TokenizerData:
     bytes_ = list(BYTE_ALPHABET)
     ordinary = min(ORDINARY, vocab_size - len(ADDED))
     if ordinary < 256:
-        raise UnsupportedError(f"a vocabulary of {vocab_size} has no room for 256 bytes and {len(ADDED)} added tokens")
+        raise UnsupportedError(
+            f"a vocabulary of {vocab_size} has no room for 256 bytes and {len(ADDED)} added tokens",
+            code="synthetic.vocabulary-too-small",
+        )  # fmt: skip
     merges = [f"{a} {b}" for a in bytes_ for b in bytes_][: ordinary - 256]
     first = iter(merges[:])
     while len(merges) < ordinary - 256:
@@ -163,7 +166,9 @@ def write(
     listed = inventory(config, mix)
     for kind, _ in listed.values():
         if kind in (types.APR_Q4, types.APR_Q8):
-            raise UsageError(f"{kind.name} is a type of APR's own, which GGUF does not have", path=output)
+            raise UsageError(
+                f"{kind.name} is a type of APR's own, which GGUF does not have", code="synthetic.type-not-in-gguf", path=output
+            )
     fields = made_fields(config, tokenizer(config.vocab_size), {"name": f"random weights, shaped like {like}"})
     fields = with_file_type(fields, (kind.name for kind, shape in listed.values() if len(shape) > 1), mix)
     fields.append(gguf.Field("general.description", gguf.STRING, f"made by aprlab {__version__} synth, seed {seed}"))
@@ -207,7 +212,7 @@ class Scale:
         layout = self.quant.layout
         self.floats = [name for name in layout.names or () if layout[name].kind == "f"]
         if kind.tensor_bytes or (kind.quantised and "d" not in self.floats) or len(self.floats) > 2:
-            raise UnsupportedError(f"random {kind.name} blocks are not handled")
+            raise UnsupportedError(f"random {kind.name} blocks are not handled", code="synthetic.no-random-blocks")
         self.sizes: dict[str, float] = {}
         if kind.quantised:
             sample = self._bits(4096, np.random.default_rng(0)).view(layout).reshape(-1)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from aprlab.model.model import Model
-    from aprlab.model.tensor import Tensor
+from aprlab.errors import AprlabError
 
 # tone -> sign in front, colour (with the light theme's where no theme is set); the signs make colours a second language
 _TONES = {
@@ -105,15 +104,12 @@ def shape(of: Sequence[int]) -> str:
 _SAMPLE = 1 << 16  # values that are decoded for a look at a tensor
 
 
-def model_page(model: Model) -> str:
-    """What `inspect` says, with the tensor table folded."""
-    from aprlab.display.summaries import describe
-
-    seen = describe(model)
+def model_page(path: Path, seen: Mapping[str, Any]) -> str:
+    """What `inspect` says, with the tensor table folded; `seen` is what `aprlab.model.description.describe` gives."""
     config = seen["config"]
     head: dict[str, Any] = {
-        "file": model.path.name,
-        "format": f"{model.format.upper()} ({model.dialect})",
+        "file": path.name,
+        "format": f"{seen['format'].upper()} ({seen['dialect']})",
         "tensors": size(seen["bytes"]),
     }
     if "error" in config:
@@ -134,10 +130,8 @@ def model_page(model: Model) -> str:
     ])  # fmt: skip
 
 
-def tensor_page(tensor: Tensor) -> str:
-    """Facts, and the statistics and spread of the first rows: a tensor may be too large to be decoded for a look."""
-    from aprlab.errors import AprlabError
-
+def tensor_page(tensor: Any) -> str:
+    """Facts about a `Tensor`, and the statistics and spread of its first rows: all may be too many to decode for a look."""
     head: dict[str, Any] = {
         "tensor": tensor.name, "type": tensor.type.name, "shape": shape(tensor.shape), "bytes": size(tensor.nbytes),
         "offset": "-" if tensor.origin.place() is None else tensor.origin.place(), "in": tensor.origin.path.name,

@@ -8,7 +8,6 @@ from typing import Any
 
 from aprlab.engines.base import Array, Cache, Engine
 from aprlab.errors import UsageError
-from aprlab.model.content import drop_pages
 from aprlab.model.model import Model
 
 # name -> module and class; imported when asked for, since each brings its own library
@@ -24,7 +23,7 @@ NAMES: tuple[str, ...] = tuple(_ENGINES)
 def known(name: str) -> str:
     """`name`, where an engine goes by it; raises UsageError where none does."""
     if name not in _ENGINES:
-        raise UsageError(f"unknown engine {name!r}; known: {', '.join(NAMES)}")
+        raise UsageError(f"unknown engine {name!r}; known: {', '.join(NAMES)}", code="engines.unknown")
     return name
 
 
@@ -47,25 +46,14 @@ def create(name: str, model: Model, threads: int | None = None, *, stream: bool 
         if name == "jit" and options.get("contract", "f32") == "f32":
             warnings.warn(f"engine 'jit' is not available here ({error}); 'reference' takes its place", stacklevel=2)
             return create("reference", model, threads, stream=stream)
-        raise UsageError(f"engine {name!r} is not available here: {error}") from error
+        raise UsageError(f"engine {name!r} is not available here: {error}", code="engines.unavailable") from error
     if not stream:
         return kind(model, threads, **options)
     if name not in ("reference", "jit"):
-        raise UsageError(f"engine {name!r} cannot stream weights; reference and jit can")
+        raise UsageError(f"engine {name!r} cannot stream weights; reference and jit can", code="engines.cannot-stream")
     lean = {"reference": {"cache_weights": False}, "jit": {"repack": False}}[name]
-    return _streaming(kind(model, threads, **(lean | options)))
-
-
-def _streaming(engine: Engine) -> Engine:
-    """`engine`, dropping the mapped pages of each matrix after the product."""
-    matmul = engine.matmul
-
-    def multiply(x: Array, weight: str, bias: str | None = None) -> Array:
-        y = matmul(x, weight, bias)
-        drop_pages(engine.model.tensor(weight).raw)
-        return y
-
-    engine.matmul = multiply  # type: ignore[method-assign]
+    engine = kind(model, threads, **(lean | options))
+    engine.add_hook("matmul", lambda y, x, weight, bias=None: engine.model.tensor(weight).release())
     return engine
 
 

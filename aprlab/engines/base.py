@@ -12,6 +12,8 @@ inputs and returns an array that later calls leave alone; the cache is the one t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +25,8 @@ from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 
 Array = Any  # an engine's own array: float32, C order
+Hook = Callable[..., None]  # gets what a primitive returned, then the arguments of the call
+PRIMITIVES = ("embed", "norm", "matmul", "rope", "attend", "swiglu", "add")
 
 
 @dataclass(slots=True)
@@ -44,7 +48,9 @@ class Cache:
     def positions(self, count: int) -> np.ndarray:
         """Positions of the next `count` tokens: int64 ``(count,)``; raises UsageError where they do not fit."""
         if self.length + count > self.capacity:
-            raise UsageError(f"{self.length} + {count} positions do not fit into a cache of {self.capacity}")
+            raise UsageError(
+                f"{self.length} + {count} positions do not fit into a cache of {self.capacity}", code="engines.cache-full"
+            )
         return np.arange(self.length, self.length + count, dtype=np.int64)
 
     def advance(self, count: int) -> None:
@@ -54,7 +60,7 @@ class Cache:
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on."""
         if not 0 <= length <= self.length:
-            raise UsageError(f"cannot cut a cache of {self.length} positions to {length}")
+            raise UsageError(f"cannot cut a cache of {self.length} positions to {length}", code="engines.cache-cut")
         self.length = length
 
 
@@ -73,9 +79,10 @@ class Engine(ABC):
     def __init__(self, model: Model, threads: int | None = None) -> None:
         """`threads`: CPU threads to use; None leaves the number to the engine's library."""
         if threads is not None and threads < 1:
-            raise UsageError(f"{threads} threads: at least one is needed")
+            raise UsageError(f"{threads} threads: at least one is needed", code="engines.threads")
         self.model = model
         self.threads = threads
+        self._hooks: dict[str, list[Hook]] = {}
 
     # -- moving in and out ---------------------------------------------------------------------------------------
 
@@ -151,6 +158,49 @@ class Engine(ABC):
         """Options for `create`, beside name and threads, that make another engine compute as this one does."""
         return {} if self.contract == "f32" else {"contract": self.contract}
 
+    # -- hooks ---------------------------------------------------------------------------------------------------
+
+    def add_hook(self, primitive: str, hook: Hook) -> None:
+        """Call `hook` after each call of a primitive of `PRIMITIVES`, hooks in the order in which they were added.
+
+        A primitive without hooks costs nothing more than before.
+        """
+        if primitive not in PRIMITIVES:
+            raise UsageError(
+                f"an engine has no primitive {primitive!r}; known: {', '.join(PRIMITIVES)}", code="engines.unknown-primitive"
+            )
+        hooks = self._hooks.setdefault(primitive, [])
+        hooks.append(hook)
+        if len(hooks) == 1:
+            plain = getattr(self, primitive)
+
+            def watched(*args: Any, **named: Any) -> Array:
+                result = plain(*args, **named)
+                for each in tuple(hooks):
+                    each(result, *args, **named)
+                return result
+
+            setattr(self, primitive, watched)
+
+    def remove_hook(self, primitive: str, hook: Hook) -> None:
+        """The hook that was added last of those equal to this one; raises ValueError where there is none."""
+        hooks = self._hooks.get(primitive, [])
+        if hook not in hooks:
+            raise ValueError(f"no such hook on {primitive!r}")
+        del hooks[len(hooks) - 1 - hooks[::-1].index(hook)]
+        if not hooks:
+            del self._hooks[primitive]
+            delattr(self, primitive)  # the class's own method again
+
+    @contextmanager
+    def hooked(self, primitive: str, hook: Hook) -> Iterator[None]:
+        """`hook` is there inside the block."""
+        self.add_hook(primitive, hook)
+        try:
+            yield
+        finally:
+            self.remove_hook(primitive, hook)
+
     # -- shared checks -------------------------------------------------------------------------------------------
 
     def matrix(self, name: str, cols: int | None = None) -> Tensor:
@@ -158,14 +208,18 @@ class Engine(ABC):
         tensor = self.model.tensor(name)
         if len(tensor.shape) != 2 or cols not in (None, tensor.cols):
             expected = "two dimensions" if cols is None else f"(rows, {cols})"
-            raise FormatError(f"has shape {tensor.shape}, expected {expected}", path=self.model.path, tensor=name)
+            raise FormatError(
+                f"has shape {tensor.shape}, expected {expected}", code="model.tensor-shape", path=self.model.path, tensor=name
+            )
         return tensor
 
     def vector(self, name: str, length: int) -> Tensor:
         """The bias or norm weight called `name`; raises FormatError where it is missing or not ``(length,)``."""
         tensor = self.model.tensor(name)
         if tensor.shape != (length,):
-            raise FormatError(f"has shape {tensor.shape}, expected ({length},)", path=self.model.path, tensor=name)
+            raise FormatError(
+                f"has shape {tensor.shape}, expected ({length},)", code="model.tensor-shape", path=self.model.path, tensor=name
+            )
         return tensor
 
     def __repr__(self) -> str:

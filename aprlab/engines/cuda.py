@@ -7,16 +7,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from aprlab.engines.kernel_engine import KernelEngine, no_more_options
 from aprlab.errors import UnsupportedError
 from aprlab.kernels.cuda.compile import OPTIONS, source
-from aprlab.kernels.cuda.driver import KernelEngine, module_texts, no_more_options
+from aprlab.kernels.cuda.device import module_texts
 from aprlab.kernels.cuda.launch import Launch
 from aprlab.model.model import Model
 
 _SCALARS = {"p": np.uint64, "u": np.uint32, "f": np.float32}
 
 
-class CudaBackend:
+class CudaDevice:
     """Device memory and launches on the current stream of one GPU.
 
     Args:
@@ -107,13 +108,13 @@ def _cupy(device: int) -> tuple[Any, Any]:
     try:
         import cupy
     except ImportError as error:
-        raise UnsupportedError(f"engine 'cuda' needs cupy (extra cuda12 or cuda13): {error}") from error
+        raise UnsupportedError(f"engine 'cuda' needs cupy (extra cuda12 or cuda13): {error}", code="cuda.no-cupy") from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise UnsupportedError(f"engine 'cuda' finds no usable NVIDIA driver: {error}") from error
+        raise UnsupportedError(f"engine 'cuda' finds no usable NVIDIA driver: {error}", code="cuda.no-driver") from error
     if not 0 <= device < count:
-        raise UnsupportedError(f"engine 'cuda': there is no GPU {device}, {count} found")
+        raise UnsupportedError(f"engine 'cuda': there is no GPU {device}, {count} found", code="cuda.no-such-device")
     return cupy, cupy.cuda.Device(device)
 
 
@@ -130,7 +131,7 @@ class CudaEngine(KernelEngine):
     """
 
     name: ClassVar[str] = "cuda"
-    backend: CudaBackend
+    device: CudaDevice
 
     def __init__(
         self,
@@ -142,4 +143,4 @@ class CudaEngine(KernelEngine):
         **unknown: Any,
     ) -> None:
         no_more_options(self.name, unknown)
-        super().__init__(model, threads, CudaBackend(kernels, device), contract)
+        super().__init__(model, threads, CudaDevice(kernels, device), contract)

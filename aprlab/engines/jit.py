@@ -23,7 +23,6 @@ from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.kernels.simd import isa as isas
 from aprlab.kernels.simd import kernels
 from aprlab.model.config import ModelConfig
-from aprlab.model.content import drop_pages
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 from aprlab.quants.types import BF16, F16, F32, Q8_0
@@ -66,7 +65,9 @@ class JitEngine(Engine):
     ) -> None:
         super().__init__(model, threads)
         if contract not in CONTRACTS:
-            raise UsageError(f"unknown activation contract {contract!r}; known: {', '.join(CONTRACTS)}")
+            raise UsageError(
+                f"unknown activation contract {contract!r}; known: {', '.join(CONTRACTS)}", code="engines.unknown-contract"
+            )
         self.contract, self.repack = contract, repack
         self.isa = isas.choose(simd)
         self.tasks = kernels.check_threads(threads)
@@ -88,7 +89,7 @@ class JitEngine(Engine):
         found = self._weights.get(tensor.name)
         if found is None:
             kind = kernels.KINDS.get(tensor.type)
-            if kind is None or type(tensor) is not Tensor:  # a subclass may decode in its own way
+            if kind is None or not tensor.content.as_stored:  # decoded in another way
                 raw = self._decoded[tensor.name] = tensor.dequantise().reshape(-1).view(np.uint8)
                 kind, row_bytes = kernels.KINDS[F32], 4 * tensor.cols
             else:
@@ -122,7 +123,7 @@ class JitEngine(Engine):
             part(0)  # alone, so that no two threads compile
             list(self._pool.map(part, range(1, self.tasks)))
             found = self._packed[tensor.name] = kernels.frozen(out)
-            drop_pages(tensor.raw)
+            tensor.release()
         return found
 
     def memory(self) -> dict[str, int]:
@@ -159,7 +160,9 @@ class JitEngine(Engine):
 
     def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
         if config.head_dim % 8:
-            raise UnsupportedError(f"heads of {config.head_dim} values: engine 'jit' needs a multiple of 8")
+            raise UnsupportedError(
+                f"heads of {config.head_dim} values: engine 'jit' needs a multiple of 8", code="engines.head-dim-not-of-eights"
+            )
         room = -(-capacity // 8) * 8
         keys = np.zeros((config.block_count, config.head_count_kv, room // 8, config.head_dim, 8), np.float32)
         values = np.zeros((config.block_count, config.head_count_kv, room, config.head_dim), np.float32)
@@ -275,7 +278,7 @@ class JitEngine(Engine):
             else:
                 list(self._pool.map(multiply, starts))
         if tensor.name in self._packed:
-            drop_pages(tensor.raw)
+            tensor.release()
 
     def _touch(self) -> None:
         """Let BLAS write all over its work space once, in as many threads as will use it.
@@ -297,7 +300,9 @@ class JitEngine(Engine):
 
     def rope(self, x: np.ndarray, positions: np.ndarray, theta: float, style: str) -> np.ndarray:
         if style not in ("neox", "norm"):
-            raise UnsupportedError(f"rotary style {style!r}; known: 'neox' (halves), 'norm' (adjacent pairs)")
+            raise UnsupportedError(
+                f"rotary style {style!r}; known: 'neox' (halves), 'norm' (adjacent pairs)", code="engines.unknown-rotary-style"
+            )
         start, count = int(positions[0]), len(positions)
         cos, sin = self._rotary(float(theta), x.shape[-1] // 2, start + count)
         out = np.empty_like(x)
@@ -315,7 +320,9 @@ class JitEngine(Engine):
     def attend(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, cache: Cache, layer: int, positions: np.ndarray) -> np.ndarray:
         (count, heads, size), kv_heads = q.shape, k.shape[1]
         if heads % kv_heads:
-            raise FormatError(f"{heads} query heads do not share {kv_heads} key/value heads evenly")
+            raise FormatError(
+                f"{heads} query heads do not share {kv_heads} key/value heads evenly", code="config.heads-not-shared"
+            )
         start = int(positions[0])
         keys, values = cache.k[layer], cache.v[layer]
         kernels.store_keys_values(_plain(k), _plain(v), keys, values, start)

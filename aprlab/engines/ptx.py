@@ -12,14 +12,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from aprlab.engines.kernel_engine import KernelEngine, no_more_options
 from aprlab.kernels.cuda.compile import one_entry, shipped_ptx
-from aprlab.kernels.cuda.driver import KernelEngine, module_texts, no_more_options
+from aprlab.kernels.cuda.device import module_texts
 from aprlab.kernels.cuda.launch import Launch
 from aprlab.kernels.ptx import LaunchReport, Machine, Pointer, parse
 from aprlab.model.model import Model
 
 
-class PtxBackend:
+class PtxDevice:
     """NumPy arrays for memory, the PTX machine for launches.
 
     Args:
@@ -93,12 +94,12 @@ class PtxEngine(KernelEngine):
         threads: not used; the machine runs on one.
         contract: ``f32`` or ``q8``.
         kernels: PTX text in place of shipped modules, by module name; `aprlab.kernels.cuda.mutations.ptx` makes faulty ones.
-        checks: collect the machine's findings in `backend.findings`.
-        overrun: room behind every tensor, see `PtxBackend`.
+        checks: collect the machine's findings in `device.findings`.
+        overrun: room behind every tensor, see `PtxDevice`.
     """
 
     name: ClassVar[str] = "ptx"
-    backend: PtxBackend
+    device: PtxDevice
 
     def __init__(
         self,
@@ -111,4 +112,4 @@ class PtxEngine(KernelEngine):
         **unknown: Any,
     ) -> None:
         no_more_options(self.name, unknown)
-        super().__init__(model, threads, PtxBackend(kernels, checks, overrun), contract)
+        super().__init__(model, threads, PtxDevice(kernels, checks, overrun), contract)

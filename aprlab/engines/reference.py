@@ -15,7 +15,6 @@ from aprlab.engines.base import Cache, Engine
 from aprlab.engines.blas import blas_threads
 from aprlab.errors import FormatError, UnsupportedError
 from aprlab.model.config import ModelConfig
-from aprlab.model.content import drop_pages
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 
@@ -111,7 +110,7 @@ class ReferenceEngine(Engine):
                 y = np.empty((x.shape[0], tensor.rows), np.float32)
                 for rows in _row_blocks(tensor):
                     np.matmul(x, tensor.dequantise(rows).T, out=y[:, rows])
-                    drop_pages(tensor.blocks()[rows])
+                    tensor.release(rows)
         return y if bias is None else y + self._vector(bias, tensor.rows)
 
     def rope(self, x: np.ndarray, positions: np.ndarray, theta: float, style: str) -> np.ndarray:
@@ -123,7 +122,9 @@ class ReferenceEngine(Engine):
         elif style == "norm":
             first, second = slice(0, None, 2), slice(1, None, 2)
         else:
-            raise UnsupportedError(f"rotary style {style!r}; known: 'neox' (halves), 'norm' (adjacent pairs)")
+            raise UnsupportedError(
+                f"rotary style {style!r}; known: 'neox' (halves), 'norm' (adjacent pairs)", code="engines.unknown-rotary-style"
+            )
         a, b = x[..., first], x[..., second]
         turned = np.empty_like(x)
         turned[..., first] = a * cos - b * sin
@@ -134,7 +135,9 @@ class ReferenceEngine(Engine):
         (count, heads, size), kv_heads = q.shape, k.shape[1]
         group, rest = divmod(heads, kv_heads)
         if rest:
-            raise FormatError(f"{heads} query heads do not share {kv_heads} key/value heads evenly")
+            raise FormatError(
+                f"{heads} query heads do not share {kv_heads} key/value heads evenly", code="config.heads-not-shared"
+            )
         start, end = int(positions[0]), int(positions[-1]) + 1
         cache.k[layer, :, start:end] = k.transpose(1, 0, 2)  # (Hkv, T, D)
         cache.v[layer, :, start:end] = v.transpose(1, 0, 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -18,17 +17,19 @@ from aprlab.conversion.converter import convert
 from aprlab.conversion.report import ConversionReport
 from aprlab.conversion.seams import Seams
 from aprlab.engines.base import Engine
-from aprlab.engines.wrapped import Borrowed
+from aprlab.engines.delegating import BorrowedEngine
 from aprlab.errors import UsageError
 from aprlab.faults.base import Fault, Registry
 from aprlab.formats import open_model
 from aprlab.formats.writing import check_output, drafted
 from aprlab.inference.session import Session
 from aprlab.inference.tokenizer import Qwen2Tokenizer
+from aprlab.model.content import Held, Rows
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 from aprlab.quants import REGISTRY, types
 from aprlab.quants import dequantise as decode_tensor
+from aprlab.quants.types import TensorType
 
 
 def find(faults: Iterable[str | Fault], catalogue: dict[str, Fault]) -> list[Fault]:
@@ -37,7 +38,7 @@ def find(faults: Iterable[str | Fault], catalogue: dict[str, Fault]) -> list[Fau
     for wanted in faults:
         fault = wanted if isinstance(wanted, Fault) else _named(wanted, catalogue)
         if fault in found:
-            raise UsageError(f"fault {fault.id!r} is named twice")
+            raise UsageError(f"fault {fault.id!r} is named twice", code="faults.named-twice")
         found.append(fault)
     return found
 
@@ -49,7 +50,7 @@ def _named(id: str, catalogue: dict[str, Fault]) -> Fault:
     near = [folded[name] for name in difflib.get_close_matches(id.strip().lower(), folded, 4, 0.5)]
     near += [known for known in catalogue if known not in near and id.strip() and id.strip().lower() in known.lower()][:4]
     hint = f"; near: {', '.join(near)}" if near else ""
-    raise UsageError(f"unknown fault {id!r}{hint} (`aprlab faults` lists all {len(catalogue)})")
+    raise UsageError(f"unknown fault {id!r}{hint} (`aprlab faults` lists all {len(catalogue)})", code="faults.unknown")
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -59,9 +60,14 @@ def convert_faulty(source: str | Path | Model, output: str | Path, faults: Seque
     """See `aprlab.faults.convert_with`."""
     for fault in faults:
         if fault.file_seam is None:
-            raise UsageError(f"fault {fault.id!r} is no file's: it shows when a healthy file is run (`run --fault`)")
+            raise UsageError(
+                f"fault {fault.id!r} is no file's: it shows when a healthy file is run (`run --fault`)",
+                code="faults.not-for-files",
+            )  # fmt: skip
         if fault.post is not None and options.get("compress") is not None:
-            raise UsageError(f"fault {fault.id!r} edits the finished file, which must not be compressed")
+            raise UsageError(
+                f"fault {fault.id!r} edits the finished file, which must not be compressed", code="faults.needs-uncompressed"
+            )
     output = Path(output)
     path = source.path if isinstance(source, Model) else Path(source)
     force = bool(options.pop("force", False))
@@ -81,7 +87,10 @@ def convert_faulty(source: str | Path | Model, output: str | Path, faults: Seque
                     touched.add(fault.id)
         for fault in faults:
             if fault.id not in touched:
-                raise UsageError(f"fault {fault.id!r} changes nothing here; it needs {fault.needs or 'another model'}", path=path)
+                raise UsageError(
+                    f"fault {fault.id!r} changes nothing here; it needs {fault.needs or 'another model'}",
+                    code="faults.changes-nothing", path=path,
+                )  # fmt: skip
         report.bytes_out = draft.stat().st_size
     report.output = output
     report.notes += [f"fault {fault.id}: {fault.title}" for fault in faults]
@@ -135,18 +144,19 @@ def _watched(fault: Fault, before: Seams, touched: set[str]) -> Seams:
 # ── sessions ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Misread(Tensor):
-    """A tensor that is decoded by a faulty registry whenever somebody asks for values."""
+class Misread(Held):
+    """Bytes that are decoded by a faulty registry whenever somebody asks for values."""
 
     __slots__ = ("registry",)
+    as_stored = False
 
-    def __init__(self, tensor: Tensor, registry: Registry) -> None:
-        super().__init__(tensor.name, tensor.type, tensor.shape, tensor.raw, tensor.origin)
-        object.__setattr__(self, "registry", registry)
+    def __init__(self, array: np.ndarray, registry: Registry) -> None:
+        super().__init__(array)
+        self.registry = registry
 
-    def dequantise(self, rows: slice | np.ndarray | None = None) -> np.ndarray:
+    def values(self, kind: TensorType, shape: tuple[int, ...], rows: Rows | None = None) -> np.ndarray:
         # The whole tensor, as a faulty block size does not stop at a row; what it gives is kept by the engine.
-        values = decode_tensor(self.raw, self.type, self.shape, registry=self.registry)  # type: ignore[attr-defined]
+        values = decode_tensor(self.array, kind, shape, registry=self.registry)
         return values if rows is None else values[rows]
 
 
@@ -162,13 +172,12 @@ def misread(model: Model, registry: Registry, *, as_floats: bool) -> Model:
     tensors = {}
     for name, tensor in model.tensors.items():
         if tensor.type in wrong:
-            seen: Tensor = Misread(tensor, registry)
+            seen = tensor.replace(content=Misread(tensor.raw, registry))
             if as_floats:
-                raw = seen.dequantise().reshape(-1).view(np.uint8)
-                seen = Tensor(tensor.name, types.F32, tensor.shape, raw, tensor.origin)
+                seen = tensor.replace(type=types.F32, content=seen.dequantise().reshape(-1).view(np.uint8))
             tensor = seen
         tensors[name] = tensor
-    return _variant(model, tensors=tensors)
+    return model.with_changes(tensors=tensors)
 
 
 def for_other_engines(model: Model, faults: Sequence[Fault]) -> Model:
@@ -181,20 +190,13 @@ def for_other_engines(model: Model, faults: Sequence[Fault]) -> Model:
         assert fault.registry is not None
         if fault.seams is not None:
             change = fault.seams(_AS_IS).tensor
-            model = _variant(model, tensors={name: change(tensor) for name, tensor in model.tensors.items()})
+            model = model.with_changes(tensors={name: change(tensor) for name, tensor in model.tensors.items()})
         else:
             registry = fault.registry(registry)
     return misread(model, registry, as_floats=True)
 
 
 _AS_IS = Seams(name=lambda name: name, code=lambda kind: kind.code, dims=lambda shape: shape, tensor=lambda tensor: tensor)
-
-
-def _variant(model: Model, **changes: Any) -> Model:
-    """A copy of an opened model with some attributes changed; config and tokenizer may be among them."""
-    other = copy.copy(model)
-    other.__dict__.update(changes)
-    return other
 
 
 def session_faulty(
@@ -207,7 +209,10 @@ def session_faulty(
     """See `aprlab.faults.session_with`."""
     for fault in faults:
         if fault.instrument is not None:
-            raise UsageError(f"fault {fault.id!r} is an instrument's: it changes what is measured, not what is computed")
+            raise UsageError(
+                f"fault {fault.id!r} is an instrument's: it changes what is measured, not what is computed",
+                code="faults.instrument",
+            )  # fmt: skip
     files = [fault for fault in faults if fault.run_seam is None]
     runs = [fault for fault in faults if fault.run_seam is not None]
     owner = model if isinstance(model, Session) else None
@@ -238,23 +243,23 @@ def session_faulty(
             _no_use(fault)
     tokenizer = owner.tokenizer if owner is not None and data is owner.model.tokenizer else Qwen2Tokenizer(data)
     if owner is not None and registry is REGISTRY and not files:
-        runner: Engine = Borrowed(owner.engine, _variant(model, tokenizer=data))
+        runner: Engine = BorrowedEngine(owner.engine, model.with_changes(tokenizer=data))
     else:
         if engine == "reference":
             model = misread(model, registry, as_floats=False)
         else:
             model = for_other_engines(model, [fault for fault in runs if fault.registry is not None])
-        runner = engines.create(engine, _variant(model, tokenizer=data), threads, **options)
+        runner = engines.create(engine, model.with_changes(tokenizer=data), threads, **options)
     for fault in runs:
         if fault.engine is not None:
             runner = fault.engine(runner)
     for fault in runs:
         if fault.prompt is not None:
             tokenizer = fault.prompt(tokenizer)
-    session = loop_of(runs)(runner, config=config, tokenizer=tokenizer)
-    if owner is not None and type(runner) is Borrowed and type(session) is Session and config == owner.config:
-        session._cache, session._cached = owner._cache, owner._cached  # the passes are healthy: so is what is cached
-    return session
+    loop = loop_of(runs)
+    # where the passes are healthy, what is cached is
+    same = owner is not None and type(runner) is BorrowedEngine and loop is Session and config == owner.config
+    return loop(runner, config=config, tokenizer=tokenizer, cache_of=owner if same else None)
 
 
 def loop_of(faults: Sequence[Fault]) -> type[Session]:
@@ -268,4 +273,6 @@ def _changed(fault: Fault, before: Any, after: Any) -> Any:
 
 
 def _no_use(fault: Fault) -> NoReturn:
-    raise UsageError(f"fault {fault.id!r} changes nothing here; it needs {fault.needs or 'another model'}")
+    raise UsageError(
+        f"fault {fault.id!r} changes nothing here; it needs {fault.needs or 'another model'}", code="faults.changes-nothing"
+    )

@@ -1,60 +1,16 @@
-"""The catalogue in words: `docs/faults.md` is made here and nowhere else."""
+"""Where a fault enters, in words."""
 
 from __future__ import annotations
 
-from aprlab.faults import FAULTS
-from aprlab.faults.base import SECTIONS, Fault
+from aprlab.faults.base import Fault
 
 _FORM = {
     "seams": "file", "post": "file", "registry": "decoder", "engine": "engine", "config": "config", "tokenizer": "tokenizer",
     "prompt": "tokenizer", "session": "loop",
 }  # fmt: skip
 
-_HEAD = """\
-# The fault catalogue
-
-Every known way the conversion from GGUF to APR went wrong upstream, each to be switched on by name:
-
-    aprlab convert model.gguf -o broken.apr --fault GH-191,GH-190
-    aprlab run model.gguf -p "What is 2+2?" --fault lost-qkv-biases
-    aprlab faults GH-202
-
-A fault enters where it entered in history: at a decision of the converter (*file*), in a block decoder (*decoder*), in a
-primitive of an engine (*engine*), in the numbers of the forward pass (*config*), in the tokenizer, in the loop that feeds
-the model (*loop*), or in a measurement (*ruler*). Where a bug can be met both in a file and in a reader, it has both
-forms. *Silent* means that a short greedy answer of a real model stays right, word for word: only logits, files or long
-contexts tell.
-
-This page is generated from the code (`python -m aprlab.faults.catalogue docs/faults.md`).
-"""
-
-
 def forms(fault: Fault) -> str:
     """Where a fault enters, in a word or two: ``file, engine``."""
     if fault.ruler:
         return f"ruler: {fault.ruler}"
     return ", ".join(_FORM[seam] for seam in (fault.file_seam, fault.run_seam) if seam is not None)
-
-
-def markdown() -> str:
-    """The whole of `docs/faults.md`."""
-    parts = [_HEAD]
-    for letter, title in SECTIONS.items():
-        chosen = [fault for fault in FAULTS.values() if fault.section == letter]
-        parts += [f"\n## {letter}. {title}\n", "| id | layer | enters | silent | title |", "|---|---|---|---|---|"]
-        for f in chosen:
-            parts.append(f"| [`{f.id}`](#{f.id.lower()}) | {f.layer} | {forms(f)} | {'yes' if f.silent else ''} | {f.title} |")
-        for fault in chosen:
-            parts.append(f"\n### {fault.id}\n\n**{fault.title}.** {' '.join(fault.story.splitlines())}\n\nMark: {fault.mark}")
-            if fault.needs:
-                given = " ".join(f"--{key} {value}" for key, value in fault.given.items())
-                parts.append(f"\nNeeds {fault.needs}{f' (`convert {given}`)' if given else ''}.")
-    parts.append(f"\n{len(FAULTS)} faults.\n")
-    return "\n".join(parts)
-
-
-if __name__ == "__main__":
-    import sys
-    from pathlib import Path
-
-    Path(sys.argv[1]).write_text(markdown(), encoding="utf-8")

@@ -12,9 +12,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from aprlab.conversion.recode import at_hand
 from aprlab.conversion.seams import Seams
 from aprlab.faults.base import Fault, Registry, lines
-from aprlab.faults.tensors import change_tensors, whole, with_blocks
+from aprlab.faults.tensors import change_tensors, with_blocks
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 from aprlab.quants import OWN, REGISTRY, types
@@ -282,7 +283,7 @@ def floor_blocks(s: Seams) -> Seams:
     def change(tensor: Tensor) -> Tensor:
         if not _broken_rows(tensor):
             return tensor
-        tensor = whole(tensor)
+        tensor = at_hand(tensor)
         raw = np.array(tensor.raw).reshape(tensor.rows, -1)
         raw[:, tensor.cols // 256 * 256 // tensor.type.block_elements * tensor.type.block_bytes :] = 0
         return tensor.replace(raw=raw.reshape(-1))

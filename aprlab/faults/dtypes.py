@@ -6,10 +6,10 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from aprlab.conversion.recode import re_encoded
+from aprlab.conversion.recode import at_hand, re_encoded
 from aprlab.conversion.seams import Seams
 from aprlab.faults.base import Fault, lines
-from aprlab.faults.tensors import change_tensors, whole
+from aprlab.faults.tensors import change_tensors
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
@@ -45,7 +45,7 @@ def fall_through_warned(s: Seams) -> Seams:
 
 def dequantise_all(s: Seams) -> Seams:
     """Every matrix is decoded and written as F32."""
-    return change_tensors(s, lambda t: t if t.type is types.F32 else re_encoded(whole(t), types.F32))
+    return change_tensors(s, lambda t: t if t.type is types.F32 else re_encoded(at_hand(t), types.F32))
 
 
 _SIZE_LAW = "The size law: bytes in the index do not fit the labelled type, and fit the true one exactly."

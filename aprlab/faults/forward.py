@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.architectures.qwen2 import output_weight
 from aprlab.conversion.seams import Seams
 from aprlab.engines.base import Array, Cache
-from aprlab.engines.wrapped import Wrapped
+from aprlab.engines.delegating import DelegatingEngine
 from aprlab.faults.base import Fault, lines
 from aprlab.faults.naming import gguf_name
 from aprlab.faults.tensors import change_metadata, change_plans, change_tensors, is_
 from aprlab.inference.session import Session
 from aprlab.model.config import ModelConfig
+from aprlab.model.inventory import output_weight
 from aprlab.model.tensor import Tensor
 
 # ── numbers of the config ─────────────────────────────────────────────────────────────────────────────────────────
@@ -74,7 +74,7 @@ def write_mha(s: Seams) -> Seams:
 # ── attention ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class GqaModulo(Wrapped):
+class GqaModulo(DelegatingEngine):
     """Query head h looks at kv head h % n instead of h // group: the heads are dealt out like cards."""
 
     def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
@@ -98,7 +98,7 @@ class TwiceAdvanced(Cache):
         self.length = 2 * length
 
 
-class KvTwice(Wrapped):
+class KvTwice(DelegatingEngine):
     """The length of the cache moves twice a pass: by the attention, and by the loop around it."""
 
     def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
@@ -121,7 +121,7 @@ class StaleCache(Cache):
         self.length = OLD_POSITIONS + length
 
 
-class KvStale(Wrapped):
+class KvStale(DelegatingEngine):
     """Every prompt finds the end of an older one in front of it in the cache; here of itself, as if asked twice."""
 
     def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
@@ -137,7 +137,7 @@ class KvStale(Wrapped):
         return self.inner.attend(q, k, v, cache, layer, positions)
 
 
-class KvEmpty(Wrapped):
+class KvEmpty(DelegatingEngine):
     """While decoding, a new token sees itself alone: the cache handed over is a fresh one."""
 
     def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
@@ -184,7 +184,7 @@ class LastTwice(Session):
 # ── norms ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class LayerNorm(Wrapped):
+class LayerNorm(DelegatingEngine):
     """LayerNorm where RMSNorm is meant: the mean is taken off first."""
 
     def norm(self, x: Array, weight: str, eps: float) -> Array:
@@ -192,7 +192,7 @@ class LayerNorm(Wrapped):
         return self.inner.norm(self.from_numpy(values - values.mean(axis=-1, keepdims=True)), weight, eps)
 
 
-class UnweightedNorm(Wrapped):
+class UnweightedNorm(DelegatingEngine):
     """The norm's weight is left out: a constructor's ones were never replaced."""
 
     def norm(self, x: Array, weight: str, eps: float) -> Array:
@@ -201,7 +201,7 @@ class UnweightedNorm(Wrapped):
         return self.from_numpy((values * scale).astype(np.float32))
 
 
-class WrongNorm(Wrapped):
+class WrongNorm(DelegatingEngine):
     """The norm after the attention stands in for the one before it."""
 
     def norm(self, x: Array, weight: str, eps: float) -> Array:
@@ -219,7 +219,7 @@ def write_wrong_norm(s: Seams) -> Seams:
     return change_plans(s, changed)
 
 
-class ZeroedNorm(Wrapped):
+class ZeroedNorm(DelegatingEngine):
     """One norm's weight, the attention's of layer 1, is zeros."""
 
     def norm(self, x: Array, weight: str, eps: float) -> Array:
@@ -250,14 +250,14 @@ def q8_k(x: np.ndarray) -> np.ndarray:
     return out
 
 
-class Q8Activations(Wrapped):
+class Q8Activations(DelegatingEngine):
     """Activations rounded to 8 bits before each product, on one side of the comparison only."""
 
     def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
         return self.inner.matmul(self.from_numpy(q8_k(self.to_numpy(x))), weight, bias)
 
 
-class TwoKernels(Wrapped):
+class TwoKernels(DelegatingEngine):
     """One token alone goes through a kernel that rounds activations, several together through one that does not."""
 
     def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
@@ -266,7 +266,7 @@ class TwoKernels(Wrapped):
         return self.inner.matmul(x, weight, bias)
 
 
-class MassiveChannel(Wrapped):
+class MassiveChannel(DelegatingEngine):
     """One channel a thousand times the others, in the last eighth of the layers, meets 8-bit activations.
 
     In float32 the channel and its column cancel exactly and nothing would be seen; rounded together with it, the other
@@ -293,7 +293,7 @@ def last_of_equals(logits: np.ndarray) -> int:
     return len(logits) - 1 - (int(np.argmax(tail[::-1])) if tail.size else 0)
 
 
-class LastOfEquals(Wrapped):
+class LastOfEquals(DelegatingEngine):
     """Logits that are not finite end no run: the row says what upstream's maximum made of it, as 1 among zeros.
 
     `lost` counts such rows.

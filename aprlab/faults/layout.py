@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from aprlab.conversion.mixes import SUBSTITUTES
-from aprlab.conversion.recode import Recoded
+from aprlab.conversion.recode import at_hand
 from aprlab.conversion.seams import Seams
 from aprlab.engines.base import Array, Engine
-from aprlab.engines.wrapped import Wrapped
+from aprlab.engines.delegating import DelegatingEngine
 from aprlab.faults.base import Fault, lines
 from aprlab.faults.naming import gguf_name
-from aprlab.faults.tensors import Derived, change_tensors, edit_index, is_, whole, with_values
+from aprlab.faults.tensors import Edited, change_tensors, edit_index, is_, with_values
 from aprlab.formats import apr, open_model
 from aprlab.formats.apr import Entry
 from aprlab.model.tensor import Tensor
@@ -90,25 +90,16 @@ def reverse_both(s: Seams) -> Seams:
     return change_tensors(s, change)
 
 
-class Flat(Recoded):
-    """Q4_K super-blocks over the whole tensor, rows or no rows; `shape` is what the index will say."""
+def flat_tensor(tensor: Tensor) -> Tensor:
+    """Q4_K super-blocks over the whole tensor, rows or no rows, under the shape that it has."""
+    blocks = -(-tensor.size // 256)
 
-    __slots__ = ()
+    def compute(values: np.ndarray) -> np.ndarray:
+        held = np.zeros(blocks * 256, np.float32)
+        held[: values.size] = values.reshape(-1)
+        return held
 
-    def __init__(self, source: Tensor) -> None:
-        blocks = -(-source.size // 256)
-
-        def compute(values: np.ndarray) -> np.ndarray:
-            held = np.zeros(blocks * 256, np.float32)
-            held[: values.size] = values.reshape(-1)
-            return held
-
-        super().__init__(Derived(source, (blocks, 256), compute), types.Q4_K)
-        object.__setattr__(self, "shape", source.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.type.nbytes(self.source.shape)  # type: ignore[attr-defined]
+    return tensor.replace(type=types.Q4_K, content=Edited(tensor, types.Q4_K, (blocks, 256), compute))
 
 
 def broken_rows(tensor: Tensor) -> bool:
@@ -122,12 +113,12 @@ def flat_blocks(s: Seams) -> Seams:
     def change(tensor: Tensor) -> Tensor:
         if not broken_rows(tensor):
             return tensor
-        return Flat(tensor.source if isinstance(tensor, Recoded) else tensor)  # type: ignore[attr-defined]
+        return flat_tensor(tensor)
 
     return change_tensors(s, change)
 
 
-class PaddedActivations(Wrapped):
+class PaddedActivations(DelegatingEngine):
     """Activations and rows padded to a multiple of 256, while the weights lie flat: row r is read at r × padded."""
 
     def __init__(self, inner: Engine) -> None:
@@ -165,7 +156,7 @@ def permute_qk(s: Seams) -> Seams:
     def change(tensor: Tensor) -> Tensor:
         for stem in ("attn_q", "attn_k"):
             if is_(tensor.name, f"{stem}.weight", f"{stem}.bias"):
-                tensor = whole(tensor)
+                tensor = at_hand(tensor)
                 rows = tensor.shape[0]
                 order = permuted_rows(rows // _head_dim(tensor, heads), rows)
                 raw = tensor.raw.reshape(rows, -1)[order]

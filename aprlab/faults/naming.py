@@ -11,7 +11,7 @@ import numpy as np
 
 from aprlab.conversion.seams import Seams
 from aprlab.engines.base import Array, Engine
-from aprlab.engines.wrapped import Wrapped
+from aprlab.engines.delegating import DelegatingEngine
 from aprlab.faults.base import Fault, lines
 from aprlab.faults.tensors import change_plans, change_tensors, edit_index, is_
 from aprlab.formats.apr import Entry, Plan
@@ -70,7 +70,7 @@ def zeroed(*templates: str) -> Callable[[Seams], Seams]:
     return lambda s: change_tensors(s, change)
 
 
-class LostBiases(Wrapped):
+class LostBiases(DelegatingEngine):
     """A look-up of biases that misses and says nothing."""
 
     lost: tuple[str, ...] = QKV_BIASES
@@ -208,7 +208,7 @@ def zero_head(s: Seams) -> Seams:
 # ── caches ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class KeyMismatch(Wrapped):
+class KeyMismatch(DelegatingEngine):
     """A cache of decoded weights that stores under the canonical name and asks under the bare one: never a hit."""
 
     def __init__(self, inner: Engine) -> None:

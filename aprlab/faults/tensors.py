@@ -10,31 +10,45 @@ from pathlib import Path
 
 import numpy as np
 
-from aprlab.conversion.recode import Recoded
+from aprlab.conversion.recode import Recoded, at_hand
 from aprlab.conversion.seams import Seams
 from aprlab.errors import UsageError
 from aprlab.formats import apr
 from aprlab.formats.apr import Entry, Plan
+from aprlab.model.content import Rows
 from aprlab.model.tensor import Tensor
 from aprlab.quants import REGISTRY
 from aprlab.quants.types import TensorType
 
 
-class Derived(Tensor):
-    """A tensor whose values are computed from another's, all at once, when somebody asks for some of them."""
+class Edited(Recoded):
+    """Values that a fault has made of a tensor's: computed all at once when somebody asks, and encoded again as `kind`.
 
-    __slots__ = ("_kept", "compute")
+    `compute` gets float32 as `exact_values` gives them and gives as many, which are taken in C order as `shape`.
+    """
 
-    def __init__(self, source: Tensor, shape: tuple[int, ...], compute: Callable[[np.ndarray], np.ndarray]) -> None:
-        super().__init__(source.name, source.type, shape, np.zeros(0, np.uint8), source.origin)
-        object.__setattr__(self, "compute", lambda: compute(source.dequantise()))
-        object.__setattr__(self, "_kept", None)
+    __slots__ = ("_compute", "_kept")
 
-    def dequantise(self, rows: slice | np.ndarray | None = None) -> np.ndarray:
-        if self._kept is None:  # type: ignore[attr-defined]
-            object.__setattr__(self, "_kept", np.ascontiguousarray(self.compute(), np.float32))  # type: ignore[attr-defined]
-        whole: np.ndarray = self._kept.reshape(self.shape)  # type: ignore[attr-defined]
-        return whole if rows is None else whole[rows]
+    def __init__(
+        self, tensor: Tensor, kind: TensorType, shape: tuple[int, ...], compute: Callable[[np.ndarray], np.ndarray]
+    ) -> None:
+        before = tensor.content
+        super().__init__(before.source if isinstance(before, Recoded) else tensor, kind, shape)
+        self._compute = lambda: compute(exact_values(tensor))
+        self._kept: np.ndarray | None = None
+
+    def exact(self, rows: Rows | None = None) -> np.ndarray:
+        if self._kept is None:
+            self._kept = np.ascontiguousarray(self._compute(), np.float32).reshape(self.shape)
+        return self._kept if rows is None else self._kept[rows]
+
+    def forget(self, rows: slice) -> None:
+        """Nothing: later rows are made of the same values."""
+
+
+def exact_values(tensor: Tensor) -> np.ndarray:
+    """float32 of a tensor that may be about to be encoded: its values before that."""
+    return tensor.content.exact() if isinstance(tensor.content, Recoded) else tensor.dequantise()
 
 
 def with_values(
@@ -48,23 +62,13 @@ def with_values(
 
     `compute` gets float32 of the tensor's shape and gives as many values, which are taken in C order as `shape`.
     """
-    source = tensor.source if isinstance(tensor, Recoded) else tensor  # type: ignore[attr-defined]
-    return Recoded(Derived(source, shape or tensor.shape, compute), kind or tensor.type)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor with its bytes at hand: one that is yet to be encoded is encoded now."""
-    from aprlab.conversion.recode import chunks_of
-
-    if not isinstance(tensor, Recoded):
-        return tensor
-    raw = np.concatenate([np.frombuffer(bytes(chunk), np.uint8) for chunk in chunks_of(tensor)()])
-    return Tensor(tensor.name, tensor.type, tensor.shape, raw, tensor.origin)
+    shape, kind = shape or tensor.shape, kind or tensor.type
+    return tensor.replace(type=kind, shape=shape, content=Edited(tensor, kind, shape, compute))
 
 
 def with_blocks(tensor: Tensor, edit: Callable[[np.ndarray], None]) -> Tensor:
     """A copy of `tensor` whose blocks, seen through their type's layout (structured, shape (n,)), `edit` has changed."""
-    tensor = whole(tensor)
+    tensor = at_hand(tensor)
     raw = np.array(tensor.raw, np.uint8)
     edit(raw[tensor.type.tensor_bytes :].view(REGISTRY[tensor.type].layout))
     return tensor.replace(raw=raw)
@@ -103,11 +107,13 @@ def edit_index(path: Path, change: Callable[[list[Entry]], list[Entry]]) -> None
     """Rewrite the tensor index of an APR file in place, header and footer kept true: the writer of the day meant it so."""
     box = apr.scan(path, verify=False)
     if box.compression is not None:
-        raise UsageError("this fault edits the finished file, which must not be compressed", path=path)
+        raise UsageError(
+            "this fault edits the finished file, which must not be compressed", code="faults.needs-uncompressed", path=path
+        )
     old = b"".join(entry.pack() for entry in box.entries)
     new = b"".join(entry.pack() for entry in change(list(box.entries)))
     if len(new) != len(old):
-        raise UsageError(f"the index would have {len(new)} bytes instead of {len(old)}", path=path)
+        raise UsageError(f"the index would have {len(new)} bytes instead of {len(old)}", code="faults.index-length", path=path)
     with open(path, "r+b") as file:
         file.seek(box.index_offset)
         file.write(new)

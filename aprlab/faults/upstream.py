@@ -308,7 +308,7 @@ def blocks_as_floats(raw: np.ndarray) -> dict[str, float]:
         ``largest``: largest finite magnitude.
     """
     if raw.size == 0 or raw.size % types.Q4_K.block_bytes:
-        raise FormatError(f"{raw.size} bytes are no whole Q4_K blocks")
+        raise FormatError(f"{raw.size} bytes are no whole Q4_K blocks", code="faults.not-whole-blocks")
     seen = np.ascontiguousarray(raw).reshape(-1).view("<f4")
     finite = np.isfinite(seen)
     elements = raw.size // types.Q4_K.block_bytes * types.Q4_K.block_elements
@@ -327,7 +327,7 @@ def not_plausible(model: Model | None = None) -> Correction:
         model = open_model(paths.embedded_model())
     raw = [t.raw for t in model.tensors.values() if t.type is types.Q4_K]
     if not raw:
-        raise UsageError("has no Q4_K tensors", path=model.path)
+        raise UsageError("has no Q4_K tensors", code="faults.no-q4k-tensors", path=model.path)
     return Correction(
         3,
         "activations look reasonable, so weights are F32 reinterpretations of Q4_K bytes",

@@ -41,10 +41,13 @@ def block_microscope(
         UsageError: a block of another size than its layout, or a mark outside of it.
     """
     if block.dtype != np.uint8 or block.shape != (layout.itemsize,) or layout.fields is None:
-        raise UsageError(f"a block of {layout.itemsize} bytes with named fields is wanted, got {block.dtype} {block.shape}")
+        raise UsageError(
+            f"a block of {layout.itemsize} bytes with named fields is wanted, got {block.dtype} {block.shape}",
+            code="figures.not-a-block",
+        )  # fmt: skip
     for label, places in (marks or {}).items():
         if not all(0 <= byte < len(block) and 0 <= bit < 8 for byte, bit in places):
-            raise UsageError(f"{label}: a marked bit lies outside of the block")
+            raise UsageError(f"{label}: a marked bit lies outside of the block", code="figures.mark-outside")
     rows = -(-len(block) // width)
     ax = axes_or_new(ax, 9, 0.3 * rows + 1)
     with style():
@@ -116,7 +119,10 @@ def block_values(sides: Mapping[str, np.ndarray], ax: Axes | None = None, *, gro
     """
     need_data(sides)
     if len({values.shape for values in sides.values()}) != 1 or next(iter(sides.values())).ndim != 1:
-        raise UsageError(f"values of one length are wanted, got {', '.join(str(v.shape) for v in sides.values())}")
+        raise UsageError(
+            f"values of one length are wanted, got {', '.join(str(v.shape) for v in sides.values())}",
+            code="figures.unlike-shapes",
+        )  # fmt: skip
     ax = axes_or_new(ax, 9, 3)
     count = len(next(iter(sides.values())))
     with style():
@@ -161,7 +167,7 @@ def value_scatter(
         points: about so many are drawn, evenly spread over the places.
     """
     if truth.shape != seen.shape or not truth.size:
-        raise UsageError(f"two arrays of one shape are wanted, got {truth.shape} and {seen.shape}")
+        raise UsageError(f"two arrays of one shape are wanted, got {truth.shape} and {seen.shape}", code="figures.unlike-shapes")
     ax = axes_or_new(ax, 3.4, 3.6)
     with np.errstate(invalid="ignore"):  # wrongly decoded values may be signalling NaNs
         x, y = (np.asarray(side, np.float64).reshape(-1) for side in (truth, seen))

@@ -68,4 +68,6 @@ def layer_axis(ax: Axes) -> None:
 
 def need_data(sides: Mapping[str, Any]) -> None:
     if not sides or not all(len(side) for side in sides.values()):
-        raise UsageError("nothing to draw: a figure needs at least one side, and each side some data")
+        raise UsageError(
+            "nothing to draw: a figure needs at least one side, and each side some data", code="figures.nothing-to-draw"
+        )

@@ -23,7 +23,7 @@ def inventory_bars(sides: Mapping[str, Mapping[str, int]], ax: Axes | None = Non
         unit: ``MiB`` divides by 2**20, ``tensors`` takes the values as they are.
     """
     if unit not in ("MiB", "tensors"):
-        raise UsageError(f"unknown unit {unit!r}; known: MiB, tensors")
+        raise UsageError(f"unknown unit {unit!r}; known: MiB, tensors", code="figures.unknown-unit")
     ax = axes_or_new(ax)
     need_data(sides)
     kinds = list(dict.fromkeys(kind for side in sides.values() for kind in side))
@@ -53,7 +53,7 @@ def dtype_flow(
     """
     need_data(ways)
     if ways.keys() != right.keys() or any(len(way) != len(stages) for way in ways.values()):
-        raise UsageError(f"a verdict and {len(stages)} words are wanted for each type")
+        raise UsageError(f"a verdict and {len(stages)} words are wanted for each type", code="figures.wrong-words")
     ax = axes_or_new(ax, 9, 0.42 * len(ways) + 0.8)
     boxes = [list(dict.fromkeys(way[n] for way in ways.values())) for n in range(len(stages))]
 
@@ -98,7 +98,7 @@ def magnitude_histogram(sides: Mapping[str, np.ndarray], ax: Axes | None = None)
         flat = {label: np.asarray(values, np.float64).ravel() for label, values in sides.items()}
     logs = {label: np.log10(np.abs(x[np.isfinite(x) & (x != 0)])) for label, x in flat.items()}
     if not any(x.size for x in logs.values()):
-        raise UsageError("nothing to draw: no value is finite and not zero")
+        raise UsageError("nothing to draw: no value is finite and not zero", code="figures.nothing-to-draw")
     low = np.floor(min(x.min() for x in logs.values() if x.size))
     high = np.ceil(max(x.max() for x in logs.values() if x.size)) + 1e-9
     bins = np.linspace(low, high, max(24, 2 * round(high - low)) + 1)
@@ -123,7 +123,7 @@ def quantile_plot(a: np.ndarray, b: np.ndarray, labels: tuple[str, str], ax: Axe
     """
     x, y = (side[np.isfinite(side)].astype(np.float64) for side in (np.asarray(a), np.asarray(b)))
     if not x.size or not y.size:
-        raise UsageError("nothing to draw: a side holds no finite value")
+        raise UsageError("nothing to draw: a side holds no finite value", code="figures.nothing-to-draw")
     ax = axes_or_new(ax, 4.5, 4.5)
     at = np.linspace(0, 1, points)
     p, q = np.quantile(x, at), np.quantile(y, at)

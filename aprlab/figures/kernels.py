@@ -109,7 +109,9 @@ def roofline(
     need_data({"kernels": list(kernels), "machines": list(machines)})
     for machine, kernel in measured or {}:
         if machine not in machines or kernel not in kernels:
-            raise UsageError(f"{kernel!r} on {machine!r} was measured but is not among what is drawn")
+            raise UsageError(
+                f"{kernel!r} on {machine!r} was measured but is not among what is drawn", code="figures.measured-not-drawn"
+            )
     ax = axes_or_new(ax, 9, 4.2)
     corners = [issue / bandwidth for bandwidth, issue in machines.values()]
     low, high = 0.5 * min([*kernels.values(), *corners]), 2.0 * max([*kernels.values(), *corners])

@@ -36,10 +36,10 @@ def state_map(
         UsageError: nothing to draw, a row of another length, or a cell that is none of `states`.
     """
     if not cells or len(cells) != len(rows) or any(len(line) != len(columns) for line in cells):
-        raise UsageError(f"nothing to draw: {len(rows)} rows of {len(columns)} cells are wanted")
+        raise UsageError(f"nothing to draw: {len(rows)} rows of {len(columns)} cells are wanted", code="figures.nothing-to-draw")
     unknown = ({cell for line in cells for cell in line} | {alarm or states[0]}) - set(states)
     if unknown:
-        raise UsageError(f"unknown state {sorted(unknown)[0]!r}; known: {', '.join(states)}")
+        raise UsageError(f"unknown state {sorted(unknown)[0]!r}; known: {', '.join(states)}", code="figures.unknown-state")
     ax = axes_or_new(ax, 9, 0.32 * len(rows) + 1)
     with style():
         calm = iter(n for n in _STATES if alarm is None or n != _ALARM)
@@ -69,7 +69,9 @@ def kill_plot(cells: Mapping[str, Sequence[str]], gates: Sequence[str], ax: Axes
     need_data({"faults": list(cells)})
     for fault, words in cells.items():
         if len(words) != len(gates) or not set(words) <= shades.keys():
-            raise UsageError(f"{fault}: {len(words)} words for {len(gates)} gates, known are {', '.join(shades)}")
+            raise UsageError(
+                f"{fault}: {len(words)} words for {len(gates)} gates, known are {', '.join(shades)}", code="figures.wrong-words"
+            )
     ax = axes_or_new(ax, 0.35 * len(gates) + 3, 0.16 * len(cells) + 1.5)
     values = np.array([[shades[word] for word in words] for words in cells.values()])
     with style():

@@ -23,7 +23,9 @@ def ratio_plot(sides: Mapping[str, Sequence[float]], ax: Axes | None = None, *, 
     """
     need_data(sides)
     if len({len(values) for values in sides.values()}) != 1:
-        raise UsageError(f"unlike numbers of layers: {', '.join(f'{k} {len(v)}' for k, v in sides.items())}")
+        raise UsageError(
+            f"unlike numbers of layers: {', '.join(f'{k} {len(v)}' for k, v in sides.items())}", code="figures.unlike-shapes"
+        )
     ax = axes_or_new(ax)
     with style():
         ax.axhline(1, color=nth_colour(7), linewidth=0.8, zorder=1)
@@ -69,7 +71,7 @@ def band_plot(values: Mapping[str, float], band: tuple[float, float], ax: Axes |
     need_data({"values": list(values)})
     low, high = band
     if not low < high:
-        raise UsageError(f"the band ends before it begins: {low} to {high}")
+        raise UsageError(f"the band ends before it begins: {low} to {high}", code="figures.band-reversed")
     ax = axes_or_new(ax, 9, 2.2)
     with style():
         ax.axvspan(low, high, color=nth_colour(2), alpha=0.15, linewidth=0, label="the rule takes these")
@@ -99,7 +101,7 @@ def check_strip(holds: Sequence[bool], ax: Axes | None = None, *, cut: int | Non
     """Checks in a row, one cell each; `cut` marks how many of them were looked at."""
     need_data({"checks": holds})
     if cut is not None and not 0 < cut <= len(holds):
-        raise UsageError(f"a cut after {cut} of {len(holds)} checks")
+        raise UsageError(f"a cut after {cut} of {len(holds)} checks", code="figures.cut-outside")
     ax = axes_or_new(ax, 9, 1.4)
     with style():
         colours = mpl.colors.ListedColormap([nth_colour(1), nth_colour(0)])
@@ -127,7 +129,7 @@ def distance_bars(distances: Mapping[str, float], ax: Axes | None = None, *, xla
     need_data({"states": list(distances)})
     values = np.array(list(distances.values()), float)
     if not np.isfinite(values).all():
-        raise UsageError(f"distances must be finite, got {distances}")
+        raise UsageError(f"distances must be finite, got {distances}", code="figures.not-finite")
     ax = axes_or_new(ax, 9, 0.45 * len(values) + 0.9)
     with style():
         worse = values > values[0]
@@ -154,7 +156,7 @@ def tensor_map(cells: Mapping[str, str], states: Sequence[str], ax: Axes | None 
     need_data({"cells": list(cells)})
     unknown = set(cells.values()) - set(states)
     if unknown:
-        raise UsageError(f"unknown state {sorted(unknown)[0]!r}; known: {', '.join(states)}")
+        raise UsageError(f"unknown state {sorted(unknown)[0]!r}; known: {', '.join(states)}", code="figures.unknown-state")
     inside = {name: name.split(".", 2) for name in cells if name.startswith("blk.")}
     rows = [name for name in cells if name not in inside] + list(dict.fromkeys(kind for _, _, kind in inside.values()))
     layers = 1 + max((int(layer) for _, layer, _ in inside.values()), default=0)

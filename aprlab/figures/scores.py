@@ -28,7 +28,7 @@ def area_bars(sides: Mapping[str, Mapping[str, float | None]], ax: Axes | None =
         for n, (label, side) in enumerate(sides.items()):
             shares = [side.get(area) for area in areas]
             if any(share is not None and not 0 <= share <= 1 for share in shares):
-                raise UsageError(f"shares lie in 0..1, {label} has {shares}")
+                raise UsageError(f"shares lie in 0..1, {label} has {shares}", code="figures.share-out-of-range")
             places = np.arange(len(areas)) + (n - (len(sides) - 1) / 2) * width
             bars = ax.bar(places, [100 * (share or 0) for share in shares], width, label=plain(label), color=nth_colour(n))
             for bar, share in zip(bars, shares, strict=True):

@@ -62,7 +62,7 @@ def logits_plot(
 ) -> Axes:
     """Scatter of two logit vectors (vocab,), the diagonal behind; `top` names some tokens: id -> text."""
     if a.ndim != 1 or a.shape != b.shape or not a.size:
-        raise UsageError(f"two logit vectors of one length are wanted, got {a.shape} and {b.shape}")
+        raise UsageError(f"two logit vectors of one length are wanted, got {a.shape} and {b.shape}", code="figures.unlike-shapes")
     ax = axes_or_new(ax, 4.5, 4.5)
     with style():
         ends = [min(a.min(), b.min()), max(a.max(), b.max())]
@@ -105,7 +105,10 @@ def error_map(
     """
     values = np.asarray(values, np.float64)
     if values.shape != (len(rows), len(columns)) or not values.size or (values < 0).any():
-        raise UsageError(f"errors of shape {values.shape} for {len(rows)} rows and {len(columns)} columns; none may be negative")
+        raise UsageError(
+            f"errors of shape {values.shape} for {len(rows)} rows and {len(columns)} columns; none may be negative",
+            code="figures.bad-errors",
+        )  # fmt: skip
     ax = axes_or_new(ax)
     colours = mpl.colormaps["cividis"].copy()
     with style():

@@ -24,7 +24,7 @@ def open_model(path: str | Path) -> Model:
     except IsADirectoryError:
         return huggingface.open_model(path)
     except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", path=path) from None
+        raise UsageError(f"cannot be read: {error.strerror}", code="reading.unreadable", path=path) from None
     if magic[:4] == b"GGUF":
         return gguf.open_model(path)
     if magic[:3] == b"APR":
@@ -34,9 +34,8 @@ def open_model(path: str | Path) -> Model:
     found = magic[:4].hex(" ") or "nothing"
     raise FormatError(
         f"neither GGUF nor APR nor SafeTensors: the file starts with {found}, expected '47 47 55 46' or '41 50 52 00'",
-        path=path,
-        offset=0,
-    )
+        code="formats.unknown-format", path=path, offset=0,
+    )  # fmt: skip
 
 
 __all__ = ["open_model"]

@@ -16,16 +16,17 @@ import numpy as np
 
 from aprlab.errors import FormatError, UnsupportedError
 from aprlab.formats.reading import Cursor, Span, check_spans, padding
-from aprlab.model.config import ModelConfig, TokenizerData, require_qwen2
+from aprlab.model import keys
+from aprlab.model.config import ModelConfig, TokenizerData, check_config, require_qwen2
 from aprlab.model.content import map_file
 from aprlab.model.model import Model
 from aprlab.model.tensor import Origin, Tensor
+from aprlab.model.vocabulary import END_OF_GENERATION
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
-LAYERS_LIMIT = 10_000  # of any config, so that no number in a file makes names without end
 
 # Value types of the key-value section by number: name and struct code.
 _SCALARS = ("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")
@@ -52,7 +53,9 @@ class Strings(Sequence[str]):
         try:
             return bytes(self._data[start:stop]).decode()
         except UnicodeDecodeError as error:
-            raise FormatError(f"string is not UTF-8 ({error.reason})", path=self._path, offset=start + error.start) from None
+            raise FormatError(
+                f"string is not UTF-8 ({error.reason})", code="reading.not-utf8", path=self._path, offset=start + error.start
+            ) from None
 
     def __iter__(self) -> Iterator[str]:
         if not len(self):
@@ -132,12 +135,14 @@ def read_header(path: str | Path) -> Header:
     at = Cursor(file.data, path)
     magic = bytes(at.data[: at.need(4, "the magic") + 4])
     if magic != MAGIC:
-        raise FormatError(f"is not GGUF: starts with {magic.hex(' ')}", path=path, offset=0)
+        raise FormatError(f"is not GGUF: starts with {magic.hex(' ')}", code="gguf.bad-magic", path=path, offset=0)
     version = at.unpack("I", "the version")
     if version not in (2, 3):
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
         kind = "a big-endian GGUF file" if swapped in (1, 2, 3) else f"GGUF version {version}"
-        raise UnsupportedError(f"{kind} is not handled (versions 2 and 3 are)", path=path, offset=4)
+        raise UnsupportedError(
+            f"{kind} is not handled (versions 2 and 3 are)", code="gguf.unsupported-version", path=path, offset=4
+        )
     tensor_count, field_count = at.unpack("Q", "the tensor count"), at.unpack("Q", "the key-value count")
     _plausible(at, tensor_count, 8 + 4 + 8 + 4 + 8, "tensors", 8)  # an empty name, one dimension
     _plausible(at, field_count, 8 + 4 + 1, "key-value pairs", 16)
@@ -146,14 +151,14 @@ def read_header(path: str | Path) -> Header:
     for _ in range(field_count):
         item = _read_field(at)
         if item.key in fields:
-            raise FormatError(f"key {item.key!r} stands there twice", path=path, offset=item.offset)
+            raise FormatError(f"key {item.key!r} stands there twice", code="gguf.duplicate-key", path=path, offset=item.offset)
         fields[item.key] = item
     infos: list[TensorInfo] = []
     seen: set[str] = set()
     for _ in range(tensor_count):
         info = _read_info(at)
         if info.name in seen:
-            raise FormatError("stands there twice", path=path, tensor=info.name, offset=info.at)
+            raise FormatError("stands there twice", code="reading.duplicate-tensor", path=path, tensor=info.name, offset=info.at)
         seen.add(info.name)
         infos.append(info)
 
@@ -162,7 +167,7 @@ def read_header(path: str | Path) -> Header:
         if found.type != VALUE_TYPES.index("uint32") or found.value < 8 or found.value & (found.value - 1):
             raise FormatError(
                 f"general.alignment is {found.value!r} ({found.type_name}); it must be a uint32, a power of two, at least 8",
-                path=path, offset=found.offset,
+                code="gguf.bad-alignment", path=path, offset=found.offset,
             )  # fmt: skip
         alignment = found.value
     data_offset = at.offset + padding(at.offset, alignment)
@@ -173,8 +178,9 @@ def _plausible(at: Cursor, count: int, least: int, what: str, offset: int) -> No
     left = at.size - at.offset
     if count * least > left:
         raise FormatError(
-            f"claims {count} {what}, at least {count * least} bytes, but only {left} are left", path=at.path, offset=offset
-        )
+            f"claims {count} {what}, at least {count * least} bytes, but only {left} are left",
+            code="gguf.implausible-count", path=at.path, offset=offset,
+        )  # fmt: skip
 
 
 def _read_string(at: Cursor, what: str) -> str:
@@ -200,20 +206,22 @@ def _read_value(at: Cursor, key: str, number: int) -> Any:
     if code != "?":
         return value
     if value > 1:
-        raise FormatError(f"{key!r} is a bool of value {value}", path=at.path, offset=at.offset - 1)
+        raise FormatError(f"{key!r} is a bool of value {value}", code="gguf.bad-bool", path=at.path, offset=at.offset - 1)
     return bool(value)
 
 
 def _scalar_code(at: Cursor, key: str, number: int) -> str:
     code = _SCALARS[number] if number < len(_SCALARS) else None
     if code is None:
-        raise FormatError(f"{key!r} has the unknown value type {number}", path=at.path, offset=at.offset - 4)
+        raise FormatError(
+            f"{key!r} has the unknown value type {number}", code="gguf.unknown-value-type", path=at.path, offset=at.offset - 4
+        )
     return code
 
 
 def _read_array(at: Cursor, key: str, element: int, count: int) -> Any:
     if element == ARRAY:
-        raise UnsupportedError(f"{key!r} is an array of arrays", path=at.path, offset=at.offset)
+        raise UnsupportedError(f"{key!r} is an array of arrays", code="gguf.nested-array", path=at.path, offset=at.offset)
     if element == STRING:
         _plausible(at, count, 8, f"strings in {key!r}", at.offset - 8)
         starts = np.empty(count, np.int64)
@@ -222,7 +230,7 @@ def _read_array(at: Cursor, key: str, element: int, count: int) -> Any:
         for n in range(count):
             start = position + 8
             if start > end or (position := start + length(data, start - 8)[0]) > end:
-                raise FormatError(f"ends inside string {n} of {key!r}", path=at.path, offset=start - 8)
+                raise FormatError(f"ends inside string {n} of {key!r}", code="reading.truncated", path=at.path, offset=start - 8)
             starts[n], stops[n] = start, position
         at.offset = position
         return Strings(memoryview(data), starts, stops, at.path)
@@ -232,7 +240,7 @@ def _read_array(at: Cursor, key: str, element: int, count: int) -> Any:
     start = at.need(count * dtype.itemsize, f"the values of {key!r}")
     values = np.frombuffer(at.data, dtype, count, start)
     if VALUE_TYPES[element] == "bool" and (values > 1).any():
-        raise FormatError(f"{key!r} holds a bool above 1", path=at.path, offset=start)
+        raise FormatError(f"{key!r} holds a bool above 1", code="gguf.bad-bool", path=at.path, offset=start)
     return values
 
 
@@ -241,7 +249,10 @@ def _read_info(at: Cursor) -> TensorInfo:
     name = _read_string(at, "a tensor name")
     dims = at.unpack("I", f"the number of dimensions of {name!r}")
     if not 1 <= dims <= 4:
-        raise FormatError(f"has {dims} dimensions; GGUF allows 1 to 4", path=at.path, tensor=name, offset=at.offset - 4)
+        raise FormatError(
+            f"has {dims} dimensions; GGUF allows 1 to 4",
+            code="gguf.dimension-count", path=at.path, tensor=name, offset=at.offset - 4,
+        )  # fmt: skip
     ne = tuple(at.unpack("Q", f"a dimension of {name!r}") for _ in range(dims))
     code, offset = at.unpack("I", f"the type of {name!r}"), at.unpack("Q", f"the offset of {name!r}")
     return TensorInfo(name, ne, code, offset, start)
@@ -251,33 +262,48 @@ def tensor_type(header: Header, info: TensorInfo) -> TensorType:
     """The type of a tensor, checked: known code, GGUF's own (not APR's), rows of whole blocks."""
     try:
         kind = types.by_code(info.code)
-        if kind in (types.APR_Q4, types.APR_Q8):
-            raise UnsupportedError(f"unknown tensor type code {info.code}")
+    except UnsupportedError as error:
+        raise FormatError(error.message, code="gguf.unknown-type", path=header.path, tensor=info.name, offset=info.at) from None
+    if kind in (types.APR_Q4, types.APR_Q8):
+        raise FormatError(
+            f"unknown tensor type code {info.code}",
+            code="gguf.unknown-type", path=header.path, tensor=info.name, offset=info.at,
+        )  # fmt: skip
+    try:
         kind.row_bytes(info.ne[0])
     except UnsupportedError as error:
-        raise FormatError(error.message, path=header.path, tensor=info.name, offset=info.at) from None
+        raise FormatError(
+            error.message, code="gguf.row-not-whole-blocks", path=header.path, tensor=info.name, offset=info.at
+        ) from None
     return kind
 
 
 def open_model(path: str | Path) -> Model:
     """Open a GGUF file: header, config, tokenizer data, tensors as views. Checks every span before anything is decoded."""
-    header = read_header(path)
+    return model_of(read_header(path))
+
+
+def model_of(header: Header) -> Model:
+    """The file whose header this is, as a model; raises for the first rule that its tensors break."""
     split = _optional(header, "split.count", int)
     if split is not None and split > 1:
         raise UnsupportedError(
             f"is part {header.value('split.no')} of a model split into {split} files; join them first (llama-gguf-split --merge)",
-            path=path,
-        )
+            code="gguf.split-file", path=header.path,
+        )  # fmt: skip
     tensors: dict[str, Tensor] = {}
     spans: list[Span] = []
     for info in header.infos:
         if 0 in info.ne or np.prod([float(n) for n in info.ne]) > 2**62:
-            raise FormatError(f"has the impossible dimensions {list(info.ne)}", path=path, tensor=info.name, offset=info.at)
+            raise FormatError(
+                f"has the impossible dimensions {list(info.ne)}",
+                code="reading.impossible-dimensions", path=header.path, tensor=info.name, offset=info.at,
+            )  # fmt: skip
         kind = tensor_type(header, info)
         if info.offset % header.alignment:
             raise FormatError(
                 f"data offset {info.offset} is not a multiple of the alignment {header.alignment}",
-                path=header.path, tensor=info.name, offset=info.at,
+                code="reading.unaligned-tensor", path=header.path, tensor=info.name, offset=info.at,
             )  # fmt: skip
         shape = info.ne[::-1]
         start = header.data_offset + info.offset
@@ -320,9 +346,12 @@ def _key(header: Header, key: str, kind: type | tuple[type, ...]) -> Any:
     """A required key of the right Python type."""
     found = header.fields.get(key)
     if found is None:
-        raise FormatError(f"has no key {key!r}", path=header.path)
+        raise FormatError(f"has no key {key!r}", code="gguf.missing-key", path=header.path)
     if not isinstance(found.value, kind) or (isinstance(found.value, bool) and kind is not bool):
-        raise FormatError(f"key {key!r} is a {found.type_name}, which it cannot be", path=header.path, offset=found.offset)
+        raise FormatError(
+            f"key {key!r} is a {found.type_name}, which it cannot be",
+            code="gguf.wrong-value-type", path=header.path, offset=found.offset,
+        )  # fmt: skip
     return found.value
 
 
@@ -341,10 +370,10 @@ def config(header: Header) -> ModelConfig:
     heads, kv = _key(header, "qwen2.attention.head_count", int), _key(header, "qwen2.attention.head_count_kv", int)
     embedding = next((i for i in header.infos if i.name == "token_embd.weight"), None)
     if embedding is None:
-        raise FormatError("has no tensor 'token_embd.weight'", path=header.path)
+        raise FormatError("has no tensor 'token_embd.weight'", code="model.missing-tensor", path=header.path)
     # The key length is optional in GGUF and defined as embedding_length / head_count.
     head_dim = _optional(header, "qwen2.attention.key_length", int) or (number["embedding_length"] // heads if heads else 0)
-    return check_config(
+    found = check_config(
         ModelConfig(
             architecture=architecture,
             **number,
@@ -359,22 +388,10 @@ def config(header: Header) -> ModelConfig:
         ),
         header.path,
     )
-
-
-def check_config(config: ModelConfig, path: Path) -> ModelConfig:
-    """What must hold between the numbers, whichever container they came from."""
-    for name in ("block_count", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "head_dim"):
-        if getattr(config, name) < 1:
-            raise FormatError(f"{name} is {getattr(config, name)}; it must be at least 1", path=path)
-    if config.block_count > LAYERS_LIMIT:
-        raise FormatError(f"block_count is {config.block_count}; at most {LAYERS_LIMIT} are handled", path=path)
-    if config.head_count % config.head_count_kv:
-        raise FormatError(f"{config.head_count} heads cannot share {config.head_count_kv} key/value heads", path=path)
-    if config.head_dim % 2:
-        raise FormatError(f"head_dim {config.head_dim} is odd; rotary embedding needs pairs", path=path)
-    if not (0 < config.rms_norm_eps < 1 and 1 < config.rope_theta < float("inf")):
-        raise FormatError(f"rms_norm_eps {config.rms_norm_eps} or rope_theta {config.rope_theta} is out of range", path=path)
-    return config
+    for problem in keys.gguf_problems(FieldView(header), found):
+        at = header.fields[problem.key].offset
+        raise UnsupportedError(str(problem), code="keys.not-handled", path=header.path, offset=at)
+    return found
 
 
 def tokenizer(header: Header) -> TokenizerData:
@@ -383,10 +400,29 @@ def tokenizer(header: Header) -> TokenizerData:
     tokens = list(_key(header, f"{prefix}tokens", Strings))
     numbers = _key(header, f"{prefix}token_type", np.ndarray)
     if numbers.dtype.kind not in "iu":
-        raise FormatError(f"key '{prefix}token_type' holds {numbers.dtype.name}, no token types", path=header.path)
+        raise FormatError(
+            f"key '{prefix}token_type' holds {numbers.dtype.name}, no token types", code="gguf.wrong-value-type", path=header.path
+        )
     token_types = numbers.tolist()
     if len(token_types) != len(tokens):
-        raise FormatError(f"{len(tokens)} tokens but {len(token_types)} token types", path=header.path)
+        raise FormatError(
+            f"{len(tokens)} tokens but {len(token_types)} token types", code="tokenizer.token-types-count", path=header.path
+        )
+    for info in header.infos:
+        if info.name == "token_embd.weight" and info.ne[-1] != len(tokens):
+            raise FormatError(
+                f"has {info.ne[-1]} rows for {len(tokens)} tokens; llama.cpp refuses such a file. Convert it again from its "
+                "source, with the tokenizer that belongs to these weights",
+                code="gguf.tokens-and-rows", path=header.path, tensor=info.name, offset=info.at,
+            )  # fmt: skip
+    for key in keys.END_KEYS:
+        end = _optional(header, key, int)
+        if end is not None and not (0 <= end < len(tokens) and tokens[end] in END_OF_GENERATION):
+            what = repr(tokens[end]) if 0 <= end < len(tokens) else "outside the vocabulary"
+            raise UnsupportedError(
+                f"key {key!r} ends answers at token {end} ({what}), which is not handled",
+                code="keys.not-handled", path=header.path, offset=header.fields[key].offset,
+            )  # fmt: skip
     return TokenizerData(
         model=_key(header, f"{prefix}model", str),
         pre=_key(header, f"{prefix}pre", str),

@@ -15,13 +15,13 @@ import numpy as np
 
 from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.formats import safetensors
-from aprlab.formats.gguf import check_config
 from aprlab.formats.reading import json_object, read_bytes
-from aprlab.model import names
-from aprlab.model.config import ModelConfig, TokenizerData, require_qwen2
+from aprlab.model import keys, names
+from aprlab.model.config import ModelConfig, TokenizerData, check_config, require_qwen2
 from aprlab.model.content import drop_pages
 from aprlab.model.model import Model
 from aprlab.model.tensor import Origin, Tensor
+from aprlab.model.vocabulary import CONTROL, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION = (
@@ -31,8 +31,6 @@ TEMPLATE = "chat_template.jinja"
 WRITTEN = (SINGLE, CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION)
 READ = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, INDEX)  # beside the weights
 JSON_LIMIT = 64 * 2**20  # the largest text file that is read at all; Qwen2's tokenizer.json has 7 MB
-
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # ggml's token types
 
 
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -55,7 +53,7 @@ def open_model(path: str | Path) -> Model:
             gguf = names.to_gguf(entry.name)
             if gguf is None:
                 example = names.from_gguf("blk.0.attn_q.weight")
-                raise FormatError(f"unknown tensor name; names look like {example!r}",
+                raise FormatError(f"unknown tensor name; names look like {example!r}", code="names.unknown-tensor",
                                   path=header.path, tensor=entry.name, offset=entry.start)  # fmt: skip
             raw = header.file[entry.start : entry.stop]
             tensors[gguf] = Tensor(gguf, entry.type, entry.shape, raw, Origin(header.path, entry.name, entry.start))
@@ -90,13 +88,13 @@ def _read_text(path: Path) -> str:
         return read_bytes(path, JSON_LIMIT, "huggingface").decode()
     except UnicodeDecodeError as error:
         raise FormatError(
-            f"is not UTF-8 ({error.reason})", code="huggingface.not-utf8", path=path, offset=error.start
+            f"is not UTF-8 ({error.reason})", code="reading.not-utf8", path=path, offset=error.start
         ) from None
     except FileNotFoundError:
         said = "is missing; a SafeTensors model needs it beside its weights"
-        raise UsageError(said, code="huggingface.companion-missing", path=path) from None
+        raise UsageError(said, code="huggingface.missing-file", path=path) from None
     except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", code="huggingface.unreadable", path=path) from None
+        raise UsageError(f"cannot be read: {error.strerror}", code="reading.unreadable", path=path) from None
 
 
 def _headers(path: Path) -> list[safetensors.Header]:
@@ -111,25 +109,27 @@ def _headers(path: Path) -> list[safetensors.Header]:
     if len(loose) == 1:
         return [safetensors.read_header(path / loose[0])]
     found = f"; it has {', '.join(loose[:3])}" if loose else ""
-    raise UsageError(f"is a directory, not a model file, and without {SINGLE} or {INDEX}{found}", path=path)
+    raise UsageError(
+        f"is a directory, not a model file, and without {SINGLE} or {INDEX}{found}", code="huggingface.no-weights", path=path
+    )
 
 
 def _shards(index: Path) -> list[safetensors.Header]:
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
-        raise FormatError("weight_map is not a map of tensor names to files", path=index)
+        raise FormatError("weight_map is not a map of tensor names to files", code="huggingface.bad-weight-map", path=index)
     headers = []
     for file in dict.fromkeys(listed.values()):
         if Path(file).name != file or file in ("", ".", "..") or "\0" in file or "\\" in file or len(file.encode()) > 255:
             said = f"weight_map names {file!r:.80}, which is not a file beside it"
-            raise FormatError(said, code="huggingface.shard-name", path=index)
+            raise FormatError(said, code="huggingface.bad-shard-name", path=index)
         header = safetensors.read_header(index.parent / file)
         there = {entry.name for entry in header.entries}
         due = {name for name, where in listed.items() if where == file}
         if there != due:
             name = min(there ^ due)
             says = f"{INDEX} does not give it to this file" if name in there else f"is not in {file}, where {INDEX} has it"
-            raise FormatError(says, path=header.path, tensor=name)
+            raise FormatError(says, code="huggingface.shards-disagree", path=header.path, tensor=name)
         headers.append(header)
     return headers
 
@@ -138,15 +138,17 @@ def _tie(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> list[st
     """Make tensors and `tie_word_embeddings` agree: transformers lets the flag win, whatever lm_head.weight holds."""
     tied = raw.get("tie_word_embeddings", False)
     if not isinstance(tied, bool):
-        raise FormatError(f"tie_word_embeddings is {tied!r}, not true or false", path=path)
+        raise FormatError(f"tie_word_embeddings is {tied!r}, not true or false", code="huggingface.bad-value", path=path)
     output, embedding = tensors.get("output.weight"), tensors.get("token_embd.weight")
     if not tied and output is None:
-        raise FormatError("tie_word_embeddings is false, but there is no lm_head.weight", path=path)
+        raise FormatError(
+            "tie_word_embeddings is false, but there is no lm_head.weight", code="huggingface.untied-without-head", path=path
+        )
     if not tied or output is None or embedding is None:
         return []
     if output.type is not embedding.type or not _same(output.raw, embedding.raw):
         raise FormatError("tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight",
-                          path=output.origin.path, tensor=output.origin.name)  # fmt: skip
+                          code="huggingface.tied-head-differs", path=output.origin.path, tensor=output.origin.name)  # fmt: skip
     del tensors["output.weight"]
     return ["lm_head.weight is a copy of the embedding, which config.json ties; it is left out"]
 
@@ -178,35 +180,29 @@ def config(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Model
     def need(key: str, kind: type | tuple[type, ...], within: dict[str, Any] | None = None) -> Any:
         value = (raw if within is None else within).get(key)
         if value is None:
-            raise FormatError(f"has no {key!r}", path=path)
+            raise FormatError(f"has no {key!r}", code="huggingface.missing-key", path=path)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise FormatError(f"{key!r} is {value!r:.60}", path=path)
+            raise FormatError(f"{key!r} is {value!r:.60}", code="huggingface.bad-value", path=path)
         return value
 
     require_qwen2(need("model_type", str), path)
-    for key, sound in (("hidden_act", "silu"), ("use_sliding_window", False), ("quantization_config", None)):
-        if raw.get(key, sound) != sound:
-            raise UnsupportedError(f"{key} is {_short(raw[key])}; only {_short(sound)} is handled", path=path)
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-    if kind != "default":
-        raise UnsupportedError(f"RoPE is scaled ({_short(kind)}), which is not handled", path=path)
     number = {field: need(key, int) for field, key in _NUMBERS.items()}
     if any(not 0 <= value < 2**31 for value in number.values()):
-        raise FormatError(f"a number is out of range: {number}", path=path)
+        raise FormatError(f"a number is out of range: {number}", code="config.out-of-range", path=path)
     embedding = tensors.get("token_embd.weight")
     if embedding is None:
-        raise FormatError("has no tensor 'model.embed_tokens.weight'", path=path.parent)
+        raise FormatError("has no tensor 'model.embed_tokens.weight'", code="model.missing-tensor", path=path.parent)
     due = (number["vocab_size"], number["embedding_length"])
     if embedding.shape != due:
         raise FormatError(f"has shape {embedding.shape}, config.json says {due}",
-                          path=embedding.origin.path, tensor=embedding.origin.name)  # fmt: skip
+                          code="model.tensor-shape", path=embedding.origin.path, tensor=embedding.origin.name)  # fmt: skip
     head_dim = number["embedding_length"] // max(number["head_count"], 1)
     theta = need("rope_theta", int | float, rope if "rope_theta" in rope else None)  # type: ignore[arg-type]
     floats = []
     for key, value in (("rope_theta", theta), ("rms_norm_eps", need("rms_norm_eps", int | float))):  # type: ignore[arg-type]
         if not abs(value) <= 3.4e38:
-            raise FormatError(f"{key!r} is {value!r:.60}, more than a float32 can hold", path=path)
+            raise FormatError(f"{key!r} is {value!r:.60}, more than a float32 can hold", code="config.out-of-range", path=path)
         floats.append(float(np.float32(value)))
     found = ModelConfig(
         architecture="qwen2",
@@ -217,6 +213,8 @@ def config(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Model
         rms_norm_eps=floats[1],
         tied_embeddings="output.weight" not in tensors,
     )
+    for problem in keys.huggingface_problems(raw, found):
+        raise UnsupportedError(str(problem), code="keys.not-handled", path=path)
     return check_config(found, path)
 
 
@@ -232,24 +230,28 @@ def tokenizer(folder: Path, raw_config: dict[str, Any], tensors: dict[str, Tenso
     settings = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).exists() else {}
     model = raw.get("model")
     if not isinstance(model, dict):
-        raise FormatError("has no model", path=path)
+        raise FormatError("has no model", code="huggingface.no-tokenizer-model", path=path)
     if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") or model.get("ignore_merges"):
-        raise UnsupportedError("the tokenizer is not plain byte-level BPE", path=path)
+        raise UnsupportedError("the tokenizer is not plain byte-level BPE", code="tokenizer.unsupported-model", path=path)
     pre = _pre_tokenizer(raw, path)
     added = _added(raw, path)
     by_id = _by_id(model.get("vocab"), added, path)
     if "token_embd.weight" not in tensors:
-        raise FormatError("has no tensor 'model.embed_tokens.weight'", path=folder)
+        raise FormatError("has no tensor 'model.embed_tokens.weight'", code="model.missing-tensor", path=folder)
     rows = tensors["token_embd.weight"].shape[0]
     if max(by_id) >= rows:
-        raise FormatError(f"token {max(by_id)} has no row in an embedding of {rows}", path=path)
+        raise FormatError(
+            f"token {max(by_id)} has no row in an embedding of {rows}", code="huggingface.token-without-row", path=path
+        )
     tokens = [by_id.get(id, f"[PAD{id}]") for id in range(rows)]
     token_types = [UNUSED if id not in by_id else added.get(by_id[id], (id, NORMAL))[1] for id in range(rows)]
     ids = {token: id for id, token in by_id.items()}
     special = {name: _special(name, settings, raw_config, ids, folder) for name in ("bos", "eos", "pad")}
     add_bos = settings.get("add_bos_token")
     if add_bos is not None and not isinstance(add_bos, bool):
-        raise FormatError(f"add_bos_token is {add_bos!r}, not true or false", path=folder / TOKENIZER_CONFIG)
+        raise FormatError(
+            f"add_bos_token is {add_bos!r}, not true or false", code="huggingface.bad-value", path=folder / TOKENIZER_CONFIG
+        )
     return TokenizerData(
         model="gpt2",
         pre=pre,
@@ -266,11 +268,11 @@ def tokenizer(folder: Path, raw_config: dict[str, Any], tensors: dict[str, Tenso
 
 def _pre_tokenizer(raw: dict[str, Any], path: Path) -> str:
     """The name ggml has for the way text is cut into words; the pattern must be known to the letter."""
-    from aprlab.inference.tokenizer import PRE_TOKENIZERS  # stands above the formats; only this asks for it
-
     normalizer = raw.get("normalizer")
     if not isinstance(normalizer, dict) or normalizer.get("type") != "NFC":
-        raise UnsupportedError(f"the normalizer is {_short(normalizer)}; Qwen2's is NFC", path=path)
+        raise UnsupportedError(
+            f"the normalizer is {_short(normalizer)}; Qwen2's is NFC", code="tokenizer.unsupported-normalizer", path=path
+        )
     cutter = raw.get("pre_tokenizer")
     parts = cutter.get("pretokenizers") if isinstance(cutter, dict) else None
     for part in parts if isinstance(parts, list) else []:
@@ -278,7 +280,9 @@ def _pre_tokenizer(raw: dict[str, Any], path: Path) -> str:
             for name, pattern in PRE_TOKENIZERS.items():
                 if part["pattern"].get("Regex") == pattern and part.get("behavior") == "Isolated" and not part.get("invert"):
                     return name
-    raise UnsupportedError(f"the pre-tokenizer {_short(cutter)} is not Qwen2's", path=path)
+    raise UnsupportedError(
+        f"the pre-tokenizer {_short(cutter)} is not Qwen2's", code="tokenizer.unsupported-pre-tokenizer", path=path
+    )
 
 
 def _added(raw: dict[str, Any], path: Path) -> dict[str, tuple[int, int]]:
@@ -287,10 +291,10 @@ def _added(raw: dict[str, Any], path: Path) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     for item in listed if isinstance(listed, list) else [None]:
         if not (isinstance(item, dict) and isinstance(item.get("content"), str) and type(item.get("id")) is int):
-            raise FormatError(f"added_tokens holds {_short(item)}", path=path)
+            raise FormatError(f"added_tokens holds {_short(item)}", code="huggingface.bad-added-token", path=path)
         if any(item.get(flag) for flag in ("single_word", "lstrip", "rstrip")):
             what = f"added token {item['content']!r} strips or wants whole words"
-            raise UnsupportedError(f"{what}, which ggml cannot say", path=path)
+            raise UnsupportedError(f"{what}, which ggml cannot say", code="huggingface.unsupported-added-token", path=path)
         marked = item["content"].startswith("<|") and item["content"].endswith("|>")
         found[item["content"]] = item["id"], CONTROL if item.get("special") or marked else USER_DEFINED
     return found
@@ -299,26 +303,32 @@ def _added(raw: dict[str, Any], path: Path) -> dict[str, tuple[int, int]]:
 def _by_id(vocab: Any, added: dict[str, tuple[int, int]], path: Path) -> dict[int, str]:
     """Id -> token, of the vocabulary and of what was added to it; no id and no token twice."""
     if not isinstance(vocab, dict) or not vocab or not all(type(id) is int and 0 <= id < 2**31 for id in vocab.values()):
-        raise FormatError("the vocabulary is not a map of tokens to ids", path=path)
+        raise FormatError("the vocabulary is not a map of tokens to ids", code="huggingface.bad-vocabulary", path=path)
     ids = {**vocab, **{token: id for token, (id, _) in added.items()}}
     for token, (id, _) in added.items():
         if vocab.get(token, id) != id:
-            raise FormatError(f"token {token!r} is {vocab[token]} in the vocabulary and {id} among the added tokens", path=path)
+            raise FormatError(
+                f"token {token!r} is {vocab[token]} in the vocabulary and {id} among the added tokens",
+                code="huggingface.token-with-two-ids", path=path,
+            )  # fmt: skip
     by_id = {id: token for token, id in ids.items()}
     if len(by_id) != len(ids):
         twice = next(token for token, id in ids.items() if by_id[id] != token)
-        raise FormatError(f"tokens {twice!r} and {by_id[ids[twice]]!r} have the same id {ids[twice]}", path=path)
+        raise FormatError(
+            f"tokens {twice!r} and {by_id[ids[twice]]!r} have the same id {ids[twice]}",
+            code="huggingface.duplicate-id", path=path,
+        )  # fmt: skip
     return by_id
 
 
 def _merges(listed: Any, path: Path) -> list[str]:
     """Merges as GGUF has them, ``"left right"``; tokenizer.json has had both that and pairs."""
     if not isinstance(listed, list):
-        raise FormatError("the model has no merges", path=path)
+        raise FormatError("the model has no merges", code="huggingface.no-merges", path=path)
     merges = [" ".join(m) if isinstance(m, list) and len(m) == 2 and all(isinstance(p, str) for p in m) else m for m in listed]
     for merge in merges:
         if not isinstance(merge, str) or merge.count(" ") != 1:
-            raise FormatError(f"merge {_short(merge)} is not a pair", path=path)
+            raise FormatError(f"merge {_short(merge)} is not a pair", code="tokenizer.bad-merge", path=path)
     return merges
 
 
@@ -328,12 +338,15 @@ def _special(name: str, settings: dict[str, Any], raw_config: dict[str, Any], id
     token = token.get("content") if isinstance(token, dict) else token
     if token is not None:
         if not isinstance(token, str) or token not in ids:
-            raise FormatError(f"{name}_token {token!r:.60} is no token of {TOKENIZER}", path=folder / TOKENIZER_CONFIG)
+            raise FormatError(
+                f"{name}_token {token!r:.60} is no token of {TOKENIZER}",
+                code="huggingface.unknown-special-token", path=folder / TOKENIZER_CONFIG,
+            )  # fmt: skip
         return ids[token]
     number = raw_config.get(f"{name}_token_id")
     number = number[0] if isinstance(number, list) and number else number
     if number is not None and type(number) is not int:
-        raise FormatError(f"{name}_token_id is {number!r}, not a token id", path=folder / CONFIG)
+        raise FormatError(f"{name}_token_id is {number!r}, not a token id", code="huggingface.bad-value", path=folder / CONFIG)
     return number
 
 
@@ -345,7 +358,10 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     if isinstance(found, list):  # several by name
         found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), found)
     if found is not None and not isinstance(found, str):
-        raise FormatError("the chat template is not text, nor is there one called 'default'", path=folder / TOKENIZER_CONFIG)
+        raise FormatError(
+            "the chat template is not text, nor is there one called 'default'",
+            code="huggingface.bad-value", path=folder / TOKENIZER_CONFIG,
+        )  # fmt: skip
     return found
 
 
@@ -358,7 +374,10 @@ def companions(config: ModelConfig, tok: TokenizerData, dtype: str, eog: list[in
     `dtype` is PyTorch's word for the weights' type, `eog` the ids that end an answer.
     """
     if config.rope_type != "neox":
-        raise UnsupportedError(f"rope_type is {config.rope_type!r}; a Qwen2 of transformers always turns halves (neox)")
+        raise UnsupportedError(
+            f"rope_type is {config.rope_type!r}; a Qwen2 of transformers always turns halves (neox)",
+            code="conversion.rope-not-neox",
+        )  # fmt: skip
     head = {} if config.head_dim * config.head_count == config.embedding_length else {"head_dim": config.head_dim}
     ids = {"bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id, "pad_token_id": tok.pad_token_id}
     ids = {key: id for key, id in ids.items() if id is not None}
@@ -410,10 +429,11 @@ def foreign_tokens(tok: TokenizerData) -> list[int]:
 
 def tokenizer_json(tok: TokenizerData) -> dict[str, Any]:
     """tokenizer.json as Qwen2's authors publish it; what only pads the vocabulary is left out."""
-    from aprlab.inference.tokenizer import PRE_TOKENIZERS
-
     if tok.model != "gpt2" or tok.pre not in PRE_TOKENIZERS:
-        raise UnsupportedError(f"tokenizer {tok.model!r} with pre-tokeniser {tok.pre!r}; only Qwen2's can be written")
+        raise UnsupportedError(
+            f"tokenizer {tok.model!r} with pre-tokeniser {tok.pre!r}; only Qwen2's can be written",
+            code="huggingface.foreign-tokenizer",
+        )  # fmt: skip
     pads = _pads(tok)
     added = {id: kind for id, kind in enumerate(tok.token_types) if kind in (CONTROL, USER_DEFINED)}
     rest = [id for id in range(len(tok.tokens)) if id not in pads and id not in added]

@@ -153,20 +153,21 @@ def look(path: str | Path) -> Seen:
         return from_container(apr.scan(path))
     if bytes(file[8:9]) == b"{":
         return _look_safetensors(path)
-    raise FormatError(f"neither GGUF nor APR: the file starts with {bytes(file[:4]).hex(' ') or 'nothing'}", path=path, offset=0)
+    raise FormatError(
+        f"neither GGUF nor APR: the file starts with {bytes(file[:4]).hex(' ') or 'nothing'}",
+        code="formats.unknown-format", path=path, offset=0,
+    )  # fmt: skip
 
 
 def _look_safetensors(path: Path) -> Seen:
     """A SafeTensors model. Its container left no room for the historic errors, so the strict reader's word is taken."""
-    from aprlab.conversion.provenance import describe
-
     model = open_model(path)
     dialect = apr.DIALECTS["aprender"]  # the same names, and dims in the same order
     pieces = [
         Piece(t.origin.name, t.type.code, t.shape, t.nbytes, t.origin.offset, t.origin.offset, 0, t.raw, name, "canonical")
         for name, t in model.tensors.items()
     ]
-    return Seen(path, "safetensors", dialect, pieces, describe(model, list(model.tensors.values()), dialect), [])
+    return Seen(path, "safetensors", dialect, pieces, apr.metadata_of(model, list(model.tensors.values()), dialect), [])
 
 
 def from_container(box: apr.Container) -> Seen:
@@ -210,7 +211,7 @@ def _look_gguf(path: Path) -> Seen:
     header = gguf.read_header(path)
     problems: list[AprlabError] = []
     try:
-        gguf.open_model(path)
+        gguf.model_of(header)
     except (FormatError, UnsupportedError) as error:
         problems.append(error)
     starts = sorted({info.offset for info in header.infos} | {header.file_size - header.data_offset})

@@ -30,8 +30,9 @@ class Cursor:
         start = self.offset
         if nbytes > self.size - start:
             raise FormatError(
-                f"ends inside {what}: {nbytes} bytes needed, {self.size - start} left", path=self.path, offset=start
-            )
+                f"ends inside {what}: {nbytes} bytes needed, {self.size - start} left",
+                code="reading.truncated", path=self.path, offset=start,
+            )  # fmt: skip
         self.offset = start + nbytes
         return start
 
@@ -46,7 +47,9 @@ class Cursor:
         try:
             return bytes(self.data[start : start + nbytes]).decode()
         except UnicodeDecodeError as error:
-            raise FormatError(f"{what} is not UTF-8 ({error.reason})", path=self.path, offset=start + error.start) from None
+            raise FormatError(
+                f"{what} is not UTF-8 ({error.reason})", code="reading.not-utf8", path=self.path, offset=start + error.start
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +66,15 @@ def check_spans(spans: list[Span], end: int, path: Path) -> None:
     for span in spans:
         if span.stop > end:
             raise FormatError(
-                f"needs bytes {span.start}..{span.stop}, the data ends at {end}", path=path, tensor=span.name, offset=span.start
-            )
+                f"needs bytes {span.start}..{span.stop}, the data ends at {end}",
+                code="reading.tensor-beyond-end", path=path, tensor=span.name, offset=span.start,
+            )  # fmt: skip
     ordered = sorted((s for s in spans if s.stop > s.start), key=lambda s: s.start)
     for before, after in itertools.pairwise(ordered):
         if after.start < before.stop:
             raise FormatError(
                 f"overlaps tensor {before.name!r}, whose bytes end at {before.stop}",
-                path=path, tensor=after.name, offset=after.start,
+                code="reading.tensors-overlap", path=path, tensor=after.name, offset=after.start,
             )  # fmt: skip
 
 
@@ -132,9 +136,11 @@ def json_object(text: str, what: str, path: Path, offset: int | None = None) -> 
         if _SURROGATE.search(text):  # half a character parses, and then cannot be written or printed
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{what} is not sound JSON: {error}", path=path, offset=offset) from None
+        raise FormatError(f"{what} is not sound JSON: {error}", code="reading.bad-json", path=path, offset=offset) from None
     if not isinstance(value, dict):
-        raise FormatError(f"{what} is a JSON {type(value).__name__}, not an object", path=path, offset=offset)
+        raise FormatError(
+            f"{what} is a JSON {type(value).__name__}, not an object", code="reading.json-not-an-object", path=path, offset=offset
+        )
     return value
 
 

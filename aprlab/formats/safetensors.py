@@ -70,48 +70,60 @@ def read_header(path: str | Path) -> Header:
     at = Cursor(file.data, path)
     size = at.unpack("Q", "the length of the header")
     if size > HEADER_LIMIT:
-        raise FormatError(f"claims a header of {size} bytes; at most {HEADER_LIMIT} are allowed", path=path, offset=0)
+        raise FormatError(
+            f"claims a header of {size} bytes; at most {HEADER_LIMIT} are allowed",
+            code="safetensors.header-too-large", path=path, offset=0,
+        )  # fmt: skip
     text = at.text(size, "the header")
     if not text.startswith("{"):
-        raise FormatError(f"the header starts with {text[:1]!r}, not with '{{'", path=path, offset=8)
+        raise FormatError(
+            f"the header starts with {text[:1]!r}, not with '{{'", code="safetensors.bad-header-start", path=path, offset=8
+        )
     listed = json_object(text, "the header", path, 8)
     metadata = listed.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise FormatError("__metadata__ is not a map of texts", path=path, offset=8)
+        raise FormatError("__metadata__ is not a map of texts", code="safetensors.bad-metadata", path=path, offset=8)
     entries = sorted((_entry(name, item, at) for name, item in listed.items()), key=lambda e: (e.start, e.stop))
     end = at.offset
     for entry in entries:
         if entry.start != end:
             what = "overlaps what lies before it" if entry.start < end else f"leaves {entry.start - end} bytes to nobody"
-            raise FormatError(f"begins at {entry.start}, {what}", path=path, tensor=entry.name, offset=entry.start)
+            raise FormatError(
+                f"begins at {entry.start}, {what}",
+                code="safetensors.not-contiguous", path=path, tensor=entry.name, offset=entry.start,
+            )  # fmt: skip
         end = entry.stop
     if end > at.size:
         last = next(e for e in entries if e.stop > at.size)
         raise FormatError(f"needs bytes {last.start}..{last.stop}, the file ends at {at.size}",
-                          path=path, tensor=last.name, offset=last.start)  # fmt: skip
+                          code="reading.tensor-beyond-end", path=path, tensor=last.name, offset=last.start)  # fmt: skip
     if end < at.size:
-        raise FormatError(f"{at.size - end} bytes follow the last tensor", path=path, offset=end)
+        raise FormatError(f"{at.size - end} bytes follow the last tensor", code="reading.trailing-bytes", path=path, offset=end)
     return Header(path, entries, metadata, at.offset, file)
 
 
 def _entry(name: str, item: Any, at: Cursor) -> Entry:
     where: dict[str, Any] = {"path": at.path, "tensor": name, "offset": 8}
     if not isinstance(item, dict) or item.keys() != {"dtype", "shape", "data_offsets"}:
-        raise FormatError("its header entry does not consist of dtype, shape and data_offsets", **where)
+        raise FormatError(
+            "its header entry does not consist of dtype, shape and data_offsets", code="safetensors.bad-entry", **where
+        )
     dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
     kind = DTYPES.get(dtype) if isinstance(dtype, str) else None
     if kind is None:
         if dtype in FOREIGN:
-            raise UnsupportedError(f"is {dtype}; weights are handled as {', '.join(DTYPES)}", **where)
-        raise FormatError(f"unknown dtype {dtype!r}", **where)
+            raise UnsupportedError(
+                f"is {dtype}; weights are handled as {', '.join(DTYPES)}", code="safetensors.unsupported-dtype", **where
+            )
+        raise FormatError(f"unknown dtype {dtype!r}", code="safetensors.unknown-dtype", **where)
     if not _wholes(shape) or not shape or 0 in shape or len(shape) > 4:
-        raise FormatError(f"has the impossible shape {shape!r}", **where)
+        raise FormatError(f"has the impossible shape {shape!r}", code="reading.impossible-dimensions", **where)
     if not _wholes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise FormatError(f"has the impossible data_offsets {offsets!r}", **where)
+        raise FormatError(f"has the impossible data_offsets {offsets!r}", code="safetensors.bad-offsets", **where)
     start, stop = (at.offset + n for n in offsets)
     if not kind.fits(tuple(shape), stop - start):
         due = f"{kind.name} of shape {shape} takes {kind.nbytes(tuple(shape))}"
-        raise FormatError(f"{stop - start} bytes break the size law: {due}", **where)
+        raise FormatError(f"{stop - start} bytes break the size law: {due}", code="safetensors.size-law", **where)
     return Entry(name, kind, tuple(shape), start, stop)
 
 
@@ -138,7 +150,9 @@ def pack_header(plans: Iterable[Plan], metadata: dict[str, str]) -> bytes:
     offset = 0
     for plan in plans:
         if plan.type not in _NAMES:
-            raise UnsupportedError(f"is {plan.type.name}, which SafeTensors does not have", tensor=plan.name)
+            raise UnsupportedError(
+                f"is {plan.type.name}, which SafeTensors does not have", code="conversion.type-not-in-format", tensor=plan.name
+            )
         stop = offset + plan.type.nbytes(plan.shape)
         listed[plan.name] = {"dtype": _NAMES[plan.type], "shape": list(plan.shape), "data_offsets": [offset, stop]}
         offset = stop
@@ -168,5 +182,8 @@ def write(
                 if progress is not None:
                     progress(written)
             if size - before != plan.type.nbytes(plan.shape):
-                raise FormatError(f"gave {size - before} bytes, {plan.type.nbytes(plan.shape)} were planned", tensor=plan.name)
+                raise FormatError(
+                    f"gave {size - before} bytes, {plan.type.nbytes(plan.shape)} were planned",
+                    code="writing.length-differs", tensor=plan.name,
+                )  # fmt: skip
     return size

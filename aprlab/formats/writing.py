@@ -11,11 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from aprlab.display.plain_text import json_text
 from aprlab.errors import AprlabError, UsageError
 from aprlab.formats.leftovers import claim, exchange, sweep_parts, token
-
-PARTS: set[str] = set()  # temporary files and folders of this process that bear a name, likewise
-
+from aprlab.in_use import PARTS
 
 _THERE = "exists already; use --force to replace it"
 
@@ -24,13 +23,13 @@ def check_output(output: Path, sources: list[Path], *, force: bool) -> None:
     """Refuse an output that is an input, a folder, or exists already (unless `force`)."""
     for source in sources:
         if output.exists() and source.exists() and output.samefile(source):
-            raise UsageError("output and input are the same file", code="output.is-input", path=output)
+            raise UsageError("output and input are the same file", code="writing.output-is-input", path=output)
     if output.is_dir():
-        raise UsageError("is a directory; name a file to write", code="output.is-folder", path=output)
+        raise UsageError("is a directory; name a file to write", code="writing.output-is-a-folder", path=output)
     if output.exists() and not force:
-        raise UsageError(_THERE, code="output.exists", path=output)
+        raise UsageError(_THERE, code="writing.output-exists", path=output)
     if not output.parent.is_dir():
-        raise UsageError(f"the folder {str(output.parent)!r} does not exist", code="output.folder-missing", path=output)
+        raise UsageError(f"the folder {str(output.parent)!r} does not exist", code="writing.no-such-folder", path=output)
 
 
 @contextmanager
@@ -97,8 +96,8 @@ def give_name(part: str | Path, target: Path, *, force: bool) -> None:
 
 def _unwritten(error: OSError, output: Path) -> UsageError:
     if isinstance(error, FileExistsError):
-        return UsageError(_THERE, code="output.exists", path=output)
-    return UsageError(f"cannot be written: {error.strerror or error}", code="output.unwritable", path=output)
+        return UsageError(_THERE, code="writing.output-exists", path=output)
+    return UsageError(f"cannot be written: {error.strerror or error}", code="writing.cannot-write", path=output)
 
 
 @contextmanager
@@ -158,19 +157,19 @@ def atomic_folder(output: Path, *, force: bool = False, ours: Callable[[str], bo
         if not target.exists():
             return False
         if not target.is_dir():
-            raise UsageError("is a file; name a folder to write", code="output.is-file", path=output)
+            raise UsageError("is a file; name a folder to write", code="writing.output-is-a-file", path=output)
         names = sorted(os.listdir(target))
         if names and not force:
-            raise UsageError(_THERE, code="output.exists", path=output)
+            raise UsageError(_THERE, code="writing.output-exists", path=output)
         strange = [name for name in names if not ours(name) or not (target / name).is_file()]
         if strange:
-            said = f"holds {strange[0]!r}, which an export does not write; it is not replaced"
-            raise UsageError(said, code="output.foreign-file", path=output)
+            raise UsageError(f"holds {strange[0]!r}, which an export does not write; it is not replaced",
+                             code="writing.foreign-file", path=output)  # fmt: skip
         return bool(names)
 
     occupied()
     if not target.parent.is_dir():
-        raise UsageError(f"the folder {str(output.parent)!r} does not exist", code="output.folder-missing", path=output)
+        raise UsageError(f"the folder {str(output.parent)!r} does not exist", code="writing.no-such-folder", path=output)
     try:
         made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     except OSError as error:
@@ -252,6 +251,11 @@ def write_whole(output: Path, content: bytes) -> None:
 def write_text(output: Path, text: str) -> None:
     """The same of a text, in UTF-8."""
     write_whole(output, text.encode())
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain data as indented JSON, whole or not at all; numbers that are not finite become words (`json_text`)."""
+    write_text(path, json_text(data, indent=1) + "\n")
 
 
 def _umask() -> int:

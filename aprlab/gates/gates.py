@@ -33,7 +33,7 @@ from aprlab.instruments.summary_statistics import PERCENTILES, Statistics
 from aprlab.model import names
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
-from aprlab.onion.sides import decodings
+from aprlab.onion.decode_counts import decodings
 from aprlab.published import QUESTION
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
@@ -218,7 +218,7 @@ class Case:
         model = self.session.engine.model if self.given is not None else self.file.model
         for name, tensor in model.tensors.items():
             of = self.ref.model.tensors.get(name)
-            alike = of is not None and type(tensor) is Tensor and tensor.type is of.type and tensor.shape == of.shape
+            alike = of is not None and tensor.content.as_stored and tensor.type is of.type and tensor.shape == of.shape
             if alike and np.array_equal(tensor.raw, of.raw):  # type: ignore[union-attr]
                 found[name] = (*self.ref.figures(name), tensor.type)  # the same blocks, the same decoder
                 continue

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,76 +13,14 @@ from aprlab import engines
 from aprlab.architectures.qwen2 import check, forward
 from aprlab.engines.base import Cache, Engine
 from aprlab.errors import NumericError, UsageError
+from aprlab.inference.generation import AnswerText, Generation, load_report
+from aprlab.inference.sampling import Sampling
 from aprlab.inference.template import Message, render
 from aprlab.inference.tokenizer import Qwen2Tokenizer
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
 
 OnToken = Callable[[int, str], None]  # token id, and the text that it made certain (may be empty)
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is chosen.
-
-    Attributes:
-        temperature: 0 takes the likeliest (the lowest id among equals); else logits are divided by it.
-        top_p: sample among the fewest tokens whose probabilities sum to this.
-        seed: of NumPy's PCG64; the same seed gives the same text from the same logits. None takes a fresh one.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = 0
-
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.temperature) and self.temperature >= 0):
-            raise UsageError(f"temperature {self.temperature}: a number from 0 up is needed")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p {self.top_p}: a number above 0 and up to 1 is needed")
-
-    def choose(self, logits: np.ndarray, rng: np.random.Generator) -> int:
-        """A token id, from finite logits ``(V,)``."""
-        if self.temperature == 0:
-            return int(np.argmax(logits))
-        scaled = logits.astype(np.float64)
-        scaled = (scaled - scaled.max()) / self.temperature
-        order = np.argsort(-scaled, kind="stable")
-        p = np.exp(scaled[order])
-        p /= p.sum()
-        kept = int(np.searchsorted(np.cumsum(p), self.top_p)) + 1  # the one that crosses the line is in
-        p = p[:kept] / p[:kept].sum()
-        return int(order[rng.choice(len(p), p=p)])
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """One answer.
-
-    Attributes:
-        prompt_tokens: ids that went in, template and all.
-        tokens: ids that came out, without the one that ended it.
-        text: what they say.
-        stop: ``eos`` (the model ended), ``length`` (`max_tokens`, or the context is full), ``stop`` (a stop string).
-        load: layers, quantised, float (tensors of each kind), bytes, by_type.
-        timing: load_seconds, prompt_tokens_per_second, decode_tokens_per_second (None where nothing was timed).
-        engine: name of the engine.
-        logits: float32 ``(steps, V)``, one row for each choice made, or None where they were not kept.
-    """
-
-    prompt_tokens: list[int]
-    tokens: list[int]
-    text: str
-    stop: str
-    load: dict[str, Any]
-    timing: dict[str, float | None]
-    engine: str
-    logits: np.ndarray | None = field(default=None, repr=False)
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything but the logits, as plain JSON values."""
-        names = ("prompt_tokens", "tokens", "text", "stop", "load", "timing", "engine")
-        return {name: getattr(self, name) for name in names}
 
 
 class Session:
@@ -95,6 +32,9 @@ class Session:
         threads: for that engine.
         config: instead of the model's own.
         tokenizer: instead of the model's own.
+        cache_of: a session over the same engine and weights: what it has run already need not run again, so the two must not
+            run at the same time.
+        options: of the engine, where a model is given.
     """
 
     def __init__(
@@ -105,6 +45,7 @@ class Session:
         threads: int | None = None,
         config: ModelConfig | None = None,
         tokenizer: Qwen2Tokenizer | None = None,
+        cache_of: Session | None = None,
         **options: Any,
     ) -> None:
         started = time.perf_counter()
@@ -123,6 +64,12 @@ class Session:
         self.load_seconds = time.perf_counter() - started
         self._cache: Cache | None = None
         self._cached: list[int] = []  # the tokens whose positions the cache holds
+        if cache_of is not None:
+            self._cache, self._cached = cache_of._cache, cache_of._cached
+
+    def forget(self) -> None:
+        """The next prompt runs from its first token on, whatever ran before."""
+        self._cache, self._cached = None, []
 
     # -- prompts -------------------------------------------------------------------------------------------------
 
@@ -135,12 +82,14 @@ class Session:
         """
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
         if not turns or not all(str(turn.get("content", "")) for turn in turns):
-            raise UsageError("the prompt is empty")
+            raise UsageError("the prompt is empty", code="session.empty-prompt")
         if system is not None:
             turns = [{"role": "system", "content": system}, *turns]
         data = self.model.tokenizer
         if data.chat_template is None:
-            raise UsageError("the model has no chat template; give the prompt raw", path=self.model.path)
+            raise UsageError(
+                "the model has no chat template; give the prompt raw", code="session.no-template", path=self.model.path
+            )
         special: dict[str, Any] = {
             name: data.tokens[id]
             for name, id in (("bos_token", data.bos_token_id), ("eos_token", data.eos_token_id))
@@ -157,7 +106,7 @@ class Session:
         """Prompt ids of a text as it is; control tokens spelled out in it count as themselves."""
         ids = self.tokenizer.encode(prompt)
         if not prompt or not ids:
-            raise UsageError("the prompt is empty")
+            raise UsageError("the prompt is empty", code="session.empty-prompt")
         return ids
 
     def prompt_tokens(
@@ -166,13 +115,13 @@ class Session:
         """Ids of whatever the caller calls a prompt: a text (chat, or `raw`), a conversation, or ids already."""
         if isinstance(prompt, str):
             if raw and system is not None:
-                raise UsageError("a raw prompt takes no system message")
+                raise UsageError("a raw prompt takes no system message", code="session.system-with-raw")
             return self.raw_tokens(prompt) if raw else self.chat_tokens(prompt, system=system)
         if len(prompt) == 0:
-            raise UsageError("the prompt is empty")
+            raise UsageError("the prompt is empty", code="session.empty-prompt")
         if all(isinstance(part, int | np.integer) for part in prompt):
             if system is not None:
-                raise UsageError("a prompt of token ids takes no system message")
+                raise UsageError("a prompt of token ids takes no system message", code="session.system-with-raw")
             return [int(part) for part in prompt]  # type: ignore[arg-type]
         return self.chat_tokens(prompt, system=system)  # type: ignore[arg-type]
 
@@ -193,39 +142,21 @@ class Session:
         """See `generate` below."""
         ids = self.prompt_tokens(prompt, raw=raw, system=system)
         if max_tokens < 1:
-            raise UsageError(f"max_tokens {max_tokens}: at least 1 is needed")
+            raise UsageError(f"max_tokens {max_tokens}: at least 1 is needed", code="session.max-tokens")
         room = self.config.context_length - len(ids)
         if room < 1:
-            raise UsageError(f"{len(ids)} prompt tokens leave no room in a context of {self.config.context_length}")
+            raise UsageError(
+                f"{len(ids)} prompt tokens leave no room in a context of {self.config.context_length}",
+                code="session.context-full",
+            )
         max_tokens = min(max_tokens, room)
-        sampling = sampling if sampling is not None else Sampling()
-        rng = np.random.default_rng(sampling.seed)
-        text = _Text(self.tokenizer, stop)
-        tokens: list[int] = []
-        kept: list[np.ndarray] = []
-        ended = "length"
-
+        text = AnswerText(self.tokenizer, stop)
         started = time.perf_counter()
         fresh = self._resume(ids, len(ids) + max_tokens)
         logits = self._step(ids[-fresh:], step=0)
         prefilled = time.perf_counter()
-        while True:
-            if keep_logits:
-                kept.append(logits.copy())
-            token = sampling.choose(logits, rng)
-            if token in self.tokenizer.eog:
-                ended = "eos"
-                break
-            tokens.append(token)
-            piece = text.feed(token)
-            if on_token is not None:
-                on_token(token, piece)
-            if text.stopped:
-                ended = "stop"
-                break
-            if len(tokens) == max_tokens:
-                break
-            logits = self._step([token], step=len(tokens))
+        kept: list[np.ndarray] | None = [] if keep_logits else None
+        tokens, ended = self._answer(logits, max_tokens, sampling or Sampling(), text, on_token, kept)
         finished = time.perf_counter()
         rest = text.end()
         if rest and on_token is not None:
@@ -244,8 +175,39 @@ class Session:
                 "decode_tokens_per_second": steps / (finished - prefilled) if steps > 0 else None,
             },
             engine=self.engine.name,
-            logits=np.stack(kept) if keep_logits else None,
+            logits=np.stack(kept) if kept is not None else None,
         )
+
+    def _answer(
+        self,
+        logits: np.ndarray,
+        max_tokens: int,
+        sampling: Sampling,
+        text: AnswerText,
+        on_token: OnToken | None,
+        kept: list[np.ndarray] | None,
+    ) -> tuple[list[int], str]:
+        """One token after another, from the prompt's `logits` on: the tokens, and why they end.
+
+        `text` and `kept` (the logits that tokens were chosen from) are filled on the way.
+        """
+        rng = np.random.default_rng(sampling.seed)
+        tokens: list[int] = []
+        while True:
+            if kept is not None:
+                kept.append(logits.copy())
+            token = sampling.choose(logits, rng)
+            if token in self.tokenizer.eog:
+                return tokens, "eos"
+            tokens.append(token)
+            piece = text.feed(token)
+            if on_token is not None:
+                on_token(token, piece)
+            if text.stopped:
+                return tokens, "stop"
+            if len(tokens) == max_tokens:
+                return tokens, "length"
+            logits = self._step([token], step=len(tokens))
 
     def follow(self, prompt: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         """Logits of an answer that is given: row t is what the model says after `prompt` and ``tokens[:t]``.
@@ -259,7 +221,7 @@ class Session:
         """
         ids = [*prompt, *tokens[:-1]]
         if not len(prompt) or not len(tokens):
-            raise UsageError("a prompt and an answer are needed")
+            raise UsageError("a prompt and an answer are needed", code="session.answer-needed")
         self._resume(list(prompt), len(ids))
         assert self._cache is not None
         rest = ids[len(self._cached) :]
@@ -289,7 +251,10 @@ class Session:
         logits = self.engine.to_numpy(out)[-1]
         if not np.isfinite(logits).all():
             nan, inf = int(np.isnan(logits).sum()), int(np.isinf(logits).sum())
-            raise NumericError(f"step {step}: {nan} NaN and {inf} Inf among {logits.size} logits", path=self.model.path)
+            raise NumericError(
+                f"step {step}: {nan} NaN and {inf} Inf among {logits.size} logits",
+                code="session.logits-not-finite", path=self.model.path,
+            )  # fmt: skip
         return logits
 
 
@@ -339,45 +304,3 @@ def generate(
         on_token=on_token,
         keep_logits=keep_logits,
     )
-
-
-def load_report(model: Model) -> dict[str, Any]:
-    """What was loaded, by counting the file's tensors: layers, quantised, float, bytes, by_type."""
-    return {
-        "layers": model.config.block_count,
-        "quantised": model.quantised,
-        "float": len(model.tensors) - model.quantised,
-        "bytes": model.nbytes,
-        "by_type": model.by_type(),
-    }
-
-
-class _Text:
-    """Decoded text that holds back what may yet turn out to be the beginning of a stop string."""
-
-    def __init__(self, tokenizer: Qwen2Tokenizer, stop: Iterable[str]) -> None:
-        self._stream = tokenizer.stream()
-        self._stop = [s for s in stop if s]
-        self._held = ""
-        self.text = ""
-        self.stopped = False
-
-    def feed(self, token: int) -> str:
-        """Text that is now certain to belong to the answer."""
-        self._held += self._stream.feed(token)
-        found = [at for s in self._stop if (at := self._held.find(s)) >= 0]
-        if found:
-            self.stopped = True
-            certain, self._held = self._held[: min(found)], ""
-        else:
-            keep = max((n for s in self._stop for n in range(1, len(s)) if self._held.endswith(s[:n])), default=0)
-            cut = len(self._held) - keep
-            certain, self._held = self._held[:cut], self._held[cut:]
-        self.text += certain
-        return certain
-
-    def end(self) -> str:
-        """What was held back, and what never became a whole character."""
-        rest = "" if self.stopped else self._held + self._stream.end()
-        self.text += rest
-        return rest

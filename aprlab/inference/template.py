@@ -48,7 +48,7 @@ def render(template: str, messages: Sequence[Message], *, add_generation_prompt:
             {"messages": list(messages), "add_generation_prompt": add_generation_prompt, **variables}, ensure_ascii=True
         )
     except (TypeError, ValueError) as error:
-        raise UsageError(f"chat messages must be plain JSON values: {error}", code="template.messages") from None
+        raise UsageError(f"chat messages must be plain JSON values: {error}", code="template.messages-not-json") from None
     return _render(template, asked)
 
 
@@ -63,11 +63,11 @@ def _render(template: str, variables: str) -> str:
         case {"text": str(text)}:
             return text
         case {"error": "refusal", "message": str(message)}:
-            raise UsageError(f"the chat template refuses these messages: {message}", code="template.refusal")
+            raise UsageError(f"the chat template refuses these messages: {message}", code="template.refuses")
         case {"error": str(), "message": str(message)}:
-            raise FormatError(f"the chat template fails: {message}", code="template.failed")
+            raise FormatError(f"the chat template fails: {message}", code="template.fails")
         case _:
-            raise FormatError("the chat template breaks its renderer", code="template.renderer")
+            raise FormatError("the chat template breaks its renderer", code="template.renderer-broke")
 
 
 def _ask(request: bytes) -> Any:
@@ -86,8 +86,9 @@ def _ask(request: bytes) -> Any:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            said = f"the chat template does not come to an end in {WAIT * SECONDS:g} s"
-            raise FormatError(said, code="template.time") from None
+            raise FormatError(
+                f"the chat template does not come to an end in {WAIT * SECONDS:g} s", code="template.limits"
+            ) from None
         if child.returncode != 0:
             raise FormatError(
                 f"the chat template was stopped: more than {SECONDS} s, {MEMORY >> 20} MiB or {CHARACTERS} characters "
@@ -98,4 +99,4 @@ def _ask(request: bytes) -> Any:
         try:
             return json.loads(output.read())
         except ValueError:
-            raise FormatError("the chat template breaks its renderer", code="template.renderer") from None
+            raise FormatError("the chat template breaks its renderer", code="template.renderer-broke") from None

@@ -154,9 +154,9 @@ def _cgroup_left(root: Path = Path("/sys/fs/cgroup")) -> int | None:
 def embedded_model() -> Check:
     """Open the embedded model, hold it against a whole Qwen2 inventory and let it answer `QUESTION`."""
     try:
-        from aprlab.display.summaries import describe
         from aprlab.formats import open_model
         from aprlab.inference.session import generate
+        from aprlab.model.description import describe
 
         with open_model(paths.embedded_model()) as model:
             seen = describe(model)

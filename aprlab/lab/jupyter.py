@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aprlab import paths
+from aprlab.display.plain_text import json_text
 from aprlab.errors import FormatError, UsageError
 from aprlab.formats.writing import atomic, write_all, write_text
 
@@ -62,13 +63,15 @@ def copy_notebooks(folder: str | Path) -> Copied:
             target.parent.mkdir(parents=True, exist_ok=True)
             with atomic(target) as file:
                 write_all(file, notebook.read_bytes())
-        text = json.dumps(known, indent=1) + "\n"
+        text = json_text(known, indent=1) + "\n"
         if text != before:
             write_text(record, text)
     except OSError as error:
-        raise UsageError(f"cannot be used: {error.strerror or error}", path=folder) from None
+        raise UsageError(f"cannot be used: {error.strerror or error}", code="jupyter.cannot-use", path=folder) from None
     except ValueError as error:
-        raise FormatError(f"is damaged: {error}; delete it, and every notebook that differs is kept", path=record) from None
+        raise FormatError(
+            f"is damaged: {error}; delete it, and every notebook that differs is kept", code="jupyter.damaged", path=record
+        ) from None
     return done
 
 

@@ -18,8 +18,9 @@ from typing import Any
 from urllib.parse import quote
 
 from aprlab import paths
+from aprlab.display.page import page
 from aprlab.errors import AprlabError, UsageError
-from aprlab.formats.writing import drafted, write_text
+from aprlab.formats.writing import drafted, write_json, write_text
 
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 
@@ -57,7 +58,7 @@ def find_notebook(name: str | Path) -> Path:
         path = folder / f"{name}.ipynb"
         known = f"; known: {', '.join(sorted(p.stem for p in folder.glob('*.ipynb')))}"
     if not path.is_file():
-        raise UsageError(f"there is no notebook {str(name)!r}{known}")
+        raise UsageError(f"there is no notebook {str(name)!r}{known}", code="lab.unknown-notebook")
     return path
 
 
@@ -88,14 +89,21 @@ def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dic
     checked: dict[str, Any] = {}
     for name, value in parameters.items():
         if name not in declared:
-            raise UsageError(f"{path.stem} has no parameter {name!r}; it has: {', '.join(declared) or 'none'}")
+            raise UsageError(
+                f"{path.stem} has no parameter {name!r}; it has: {', '.join(declared) or 'none'}", code="lab.unknown-parameter"
+            )
         wanted = declared[name]["inferred_type_name"]
         if wanted not in TYPES:
-            raise UsageError(f"{path.stem}: parameter {name!r} is declared as {wanted!r}, not as one of {', '.join(TYPES)}")
+            raise UsageError(
+                f"{path.stem}: parameter {name!r} is declared as {wanted!r}, not as one of {', '.join(TYPES)}",
+                code="lab.parameter-declared",
+            )  # fmt: skip
         if wanted == "float" and type(value) is int:
             value = float(value)
         if type(value) is not TYPES[wanted]:
-            raise UsageError(f"{path.stem}: parameter {name!r} wants {wanted}, got {type(value).__name__} {value!r}")
+            raise UsageError(
+                f"{path.stem}: parameter {name!r} wants {wanted}, got {type(value).__name__} {value!r}", code="lab.parameter-type"
+            )
         checked[name] = value
     return checked
 
@@ -119,7 +127,9 @@ def run_notebook(
     folder = reports_folder(out)
     executed, page, report = (folder / f"{source.stem}{suffix}" for suffix in (".ipynb", ".html", ".json"))
     if executed.exists() and executed.samefile(source):
-        raise UsageError("the report would replace the notebook itself; name another folder", path=folder)
+        raise UsageError(
+            "the report would replace the notebook itself; name another folder", code="lab.report-replaces-notebook", path=folder
+        )
     for stale in (executed, page, report):  # an old result must never be taken for this run's
         stale.unlink(missing_ok=True)
     with drafted(executed, force=True) as draft:  # papermill writes it again after each cell, never whole in one step
@@ -128,11 +138,11 @@ def run_notebook(
         draft.write_bytes(draft.read_bytes().replace(there, here))  # papermill notes where it wrote
     _write_page(executed, page)
     if failure:
-        raise NotebookError(failure, path=executed)
+        raise NotebookError(failure, code="lab.notebook-failed", path=executed)
     try:
         findings = json.loads(report.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise NotebookError(f"ran to its end but wrote no {report.name}", path=executed) from None
+        raise NotebookError(f"ran to its end but wrote no {report.name}", code="lab.no-findings", path=executed) from None
     return Run(executed, page, report, findings)
 
 
@@ -142,7 +152,7 @@ def reports_folder(out: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot be a folder for reports: {error.strerror}", path=folder) from None
+        raise UsageError(f"cannot be a folder for reports: {error.strerror}", code="lab.no-reports-folder", path=folder) from None
     return folder
 
 
@@ -217,7 +227,10 @@ def walk(
     for key in asked:
         if not any(key in known for known in declared.values()):
             known = sorted({name for cells in declared.values() for name in cells})
-            raise UsageError(f"no notebook of {', '.join(chosen)} has a parameter {key!r}; they have: {', '.join(known)}")
+            raise UsageError(
+                f"no notebook of {', '.join(chosen)} has a parameter {key!r}; they have: {', '.join(known)}",
+                code="lab.unknown-parameter",
+            )  # fmt: skip
     mine = {name: check_parameters(name, {k: v for k, v in given.items() if k in declared[name]}) for name in chosen}
     steps: list[Step] = []
     for name in chosen:
@@ -272,26 +285,6 @@ def _traceback(notebook: Mapping[str, Any]) -> str:
 
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-
-
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:52em;margin:2em auto;padding:0 1em;color:#222;background:#fff}
-section{border-left:.3em solid #0072b2;padding:.1em 1em;margin:1.6em 0;break-inside:avoid}
-section.no{border-color:#d55e00}h1{line-height:1.2}h2{font-size:1.15em;margin:.2em 0}ul{margin:.3em 0;padding-left:1.2em}
-p{margin:.4em 0}b{color:#d55e00}code{overflow-wrap:anywhere}img{max-width:100%;height:auto;display:block;margin:.6em 0}
-pre{background:#f4f4f4;padding:.6em;overflow-x:auto;font-size:.8em}summary{cursor:pointer}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9em}th,td{border-bottom:1px solid #ccc;padding:.25em .7em;
-text-align:left;vertical-align:top}tr.no td:first-child{border-left:.3em solid #d55e00}
-tr.yes td:first-child{border-left:.3em solid #0072b2}
-@media print{body{margin:0;max-width:none}a{color:inherit}pre{white-space:pre-wrap}img{max-height:9cm;width:auto}}
-"""
-
-
-def page(title: str, *parts: str) -> str:
-    """One HTML page in the style of the reports; it fetches nothing and reads well in a narrow window and in print."""
-    head = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>"""
-    return "\n".join([head, *parts, "</body></html>\n"])
 
 
 def section(step: Step, folder: str = "") -> str:
@@ -349,7 +342,7 @@ def _execute(source: Path, executed: Path, parameters: dict[str, Any], progress:
         return f"the kernel ended: {error}"
     except OSError as error:  # papermill writes the notebook after every cell, and may have got half of it written
         executed.unlink(missing_ok=True)
-        raise UsageError(f"cannot be written: {error.strerror or error}", path=executed) from None
+        raise UsageError(f"cannot be written: {error.strerror or error}", code="writing.cannot-write", path=executed) from None
     finally:
         _set_environment(kept)
     return ""
@@ -382,6 +375,6 @@ def write_findings(notebook: str, findings: Mapping[str, Any], out: str | Path) 
     if not str(out):
         return None
     path = Path(out) / f"{notebook}.json"
-    text = json.dumps({"notebook": notebook, **findings}, indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
+    json.dumps(findings, allow_nan=False)  # raises where the findings are more than plain JSON
+    write_json(path, {"notebook": notebook, **findings})
     return path

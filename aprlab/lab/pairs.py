@@ -23,7 +23,7 @@ from aprlab.model.model import Model
 from aprlab.onion.layers import Case
 from aprlab.onion.peeling import examine
 from aprlab.onion.repairs import Mend, drafted
-from aprlab.onion.sides import examine_sessions
+from aprlab.onion.run_peeling import examine_sessions
 from aprlab.onion.verdict import Finding, Verdict
 from aprlab.published import QUESTION
 from aprlab.tracing.comparisons import layer_errors
@@ -222,14 +222,17 @@ def pair(
     chosen = [by_id(id) for id in fault.split(",") if id.strip()]
     if bool(candidate) == bool(chosen):
         raise UsageError(
-            "either a candidate or a fault is needed" if not candidate else "a candidate and a fault: which of them?"
-        )
+            "either a candidate or a fault is needed" if not candidate else "a candidate and a fault: which of them?",
+            code="lab.candidate-or-fault",
+        )  # fmt: skip
     name = engine or None
     if candidate:
         believed = reference or model
         return Files(Path(believed) if believed else None, Path(candidate), engine=name)
     if reference:
-        raise UsageError("a fault is put into the model, so the model is the reference; give it as `model`")
+        raise UsageError(
+            "a fault is put into the model, so the model is the reference; give it as `model`", code="lab.fault-needs-model"
+        )
     source = Path(model) if model else paths.embedded_model()
     _refuse_rulers(chosen)
     ids = [f.id for f in chosen]
@@ -240,7 +243,10 @@ def pair(
     alone = {
         form: [f.id for f in chosen if not getattr(f, other)] for form, other in (("file", "run_seam"), ("engine", "file_seam"))
     }
-    raise UsageError(f"{', '.join(alone['file'])} can be in a file only, {', '.join(alone['engine'])} in an engine only")
+    raise UsageError(
+        f"{', '.join(alone['file'])} can be in a file only, {', '.join(alone['engine'])} in an engine only",
+        code="lab.faults-of-two-forms",
+    )  # fmt: skip
 
 
 def given_for(chosen: Sequence[Fault]) -> dict[str, Any]:
@@ -254,7 +260,9 @@ def given_for(chosen: Sequence[Fault]) -> dict[str, Any]:
         for key, value in f.given.items():
             if given.setdefault(key, value) != value:
                 ids = ", ".join(f.id for f in chosen)
-                raise UsageError(f"faults {ids} need different types: {key} {given[key]} and {value}")
+                raise UsageError(
+                    f"faults {ids} need different types: {key} {given[key]} and {value}", code="faults.types-disagree"
+                )
     return given
 
 
@@ -262,8 +270,9 @@ def _refuse_rulers(chosen: Sequence[Fault]) -> None:
     for f in chosen:
         if f.instrument is not None:
             raise UsageError(
-                f"fault {f.id!r} is a measurement's: see notebook 05_instruments, or `aprlab selftest --fault {f.id}`"
-            )
+                f"fault {f.id!r} is a measurement's: see notebook 05_instruments, or `aprlab selftest --fault {f.id}`",
+                code="faults.instrument",
+            )  # fmt: skip
 
 
 def _with_faulty_file(source: Path, chosen: Sequence[Fault], folder: Path, engine: str | None) -> Pair:

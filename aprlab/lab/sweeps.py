@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from aprlab.display.page import page
 from aprlab.errors import AprlabError, FormatError, UsageError
-from aprlab.formats.writing import write_text, write_whole
+from aprlab.formats.writing import write_json, write_text, write_whole
 from aprlab.lab import notebooks as lab
 from aprlab.lab.yaml_files import LineOf, load
 from aprlab.paths import cores
@@ -107,9 +108,9 @@ def read_matrix(path: str | Path) -> list[Cell]:
         parameters: {prompt: What is 2+2?}  # the same for all runs
         matrix:                             # every combination is run
           fault: [GH-191, lost-qkv-biases]
-          backend: [reference, jit]
+          engine: [reference, jit]
         exclude:                            # but those that match one of these
-          - {fault: GH-191, backend: jit}
+          - {fault: GH-191, engine: jit}
 
     A relative path of a file (a parameter named model, reference or candidate) is meant from the folder of the matrix.
 
@@ -120,20 +121,21 @@ def read_matrix(path: str | Path) -> list[Cell]:
     path = Path(path)
     data, line_of = load(path)
 
-    def refuse(message: str, *keys: str | int) -> FormatError:
-        return FormatError(f"line {line_of(*keys)}: {message}", path=path)
+    def refuse(message: str, *keys: str | int, code: str) -> FormatError:
+        return FormatError(f"line {line_of(*keys)}: {message}", code=code, path=path)
 
     if not isinstance(data, dict):
-        raise refuse(f"a mapping with {', '.join(KEYS)} is wanted, not {_kind(data)}")
+        raise refuse(f"a mapping with {', '.join(KEYS)} is wanted, not {_kind(data)}", code="sweep.wrong-kind")
     for name in data:
         if name not in KEYS:
-            raise refuse(f"unknown key {name!r}; known: {', '.join(KEYS)}", name)
+            raise refuse(f"unknown key {name!r}; known: {', '.join(KEYS)}", name, code="sweep.unknown-key")
     fixed, axes = (_mapping(data.get(part), part, refuse) for part in ("parameters", "matrix"))
     for name, values in axes.items():
         if not isinstance(values, list) or not values:
-            raise refuse(f"{name!r} wants a list of at least one value, not {_kind(values)}", "matrix", name)
+            raise refuse(f"{name!r} wants a list of at least one value, not {_kind(values)}", "matrix", name,
+                         code="sweep.wrong-kind")  # fmt: skip
         if name in fixed:
-            raise refuse(f"{name!r} stands under `parameters` as well", "matrix", name)
+            raise refuse(f"{name!r} stands under `parameters` as well", "matrix", name, code="sweep.axis-and-parameter")
     notebooks = _notebooks(data.get("notebooks"), path.parent, refuse)
     exclude = _exclusions(data.get("exclude"), axes, refuse)
     count = len(notebooks) * math.prod(map(len, axes.values()))
@@ -152,13 +154,13 @@ def read_matrix(path: str | Path) -> list[Cell]:
                 cells.append(_cell(notebook, point, fixed, path.parent))
     for n in range(len(exclude)):
         if n not in used:
-            raise refuse("excludes nothing", "exclude", n)
+            raise refuse("excludes nothing", "exclude", n, code="sweep.excludes-nothing")
     if not cells:
-        raise refuse("nothing is left to run")
+        raise refuse("nothing is left to run", code="sweep.nothing-left")
     seen: set[str] = set()
     for cell in cells:
         if cell.id in seen:
-            raise refuse(f"the same run twice: {cell.id}", "matrix")
+            raise refuse(f"the same run twice: {cell.id}", "matrix", code="sweep.same-run-twice")
         seen.add(cell.id)
     return cells
 
@@ -179,26 +181,26 @@ def _mapping(value: Any, part: str, refuse: _Refuse) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise refuse(f"{part!r} wants a mapping, not {_kind(value)}", part)
+        raise refuse(f"{part!r} wants a mapping, not {_kind(value)}", part, code="sweep.wrong-kind")
     for name in value:
         if not isinstance(name, str):
-            raise refuse(f"a parameter's name is a word, not {name!r}", part, name)
+            raise refuse(f"a parameter's name is a word, not {name!r}", part, name, code="sweep.wrong-kind")
         if name == "out":
-            raise refuse("'out' is set by the sweep", part, name)
+            raise refuse("'out' is set by the sweep", part, name, code="sweep.out-is-set")
     return value
 
 
 def _notebooks(value: Any, folder: Path, refuse: _Refuse) -> list[Path]:
     if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
-        raise refuse("'notebooks' wants a list of names", "notebooks")
+        raise refuse("'notebooks' wants a list of names", "notebooks", code="sweep.wrong-kind")
     found = []
     for n, name in enumerate(value):
         try:
             found.append(lab.find_notebook(folder / name if name.endswith(".ipynb") else name).resolve())
         except UsageError as error:
-            raise refuse(error.message, "notebooks", n) from None
+            raise refuse(error.message, "notebooks", n, code="sweep.unknown-notebook") from None
         if found[-1] in found[:-1]:
-            raise refuse(f"notebook {name!r} again", "notebooks", n)
+            raise refuse(f"notebook {name!r} again", "notebooks", n, code="sweep.same-notebook-twice")
     return found
 
 
@@ -206,13 +208,14 @@ def _exclusions(value: Any, axes: Mapping[str, list[Any]], refuse: _Refuse) -> l
     if value is None:
         return []
     if not isinstance(value, list):
-        raise refuse(f"'exclude' wants a list, not {_kind(value)}", "exclude")
+        raise refuse(f"'exclude' wants a list, not {_kind(value)}", "exclude", code="sweep.wrong-kind")
     for n, rule in enumerate(value):
         if not isinstance(rule, dict) or not rule:
-            raise refuse(f"a mapping of axes to values is wanted, not {_kind(rule)}", "exclude", n)
+            raise refuse(f"a mapping of axes to values is wanted, not {_kind(rule)}", "exclude", n, code="sweep.wrong-kind")
         for name in rule:
             if name not in axes:
-                raise refuse(f"{name!r} is no axis of the matrix; there are: {', '.join(axes) or 'none'}", "exclude", n, name)
+                raise refuse(f"{name!r} is no axis of the matrix; there are: {', '.join(axes) or 'none'}", "exclude", n, name,
+                             code="sweep.unknown-axis")  # fmt: skip
     return value
 
 
@@ -235,14 +238,17 @@ def _check(
     places += [(("matrix", name, n), name, value) for name, values in axes.items() for n, value in enumerate(values)]  # type: ignore[misc]
     for keys, name, value in places:
         if type(value) not in _PLAIN:
-            raise FormatError(f"line {line_of(*keys)}: {name!r} wants a word or a number, not {_kind(value)}", path=path)
+            raise FormatError(
+                f"line {line_of(*keys)}: {name!r} wants a word or a number, not {_kind(value)}",
+                code="sweep.wrong-kind", path=path,
+            )  # fmt: skip
         try:
             lab.check_parameters(notebook, {name: value})
         except UsageError as error:
-            raise FormatError(f"line {line_of(*keys)}: {error.message}", path=path) from None
+            raise FormatError(f"line {line_of(*keys)}: {error.message}", code="sweep.bad-parameter", path=path) from None
         file = _absolute({name: value}, folder)[name]
         if name in _FILES and value and not Path(file).is_file():
-            raise FormatError(f"line {line_of(*keys)}: there is no file {value!r}", path=path)
+            raise FormatError(f"line {line_of(*keys)}: there is no file {value!r}", code="sweep.no-such-file", path=path)
 
 
 def _cell(notebook: Path, point: Mapping[str, Any], fixed: Mapping[str, Any], folder: Path) -> Cell:
@@ -321,7 +327,7 @@ def sweep(
     from tqdm import tqdm
 
     if jobs < 1:
-        raise UsageError(f"jobs {jobs}: at least 1 is needed")
+        raise UsageError(f"jobs {jobs}: at least 1 is needed", code="sweep.jobs")
     cells, folder = read_matrix(matrix), lab.reports_folder(out)
     done = {cell.id: outcome for cell in cells if (outcome := _done(cell, folder)) is not None}
     outcomes = dict(done)
@@ -362,7 +368,9 @@ def _results(cells: Sequence[Cell], jobs: int, scheduler: str | None) -> Iterato
                 for future in as_completed(futures):
                     yield future.result()
             except BrokenProcessPool:
-                raise AprlabError("a worker process was killed; run again to go on from here") from None
+                raise AprlabError(
+                    "a worker process was killed; run again to go on from here", code="sweep.worker-killed"
+                ) from None
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
@@ -371,14 +379,16 @@ def _on_cluster(cells: Sequence[Cell], address: str) -> Iterator[Result]:
     try:
         distributed = import_module("distributed")
     except ImportError:
-        raise UsageError("a Dask scheduler needs the extra `cluster`: pip install 'aprlab[cluster]'") from None
+        raise UsageError(
+            "a Dask scheduler needs the extra `cluster`: pip install 'aprlab[cluster]'", code="sweep.cluster-extra"
+        ) from None
     try:
         client = distributed.Client(address, timeout="10s", set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"no Dask scheduler at {address!r}: {error}") from None
+        raise UsageError(f"no Dask scheduler at {address!r}: {error}", code="sweep.no-scheduler") from None
     with client:
         if not client.scheduler_info()["workers"]:
-            raise UsageError(f"the Dask scheduler at {address!r} has no workers")
+            raise UsageError(f"the Dask scheduler at {address!r} has no workers", code="sweep.no-workers")
         futures = [
             client.submit(run_cell, cell, cell.notebook.read_bytes(), pure=False, key=f"aprlab-{cell.id}") for cell in cells
         ]
@@ -397,7 +407,7 @@ def _keep(cell: Cell, key: str, result: Result, folder: Path) -> Outcome:
     record |= {"holds": step.holds} | {
         name: value for name, value in asdict(step).items() if name in ("failure", "checks", "headline")
     }
-    write_text(place / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_json(place / RECORD, record)
     return Outcome(cell, step, skipped=False)
 
 
@@ -435,7 +445,7 @@ def index_page(outcomes: Sequence[Outcome], total: int, title: str) -> str:
         for o in outcomes
         if not o.holds
     ]
-    return lab.page(f"aprlab: {title}", head, table, *failing)
+    return page(f"aprlab: {title}", head, table, *failing)
 
 
 def _shown(value: object) -> str:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from aprlab.errors import UnsupportedError
+from aprlab.errors import FormatError, UnsupportedError
 
-if TYPE_CHECKING:
-    pass
-
+LAYERS_LIMIT = 10_000  # of any config, so that no number in a file makes names without end
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,4 +56,32 @@ class TokenizerData:
 def require_qwen2(architecture: str, path: Path) -> None:
     """Only Qwen2 is understood; anything else is refused by name."""
     if architecture != "qwen2":
-        raise UnsupportedError(f"architecture {architecture!r}; only 'qwen2' is handled", path=path)
+        raise UnsupportedError(
+            f"architecture {architecture!r}; only 'qwen2' is handled", code="config.unsupported-architecture", path=path
+        )
+
+
+def check_config(config: ModelConfig, path: Path) -> ModelConfig:
+    """What must hold between the numbers, whichever container they came from."""
+    for name in ("block_count", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "head_dim"):
+        if getattr(config, name) < 1:
+            raise FormatError(f"{name} is {getattr(config, name)}; it must be at least 1", code="config.out-of-range", path=path)
+    if config.block_count > LAYERS_LIMIT:
+        raise FormatError(
+            f"block_count is {config.block_count}; at most {LAYERS_LIMIT} are handled", code="config.too-many-layers", path=path
+        )
+    if config.head_count % config.head_count_kv:
+        raise FormatError(
+            f"{config.head_count} heads cannot share {config.head_count_kv} key/value heads",
+            code="config.heads-not-shared", path=path,
+        )  # fmt: skip
+    if config.head_dim % 2:
+        raise FormatError(
+            f"head_dim {config.head_dim} is odd; rotary embedding needs pairs", code="config.odd-head-dim", path=path
+        )
+    if not (0 < config.rms_norm_eps < 1 and 1 < config.rope_theta < float("inf")):
+        raise FormatError(
+            f"rms_norm_eps {config.rms_norm_eps} or rope_theta {config.rope_theta} is out of range",
+            code="config.out-of-range", path=path,
+        )  # fmt: skip
+    return config

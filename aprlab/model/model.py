@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -48,7 +48,22 @@ class Model:
         try:
             return self.tensors[name]
         except KeyError:
-            raise FormatError(f"has no tensor {name!r}", path=self.path) from None
+            raise FormatError(f"has no tensor {name!r}", code="model.missing-tensor", path=self.path) from None
+
+    def with_changes(
+        self,
+        *,
+        tensors: dict[str, Tensor] | None = None,
+        config: ModelConfig | None = None,
+        tokenizer: TokenizerData | None = None,
+    ) -> Model:
+        """A model with other tensors, another config or other tokenizer data; the rest is shared with this one."""
+        return replace(
+            self,
+            tensors=self.tensors if tensors is None else tensors,
+            make_config=lambda: self.config if config is None else config,
+            make_tokenizer=lambda: self.tokenizer if tokenizer is None else tokenizer,
+        )
 
     def check_values(self) -> None:
         """Raise FormatError for the first tensor with a scale that is NaN or infinite. Reads every block's scale."""
@@ -90,9 +105,10 @@ class Model:
         self.close()
 
     def _repr_html_(self) -> str:
-        from aprlab.display.html import model_page
+        from aprlab.display.html import model_page  # only a notebook asks
+        from aprlab.model.description import describe
 
-        return model_page(self)
+        return model_page(self.path, describe(self))
 
     def __repr__(self) -> str:
         types = ", ".join(f"{count} {name}" for name, count in self.by_type().items())

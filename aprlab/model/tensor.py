@@ -1,20 +1,19 @@
-"""One tensor, still in the bytes of its file."""
+"""One tensor: its type, its shape, and where its bytes come from."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from aprlab.errors import FormatError
-from aprlab.model.content import drop_pages
+from aprlab.model import decode_hooks
+from aprlab.model.content import Content, Mapped, Rows, content_of
+from aprlab.quants import quant
+from aprlab.quants.check import first_bad_block, scale_is_finite
 from aprlab.quants.types import TensorType
-
-if TYPE_CHECKING:
-    pass
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +29,31 @@ class Origin:
         return self.offset + at if self.offset >= 0 else None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, init=False)
 class Tensor:
-    """One tensor, still in the bytes of its file.
+    """One tensor, still in its blocks.
 
     Attributes:
         name: GGUF name, e.g. ``blk.0.attn_q.weight``.
         type: its row of the type table.
         shape: NumPy order, rows first: a weight is ``(outputs, inputs)``.
-        raw: ``uint8``, 1-D, exactly ``type.nbytes(shape)`` bytes; read-only view on the mapped file.
+        content: gives the bytes, ``type.nbytes(shape)`` of them, and the values.
         origin: where it came from.
     """
 
     name: str
     type: TensorType
     shape: tuple[int, ...]
-    raw: np.ndarray
+    content: Content
     origin: Origin
+
+    def __init__(
+        self, name: str, type: TensorType, shape: tuple[int, ...], content: Content | np.ndarray, origin: Origin
+    ) -> None:
+        """`content` may also be the bytes themselves, ``uint8``, 1-D: a view on a mapped file or an array in memory."""
+        fields = {"name": name, "type": type, "shape": shape, "content": content_of(content), "origin": origin}
+        for field, value in fields.items():
+            object.__setattr__(self, field, value)
 
     @property
     def ne(self) -> tuple[int, ...]:
@@ -71,49 +78,62 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Bytes of the raw blocks."""
-        return int(self.raw.nbytes)
+        return self.content.nbytes
+
+    @property
+    def raw(self) -> np.ndarray:
+        """All bytes, ``uint8``, 1-D: the mapped file's or memory's own, read-only; made each time where they are not at hand."""
+        return self.content.whole()
+
+    @property
+    def in_file(self) -> bool:
+        """Whether the bytes are those of a file at the tensor's origin, and not changed, decompressed or made in memory."""
+        return isinstance(self.content, Mapped) and self.origin.offset >= 0
 
     def blocks(self) -> np.ndarray:
         """Raw bytes by row: ``uint8 (rows, row_bytes)``, a view. AprQ8's leading scale is not part of a row."""
         return self.raw[self.type.tensor_bytes :].reshape(self.rows, self.type.row_bytes(self.cols))
 
-    def dequantise(self, rows: slice | np.ndarray | None = None) -> np.ndarray:
+    def dequantise(self, rows: Rows | None = None) -> np.ndarray:
         """Values as ``float32``: of `shape`, or ``(len(rows), cols)`` for a slice or an index array of rows."""
-        from aprlab import quants  # the decoders stand above the model, and only this method needs them
+        decode_hooks.notify(self.name)
+        return self.content.values(self.type, self.shape, rows)
 
+    def release(self, rows: slice | None = None) -> None:
+        """The bytes, or those of `rows` (a slice with both ends, in steps of one), are not needed for now."""
         if rows is None:
-            return quants.dequantise(self.raw, self.type, self.shape)
-        part = self.blocks()[rows]
-        raw = np.concatenate([self.raw[: self.type.tensor_bytes], part.reshape(-1)]) if self.type.tensor_bytes else part
-        return quants.dequantise(raw.reshape(-1), self.type, (part.shape[0], self.cols))
+            self.content.release()
+        else:
+            head, size = self.type.tensor_bytes, self.type.row_bytes(self.cols)
+            self.content.release(head + rows.start * size, head + rows.stop * size)
 
     def check_values(self, part: np.ndarray | None = None, start: int = 0) -> None:
         """Raise FormatError, with the byte offset of the block, where a scale (or a plain float) is NaN or infinite.
 
         `part` checks only these bytes, whole blocks that begin `start` bytes into the blocks; without it, all.
         """
-        from aprlab.quants import quant
-        from aprlab.quants.check import first_bad_block, scale_is_finite
-
+        head = self.type.tensor_bytes
         if part is None:
             step = (1 << 24) // self.type.block_bytes * self.type.block_bytes
-            blocks = self.raw[self.type.tensor_bytes :]
-            for at in range(0, max(len(blocks), 1), step):
-                self.check_values(blocks[at : at + step], at)
-                drop_pages(blocks[at : at + step])
+            for at in range(0, max(self.nbytes - head, 1), step):
+                stop = min(at + step, self.nbytes - head)
+                self.check_values(self.content.read(head + at, head + stop), at)
+                self.content.release(head + at, head + stop)
             return
-        blocks = part
-        bad = first_bad_block(blocks, quant(self.type)) if scale_is_finite(self.raw, self.type) else 0
+        bad = first_bad_block(part, quant(self.type)) if scale_is_finite(self.content.read(0, head), self.type) else 0
         if bad is not None:
             at = start + bad * self.type.block_bytes
             raise FormatError(
                 f"{self.type.name} block {at // self.type.block_bytes} has a scale that is not a finite number",
-                path=self.origin.path, tensor=self.name, offset=self.origin.place(self.type.tensor_bytes + at),
+                code="model.scale-not-finite",
+                path=self.origin.path, tensor=self.name, offset=self.origin.place(head + at),
             )  # fmt: skip
 
     def replace(self, **changes: Any) -> Tensor:
-        """A copy with some attributes changed."""
-        fields = {"name": self.name, "type": self.type, "shape": self.shape, "raw": self.raw, "origin": self.origin}
+        """A copy with some attributes changed; ``raw`` gives it other bytes."""
+        if "raw" in changes:
+            changes["content"] = changes.pop("raw")
+        fields = {"name": self.name, "type": self.type, "shape": self.shape, "content": self.content, "origin": self.origin}
         return Tensor(**{**fields, **changes})
 
     def _repr_html_(self) -> str:

@@ -173,7 +173,7 @@ class Hypotheses:
                     t = seams.tensor(tensor)
                     whole = t is self._healthy(tensor)
                     # What a fault makes of a large tensor is made again when it is asked for, and not kept.
-                    kept = whole or t.nbytes < _KEPT or type(t) is not Tensor
+                    kept = whole or t.nbytes < _KEPT or not t.content.at_hand
                     content = _Content(tensor.name, t if kept else None, whole, partial(seams.tensor, tensor))
                     plans.append(apr.Plan(seams.name(t.name), seams.code(t.type), seams.dims(t.shape), t.nbytes, content))
                 plans = seams.plans(plans) if only is None else plans

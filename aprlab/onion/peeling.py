@@ -6,44 +6,26 @@ from the cheap end, then the runs, then the smallest repair.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from aprlab.errors import BROKEN, AprlabError, FormatError, UnsupportedError
-from aprlab.formats import open_model
 from aprlab.formats.raw import Reference, look
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
+from aprlab.onion.clock import Clock, Progress
 from aprlab.onion.hypotheses import Explanation, explain
+from aprlab.onion.instrument_check import tested
 from aprlab.onion.layers import FILE_LAYERS, Case, Deviation
 from aprlab.onion.layers.base import tensors_of
+from aprlab.onion.references import reference_of
 from aprlab.onion.repairs import Mend, drafted, search
+from aprlab.onion.run_comparison import compare_runs
+from aprlab.onion.run_peeling import peel_engines
 from aprlab.onion.verdict import LAYERS, Finding, Mended, Verdict, Word
 from aprlab.published import QUESTION
 from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, Outcome, best_engine
-
-Progress = Callable[[str, Sequence[Deviation] | None], None]
-"""Told each stage as it begins, with None, and each layer of the files as it ends, with what it found."""
-
-
-class Clock(dict[str, float]):
-    """Seconds by stage; `progress` is told when a stage begins."""
-
-    def __init__(self, progress: Progress | None = None) -> None:
-        super().__init__()
-        self.progress: Progress = progress if progress is not None else lambda stage, found: None
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        self.progress(stage, None)
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self[stage] = self.get(stage, 0.0) + time.perf_counter() - started
 
 
 def peel(
@@ -76,8 +58,6 @@ def peel(
         FormatError, UnsupportedError: the *reference* cannot be read; a broken candidate is a finding, not an error.
     """
     if engines is not None:
-        from aprlab.onion.sides import peel_engines
-
         return peel_engines(
             ref if ref is not None else cand, engines, fast=fast, threads=threads, prompt=prompt, max_tokens=max_tokens,
             progress=progress,
@@ -140,42 +120,7 @@ def examine(
     return verdict, case, mends
 
 
-# ── instruments ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def tested() -> tuple[dict[str, Any], list[Finding]]:
-    """Each instrument shown a known-equal and a known-different pair; what fails is a finding of its own."""
-    from aprlab import instruments
-
-    results = {r.name: True if r.ok else f"failed: {r.detail}" for r in instruments.selftest()}
-    words = "does not tell a known pair apart: all findings are void"
-    broken = [
-        Finding("instrument", None, [], f"instrument {name!r} {words}", {"detail": state})
-        for name, state in results.items()
-        if state is not True
-    ]
-    return results, broken
-
-
 # ── opening ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-_REFERENCES: dict[tuple[str, int, int], Reference] = {}
-
-
-def reference_of(ref: str | Path | Model) -> Reference:
-    """The believed side, with hashes; the last few are remembered by path, time and size."""
-    path = Path(ref.path if isinstance(ref, Model) else ref)
-    try:
-        state = path.stat()
-        key = (str(path.resolve()), state.st_mtime_ns, state.st_size)
-    except OSError:
-        key = ("", 0, 0)
-    if key not in _REFERENCES:
-        if len(_REFERENCES) >= 4:
-            _REFERENCES.pop(next(iter(_REFERENCES)))
-        _REFERENCES[key] = Reference(open_model(path))
-    return _REFERENCES[key]
-
 
 _GOLDEN: dict[tuple[int, str, str, int, int | None], tuple[Reference, Golden]] = {}
 
@@ -313,8 +258,6 @@ def _run(
 
 def first_divergence(golden: Golden, model: Model) -> dict[str, Any] | None:
     """The first trace point at which a candidate leaves the reference, on the reference's own prompt ids."""
-    from aprlab.onion.sides import compare_runs
-
     try:
         return compare_runs(golden.session, golden.session_of(model), golden.ids)
     except BROKEN:

@@ -1,15 +1,16 @@
-"""What a qualification leaves: one HTML page that fetches nothing, the same as JSON, and `docs/qualification.md`."""
+"""What a qualification leaves: one HTML page that fetches nothing, the same as JSON."""
 
 from __future__ import annotations
 
 import html
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from aprlab.display.page import page
+from aprlab.display.plain_text import json_text
 from aprlab.formats.writing import write_text
 from aprlab.qualification import scoring
 from aprlab.qualification.playbook import AREAS, ASKS
@@ -40,7 +41,7 @@ def reason(row: Row) -> str:
 def write(found: Qualification, stem: str | Path) -> tuple[Path, Path]:
     """Write ``STEM.html`` and ``STEM.json``, each whole or not at all; returns their paths."""
     stem = Path(stem)
-    texts = {".html": page(found), ".json": _by_line(found.to_json())}
+    texts = {".html": qualification_page(found), ".json": _by_line(found.to_json())}
     paths = []
     for suffix, text in texts.items():
         path = stem.with_name(stem.name + suffix)
@@ -52,30 +53,26 @@ def write(found: Qualification, stem: str | Path) -> tuple[Path, Path]:
 def _by_line(data: dict[str, Any]) -> str:
     """JSON with a line per key, and one per row."""
 
-    def dump(value: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-    lines = [f" {dump(key)}: {dump(value)}" for key, value in data.items() if key != "rows"]
-    rows = ",\n".join("  " + dump(row) for row in data["rows"])
+    lines = [f" {json_text(key)}: {json_text(value)}" for key, value in data.items() if key != "rows"]
+    rows = ",\n".join("  " + json_text(row) for row in data["rows"])
     return "{\n" + ",\n".join(lines) + ',\n "rows": [\n' + rows + "\n ]\n}\n"
 
 
 # ── the page ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-_HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>
-body{{font:16px/1.5 system-ui,sans-serif;max-width:64em;margin:2em auto;padding:0 1em;color:#222}}
-h1{{font-size:1.5em;margin-bottom:.2em}}h2{{font-size:1.15em;margin:1.6em 0 .4em}}
-.verdict{{border-left:.4em solid #0072b2;padding:.3em 1em;margin:1em 0}}.no{{border-color:#d55e00}}.thin{{border-color:#e69f00}}
-.scores{{display:flex;flex-wrap:wrap;gap:1em}}
-.scores>div{{flex:1 1 18em;border:1px solid #ccc;border-radius:.4em;padding:.4em 1em}}
-.scores strong{{font-size:1.7em;display:block}}table{{border-collapse:collapse;width:100%}}
-th,td{{text-align:left;vertical-align:top;padding:.25em .6em .25em 0;border-bottom:1px solid #ddd}}td.n,th.n{{text-align:right}}
-.wide{{overflow-x:auto}}pre{{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2em 0;background:#f6f6f6;padding:.3em .5em}}
-details{{border-bottom:1px solid #ddd;padding:.2em 0}}summary{{cursor:pointer}}
-b.bad{{color:#b34700}}.small{{color:#555;font-size:.9em}}
-@media print{{body{{margin:0;max-width:none}}details>*{{display:block}}}}
-</style></head><body>"""
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:64em;margin:2em auto;padding:0 1em;color:#222}
+h1{font-size:1.5em;margin-bottom:.2em}h2{font-size:1.15em;margin:1.6em 0 .4em}
+.verdict{border-left:.4em solid #0072b2;padding:.3em 1em;margin:1em 0}.no{border-color:#d55e00}.thin{border-color:#e69f00}
+.scores{display:flex;flex-wrap:wrap;gap:1em}
+.scores>div{flex:1 1 18em;border:1px solid #ccc;border-radius:.4em;padding:.4em 1em}
+.scores strong{font-size:1.7em;display:block}table{border-collapse:collapse;width:100%}
+th,td{text-align:left;vertical-align:top;padding:.25em .6em .25em 0;border-bottom:1px solid #ddd}td.n,th.n{text-align:right}
+.wide{overflow-x:auto}pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2em 0;background:#f6f6f6;padding:.3em .5em}
+details{border-bottom:1px solid #ddd;padding:.2em 0}summary{cursor:pointer}
+b.bad{color:#b34700}.small{color:#555;font-size:.9em}
+@media print{body{margin:0;max-width:none}details>*{display:block}}
+"""
 
 
 def _e(text: object) -> str:
@@ -100,12 +97,12 @@ def _sign(outcome: str) -> _Html:
     return _Html(_e(outcome) if outcome in (PASS, SKIP) else f'<b class="bad">{_e(outcome)}</b>')
 
 
-def page(found: Qualification) -> str:
+def qualification_page(found: Qualification) -> str:
     """One HTML page: verdict, both scores, gates, conversions, and every prompt with every answer."""
     own, theirs, facts = found.own, found.upstream, found.model
     title = f"{facts['file']}: {own.verdict}"
     kind = {FIT: "", UNFIT: " no", THIN: " thin"}[own.verdict]
-    parts = [_HEAD.format(title=_e(title)), f"<h1>{_e(facts['file'])}</h1>"]
+    parts = [f"<h1>{_e(facts['file'])}</h1>"]
     inventory = ", ".join(f"{n} {name}" for name, n in facts["by_type"].items())
     parts.append(
         f'<p class="small">Playbook {_e(found.playbook["name"])} ({_e(found.playbook["title"])}, '
@@ -133,7 +130,7 @@ def page(found: Qualification) -> str:
     parts.append("<h2>Every prompt and every answer</h2>" + "".join(_details(found)))
     if closed := theirs.closed:
         parts.append(f"<p>Upstream's gateways that are closed: {_e(', '.join(closed))}.</p>")
-    return "\n".join([*parts, "</body></html>\n"])
+    return page(title, *parts, style=_STYLE)
 
 
 def _scores(found: Qualification) -> str:
@@ -240,168 +237,3 @@ def cells(found: Qualification) -> dict[str, Any]:
         "conversions": f"{sum(r.outcome == PASS for r in pairs)}/{len(pairs)}" if pairs else "not run",
         "verdict": own.verdict,
     }  # fmt: skip
-
-
-# ── docs/qualification.md ─────────────────────────────────────────────────────────────────────────────────────────
-
-_TABLE = ("model", "its score", "passed", "answers", "conversions", "playbook", "upstream's score of our rows", "this project's",
-          "95 % interval", "rows", "answers", "conversions", "verdict")  # fmt: skip
-_PAGE = """\
-# Qualification
-
-`aprlab qualify MODEL` puts a model through a playbook, in each format, and leaves a page and JSON in `reports/` with every
-prompt and every answer. `--playbook quick` has the ticket's ten scenarios, `full` what a release needs, `embedded` the same for
-the embedded model; notebook `08_qualification` tells it step by step.
-
-## The ticket's table, and this project's rows beside it
-
-The first columns are the ticket's (its harness, its converter), the others were measured with this project:
-{runs}.
-
-{table}
-
-A size without measured rows has not been put through a playbook here; the files of the 3B, 7B and 14B
-were not at hand. What files of their true sizes and type mixes, filled with random blocks, cost to convert, check and
-run stands in [sizes](sizes.md); random weights answer no question.
-
-{notes}
-
-## Why the ticket's score was 24.2, and could not have been more than 44.7
-
-Upstream's score adds up six areas, {maxima}. An area gives `round(passed / rows × maximum)`, and the score is
-`100 · log10(1 + 9 · points / 1000)`. All rows of the quick playbook are filed under QUAL. Ten passes of 24 rows give 83 points,
-and no other number of rows does: the table's 22, and two of which nothing is known. 83 points of 1000 are {score:.1f}. Had all 24
-passed, QUAL would have given 200 points, and those are {bound:.1f}: the other five areas had no rows at all. The scores of
-70, 85 and 90 take {needed} points.
-
-The twelve conversions could not pass: each compared the whole standard output, in which the seconds of the run are printed.
-
-## This project's score
-
-* A *scenario* is one trial. It passes when it passes in every format in which it was run; the same question in three formats is
-  not counted three times.
-* Score: 100 × scenarios passed / scenarios run. An area without scenarios gives nothing and costs nothing; what was not run (a
-  format that was not asked for, llama.cpp not installed) is listed, and costs nothing.
-* The interval is Wilson's for that share. Ten of ten say no more than "at least 72 %"; {least} of {least} are needed for 80 %.
-* Verdict: **fit for release** (score at least {production}, lower end at least {sure:.0f}, no blocker, and scenarios in
-  {areas}), **not fit for release** (a blocker, which is named), **not enough evidence** (neither, or rows that were
-  not reached in time).
-* Blockers: a crash, a hang, an error, shortage of memory; a conversion that is not golden or a gate that says no; garbage; an
-  answer that depends on the format; a failure of stability, of a known bug's scenario, or of speed and memory. A *wrong answer
-  that is the same in every format* is the model's own: it lowers the score, and is listed as such.
-
-## What a child may do
-
-Scenarios run in a child process, one a format. One that crashes, hangs beyond its time limit or runs out of memory
-(`--memory MIB` sets a limit) is a result of the scenario it happened in; the next one gets a new child. Finished rows are kept in
-`reports/qualify-MODEL-PLAYBOOK.jsonl`, and a run that was stopped goes on from there (`--fresh` forgets them); another model,
-playbook or engine begins anew, and errors are tried again. `--minutes N` begins nothing new after that time; conversions
-and gates come first. Exit status: 0 fit, 3 not fit, 4 not enough evidence, 2 bad input.
-
-## Playbooks
-
-A YAML file; whatever is wrong with it is told with its line before anything runs.
-
-| key | what it is |
-|---|---|
-| `name`, `title`, `about` | of the playbook |
-| `formats` | list of `gguf`, `apr`, `safetensors`; `--formats` overrides it |
-| `golden` | list of prompts that both sides of a conversion, and of the gates, are asked |
-| `defaults` | settings of all scenarios: `max_tokens` (24), `timeout` (300 s), `system`, `temperature` (0), `seed` (0), `stop` |
-| `scenarios` | list, as below |
-
-| key of a scenario | what it is |
-|---|---|
-| `id`, `area`, `why` | name; one of {areas_all}; a remark |
-| `ask`, `complete` or `talk` | a user's message; raw text to go on with; a list of messages with `role` and `content` |
-| `do` | instead: `load`, `serial` (tokens together, one by one), `speed`, `memory`, `convert` (`from`, `to`), `gate` (`gate`) |
-| `expect` | list of oracles, all of which have to hold |
-| `fill` | `text` and `times`: so many copies stand before the prompt |
-| `repeat`, `restart` | ask so many times, others in between; ask again in a fresh process: the same tokens every time |
-| `max_tokens`, `timeout`, `system`, `temperature`, `seed`, `stop` | as in `defaults` |
-
-| oracle | holds when |
-|---|---|
-{oracles}
-
-A conversion is made from its real source (APR to GGUF from the APR file, and so on; SafeTensors are written as f32, so that no
-value changes), and compared by tokens, logits and every value of every tensor; the printed text has no part in it.
-
-This page is generated from the JSON in `docs/qualification/`: `python -m aprlab.qualification.report docs/qualification.md`.
-"""
-
-
-def markdown(found: Sequence[Qualification]) -> str:
-    """`docs/qualification.md` from recorded qualifications."""
-    from aprlab.faults import upstream
-    from aprlab.published import known_models
-    from aprlab.qualification.oracles import ORACLES
-
-    lines = [f"| {' | '.join(_TABLE)} |", "|" + "---|" * len(_TABLE)]
-    notes: list[str] = []
-    others = list(found)
-    for model in known_models().values():
-        mine = [q for q in found if q.model["file"] == model.file]
-        for n, q in enumerate(mine or [None]):
-            ticket = (model.title, "24.2 (F)", "10/22", "10/10", "0/12") if n == 0 else ("",) * 5
-            lines.append(_line(ticket, q))
-            if q is not None:
-                others.remove(q)
-                notes.append(_note(model.title, q))
-    for q in others:
-        lines.append(_line((f"{q.model['file']} (not the ticket's)", "", "", "", ""), q))
-        notes.append(_note(q.model["file"], q))
-    rows = scoring.ticket_rows()
-    score = scoring.upstream_score(rows)
-    needed = [f"{points_for(least)}" for least in (70, 85, 90)]
-    told = "; ".join(
-        f"{q.model['file']} with playbook `{q.playbook['name']}` ({q.playbook['digest']}), engine `{q.engine}`, formats "
-        f"{', '.join(q.formats)}, {sum(r.cpu for r in q.rows):.0f} s of processor time for answers and conversions"
-        for q in found
-    )
-    return _PAGE.format(
-        runs=told or "nothing yet", table="\n".join(lines), notes="\n".join(notes), score=score.score, bound=score.bound,
-        maxima=", ".join(f"{a} {m}" for a, m in upstream.CATEGORIES.items()), needed=f"{needed[0]}, {needed[1]} and {needed[2]}",
-        least=least_for_release(), production=scoring.PRODUCTION, sure=scoring.SURE, areas=", ".join(scoring.NEEDED),
-        areas_all=", ".join(f"`{a}` ({t})" for a, t in AREAS.items()),
-        oracles="\n".join(f"| `{name}` | {_first(oracle.judge.__doc__)} |" for name, oracle in ORACLES.items()),
-    )  # fmt: skip
-
-
-def _first(text: str | None) -> str:
-    return " ".join((text or "").split())
-
-
-def _line(ticket: Sequence[str], q: Qualification | None) -> str:
-    if q is None:
-        mine = ("not run", *[""] * 7)
-    else:
-        c = cells(q)
-        keys = ("upstream", "own", "interval", "rows", "answers", "conversions", "verdict")
-        mine = (q.playbook["name"], *(c[key] for key in keys))
-    return f"| {' | '.join((*ticket, *mine))} |"
-
-
-def _note(title: str, q: Qualification) -> str:
-    """What did not pass, and what was not run."""
-    own = q.own
-    parts = [f"* {title}, `{q.playbook['name']}`: {own.sentence}."]
-    for name in own.own:
-        tried = [r for r in q.rows if r.scenario == name and r.outcome != SKIP]
-        row = tried[0]
-        text = " ".join(row.text.split())[:80].replace("`", "'").replace("|", "\\|")
-        where = ", ".join(r.format for r in tried)
-        parts.append(f"  * the model's own: `{name}` ({where}), {reason(row)} (`{text}`)".replace("\n", " "))
-    skipped: dict[str, list[str]] = {}
-    for row in q.rows:
-        if row.outcome == SKIP:
-            skipped.setdefault(f"as {row.format}" if row.note == scoring.LATE else row.note, []).append(row.scenario)
-    parts += [f"  * not run, {why}: {', '.join(names)}" for why, names in skipped.items()]
-    return "\n".join(parts)
-
-
-if __name__ == "__main__":
-    import sys
-
-    target = Path(sys.argv[1])
-    write_text(target, markdown(recorded(target.parent / "qualification")))

@@ -39,7 +39,7 @@ def quant(type_: TensorType, registry: Mapping[TensorType, Quant] = REGISTRY) ->
     try:
         return registry[type_]
     except KeyError:
-        raise UnsupportedError(f"unknown tensor type {type_}") from None
+        raise UnsupportedError(f"unknown tensor type {type_}", code="quants.unknown-type") from None
 
 
 def decode(blocks: Bytes, type_: TensorType, *, registry: Mapping[TensorType, Quant] = REGISTRY) -> Floats:

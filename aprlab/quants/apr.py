@@ -56,10 +56,14 @@ class AprQ8(Quant):
     layout = np.dtype([("qs", "i1")])
 
     def decode(self, blocks: Bytes, out: Floats | None = None) -> Floats:
-        raise UnsupportedError(f"{self.type} has one scale for a whole tensor: its blocks cannot be decoded alone")
+        raise UnsupportedError(
+            f"{self.type} has one scale for a whole tensor: its blocks cannot be decoded alone", code="quants.scale-per-tensor"
+        )
 
     def encode(self, x: Floats) -> Bytes:
-        raise UnsupportedError(f"{self.type} has one scale for a whole tensor: its blocks cannot be encoded alone")
+        raise UnsupportedError(
+            f"{self.type} has one scale for a whole tensor: its blocks cannot be encoded alone", code="quants.scale-per-tensor"
+        )
 
     def scale(self, head: Bytes) -> np.float32:
         """Step: the four bytes in front of the tensor as its float32 scale."""
@@ -76,7 +80,7 @@ class AprQ8(Quant):
         """All values of a tensor, any shape, to uint8 (4 + x.size,): the scale, then the signed bytes."""
         x = np.ascontiguousarray(x, np.float32)
         if not np.isfinite(x).all():
-            raise NumericError(f"cannot encode values that are not finite as {self.type}")
+            raise NumericError(f"cannot encode values that are not finite as {self.type}", code="quants.not-finite")
         scale = np.float32(np.abs(x).max(initial=0)) / np.float32(127)
         if scale == 0:
             scale = np.float32(1)  # as aprender does for a tensor of zeros

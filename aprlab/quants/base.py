@@ -40,11 +40,11 @@ class Quant:
 
     def decode_fields(self, b: Fields, out: Floats) -> None:
         """Decode blocks viewed as `layout`, shape (n,), into `out`, float32 (n, E)."""
-        raise UnsupportedError(f"no decoder for tensor type {self.type}")
+        raise UnsupportedError(f"no decoder for tensor type {self.type}", code="quants.no-decoder")
 
     def encode_fields(self, x: Floats, b: Fields) -> None:
         """Encode finite `x`, float32 (n, E), into the zeroed blocks `b`, viewed as `layout`, shape (n,)."""
-        raise UnsupportedError(f"no encoder for tensor type {self.type}")
+        raise UnsupportedError(f"no encoder for tensor type {self.type}", code="quants.no-encoder")
 
     def half(self, field: NDArray[np.float16]) -> Floats:
         """Step: a float16 scale field of any shape as float32, subnormals and signed zeros kept."""
@@ -80,7 +80,9 @@ class Quant:
         """
         x = np.ascontiguousarray(x, np.float32)
         if x.ndim != 2 or x.shape[1] != self.type.block_elements:
-            raise UnsupportedError(f"{self.type}: values of shape {x.shape}, not (n, {self.type.block_elements})")
+            raise UnsupportedError(
+                f"{self.type}: values of shape {x.shape}, not (n, {self.type.block_elements})", code="quants.bad-values-shape"
+            )
         _demand_finite(x, self.type)
         blocks = np.zeros((len(x), self.type.block_bytes), np.uint8)
         b = self._fields(blocks)
@@ -105,7 +107,7 @@ class Quant:
         """Rows of values, (..., columns), to uint8 (..., row bytes); blocks never cross a row."""
         x = np.asarray(x, np.float32)
         if x.ndim == 0:
-            raise UnsupportedError(f"{self.type}: a single number has no row to quantise")
+            raise UnsupportedError(f"{self.type}: a single number has no row to quantise", code="quants.no-dimensions")
         width = self.type.row_bytes(x.shape[-1])
         return self.encode(x.reshape(-1, self.type.block_elements)).reshape(*x.shape[:-1], width)
 
@@ -113,7 +115,9 @@ class Quant:
         """The blocks, uint8 (n, B), seen through `layout`: a view wherever memory allows, shape (n,)."""
         if blocks.dtype != np.uint8 or blocks.ndim != 2 or blocks.shape[1] != self.type.block_bytes:
             wanted = f"uint8 (n, {self.type.block_bytes})"
-            raise UnsupportedError(f"{self.type}: blocks are {blocks.dtype} {blocks.shape}, not {wanted}")
+            raise UnsupportedError(
+                f"{self.type}: blocks are {blocks.dtype} {blocks.shape}, not {wanted}", code="quants.bad-blocks"
+            )
         return np.ascontiguousarray(blocks).reshape(-1).view(self.layout)
 
     def _target(self, out: Floats | None, shape: tuple[int, ...]) -> Floats:
@@ -121,21 +125,23 @@ class Quant:
         if out is None:
             return np.empty(shape, np.float32)
         if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
-            raise UsageError(f"{self.type}: out is {out.dtype} {out.shape}, not contiguous float32 {shape}")
+            raise UsageError(
+                f"{self.type}: out is {out.dtype} {out.shape}, not contiguous float32 {shape}", code="quants.bad-out"
+            )
         return out
 
     def _whole(self, raw: Bytes, shape: tuple[int, ...]) -> Bytes:
         """All bytes of a tensor as one axis, checked against the size law."""
         flat = np.ascontiguousarray(raw).reshape(-1).view(np.uint8)
         if flat.size != (expected := self.type.nbytes(shape)):
-            raise FormatError(f"{flat.size} bytes, but {self.type} of shape {shape} takes {expected}")
+            raise FormatError(f"{flat.size} bytes, but {self.type} of shape {shape} takes {expected}", code="quants.size-law")
         return flat
 
 
 def _demand_finite(x: Floats, type_: TensorType) -> None:
     if not np.isfinite(x).all():
         where = np.unravel_index(int(np.argmin(np.isfinite(x))), x.shape)
-        raise NumericError(f"cannot encode {x[where]} (block {where[0]}, value {where[-1]}) as {type_}")
+        raise NumericError(f"cannot encode {x[where]} (block {where[0]}, value {where[-1]}) as {type_}", code="quants.not-finite")
 
 
 def bits(x: Bytes, first: int, count: int) -> Bytes:
@@ -158,7 +164,7 @@ def to_half(value: Floats, type_: TensorType) -> NDArray[np.float16]:
     half = value.astype(np.float16)
     if not np.isfinite(half).all():
         worst = float(np.abs(value).max())
-        raise NumericError(f"{worst:g} does not fit into the float16 of {type_} (largest: 65504)")
+        raise NumericError(f"{worst:g} does not fit into the float16 of {type_} (largest: 65504)", code="quants.out-of-range")
     return half
 
 

@@ -21,4 +21,4 @@ class _Foreign(Quant):
         try:
             out[:] = gguf_quants.dequantize(b["raw"].reshape(1, -1), GGMLQuantizationType(self.type.code)).reshape(out.shape)
         except NotImplementedError:
-            raise UnsupportedError(f"no decoder for tensor type {self.type}") from None
+            raise UnsupportedError(f"no decoder for tensor type {self.type}", code="quants.no-decoder") from None

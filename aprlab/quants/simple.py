@@ -54,5 +54,5 @@ class BF16(Quant):
         # Nearest even: half a unit less one, plus the last bit that stays.
         high = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
         if ((high & 0x7F80) == 0x7F80).any():
-            raise NumericError(f"{float(np.abs(x).max()):g} does not fit into {self.type}")
+            raise NumericError(f"{float(np.abs(x).max()):g} does not fit into {self.type}", code="quants.out-of-range")
         b["x"] = high

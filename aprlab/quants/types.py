@@ -46,13 +46,16 @@ class TensorType:
         """Bytes of one row of `columns` values; raises where the row does not hold whole blocks."""
         blocks, rest = divmod(columns, self.block_elements)
         if rest:
-            raise UnsupportedError(f"a row of {columns} values does not hold whole {self.name} blocks of {self.block_elements}")
+            raise UnsupportedError(
+                f"a row of {columns} values does not hold whole {self.name} blocks of {self.block_elements}",
+                code="quants.row-not-whole-blocks",
+            )  # fmt: skip
         return blocks * self.block_bytes
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """The size law: bytes of a tensor of `shape` (NumPy order, the last axis is a row)."""
         if not shape:
-            raise UnsupportedError("a tensor without dimensions has no size")
+            raise UnsupportedError("a tensor without dimensions has no size", code="quants.no-dimensions")
         return self.tensor_bytes + math.prod(shape[:-1]) * self.row_bytes(shape[-1])
 
     def fits(self, shape: tuple[int, ...], nbytes: int) -> bool:
@@ -81,7 +84,7 @@ def by_code(code: int) -> TensorType:
     try:
         return _BY_CODE[code]
     except KeyError:
-        raise UnsupportedError(f"unknown tensor type code {code}") from None
+        raise UnsupportedError(f"unknown tensor type code {code}", code="quants.unknown-type-code") from None
 
 
 def by_name(name: str) -> TensorType:
@@ -90,7 +93,7 @@ def by_name(name: str) -> TensorType:
     for candidate in (key, f"{key[:-1]}_K" if key.endswith("K") else key):
         if candidate in _BY_NAME:
             return _BY_NAME[candidate]
-    raise UnsupportedError(f"unknown tensor type {name!r}; known: {', '.join(t.name for t in TYPES)}")
+    raise UnsupportedError(f"unknown tensor type {name!r}; known: {', '.join(t.name for t in TYPES)}", code="quants.unknown-type")
 
 
 F32, F16, BF16, F64 = (by_name(n) for n in ("F32", "F16", "BF16", "F64"))

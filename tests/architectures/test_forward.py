@@ -11,11 +11,12 @@ import pytest
 from builders import CONFIG, random_model, tensor
 from oracle import Oracle, logits_and_tolerance
 
-from aprlab.architectures.qwen2 import check, forward, points, shapes
+from aprlab.architectures.qwen2 import check, forward, points
 from aprlab.engines.reference import ReferenceEngine
 from aprlab.errors import FormatError, UsageError
 from aprlab.model import names
 from aprlab.model.config import ModelConfig
+from aprlab.model.inventory import shapes
 from aprlab.model.model import Model
 from aprlab.quants import types
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from aprlab import in_use
 from aprlab.cli import sigbus as guard
 from aprlab.errors import UsageError
 from aprlab.formats import writing
@@ -18,6 +19,7 @@ from aprlab.model import content
 SHRINK = """
 import os, sys, threading
 from pathlib import Path
+from aprlab import in_use
 from aprlab.cli import sigbus as guard
 from aprlab.formats import writing
 from aprlab.model import content
@@ -36,9 +38,9 @@ with writing.atomic(path.with_name("out")) as file:
         thread.start()
         thread.join()
     elif how == "named":
-        writing.PARTS.add(str(path.with_name(".out.part")))
+        in_use.PARTS.add(str(path.with_name(".out.part")))
         path.with_name(".out.part").write_bytes(b"half")
-        writing.PARTS.add(str(path.with_name(".gone.part")))
+        in_use.PARTS.add(str(path.with_name(".gone.part")))
         folder = writing.atomic_folder(path.with_name("folder"))
         (folder.__enter__() / "half").write_bytes(b"half")
     print(raw.sum())
@@ -64,7 +66,7 @@ def test_an_interrupt_between_two_steps_leaves_no_name(tmp_path: Path, monkeypat
 
     def interrupted(*args: Any, **options: Any) -> None:
         link(*args, **options)
-        assert any(str(tmp_path) in part for part in writing.PARTS)  # the guard would find it
+        assert any(str(tmp_path) in part for part in in_use.PARTS)  # the guard would find it
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "link", interrupted)
@@ -73,7 +75,7 @@ def test_an_interrupt_between_two_steps_leaves_no_name(tmp_path: Path, monkeypat
             file.write(b"whole")
     except KeyboardInterrupt:
         assert list(tmp_path.iterdir()) == []
-    assert not any(str(tmp_path) in part for part in writing.PARTS)
+    assert not any(str(tmp_path) in part for part in in_use.PARTS)
 
 
 @pytest.mark.parametrize("system", ["files without a name", "two names", "one name"])
@@ -97,7 +99,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(system: str, tmp_path: Pa
     with writing.atomic(tmp_path / "new", force=False) as file:
         file.write(b"new")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"out": b"ours", "new": b"new"}
-    assert not any(str(tmp_path) in part for part in writing.PARTS)
+    assert not any(str(tmp_path) in part for part in in_use.PARTS)
 
 
 def test_a_name_too_long_is_one_line(tmp_path: Path) -> None:
@@ -111,11 +113,11 @@ def test_a_file_that_appears_in_a_folder_meanwhile_is_not_lost(tmp_path: Path) -
     out.mkdir()
     (out / "ours").touch()
     with pytest.raises(UsageError, match="holds 'thesis'"), writing.atomic_folder(out, force=True, ours="ours".__eq__) as made:
-        assert str(made) in writing.PARTS
+        assert str(made) in in_use.PARTS
         (made / "ours").write_text("new")
         (out / "thesis").write_text("precious")
     assert (out / "thesis").read_text() == "precious" and [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert not any(str(tmp_path) in part for part in writing.PARTS)
+    assert not any(str(tmp_path) in part for part in in_use.PARTS)
 
 
 def test_an_address_has_a_file_only_while_it_is_mapped(tmp_path: Path) -> None:

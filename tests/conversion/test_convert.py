@@ -288,7 +288,7 @@ def test_a_place_in_a_packed_file_is_no_offset(tiny: Path, tmp_path: Path) -> No
     raw = np.full(tensor.size, np.nan, "<f4").view(np.uint8)
     lost = tensor.replace(type=types.F32, raw=raw, origin=replace(tensor.origin, offset=-1))
     with pytest.raises(FormatError, match="not finite") as caught:
-        list(recode.chunks_of(recode.Recoded(lost, types.F16))())
+        list(recode.chunks_of(recode.recoded(lost, types.F16))())
     assert caught.value.offset is None
 
 

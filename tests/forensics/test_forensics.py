@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import page_script
 
 from aprlab.cli.app import run_cli
 from aprlab.errors import UsageError
 from aprlab.faults import session_with
-from aprlab.forensics.ranking import FITS, Ear, Forensics, Match, Suspect, divergence, forensics, rhythm
-from aprlab.forensics.record import PARTS, paired
-from aprlab.forensics.signatures import Voices, page, voices
+from aprlab.forensics.answer_runs import divergence
+from aprlab.forensics.answer_scoring import AnswerScore, AnswerScorer, Suspect, rhythm
+from aprlab.forensics.ranking import FITS, Forensics, forensics
+from aprlab.forensics.signatures import Signatures, fault_signatures
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
@@ -28,14 +30,14 @@ def model(tiny: Path) -> Model:
 
 
 @pytest.fixture(scope="module")
-def heard(model: Model) -> Voices:
-    return voices(model, ["What is 2+2?", "What is 3+4?"], faults=[*LOUD, "cache-key-mismatch", "lost-v-biases"])
+def recorded(model: Model) -> Signatures:
+    return fault_signatures(model, ["What is 2+2?", "What is 3+4?"], faults=[*LOUD, "cache-key-mismatch", "lost-v-biases"])
 
 
 @pytest.mark.parametrize("guilty", LOUD)
-def test_its_own_words_lead_back_to_a_fault(guilty: str, model: Model, heard: Voices) -> None:
-    text = heard.said[guilty][0]
-    assert text != heard.healthy[0]
+def test_its_own_words_lead_back_to_a_fault(guilty: str, model: Model, recorded: Signatures) -> None:
+    text = recorded.said[guilty][0]
+    assert text != recorded.healthy[0]
     found = forensics(model, text, faults=LOUD)
     assert found.best is not None
     best = found.suspects[0]
@@ -81,13 +83,13 @@ def test_what_a_text_costs(model: Model) -> None:
         session.follow(ids, [])
 
 
-def test_an_answer_is_left_where_it_leads_elsewhere(model: Model, heard: Voices) -> None:
-    """But never one that goes on to say what was seen; and what is healthy to the last bit is not heard twice."""
-    found = forensics(model, heard.said["q4k-nibble-pairs"][0], faults=["q4k-nibble-pairs", "rope-norm", "cache-key-mismatch"])
+def test_an_answer_is_left_where_it_leads_elsewhere(model: Model, recorded: Signatures) -> None:
+    """But never one that goes on to say what was seen; and what is healthy to the last bit is not run twice."""
+    found = forensics(model, recorded.said["q4k-nibble-pairs"][0], faults=["q4k-nibble-pairs", "rope-norm", "cache-key-mismatch"])
     cut = {s.faults[0]: s.cut for s in found.suspects}
     assert not cut["q4k-nibble-pairs"]
     assert "healthy logits" in cut["cache-key-mismatch"]
-    assert next(s.text for s in found.suspects if s.faults == ("cache-key-mismatch",)) == heard.healthy[0]
+    assert next(s.text for s in found.suspects if s.faults == ("cache-key-mismatch",)) == recorded.healthy[0]
 
 
 def test_nothing_fits_a_text_nobody_said(model: Model) -> None:
@@ -96,11 +98,11 @@ def test_nothing_fits_a_text_nobody_said(model: Model) -> None:
     assert found.conclusion == "nothing fits"
 
 
-def test_healthy_words_are_called_healthy(model: Model, heard: Voices) -> None:
-    assert forensics(model, heard.healthy[0], faults=["rope-norm"]).conclusion == "that is what the healthy model says"
+def test_healthy_words_are_called_healthy(model: Model, recorded: Signatures) -> None:
+    assert forensics(model, recorded.healthy[0], faults=["rope-norm"]).conclusion == "that is what the healthy model says"
 
 
-def test_saying_nothing_is_a_voice(model: Model) -> None:
+def test_saying_nothing_is_a_signature(model: Model) -> None:
     """The embedded model without its V biases ends at once."""
     assert session_with(model, ["lost-v-biases"]).generate("What is 2+2?", max_tokens=4).tokens == []
     found = forensics(model, "", faults=["lost-v-biases", "q4k-min-lost"])
@@ -121,10 +123,10 @@ def test_rare_tokens_weigh_more_than_common_ones(model: Model) -> None:
     tokenizer = Session(model).tokenizer
     surprise = np.full(model.config.vocab_size, 2.0)
     surprise[[7, 8]] = 18.0
-    ear = Ear([5, 7, 5, 8], surprise, tokenizer)
+    scorer = AnswerScorer([5, 7, 5, 8], surprise, tokenizer)
 
-    def judge(*tokens: int) -> Match:
-        return ear.judge(Suspect((), tokenizer.decode(tokens), tokens, None))
+    def judge(*tokens: int) -> AnswerScore:
+        return scorer.judge(Suspect((), tokenizer.decode(tokens), tokens, None))
 
     rare, common = judge(7, 8, 1, 1), judge(5, 5, 1, 1)
     assert rare.tokens == pytest.approx(36 / 40)
@@ -142,25 +144,25 @@ def test_rhythm_tells_repetitions_apart() -> None:
     assert rhythm([1, 2, 3, 4])[-1] == 1
 
 
-def test_voices_are_counted_and_silence_is_named(heard: Voices) -> None:
-    assert heard.silent == ["cache-key-mismatch"]
-    assert heard.moved["cache-key-mismatch"] == 0 < heard.moved["rope-norm"]
-    assert 0 < heard.counted <= 2 * 5
-    assert 0 <= heard.top1 <= heard.top3 <= 1
-    assert Voices.from_json(json.loads(json.dumps(heard.to_json()))) == heard
+def test_signatures_are_counted_and_silence_is_named(recorded: Signatures) -> None:
+    assert recorded.silent == ["cache-key-mismatch"]
+    assert recorded.moved["cache-key-mismatch"] == 0 < recorded.moved["rope-norm"]
+    assert 0 < recorded.counted <= 2 * 5
+    assert 0 <= recorded.top1 <= recorded.top3 <= 1
+    assert Signatures.from_json(json.loads(json.dumps(recorded.to_json()))) == recorded
     with pytest.raises(UsageError, match="two prompts"):
-        voices("unused", ["one"])
+        fault_signatures("unused", ["one"])
 
 
 def test_likelihood_takes_part_where_it_was_measured(model: Model) -> None:
     tokenizer = Session(model).tokenizer
-    ear = Ear([5, 7, 5, 8], np.full(model.config.vocab_size, 9.0), tokenizer)
+    scorer = AnswerScorer([5, 7, 5, 8], np.full(model.config.vocab_size, 9.0), tokenizer)
     answer = Suspect((), tokenizer.decode([7, 1]), (7, 1), None)
-    plain, useless, likely = (ear.judge(answer, gain).score for gain in (None, -3.0, 6.0))
+    plain, useless, likely = (scorer.judge(answer, gain).score for gain in (None, -3.0, 6.0))
     assert useless == pytest.approx(0.7 * plain)
     assert likely == pytest.approx(0.7 * plain + 0.3 * 6 / 8)
-    few = ["lost-k-biases", "q4k-scale-bits"]
-    alone, both = (voices(model, ["What is 2+2?", "What is 3+4?"], faults=few, follow=follow) for follow in (False, True))
+    few, prompts = ["lost-k-biases", "q4k-scale-bits"], ["What is 2+2?", "What is 3+4?"]
+    alone, both = (fault_signatures(model, prompts, faults=few, follow=follow) for follow in (False, True))
     assert (alone.said, alone.counted, alone.alone, alone.followed) == (both.said, both.counted, both.alone, not both.followed)
     assert alone.alone == (alone.top1, alone.top3)
 
@@ -173,9 +175,9 @@ def test_divergence_is_a_distance_of_distributions() -> None:
     assert divergence(a, np.full(3, np.nan, np.float32)) == float("inf")
 
 
-def test_the_page_is_made_from_the_record(heard: Voices) -> None:
-    entry = {"command": "python -m x", "date": "2026-01-01", "engine": "reference", **heard.to_json()}
-    text = page({"note": "Mind this.", "models": {"tiny": entry}})
+def test_the_page_is_made_from_the_record(recorded: Signatures) -> None:
+    entry = {"command": "python -m x", "date": "2026-01-01", "engine": "reference", **recorded.to_json()}
+    text = page_script("signatures").page({"note": "Mind this.", "models": {"tiny": entry}})
     assert "| tiny | 2 | 6 | 1 |" in text
     assert "Silent: `cache-key-mismatch` (0)." in text
     assert "*(ends at once)*" in text  # without V biases
@@ -188,12 +190,12 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @pytest.mark.skipif(not DOCS.exists(), reason="not in a checkout")
 def test_docs_are_the_record() -> None:
-    record = json.loads((data_dir() / "voices.json").read_text(encoding="utf-8"))
-    assert (DOCS / "voices.md").read_text(encoding="utf-8") == page(record)
+    record = json.loads((data_dir() / "signatures.json").read_text(encoding="utf-8"))
+    assert (DOCS / "signatures.md").read_text(encoding="utf-8") == page_script("signatures").page(record)
 
 
-def test_the_verb(tiny: Path, capsys: pytest.CaptureFixture[str], heard: Voices) -> None:
-    saw = heard.said["q4k-nibble-pairs"][0]
+def test_the_verb(tiny: Path, capsys: pytest.CaptureFixture[str], recorded: Signatures) -> None:
+    saw = recorded.said["q4k-nibble-pairs"][0]
     args = ["forensics", str(tiny), "--saw", saw, "--only", "rope-norm,q4k-nibble-pairs", "-b", "reference"]
     assert run_cli([*args, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
@@ -214,7 +216,7 @@ def test_it_shows_in_a_notebook(model: Model) -> None:
 
 def test_the_record_of_the_third_layer_says_what_the_page_says() -> None:
     record = json.loads((data_dir() / "third-layer.json").read_text(encoding="utf-8"))
-    assert {"exact", "old file", "ranking"} <= set(record["parts"]) <= set(PARTS)
+    assert {"exact", "old file", "ranking"} <= set(record["parts"]) <= set(page_script("third_layer_record").PARTS)
     exact, *less = record["parts"]["exact"]["suspects"]
     assert "".join(exact["text"].splitlines()).startswith(record["ticket"]["third layer"])
     assert exact["score"] == 1
@@ -232,6 +234,7 @@ def test_the_record_of_the_third_layer_says_what_the_page_says() -> None:
 
 
 def test_pairs_are_made_from_a_ranking() -> None:
+    paired = page_script("third_layer_record").paired
     ran = [{"faults": [id], "error": None, "score": score} for id, score in (("a", 0.6), ("b", 0.4), ("c", 0.1), ("d", 0.0))]
     refused = {"faults": ["e"], "error": "refused"}
     assert paired({"suspects": [*ran, refused]}) == ["a+b", "a+c", "a+d", "b+c", "b+d"]

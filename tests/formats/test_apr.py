@@ -19,6 +19,7 @@ import zstandard
 from aprlab.conversion.converter import convert, export
 from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats import apr, open_model
+from aprlab.formats.apr import writer
 from aprlab.formats.reading import json_object
 from aprlab.model import names
 from aprlab.model.model import Model
@@ -149,7 +150,7 @@ def test_zstd_is_a_stream_both_ways(tmp_path: Path) -> None:
             return super().write(bytes(data)[:5000])
 
     slow = Slow()
-    apr._compress(body[:100_000], "zstd", slow)
+    writer.compress_body(body[:100_000], "zstd", slow)
     assert zstandard.ZstdDecompressor().decompress(slow.getvalue()) == body[:100_000].tobytes()
 
 

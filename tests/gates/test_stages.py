@@ -11,7 +11,7 @@ import pytest
 from aprlab import engines
 from aprlab.cli.app import run_cli
 from aprlab.engines import create
-from aprlab.engines.wrapped import Wrapped
+from aprlab.engines.delegating import DelegatingEngine
 from aprlab.errors import UsageError
 from aprlab.faults import convert_with, session_with, upstream
 from aprlab.formats import open_model
@@ -36,17 +36,17 @@ def test_a_healthy_file_passes_ten_stages_which_are_upstreams_by_name(model) -> 
     assert [r.name for r in results] == list(upstream.ten_checks([], [1], np.zeros(3, np.float32)))
 
 
-class NextRow(Wrapped):
+class NextRow(DelegatingEngine):
     def embed(self, tokens: np.ndarray, weight: str) -> Any:
         return self.inner.embed(tokens + 1, weight)
 
 
-class GateForUp(Wrapped):
+class GateForUp(DelegatingEngine):
     def swiglu(self, gate: Any, up: Any) -> Any:
         return self.inner.swiglu(up, gate)
 
 
-class Cut(Wrapped):
+class Cut(DelegatingEngine):
     """The output head's last products are left out."""
 
     def matmul(self, x: Any, weight: str, bias: str | None = None) -> Any:

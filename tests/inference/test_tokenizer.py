@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aprlab.errors import FormatError, UnsupportedError, UsageError
-from aprlab.inference.tokenizer import BYTE_ALPHABET, Qwen2Tokenizer
+from aprlab.inference.tokenizer import Qwen2Tokenizer
 from aprlab.model.config import TokenizerData
+from aprlab.model.vocabulary import BYTE_ALPHABET
 
 DATA = tokenizer_data()
 TOKENIZER = Qwen2Tokenizer(DATA)

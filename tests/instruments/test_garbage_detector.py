@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pages import page_script
 
 from aprlab.faults.instruments import words_for_garbage
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
-from aprlab.instruments.garbage_detector import LONG, PARTS, SURPRISED, confusion, is_garbage, labelled, markdown, surprise
+from aprlab.instruments.garbage_detector import LONG, PARTS, SURPRISED, confusion, is_garbage, labelled, surprise
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 ITEMS = labelled()
@@ -78,4 +79,4 @@ def test_upstreams_words_are_worse_both_ways() -> None:
 
 def test_the_page_is_what_the_code_says() -> None:
     page = (DOCS / "garbage.md").read_text(encoding="utf-8")
-    assert page == markdown(), "run: python -m aprlab.instruments.garbage_detector docs/garbage.md"
+    assert page == page_script("garbage_page").markdown(), "run: python docs/make/garbage_page.py docs/garbage.md"

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from aprlab.display.summaries import describe
 from aprlab.errors import FormatError
 from aprlab.formats import open_model
 from aprlab.lab import doctor
+from aprlab.model.description import describe
 
 
 def fake_packages(monkeypatch: pytest.MonkeyPatch, requires: list[str], installed: dict[str, str]) -> list[doctor.Check]:

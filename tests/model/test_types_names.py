@@ -11,6 +11,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from aprlab.errors import UnsupportedError
 from aprlab.formats import apr
+from aprlab.formats.apr import scanner
 from aprlab.formats.reading import Cursor
 from aprlab.model import names
 from aprlab.quants import types
@@ -47,7 +48,7 @@ def test_every_type_comes_back_from_its_dtype_byte(kind: types.TensorType) -> No
     box = apr.Container(Path("x"), b"APR\0", (2, 0), 0, 64, 0, 64, 64, {}, [entry], image)
     packed = entry.pack()
     at = Cursor(memoryview(packed), Path("x"))
-    (read,) = apr._read_index(at, 1, len(packed))
+    (read,) = scanner.read_index(at, 1, len(packed))
     assert read == entry
     assert apr.type_of(box, read, shape) is kind
 

@@ -25,7 +25,7 @@ from aprlab.inference.session import Session
 from aprlab.lab.pairs import given_for
 from aprlab.model.model import Model
 from aprlab.onion.peeling import peel
-from aprlab.onion.sides import peel_sessions
+from aprlab.onion.run_peeling import peel_sessions
 from aprlab.onion.verdict import Verdict
 
 PROMPT = "What is 2+2?"

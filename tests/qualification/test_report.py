@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pages import page_script
 
 from aprlab import figures
 from aprlab.cli.app import run_cli
@@ -59,7 +60,7 @@ def test_the_columns_of_the_tickets_table() -> None:
 
 
 def test_docs_page_has_the_tickets_rows_and_the_measured_ones_beside() -> None:
-    text = report.markdown([made(rows())])
+    text = page_script("qualification_page").markdown([made(rows())])
     assert "| Qwen2.5-Coder 0.5B Instruct | 24.2 (F) | 10/22 | 10/10 | 0/12 |" in text
     assert text.count("| 24.2 (F) |") == 5
     assert "m.gguf" in text

@@ -67,7 +67,7 @@ def source(module: str, files: Mapping[str, str] | None = None) -> str:
     `files` replaces the shipped files (by file name); this is where a mutation comes in.
     """
     if module not in MODULES:
-        raise UnsupportedError(f"unknown kernel module {module!r}; known: {', '.join(MODULES)}")
+        raise UnsupportedError(f"unknown kernel module {module!r}; known: {', '.join(MODULES)}", code="cuda.unknown-module")
     files = texts() if files is None else files
     return _expand(f"{module}.cu", files)
 
@@ -84,7 +84,7 @@ def _expand(name: str, files: Mapping[str, str]) -> str:
 def shipped_ptx(module: str) -> str:
     """The PTX text that came with the package, for compute capability `SHIPPED`."""
     if module not in MODULES:
-        raise UnsupportedError(f"unknown kernel module {module!r}; known: {', '.join(MODULES)}")
+        raise UnsupportedError(f"unknown kernel module {module!r}; known: {', '.join(MODULES)}", code="cuda.unknown-module")
     return (HERE / "ptx" / f"{module}.ptx").read_text(encoding="utf-8")
 
 
@@ -92,7 +92,7 @@ def one_entry(text: str, entry: str) -> str:
     """NVRTC's PTX `text` with one kernel only: much shorter, means the same. Raises UnsupportedError if it is not in there."""
     start = text.find(f".visible .entry {entry}(")
     if start < 0:
-        raise UnsupportedError(f"this PTX has no kernel {entry!r}")
+        raise UnsupportedError(f"this PTX has no kernel {entry!r}", code="cuda.no-such-kernel")
     head, end = text.index(".visible .entry "), text.index("\n}\n", start) + 3
     files = text.find("\t.file\t")  # source names and debug strings follow all kernels
     return text[:head] + text[start:end] + (text[files:] if files >= 0 else "")
@@ -144,7 +144,7 @@ def parse_log(log: str) -> dict[str, Resources]:
     for name, part in zip(parts[1::2], parts[2::2], strict=True):
         stack, used, shared = _STACK.search(part), _USED.search(part), _SHARED.search(part)
         if stack is None or used is None:
-            raise AprlabError(f"the assembler's log says nothing about kernel {name}")
+            raise AprlabError(f"the assembler's log says nothing about kernel {name}", code="cuda.incomplete-log")
         found[name] = Resources(
             int(used[1]), int(stack[1]), int(stack[2]), int(stack[3]), int(shared[1]) if shared else 0
         )
@@ -162,7 +162,9 @@ def nvrtc() -> ctypes.CDLL:
             return ctypes.CDLL(path)
         except OSError:
             continue
-    raise UnsupportedError("no NVRTC on this machine: install the wheel nvidia-cuda-nvrtc-cu12 (or a CUDA toolkit)")
+    raise UnsupportedError(
+        "no NVRTC on this machine: install the wheel nvidia-cuda-nvrtc-cu12 (or a CUDA toolkit)", code="cuda.no-nvrtc"
+    )
 
 
 def available() -> bool:
@@ -212,7 +214,7 @@ def _run(text: str, target: str, *options: str) -> tuple[str, bytes, str]:
         status = lib.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*map(str.encode, flags)))
         log = _take(lib, program, "ProgramLog").rstrip(b"\0").decode()
         if status:
-            raise CompileError(f"NVRTC for {target}:\n{log}")
+            raise CompileError(f"NVRTC for {target}:\n{log}", code="cuda.compile-failed")
         found = _FILE.sub(r'\1"\2"', _take(lib, program, "PTX").rstrip(b"\0").decode())
         return found, _take(lib, program, "CUBIN") if target.startswith("sm_") else b"", log
     finally:

@@ -1,7 +1,7 @@
 """The launch table: for every kernel its module, its threads a block, and functions that make whole launches of it.
 
 Both ways to run a kernel, a GPU and the PTX machine, take their launches from here and nowhere else. Pointers are opaque:
-whatever the backend made. Lengths are elements, `tokens` is the number of positions T.
+whatever the device made. Lengths are elements, `tokens` is the number of positions T.
 """
 
 from __future__ import annotations
@@ -106,20 +106,25 @@ def prepared_bytes(contract: str, tokens: int, cols: int) -> int:
 
 def _contract(contract: str) -> str:
     if contract not in CONTRACTS:
-        raise UnsupportedError(f"unknown activation contract {contract!r}; known: {', '.join(CONTRACTS)}")
+        raise UnsupportedError(
+            f"unknown activation contract {contract!r}; known: {', '.join(CONTRACTS)}", code="cuda.unknown-contract"
+        )
     return contract
 
 
 def _of(kind: TensorType, known: tuple[TensorType, ...], what: str) -> str:
     if kind not in known:
-        raise UnsupportedError(f"there is no {what} kernel for {kind.name}; there are for {', '.join(t.name for t in known)}")
+        raise UnsupportedError(
+            f"there is no {what} kernel for {kind.name}; there are for {', '.join(t.name for t in known)}",
+            code="cuda.no-kernel-for-type",
+        )  # fmt: skip
     return kind.name.lower()
 
 
 def _quads(values: int, what: str) -> int:
     quads, rest = divmod(values, 4)
     if rest:
-        raise UnsupportedError(f"{what} of {values} values: the kernels make four at a time")
+        raise UnsupportedError(f"{what} of {values} values: the kernels make four at a time", code="cuda.values-not-quads")
     return quads
 
 
@@ -129,7 +134,7 @@ def _quads(values: int, what: str) -> int:
 def dequantise(kind: TensorType, w: Any, y: Any, values: int, to: str = "f32") -> Launch:
     """w: blocks of `values` values -> y: float32 or float16 (`to`) ``(values,)``."""
     if to not in ("f32", "f16"):
-        raise UnsupportedError(f"cannot dequantise to {to!r}; known: f32, f16")
+        raise UnsupportedError(f"cannot dequantise to {to!r}; known: f32, f16", code="cuda.unknown-target-type")
     quads = _quads(values, "a run")
     return _launch(f"dequantise_{_of(kind, DEQUANTISED, 'dequantise')}_{to}", [_blocks(quads, 256)], w, y, quads)
 
@@ -143,7 +148,9 @@ def embed(kind: TensorType, w: Any, ids: Any, y: Any, tokens: int, cols: int) ->
 def prepare(contract: str, x: Any, out: Any, tokens: int, cols: int) -> Launch:
     """x float32 ``(tokens, cols)`` -> out: `prepared_bytes` bytes that the mat-vec kernels of `contract` read."""
     if cols % 32:
-        raise UnsupportedError(f"rows of {cols} values: quantised mat-vec kernels take whole blocks of 32")
+        raise UnsupportedError(
+            f"rows of {cols} values: quantised mat-vec kernels take whole blocks of 32", code="cuda.rows-not-whole-blocks"
+        )
     if _contract(contract) == "f32":
         return _launch("prepare", [_blocks(cols, STEP_VALUES), tokens], x, out, cols)
     return _launch("quantise", [_blocks(cols, 128), tokens], x, out, cols)
@@ -170,7 +177,9 @@ def rms_norm(x: Any, weight: Any, y: Any, tokens: int, n: int, eps: float) -> La
 def rope(style: str, x: Any, table: Any, y: Any, tokens: int, heads: int, head_dim: int) -> Launch:
     """x, y float32 ``(tokens, heads, head_dim)``, table float32 ``(tokens, head_dim / 2, 2)``: cosine and sine."""
     if style not in ("neox", "norm"):
-        raise UnsupportedError(f"rotary style {style!r}; known: 'neox' (halves), 'norm' (adjacent pairs)")
+        raise UnsupportedError(
+            f"rotary style {style!r}; known: 'neox' (halves), 'norm' (adjacent pairs)", code="engines.unknown-rotary-style"
+        )
     half = head_dim // 2
     return _launch(f"rope_{style}", [_blocks(half, 128), tokens, heads], x, table, y, heads, half)
 
@@ -186,7 +195,9 @@ def attend(
     """q, y float32 ``(tokens, heads, head_dim)``; one layer's caches ``(capacity, kv_heads, head_dim)``."""
     if head_dim not in HEAD_DIMS:
         known = ", ".join(map(str, HEAD_DIMS))
-        raise UnsupportedError(f"there is no attention kernel for heads of {head_dim}; there are for {known}")
+        raise UnsupportedError(
+            f"there is no attention kernel for heads of {head_dim}; there are for {known}", code="cuda.no-attention-kernel"
+        )
     scale = float(np.float32(1 / np.sqrt(head_dim)))
     return _launch(f"attend_{head_dim}", [heads, tokens], q, k_cache, v_cache, positions, y, heads // kv_heads, scale)
 

@@ -20,7 +20,6 @@ from typing import Any
 
 from aprlab.errors import AprlabError, UsageError
 from aprlab.kernels.cuda import compile as nvrtc
-from aprlab.model.model import Model
 
 ARCHIVE = nvrtc.HERE / "ptx" / "faults.tar.xz"
 RECORD = nvrtc.HERE / "ptx" / "faults.json"  # which sources the archive was compiled from
@@ -38,7 +37,9 @@ class Edit:
         """The edited text. Raises AprlabError unless there is one match."""
         matches = text.count(self.find)
         if matches != 1:
-            raise AprlabError(f"{self.find!r} stands {matches} times in {self.file}, expected once")
+            raise AprlabError(
+                f"{self.find!r} stands {matches} times in {self.file}, expected once", code="cuda.mutation-does-not-match"
+            )
         return text.replace(self.find, self.replace)
 
 
@@ -291,7 +292,7 @@ MUTATIONS: dict[str, Mutation] = {m.name: m for m in _ALL}
 def mutation(name: str) -> Mutation:
     """Raises UsageError naming the known ones."""
     if name not in MUTATIONS:
-        raise UsageError(f"unknown kernel fault {name!r}; known: {', '.join(MUTATIONS)}")
+        raise UsageError(f"unknown kernel fault {name!r}; known: {', '.join(MUTATIONS)}", code="cuda.unknown-fault")
     return MUTATIONS[name]
 
 
@@ -332,19 +333,15 @@ def select(faults: Iterable[Any], engine: str, elsewhere: Collection[str] = ()) 
     if engine not in ("ptx", "cuda") or not mine:
         lost = next((each for each in mine if each not in elsewhere), None)
         if lost is not None:
-            raise UsageError(f"fault {lost!r} is one of the CUDA kernels, which engine {engine!r} does not run: ptx or cuda do")
+            raise UsageError(
+                f"fault {lost!r} is one of the CUDA kernels, which engine {engine!r} does not run: ptx or cuda do",
+                code="cuda.fault-needs-kernels",
+            )  # fmt: skip
         return faults, {}
     if len(mine) > 1:
-        raise UsageError(f"one kernel fault at a time, not {' and '.join(mine)}")
+        raise UsageError(f"one kernel fault at a time, not {' and '.join(mine)}", code="cuda.one-fault-at-a-time")
     given = options(mine[0]) if engine == "ptx" else {"kernels": sources(mine[0])}
     return [each for each in faults if each is not mine[0]], given
-
-
-def engine(model: Model, name: str, contract: str = "f32") -> Any:
-    """A PTX engine with the fault in its kernels."""
-    from aprlab import engines  # engines know kernels, not the other way round
-
-    return engines.create("ptx", model, contract=contract, **options(name))
 
 
 # ---- the shipped archive -------------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ import numpy as np
 import aprlab
 from aprlab import quants
 from aprlab.kernels.cuda import launch as launches
-from aprlab.kernels.cuda.driver import Backend
+from aprlab.kernels.cuda.device import Device
 from aprlab.kernels.cuda.launch import Launch
+from aprlab.model.tensor import Tensor
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
@@ -62,35 +63,43 @@ class Case:
 
 
 class Bench:
-    """A backend with arrays put in and taken out by shape."""
+    """A device with arrays put in and taken out by shape."""
 
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
+    def __init__(self, device: Device) -> None:
+        self.device = device
         self._alive: list[Any] = []  # launches may be under way when a case's own names are gone
 
     def put(self, array: np.ndarray) -> Any:
         """Pointer to a copy, padded to 16 bytes."""
         raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        return self._pointer(self.backend.upload(raw, launches.padded(raw.nbytes)))
+        return self._pointer(self.device.upload(raw, launches.padded(raw.nbytes)))
 
     def room(self, nbytes: int) -> tuple[Any, Any]:
         """(pointer, buffer) of room for a result, padded to 16 bytes."""
-        buffer = self.backend.empty(launches.padded(nbytes))
+        buffer = self.device.empty(launches.padded(nbytes))
         return self._pointer(buffer), buffer
 
     def get(self, buffer: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """What a buffer holds."""
         dtype = np.dtype(dtype)
-        return self.backend.download(buffer, 0, int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
+        return self.device.download(buffer, 0, int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
 
     def run(self, *many: Launch) -> None:
         """Launch, in order."""
         for launch in many:
-            self.backend.run(launch)
+            self.device.run(launch)
 
     def _pointer(self, buffer: Any) -> Any:
         self._alive.append(buffer)
-        return self.backend.pointer(buffer, 0)
+        return self.device.pointer(buffer, 0)
+
+
+def decode(device: Device, tensor: Tensor) -> np.ndarray:
+    """All values by the device's dequantise kernel: float32 of the tensor's shape."""
+    bench = Bench(device)
+    at, room = bench.room(4 * tensor.size)
+    bench.run(launches.dequantise(tensor.type, bench.put(tensor.raw), at, tensor.size))
+    return bench.get(room, tensor.shape, np.float32)
 
 
 def unequal(got: np.ndarray, expected: np.ndarray) -> Outcome:
@@ -394,13 +403,13 @@ def cases() -> Iterator[Case]:
     yield argmax_case(1000)
 
 
-def verify(backend: Backend) -> list[dict[str, Any]]:
+def verify(device: Device) -> list[dict[str, Any]]:
     """Runs all cases. A kernel that fails to run fails its case, and the next one goes on."""
     results = []
     for case in cases():
         start = time.perf_counter()
         try:
-            outcome, fault = case.run(Bench(backend)), None
+            outcome, fault = case.run(Bench(device)), None
         except Exception as error:  # a launch may die in as many ways as there are drivers
             outcome, fault = Outcome(float("inf"), False), f"{type(error).__name__}: {error}"
         seconds = time.perf_counter() - start
@@ -416,12 +425,12 @@ TIMED_BYTES = 256 << 20
 """Weights of a timed mat-vec: more than any cache holds, so that they come from memory."""
 
 
-def timings(backend: Any, cols: int = 8960) -> list[dict[str, Any]]:
+def timings(device: Any, cols: int = 8960) -> list[dict[str, Any]]:
     """Mat-vecs of one token: seconds (the best of five rounds) and bytes of weights a second, by type and contract."""
     results = []
     for kind in (*launches.PACKED, types.F16, types.BF16):
         rows = TIMED_BYTES // kind.row_bytes(cols)
-        bench = Bench(backend)
+        bench = Bench(device)
         one = random_weights(kind, 8, cols)
         w = bench.put(np.resize(one, rows * kind.row_bytes(cols)))
         x, (y, _) = bench.put(random_activations(1, cols)), bench.room(4 * rows)
@@ -431,7 +440,7 @@ def timings(backend: Any, cols: int = 8960) -> list[dict[str, Any]]:
                 ready, _ = bench.room(launches.prepared_bytes(contract, 1, cols))
                 bench.run(launches.prepare(contract, x, ready, 1, cols))
             launch = launches.matvec(kind, contract, w, ready, launches.NULL, y, 1, rows, cols)
-            seconds = backend.seconds(launch)
+            seconds = device.seconds(launch)
             rate = rows * kind.row_bytes(cols) / seconds
             results.append(
                 {"type": kind.name, "contract": contract, "rows": rows, "cols": cols, "seconds": seconds, "bytes_a_second": rate}
@@ -439,16 +448,16 @@ def timings(backend: Any, cols: int = 8960) -> list[dict[str, Any]]:
     return results
 
 
-def report(backend: Any) -> dict[str, Any]:
+def report(device: Any) -> dict[str, Any]:
     """Everything about one run on a GPU, ready for JSON; `passed` says whether every case did."""
-    results = verify(backend)
+    results = verify(device)
     return {
         "aprlab": aprlab.__version__,
-        "machine": backend.describe(),
+        "machine": device.describe(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "passed": all(result["passed"] for result in results),
         "cases": results,
-        "timings": timings(backend),
+        "timings": timings(device),
     }

@@ -65,9 +65,9 @@ def choose(name: str | None = None) -> Isa:
     for isa in ALL:
         if isa.name == asked.lower():
             if isa is AVX2 and not supported(isa):
-                raise UsageError("this processor has no AVX2")
+                raise UsageError("this processor has no AVX2", code="simd.no-avx2")
             return isa
-    raise UsageError(f"unknown instruction set {asked!r}; known: {', '.join(NAMES)}")
+    raise UsageError(f"unknown instruction set {asked!r}; known: {', '.join(NAMES)}", code="simd.unknown-instruction-set")
 
 
 @cache

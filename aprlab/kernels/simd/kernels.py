@@ -16,7 +16,6 @@ import numpy as np
 from aprlab.errors import UsageError
 from aprlab.kernels.simd.blocks import KINDS, Kind
 from aprlab.kernels.simd.decode import decode
-from aprlab.kernels.simd.drive import address, product_parallel
 from aprlab.kernels.simd.matmul_f32 import matmul_f32
 from aprlab.kernels.simd.ops import (
     attend_one_parallel,
@@ -40,6 +39,7 @@ from aprlab.kernels.simd.packed import (
     packed_q8_tiles,
     q8_0_f32,
 )
+from aprlab.kernels.simd.parallel_product import address, product_parallel
 from aprlab.kernels.simd.q8 import matmul_q8, quantise_rows, rounded
 from aprlab.paths import cores
 
@@ -83,7 +83,9 @@ def check_threads(threads: int | None) -> int:
     if threads is None:
         return min(limit, cores())
     if threads > limit:
-        raise UsageError(f"{threads} threads: numba was started with {limit} (environment NUMBA_NUM_THREADS)")
+        raise UsageError(
+            f"{threads} threads: numba was started with {limit} (environment NUMBA_NUM_THREADS)", code="simd.too-many-threads"
+        )
     return threads
 
 

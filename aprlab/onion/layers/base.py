@@ -16,11 +16,10 @@ import numpy as np
 
 from aprlab.errors import AprlabError, FormatError
 from aprlab.formats import apr
-from aprlab.formats.gguf import check_config
 from aprlab.formats.raw import CONFIG_FIELDS, MISSING, NEEDED, TOKENIZER_FIELDS, Conflict, Piece, Reference, Seen, of_config
 from aprlab.formats.raw import of_tokenizer as _of_tokenizer
 from aprlab.model import names
-from aprlab.model.config import ModelConfig, TokenizerData, require_qwen2
+from aprlab.model.config import ModelConfig, TokenizerData, check_config, require_qwen2
 from aprlab.model.model import Model
 from aprlab.model.tensor import Origin, Tensor
 from aprlab.onion.verdict import Finding, some
@@ -338,15 +337,14 @@ def made_tokenizer(found: dict[str, Any], path: Any) -> TokenizerData:
 
 def healthy_tensor(tensor: Tensor, kind: TensorType) -> Tensor:
     """The reference's tensor in the type that the file holds it in: itself, or re-encoded, with its bytes at hand."""
-    from aprlab.conversion.recode import Recoded, chunks_of, re_encoded
+    from aprlab.conversion.recode import re_encoded
 
     if tensor.type is kind or len(tensor.shape) < 2:
         return tensor
     out = re_encoded(tensor, kind)
-    if not isinstance(out, Recoded):
+    if out.content.at_hand:
         return out
-    raw = np.concatenate([np.frombuffer(bytes(chunk), np.uint8) for chunk in chunks_of(out)()])
-    return Tensor(tensor.name, out.type, tensor.shape, raw, Origin(tensor.origin.path, tensor.origin.name, -1))
+    return Tensor(tensor.name, out.type, tensor.shape, out.raw, Origin(tensor.origin.path, tensor.origin.name, -1))
 
 
 __all__ = [

@@ -38,7 +38,7 @@ def expected_shapes(case: Case) -> dict[str, tuple[int, ...]]:
     """Shapes of all tensors: the reference's, else those that the file's own config demands."""
     if case.ref is not None:
         return {name: tensor.shape for name, tensor in case.ref.tensors.items()}
-    from aprlab.architectures.qwen2 import shapes
+    from aprlab.model.inventory import shapes
     from aprlab.onion.layers.base import made_config
 
     try:

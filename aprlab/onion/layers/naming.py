@@ -7,9 +7,9 @@ from typing import ClassVar
 import numpy as np
 
 from aprlab.formats import apr
-from aprlab.formats.gguf import LAYERS_LIMIT
 from aprlab.formats.raw import Piece
 from aprlab.model import names
+from aprlab.model.config import LAYERS_LIMIT
 from aprlab.model.content import drop_pages
 from aprlab.model.tensor import Tensor
 from aprlab.onion.layers.base import Case, Deviation, Layer, Match, correlation, sample

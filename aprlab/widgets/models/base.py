@@ -51,7 +51,7 @@ class Work:
     def free(self) -> None:
         """Raises UsageError while something is under way."""
         if self.busy:
-            raise UsageError(f"still busy: {self.doing}")
+            raise UsageError(f"still busy: {self.doing}", code="widgets.busy")
 
     def start(self, what: str, job: Callable[[], None]) -> None:
         """Run `job()` beside the caller; raises UsageError while another is under way.

@@ -130,15 +130,15 @@ class BlockMicroscope(Observable):
     def __init__(self, *sides: Side, name: str = "") -> None:
         super().__init__()
         if not sides:
-            raise UsageError("a file is needed")
+            raise UsageError("a file is needed", code="widgets.file-needed")
         self.sides = {side.label: side for side in sides}
         if len(self.sides) != len(sides):
-            raise UsageError("two files under one label")
+            raise UsageError("two files under one label", code="widgets.duplicate-label")
         self._decoded: dict[str, Block] = {}
         self.name, self.row, self.block, self.fault, self.byte, self.value = "", 0, 0, "", -1, -1
         self.worst_words = ""
         if not name and not self.names:
-            raise UsageError(f"{sides[0].label} has no tensor that can be decoded")
+            raise UsageError(f"{sides[0].label} has no tensor that can be decoded", code="widgets.no-decodable-tensor")
         self.choose(name or next((n for n in self.names if self.tensor(n).type.quantised), self.names[0]))
 
     @property
@@ -152,7 +152,9 @@ class BlockMicroscope(Observable):
         try:
             return side.tensors[name or self.name]
         except KeyError:
-            raise UsageError(f"{side.label} has no tensor {name or self.name!r} that can be decoded") from None
+            raise UsageError(
+                f"{side.label} has no tensor {name or self.name!r} that can be decoded", code="widgets.no-decodable-tensor"
+            ) from None
 
     @property
     def blocks(self) -> int:
@@ -184,8 +186,9 @@ class BlockMicroscope(Observable):
         self.work.free()
         if fault and fault not in self.faults:
             raise UsageError(
-                f"{fault!r} does not decode {self.tensor().type.name}; there are: {', '.join(self.faults) or 'none'}"
-            )
+                f"{fault!r} does not decode {self.tensor().type.name}; there are: {', '.join(self.faults) or 'none'}",
+                code="widgets.fault-does-not-decode",
+            )  # fmt: skip
         self.fault, self.worst_words = fault, ""
         self.changed()
 
@@ -247,11 +250,13 @@ class BlockMicroscope(Observable):
         """Go to the block in which the two sides, or fault and truth, are furthest apart: the largest |difference|."""
         labels = list(self.sides)
         if not self.fault and len(labels) < 2:
-            raise UsageError("nothing to hold this side against: choose a fault, or open two files")
+            raise UsageError(
+                "nothing to hold this side against: choose a fault, or open two files", code="widgets.nothing-to-compare"
+            )
         a = self.tensor()
         b = a if self.fault else self.tensor(label=labels[1])
         if b.shape != a.shape:
-            raise UsageError(f"unlike shapes: {a.shape} and {b.shape}")
+            raise UsageError(f"unlike shapes: {a.shape} and {b.shape}", code="widgets.unlike-shapes")
         self.work.start("looking for the worst block", lambda: self._search(a, b))
 
     def _search(self, a: Tensor, b: Tensor) -> None:

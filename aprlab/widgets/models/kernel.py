@@ -75,7 +75,9 @@ class KernelStepper(Observable):
         quantised = [n for n, t in self.model.tensors.items() if t.type is types.Q4_K and len(t.shape) == 2] or self.names
         if not name and not quantised:
             kinds = ", ".join(sorted(kind.name for kind in launch.PACKED))
-            raise UsageError(f"no matrix of a type that there is a kernel for: {kinds}", path=self.model.path)
+            raise UsageError(
+                f"no matrix of a type that there is a kernel for: {kinds}", code="widgets.no-kernel-matrix", path=self.model.path
+            )
         self.name = name or quantised[0]
         self._load(operation, self.name, fault)
 
@@ -114,14 +116,17 @@ class KernelStepper(Observable):
 
     def _load(self, operation: str, name: str, fault: str) -> None:
         if operation not in OPERATIONS:
-            raise UsageError(f"unknown operation {operation!r}; known: {', '.join(OPERATIONS)}")
+            raise UsageError(f"unknown operation {operation!r}; known: {', '.join(OPERATIONS)}", code="widgets.unknown-operation")
         tensor = self.model.tensor(name)
         kernel = self._kernel(operation, tensor)
         text = nvrtc.shipped_ptx(kernel.module)
         if fault:
             known = _changing(kernel.module, kernel.entry)
             if fault not in known:
-                raise UsageError(f"seeded bug {fault!r} does not change {kernel.entry}; these do: {', '.join(known) or 'none'}")
+                raise UsageError(
+                    f"seeded bug {fault!r} does not change {kernel.entry}; these do: {', '.join(known) or 'none'}",
+                    code="widgets.fault-not-for-kernel",
+                )  # fmt: skip
             text = mutations.ptx(fault)[kernel.module]
         self.operation, self.name, self.fault, self.kernel = operation, name, fault, kernel
         self.__dict__.pop("sources", None)
@@ -135,7 +140,7 @@ class KernelStepper(Observable):
         kind = tensor.type.name.lower()
         entry = f"dequantise_{kind}_f32" if operation == "dequantise" else f"matvec_{kind}"
         if entry not in launch.KERNELS:
-            raise UsageError(f"there is no kernel {entry!r}", tensor=tensor.name)
+            raise UsageError(f"there is no kernel {entry!r}", code="widgets.no-kernel", tensor=tensor.name)
         return launch.KERNELS[entry]
 
     def _launch(self) -> tuple[launch.Launch, np.ndarray, Callable[[], Comparison]]:
@@ -162,7 +167,7 @@ class KernelStepper(Observable):
         made, _, _ = self._launch()
         blocks = int(np.prod(made.grid))
         if not 0 <= block_number < blocks:
-            raise UsageError(f"block {block_number} of {blocks}")
+            raise UsageError(f"block {block_number} of {blocks}", code="widgets.no-such-block")
         self.grid, self.threads = made.grid, made.kernel.threads
         self.stepper = _Told(
             self._tell, self._machine, made.kernel.entry, made.grid, made.block, made.arguments, block_number=block_number,

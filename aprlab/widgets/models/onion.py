@@ -18,7 +18,7 @@ from aprlab.model.model import Model
 from aprlab.onion.layers import Case, Deviation
 from aprlab.onion.peeling import examine, reference_of
 from aprlab.onion.repairs import Mend, drafted
-from aprlab.onion.sides import examine_sessions
+from aprlab.onion.run_peeling import examine_sessions
 from aprlab.onion.verdict import Finding, Verdict
 from aprlab.published import QUESTION
 from aprlab.tracing.golden_rule import MAX_TOKENS, best_engine
@@ -121,18 +121,18 @@ class OnionExplorer(Observable):
         self.work.free()
         if model is not None:
             if model not in self.files:
-                raise UsageError(f"no model {model!r}; there are: {', '.join(self.files)}")
+                raise UsageError(f"no model {model!r}; there are: {', '.join(self.files)}", code="widgets.no-such-model")
             self.model = model
         if form is not None:
             if form not in STAGES:
-                raise UsageError(f"unknown form {form!r}; known: {', '.join(STAGES)}")
+                raise UsageError(f"unknown form {form!r}; known: {', '.join(STAGES)}", code="widgets.unknown-form")
             self.form = form
         possible = {fault.id for fault in self.choices}
         if faults is not None:
             wanted = tuple(faults)
             for id in wanted:
                 if id not in possible:
-                    raise UsageError(f"fault {id!r} does not enter in the {self.form}")
+                    raise UsageError(f"fault {id!r} does not enter in the {self.form}", code="widgets.fault-not-for-form")
             self.faults = wanted
         else:
             self.faults = tuple(id for id in self.faults if id in possible)
@@ -149,7 +149,7 @@ class OnionExplorer(Observable):
         """Break it, peel it, ask both sides; beside the caller, `stages` tell how far it is."""
         self.work.free()
         if self.candidate and self.form != "file":
-            raise UsageError("a file of your own is looked at as a file")
+            raise UsageError("a file of your own is looked at as a file", code="widgets.own-file-is-a-file")
         self._forget()
         self.work.start("making the other side", self._run)
 
@@ -220,7 +220,7 @@ class OnionExplorer(Observable):
     def look(self, number: int) -> None:
         """Open the figure of a finding, by its place in `findings`; again closes it."""
         if not 0 <= number < len(self.findings):
-            raise UsageError(f"finding {number} of {len(self.findings)}")
+            raise UsageError(f"finding {number} of {len(self.findings)}", code="widgets.no-such-finding")
         if number == self.shown:
             self.shown, self.evidence = -1, None
             self.changed()
@@ -257,7 +257,7 @@ class OnionExplorer(Observable):
     def mend(self, label: str) -> None:
         """Apply a mend, or take it back, and ask again beside the caller."""
         if label not in self.mends:
-            raise UsageError(f"no mend {label!r}; there are: {', '.join(self.mends) or 'none'}")
+            raise UsageError(f"no mend {label!r}; there are: {', '.join(self.mends) or 'none'}", code="widgets.no-such-repair")
         kept = [known for known in self.mends if (known in self.mended) != (known == label)]
         self.work.start("asking again", lambda: self._mend(tuple(kept)))
 

@@ -64,7 +64,7 @@ class TensorBrowser(Observable):
     def __init__(self, *sides: Side) -> None:
         super().__init__()
         if not 1 <= len(sides) <= 2:
-            raise UsageError(f"{len(sides)} files: one or two are shown")
+            raise UsageError(f"{len(sides)} files: one or two are shown", code="widgets.number-of-files")
         self.sides = sides
         self.order, self.descending = "", False
         self.text, self.statuses = "", frozenset[str]()
@@ -134,7 +134,7 @@ class TensorBrowser(Observable):
     def sort(self, column: str) -> None:
         """By this column; again: the other way round; a third time: the order of the file."""
         if column not in COLUMNS:
-            raise UsageError(f"no column {column!r}; there are: {', '.join(COLUMNS)}")
+            raise UsageError(f"no column {column!r}; there are: {', '.join(COLUMNS)}", code="widgets.unknown-column")
         if self.order != column:
             self.order, self.descending = column, False
         elif not self.descending:
@@ -154,7 +154,7 @@ class TensorBrowser(Observable):
     def choose(self, name: str) -> None:
         """Look at one tensor: its fingerprints and values are computed beside the caller."""
         if name not in {row.name for row in self.all}:
-            raise UsageError(f"no tensor {name!r}")
+            raise UsageError(f"no tensor {name!r}", code="widgets.no-such-tensor")
         self.work.start(f"decoding {name}", lambda: self._look(name))
 
     def _look(self, name: str) -> None:

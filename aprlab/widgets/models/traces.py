@@ -113,7 +113,7 @@ class TraceExplorer(Observable):
     def set_mode(self, mode: str) -> None:
         """Show the whole error or the introduced one."""
         if mode not in MODES:
-            raise UsageError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
+            raise UsageError(f"unknown mode {mode!r}; known: {', '.join(MODES)}", code="widgets.unknown-mode")
         self.mode = mode
         if self.chosen:
             self._look(self.chosen)
@@ -127,7 +127,7 @@ class TraceExplorer(Observable):
     def map(self) -> tuple[list[str], np.ndarray]:
         """Names of the steps, and relative l2 errors ``(layers, steps)``; 0 is equal bit for bit, inf a NaN or Inf."""
         if not self.ready:
-            raise UsageError("run it first")
+            raise UsageError("run it first", code="widgets.not-run")
         if self.mode not in self._maps:
             self._maps[self.mode] = layer_errors(self.runs["healthy"], self.runs[self.mode])
         return self._maps[self.mode]
@@ -139,8 +139,10 @@ class TraceExplorer(Observable):
 
     def click(self, point: str) -> None:
         """Look at one point."""
-        if not self.ready or point not in self.runs["healthy"]:
-            raise UsageError(f"no point {point!r}" if self.ready else "run it first")
+        if not self.ready:
+            raise UsageError("run it first", code="widgets.not-run")
+        if point not in self.runs["healthy"]:
+            raise UsageError(f"no point {point!r}", code="widgets.no-such-point")
         self._look(point)
         self.changed()
 

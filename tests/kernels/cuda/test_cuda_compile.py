@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from aprlab.engines.ptx import PtxBackend
+from aprlab.engines.ptx import PtxDevice
 from aprlab.errors import AprlabError, UnsupportedError
-from aprlab.kernels.cuda import budget, static
 from aprlab.kernels.cuda import compile as nvrtc
+from aprlab.kernels.cuda import cost_model, static
 from aprlab.kernels.cuda.compile import Compiled, Resources
 from aprlab.kernels.cuda.launch import KERNELS
 from aprlab.quants.types import by_name
@@ -170,13 +170,13 @@ def test_unknown_modules_and_kernels_are_named() -> None:
         nvrtc.one_entry(SHIPPED, "matvec_q9")
 
 
-# ---- the budget ------------------------------------------------------------------------------------------------------
+# ---- what a mat-vec costs ----------------------------------------------------------------------------------------------
 
 
 def test_thread_instructions_of_q4_k() -> None:
     """The budget: 2.6 executed PTX instructions a weight, prologue and reduction included, at rows of 8,960."""
-    backend = PtxBackend()
-    exact, rounded = (budget.count(backend, by_name("Q4_K"), contract) for contract in ("f32", "q8"))
+    device = PtxDevice()
+    exact, rounded = (cost_model.count(device, by_name("Q4_K"), contract) for contract in ("f32", "q8"))
     assert 2.0 < exact.thread_instructions <= 2.6
     assert rounded.thread_instructions <= 1.3
     assert exact.warp_instructions >= exact.thread_instructions  # idle lanes only add
@@ -186,10 +186,10 @@ def test_thread_instructions_of_q4_k() -> None:
 
 
 def test_the_roofline() -> None:
-    gpu = budget.Gpu.of("half a terabyte", 500, 10, 1.0)
+    gpu = cost_model.Gpu.of("half a terabyte", 500, 10, 1.0)
     assert gpu.allowed(by_name("Q4_K")) == pytest.approx(128 * 10 * 0.5625 / 500)
-    cost = budget.Cost(by_name("Q4_K"), "f32", 2.0, 2.5)
+    cost = cost_model.Cost(by_name("Q4_K"), "f32", 2.0, 2.5)
     rows, cols = 8, 1024
     assert cost.predicted(gpu, rows, cols) == pytest.approx(rows * cols * 2.5 / (128 * 10 * 1e9))  # bound by issuing
-    idle = budget.Cost(by_name("Q4_K"), "f32", 2.0, 0.5)
+    idle = cost_model.Cost(by_name("Q4_K"), "f32", 2.0, 0.5)
     assert idle.predicted(gpu, rows, cols) == pytest.approx(rows * cols * 0.5625 / 500e9)  # bound by memory

@@ -1,4 +1,4 @@
-"""The shared driver over both backends: a pass on the PTX machine, and the GPU's backend without a GPU."""
+"""The shared driver over both devices: a pass on the PTX machine, and the GPU's device without a GPU."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from builders import random_model
 
 from aprlab import engines
 from aprlab.architectures.qwen2 import forward
-from aprlab.engines.cuda import CudaBackend, CudaEngine
-from aprlab.engines.ptx import PtxBackend, PtxEngine
+from aprlab.engines.cuda import CudaDevice, CudaEngine
+from aprlab.engines.kernel_engine import KernelEngine
+from aprlab.engines.ptx import PtxDevice, PtxEngine
 from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.formats import open_model
-from aprlab.kernels.cuda.driver import DeviceArray, KernelEngine
+from aprlab.kernels.cuda.device import DeviceArray
 from aprlab.kernels.cuda.launch import Launch
 from aprlab.model.model import Model
 from aprlab.quants import types
@@ -49,7 +50,7 @@ def test_a_whole_pass_agrees_with_the_reference_and_commits_no_offence(model: Mo
     engine = engines.create("ptx", model, checks=True)
     got = logits(engine)
     assert np.abs(got - reference).max() < 1e-4 * np.abs(reference).max()
-    assert engine.backend.findings == []
+    assert engine.device.findings == []
     assert engine.argmax(engine.from_numpy(got)).shape == (4,)
     np.testing.assert_array_equal(engine.ids(engine.argmax(engine.from_numpy(got))), reference.argmax(-1))
 
@@ -84,7 +85,7 @@ def test_tokens_can_stay_on_the_device(model: Model) -> None:
     np.testing.assert_array_equal(rows, model.tensors["token_embd.weight"].dequantise()[[17, 5]])
 
 
-class Watching(PtxBackend):
+class Watching(PtxDevice):
     """Counts uploads and launches and runs nothing; pretends to have `free` bytes."""
 
     def __init__(self, free: int | None = None) -> None:
@@ -104,7 +105,7 @@ class Watching(PtxBackend):
 
 class WatchedEngine(KernelEngine):
     name = "watched"
-    backend: Watching
+    device: Watching
 
 
 def test_weights_go_up_in_their_own_types_once(model: Model) -> None:
@@ -113,7 +114,7 @@ def test_weights_go_up_in_their_own_types_once(model: Model) -> None:
     engine.warm()
     floats = 4 * sum(t.size for t in model.tensors.values())
     stored = sum(-(-t.nbytes // 16) * 16 for t in model.tensors.values())
-    assert engine.memory()["weights"] == engine.backend.uploaded == engine.needed_bytes() == stored < floats
+    assert engine.memory()["weights"] == engine.device.uploaded == engine.needed_bytes() == stored < floats
     quantised = sum(t.type.quantised for t in model.tensors.values())
     line = engine.load_line()
     assert line.startswith(f"{len(model.tensors)} tensors: {quantised} quantised, ")
@@ -123,10 +124,10 @@ def test_weights_go_up_in_their_own_types_once(model: Model) -> None:
 def test_a_model_that_does_not_fit_is_refused_with_both_figures_before_anything_is_uploaded(model: Model) -> None:
     needed = WatchedEngine(model, None, Watching(), "f32").needed_bytes()
     WatchedEngine(model, None, Watching(free=needed), "f32").warm()
-    backend = Watching(free=needed - 1)
+    device = Watching(free=needed - 1)
     with pytest.raises(UnsupportedError, match=rf"{needed} bytes.*{needed - 1} bytes"):
-        WatchedEngine(model, None, backend, "f32")
-    assert backend.uploaded == 0
+        WatchedEngine(model, None, device, "f32")
+    assert device.uploaded == 0
 
 
 def test_q_k_and_v_share_their_prepared_activations(model: Model) -> None:
@@ -135,11 +136,11 @@ def test_q_k_and_v_share_their_prepared_activations(model: Model) -> None:
     for name in ("attn_q", "attn_k", "ffn_gate"):
         engine.matmul(h, f"blk.0.{name}.weight")
     packed = [model.tensors[f"blk.0.{name}.weight"].type.quantised for name in ("attn_q", "attn_k", "ffn_gate")]
-    assert engine.backend.launched.count("quantise") == 1
-    assert sum(name.startswith("matvec") for name in engine.backend.launched) == 3
+    assert engine.device.launched.count("quantise") == 1
+    assert sum(name.startswith("matvec") for name in engine.device.launched) == 3
     assert sum(packed) >= 2
     engine.matmul(engine.from_numpy(np.zeros((1, CONFIG.embedding_length), np.float32)), "blk.0.attn_q.weight")
-    assert engine.backend.launched.count("quantise") == 1 + packed[0]  # another array is prepared anew
+    assert engine.device.launched.count("quantise") == 1 + packed[0]  # another array is prepared anew
 
 
 def test_an_unsupported_type_is_told_with_its_tensor() -> None:
@@ -157,7 +158,7 @@ def test_misuse_is_refused(model: Model) -> None:
     with pytest.raises(UsageError, match="no option 'flavour'"):
         engines.create("ptx", model, flavour=1)
     with pytest.raises(UsageError, match="'softmax'"):
-        PtxBackend({"softmax": ""})
+        PtxDevice({"softmax": ""})
     engine = WatchedEngine(model, None, Watching(), "f32")
     q, k = (engine.from_numpy(np.zeros((1, heads, 32), np.float32)) for heads in (6, 4))
     with pytest.raises(FormatError, match="6 query heads do not share 4"):
@@ -177,7 +178,7 @@ def test_device_arrays_are_views() -> None:
         x[::2]
 
 
-# ---- the GPU's backend without a GPU ---------------------------------------------------------------------------------
+# ---- the GPU's device without a GPU ---------------------------------------------------------------------------------
 
 
 def test_without_cupy_the_cuda_engine_says_so(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +192,7 @@ class FakeError(Exception):
 
 
 def fake_cupy(devices: int | None, free: int = 1 << 40) -> Any:
-    """As much of cupy as the backend touches: memory in NumPy, launches written down. None: there is no driver."""
+    """As much of cupy as the device touches: memory in NumPy, launches written down. None: there is no driver."""
     cupy: Any = ModuleType("cupy")
 
     class Array:
@@ -241,14 +242,14 @@ def test_without_a_driver_or_that_gpu_the_cuda_engine_says_so(model: Model, monk
         engines.create("cuda", model, device=1)
 
 
-def test_the_cuda_backend_passes_launches_on_as_the_table_has_them(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cuda_device_passes_launches_on_as_the_table_has_them(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same launches reach cupy as reach the PTX machine, arguments with the widths the kernels declare."""
     cupy = fake_cupy(1)
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     engine = CudaEngine(model)
     wanted: list[Launch] = []
-    run = engine.backend.run
-    engine.backend.run = lambda launch: (wanted.append(launch), run(launch))[1]  # type: ignore[method-assign]
+    run = engine.device.run
+    engine.device.run = lambda launch: (wanted.append(launch), run(launch))[1]  # type: ignore[method-assign]
     forward(engine, CONFIG, TOKENS[:2], engine.new_cache(CONFIG, 4))
     assert len(wanted) == len(cupy.launches) > 20
     widths: dict[str, type] = {"p": np.uint64, "u": np.uint32, "f": np.float32}
@@ -262,19 +263,19 @@ def test_the_cuda_backend_passes_launches_on_as_the_table_has_them(model: Model,
 
     ptx = PtxEngine(model)
     other: list[Launch] = []
-    ptx.backend.run = other.append  # type: ignore[method-assign]
+    ptx.device.run = other.append  # type: ignore[method-assign]
     forward(ptx, CONFIG, TOKENS[:2], ptx.new_cache(CONFIG, 4))
     assert [(w.kernel, w.grid) for w in wanted] == [(o.kernel, o.grid) for o in other]
 
 
-def test_the_cuda_backend_moves_bytes_unchanged_and_pads_with_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cuda_device_moves_bytes_unchanged_and_pads_with_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(1))
-    backend = CudaBackend()
+    device = CudaDevice()
     data = np.arange(18, dtype=np.uint8)
-    buffer = backend.upload(data, 32)
-    np.testing.assert_array_equal(backend.download(buffer, 0, 32), [*data, *[0] * 14])
-    np.testing.assert_array_equal(backend.download(buffer, 16, 4), [16, 17, 0, 0])
-    assert backend.pointer(buffer, 16) == buffer.data.ptr + 16
+    buffer = device.upload(data, 32)
+    np.testing.assert_array_equal(device.download(buffer, 0, 32), [*data, *[0] * 14])
+    np.testing.assert_array_equal(device.download(buffer, 16, 4), [16, 17, 0, 0])
+    assert device.pointer(buffer, 16) == buffer.data.ptr + 16
 
 
 def test_a_gpu_that_is_too_small_is_told_before_anything_is_uploaded(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

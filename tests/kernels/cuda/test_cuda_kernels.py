@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aprlab import quants
-from aprlab.engines.ptx import PtxBackend
+from aprlab.engines.ptx import PtxDevice
 from aprlab.errors import UnsupportedError
 from aprlab.kernels.cuda import launch as launches
 from aprlab.kernels.cuda import verify
@@ -21,21 +21,21 @@ CASES = list(verify.cases())
 
 
 @pytest.fixture
-def backend() -> PtxBackend:
-    return PtxBackend(checks=True)
+def device() -> PtxDevice:
+    return PtxDevice(checks=True)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_a_kernel_agrees_with_its_oracle_and_commits_no_offence(case: verify.Case, backend: PtxBackend) -> None:
-    outcome = case.run(verify.Bench(backend))
+def test_a_kernel_agrees_with_its_oracle_and_commits_no_offence(case: verify.Case, device: PtxDevice) -> None:
+    outcome = case.run(verify.Bench(device))
     assert outcome.passed, outcome
-    assert backend.findings == []
+    assert device.findings == []
 
 
 def test_the_cases_launch_every_kernel_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[str] = set()
 
-    class Silent(PtxBackend):
+    class Silent(PtxDevice):
         def run(self, launch: launches.Launch) -> None:
             seen.add(launch.kernel.entry)
 
@@ -63,14 +63,14 @@ def test_the_table_and_the_shipped_kernels_agree() -> None:
 
 
 @pytest.mark.parametrize("kind", [types.Q4_K, types.Q5_0, types.F16], ids=str)
-def test_one_wrong_bit_is_one_unequal_value(kind: TensorType, backend: PtxBackend) -> None:
+def test_one_wrong_bit_is_one_unequal_value(kind: TensorType, device: PtxDevice) -> None:
     values = 512
     raw = verify.random_weights(kind, 1, values)
     case = verify.dequantise_case(kind, "f32", raw, values)
-    assert case.run(verify.Bench(backend)).error == 0
+    assert case.run(verify.Bench(device)).error == 0
     flipped = raw.copy()
     flipped[-3] ^= 1  # a bit of the last quants
-    at, room = (bench := verify.Bench(backend)).room(4 * values)
+    at, room = (bench := verify.Bench(device)).room(4 * values)
     bench.run(launches.dequantise(kind, bench.put(flipped), at, values))
     outcome = verify.unequal(bench.get(room, (values,), np.float32), quants.dequantise(raw, kind, (values,)))
     assert outcome.error == 1
@@ -78,14 +78,14 @@ def test_one_wrong_bit_is_one_unequal_value(kind: TensorType, backend: PtxBacken
 
 
 @pytest.mark.parametrize("contract", launches.CONTRACTS)
-def test_the_bound_of_a_matvec_sees_one_value_off_by_one_step(contract: str, backend: PtxBackend) -> None:
+def test_the_bound_of_a_matvec_sees_one_value_off_by_one_step(contract: str, device: PtxDevice) -> None:
     """The smallest decoding error there is, in one value of 2,560, is far outside of what rounding may do."""
     kind, rows, cols = types.Q4_K, 9, 2560
     raw, x = verify.random_weights(kind, rows, cols), verify.random_activations(1, cols)
     column = int(np.abs(x[0, :32]).argmax())
     flipped = raw.copy()
     flipped[16 + column] ^= 1
-    bench = verify.Bench(backend)
+    bench = verify.Bench(device)
     prepared, _ = bench.room(launches.prepared_bytes(contract, 1, cols))
     at, room = bench.room(4 * rows)
     bench.run(launches.prepare(contract, bench.put(x), prepared, 1, cols))
@@ -101,13 +101,13 @@ def test_the_bound_of_a_matvec_sees_one_value_off_by_one_step(contract: str, bac
     assert off[0, 1:].max() <= 1
 
 
-def test_the_contracts_differ_by_what_eight_bits_lose(backend: PtxBackend) -> None:
+def test_the_contracts_differ_by_what_eight_bits_lose(device: PtxDevice) -> None:
     """q8 against exact activations is off by about 1e-3 of the sum of magnitudes: a contract, not a bug."""
     kind, rows, cols = types.Q6_K, 7, 2560
     raw, x = verify.random_weights(kind, rows, cols), verify.random_activations(1, cols)
     results = {}
     for contract in launches.CONTRACTS:
-        bench = verify.Bench(backend)
+        bench = verify.Bench(device)
         prepared, _ = bench.room(launches.prepared_bytes(contract, 1, cols))
         at, room = bench.room(4 * rows)
         bench.run(launches.prepare(contract, bench.put(x), prepared, 1, cols))
@@ -118,12 +118,12 @@ def test_the_contracts_differ_by_what_eight_bits_lose(backend: PtxBackend) -> No
     assert 1e-5 < gap.max() < 1e-2
 
 
-def test_nan_activations_stay_nan_in_both_contracts(backend: PtxBackend) -> None:
+def test_nan_activations_stay_nan_in_both_contracts(device: PtxDevice) -> None:
     kind, rows, cols = types.Q4_K, 3, 512
     raw, x = verify.random_weights(kind, rows, cols), verify.random_activations(1, cols)
     x[0, 300] = np.nan
     for contract in launches.CONTRACTS:
-        bench = verify.Bench(backend)
+        bench = verify.Bench(device)
         prepared, _ = bench.room(launches.prepared_bytes(contract, 1, cols))
         at, room = bench.room(4 * rows)
         bench.run(launches.prepare(contract, bench.put(x), prepared, 1, cols))

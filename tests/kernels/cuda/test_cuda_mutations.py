@@ -12,7 +12,7 @@ from builders import CONFIG, random_model
 
 from aprlab import engines, quants
 from aprlab.architectures.qwen2 import forward
-from aprlab.engines.ptx import PtxBackend
+from aprlab.engines.ptx import PtxDevice
 from aprlab.errors import AprlabError, UsageError
 from aprlab.faults import FAULTS, session_with
 from aprlab.formats import open_model
@@ -28,8 +28,8 @@ ROWS, COLS = 5, 512
 
 def decoded(name: str | None, kind: TensorType, raw: np.ndarray, values: int) -> np.ndarray:
     """What the (faulty) dequantise kernel makes of `raw`."""
-    backend = PtxBackend(**mutations.options(name)) if name else PtxBackend()
-    bench = verify.Bench(backend)
+    device = PtxDevice(**mutations.options(name)) if name else PtxDevice()
+    bench = verify.Bench(device)
     at, room = bench.room(4 * values)
     bench.run(launches.dequantise(kind, bench.put(raw), at, values))
     return bench.get(room, (values,), np.float32)
@@ -37,7 +37,7 @@ def decoded(name: str | None, kind: TensorType, raw: np.ndarray, values: int) ->
 
 def multiplied(name: str, kind: TensorType, contract: str, raw: np.ndarray, x: np.ndarray) -> np.ndarray:
     """What the faulty mat-vec kernel makes of `raw` (ROWS, COLS) and x (1, COLS)."""
-    bench = verify.Bench(PtxBackend(**mutations.options(name)))
+    bench = verify.Bench(PtxDevice(**mutations.options(name)))
     prepared, _ = bench.room(launches.prepared_bytes(contract, 1, COLS))
     at, room = bench.room(4 * ROWS)
     bench.run(launches.prepare(contract, bench.put(x), prepared, 1, COLS))
@@ -254,8 +254,8 @@ def test_a_fault_enters_an_engine_and_moves_its_logits() -> None:
         return engine.to_numpy(forward(engine, config, token, engine.new_cache(config, 1)))
 
     healthy = logits(engines.create("ptx", model))
-    faulty = logits(mutations.engine(model, "q4k-min-lost"))
-    spared = logits(mutations.engine(model, "q5-high-halves"))  # no tensor of that type
+    faulty = logits(engines.create("ptx", model, **mutations.options("q4k-min-lost")))
+    spared = logits(engines.create("ptx", model, **mutations.options("q5-high-halves")))  # no tensor of that type
     assert np.abs(faulty - healthy).max() > 0.1 * np.abs(healthy).max()
     np.testing.assert_array_equal(spared, healthy)
 

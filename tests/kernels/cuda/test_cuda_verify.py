@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from aprlab.cli.gpu import app
 from aprlab.engines import cuda
-from aprlab.engines.ptx import PtxBackend
+from aprlab.engines.ptx import PtxDevice
 from aprlab.errors import NumericError, UnsupportedError
 from aprlab.kernels.cuda import compile as nvrtc
 from aprlab.kernels.cuda import mutations, verify
@@ -26,8 +26,8 @@ CASES = [
 ]
 
 
-class FakeGpu(PtxBackend):
-    """The PTX machine in place of a GPU, with what only a GPU's backend has."""
+class FakeGpu(PtxDevice):
+    """The PTX machine in place of a GPU, with what only a GPU's device has."""
 
     def __init__(self, device: int = 0, **options: Any) -> None:
         super().__init__(**options)
@@ -50,7 +50,7 @@ def run(*words: str) -> Any:
 
 
 def test_verify_writes_device_versions_results_and_timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "CudaBackend", FakeGpu)
+    monkeypatch.setattr(cuda, "CudaDevice", FakeGpu)
     result = run("verify", "--output", str(tmp_path / "gpu.json"))
     assert result.exit_code == 0
     assert "3 of 3 cases passed on none at all" in result.output
@@ -64,7 +64,7 @@ def test_verify_writes_device_versions_results_and_timings(tmp_path: Path, monke
 
 
 def test_verify_fails_with_a_faulty_kernel_and_names_the_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "CudaBackend", lambda device: FakeGpu(**mutations.options("q4k-min-lost")))
+    monkeypatch.setattr(cuda, "CudaDevice", lambda device: FakeGpu(**mutations.options("q4k-min-lost")))
     result = run("verify", "--output", str(tmp_path / "gpu.json"))
     assert isinstance(result.exception, NumericError)
     assert "2 cases failed: matvec Q4_K f32 3x256 T=1, dequantise Q4_K to f32" in str(result.exception)
@@ -72,7 +72,7 @@ def test_verify_fails_with_a_faulty_kernel_and_names_the_case(tmp_path: Path, mo
 
 
 def test_a_launch_that_dies_fails_its_case_and_the_next_one_runs() -> None:
-    class Dying(PtxBackend):
+    class Dying(PtxDevice):
         def run(self, launch: Launch) -> None:
             if launch.kernel.entry.startswith("matvec"):
                 raise RuntimeError("an illegal memory access")

@@ -9,7 +9,7 @@ from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
 
 
-class Wrapped(Engine):
+class DelegatingEngine(Engine):
     """Passes every primitive on to `inner`, whichever engine that is."""
 
     def __init__(self, inner: Engine) -> None:
@@ -58,7 +58,7 @@ class Wrapped(Engine):
         self.inner.close()
 
 
-class Borrowed(Wrapped):
+class BorrowedEngine(DelegatingEngine):
     """Another session's engine, with a model of its own in view; warming and closing it is the owner's business."""
 
     def __init__(self, inner: Engine, model: Model) -> None:

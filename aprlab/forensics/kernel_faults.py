@@ -1,6 +1,4 @@
-"""What each kernel fault does to a model: the table of docs/kernels.md.
-
-``python -m aprlab.kernels.cuda.effects MODEL.gguf [FAULT …]`` prints it.
+"""What each kernel fault does to a model.
 
 The faulty dequantise kernel decodes the model's tensors on the PTX machine; the reference engine then speaks with the wrong
 weights. That is what an engine with the faulty mat-vec kernels says, in minutes instead of hours: the tests hold that
@@ -9,21 +7,17 @@ both kernels are wrong alike.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aprlab.engines.ptx import PtxBackend
+from aprlab.engines.ptx import PtxDevice
 from aprlab.errors import NumericError
-from aprlab.formats import open_model
-from aprlab.kernels.cuda import launch as launches
+from aprlab.inference.session import generate
 from aprlab.kernels.cuda import mutations, verify
-from aprlab.kernels.cuda.driver import Backend
 from aprlab.kernels.cuda.mutations import MUTATIONS
 from aprlab.model.model import Model
-from aprlab.model.tensor import Tensor
 from aprlab.quants import types
 
 
@@ -40,19 +34,11 @@ class Effect:
     answer: str
 
 
-def decode(backend: Backend, tensor: Tensor) -> np.ndarray:
-    """All values by the backend's dequantise kernel: float32 of the tensor's shape."""
-    bench = verify.Bench(backend)
-    at, room = bench.room(4 * tensor.size)
-    bench.run(launches.dequantise(tensor.type, bench.put(tensor.raw), at, tensor.size))
-    return bench.get(room, tensor.shape, np.float32)
-
-
 def faulty(model: Model, name: str) -> tuple[Model, dict[str, np.ndarray]]:
     """(the model with the tensors of the fault's types as float32, wrongly decoded; those values by tensor)."""
-    backend = PtxBackend(**mutations.options(name))
+    device = PtxDevice(**mutations.options(name))
     wrong = {
-        key: decode(backend, tensor)
+        key: verify.decode(device, tensor)
         for key, tensor in model.tensors.items()
         if len(tensor.shape) == 2 and tensor.type.name in MUTATIONS[name].types
     }
@@ -68,8 +54,6 @@ def effects(model: Model, prompt: str, names: Sequence[str] = (), max_tokens: in
 
     `names` are the only faults to look at; none of them means all.
     """
-    from aprlab.inference.session import generate  # generation stands above the kernels; only this table needs it
-
     def answer(of: Model) -> tuple[list[int], str]:
         try:
             said = generate(of, prompt, engine="reference", max_tokens=max_tokens)
@@ -100,21 +84,3 @@ def effects(model: Model, prompt: str, names: Sequence[str] = (), max_tokens: in
         same = next((i for i, (x, y) in enumerate(zip(right, tokens, strict=False)) if x != y), min(len(right), len(tokens)))
         correlation = float((ab / n - a * b / n**2) / spread) if spread > 0 else float("nan")
         yield Effect(name, len(wrong), differ / count, correlation, bad / count, same, text)
-
-
-def main(path: str, *names: str) -> None:
-    """Print the table, of these faults or of all."""
-    print("| fault | tensors | wrong values | correlation | NaN or infinite | answer's tokens kept | says |")
-    print("|---|---:|---:|---:|---:|---:|---|")
-    with open_model(path) as model:
-        for effect in effects(model, "What is 2+2?", names):
-            said = effect.answer.replace("|", "\\|").replace("\n", "⏎")
-            print(
-                f"| {effect.name} | {effect.tensors} | {100 * effect.wrong:.2f} % | {effect.correlation:.4f} | "
-                f"{100 * effect.broken:.2f} % | {effect.tokens} | `{said}` |",
-                flush=True,
-            )
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -7,11 +7,10 @@ from typing import Any
 
 from aprlab.errors import AprlabError
 from aprlab.model import names
-from aprlab.model.model import Model
 
 
-def describe(model: Model) -> dict[str, Any]:
-    """Everything `inspect` shows, fit for JSON.
+def describe(model: Any) -> dict[str, Any]:
+    """Everything `inspect` shows of a `Model`, fit for JSON.
 
     Keys: ``path, format, dialect, bytes`` (of all tensors), ``header`` (scalars of the container's own header),
     ``config`` (or ``{"error": …}`` where the file lacks a value), ``tokenizer`` (sizes and ids, not the lists),
@@ -51,14 +50,14 @@ def describe(model: Model) -> dict[str, Any]:
     }
 
 
-def _config(model: Model) -> dict[str, Any]:
+def _config(model: Any) -> dict[str, Any]:
     try:
         return asdict(model.config)
     except AprlabError as error:
         return {"error": error.message}
 
 
-def _tokenizer(model: Model) -> dict[str, Any]:
+def _tokenizer(model: Any) -> dict[str, Any]:
     try:
         data = model.tokenizer
     except AprlabError as error:
@@ -68,7 +67,7 @@ def _tokenizer(model: Model) -> dict[str, Any]:
     return {**scalars, **sizes, "chat_template": None if data.chat_template is None else f"{len(data.chat_template)} characters"}
 
 
-def _inventory(model: Model) -> dict[str, list[str]]:
+def _inventory(model: Any) -> dict[str, list[str]]:
     """Tensors that a whole Qwen2 of this many layers would have and the file has not, and the other way round.
 
     Where the config is unreadable the number of layers is unknown, and both lists are empty.

@@ -1,21 +1,20 @@
-"""One engine for every machine that runs the kernels. A backend moves bytes and runs launches; all else is here.
+"""One engine for every machine that runs the kernels. A device moves bytes and runs launches; all else is here.
 
-`aprlab.engines.cuda` (a GPU) and `aprlab.engines.ptx` (the PTX machine) are this class over two backends.
+`aprlab.engines.cuda` (a GPU) and `aprlab.engines.ptx` (the PTX machine) are this class over two devices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from aprlab.engines.base import Cache, Engine
 from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.kernels.cuda import launch as launches
-from aprlab.kernels.cuda.compile import MODULES
+from aprlab.kernels.cuda.device import Device, DeviceArray
 from aprlab.kernels.cuda.launch import Launch
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
@@ -23,80 +22,10 @@ from aprlab.model.tensor import Tensor
 from aprlab.quants import types
 
 
-class Backend(Protocol):
-    """Memory and launches of one machine. Buffers are opaque, at least 16-aligned, and freed with their last reference."""
-
-    def upload(self, data: np.ndarray, nbytes: int) -> Any:
-        """A buffer of `nbytes` bytes that begins with `data` (uint8, 1-D, not longer)."""
-
-    def empty(self, nbytes: int) -> Any:
-        """A buffer of `nbytes` bytes of any content."""
-
-    def download(self, buffer: Any, offset: int, nbytes: int) -> np.ndarray:
-        """uint8 copy of bytes ``offset … offset + nbytes``; waits for all launches before it."""
-
-    def pointer(self, buffer: Any, offset: int) -> Any:
-        """The argument that points `offset` bytes into `buffer`."""
-
-    def run(self, launch: Launch) -> None:
-        """Run it after all launches before it; may return before it is done."""
-
-    def free_bytes(self) -> int | None:
-        """Memory that buffers may still take; None where the machine's own memory is meant."""
-
-    def close(self) -> None:
-        """Give back everything."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DeviceArray:
-    """4-byte elements in C order, a part of a backend's buffer: `shape`, beginning `offset` bytes behind its start."""
-
-    buffer: Any
-    shape: tuple[int, ...]
-    offset: int = 0
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
-
-    def reshape(self, *shape: int | tuple[int, ...]) -> DeviceArray:
-        """A view in another shape; one extent may be -1."""
-        wanted = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape
-        return DeviceArray(self.buffer, _resolve(self.size, wanted), self.offset)  # type: ignore[arg-type]
-
-    def __getitem__(self, rows: slice) -> DeviceArray:
-        """A view of rows of the first axis, in steps of one."""
-        start, stop, step = rows.indices(self.shape[0])
-        if step != 1:
-            raise UnsupportedError(f"slices of device arrays take steps of 1, not {step}")
-        count = max(0, stop - start)
-        return DeviceArray(self.buffer, (count, *self.shape[1:]), self.offset + 4 * start * prod(self.shape[1:]))
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-
-def _resolve(size: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    known = prod(n for n in shape if n != -1)
-    if shape.count(-1) > 1 or (-1 in shape and (known == 0 or size % known)) or (-1 not in shape and known != size):
-        raise ValueError(f"cannot make {shape} of {size} elements")
-    return tuple(size // known if n == -1 else n for n in shape)
-
-
-def module_texts(kernels: Mapping[str, str] | None) -> dict[str, str]:
-    """A backend's option `kernels`: text by module, in place of the package's own. Raises UsageError for an unknown module."""
-    unknown = set(kernels or ()) - set(MODULES)
-    if unknown:
-        raise UsageError(f"unknown kernel module {min(unknown)!r}; known: {', '.join(MODULES)}")
-    return dict(kernels or {})
-
-
 def no_more_options(engine: str, unknown: Mapping[str, Any]) -> None:
     """Raises UsageError if there are options left that an engine does not have."""
     if unknown:
-        raise UsageError(f"engine {engine!r} has no option {min(unknown)!r}")
+        raise UsageError(f"engine {engine!r} has no option {min(unknown)!r}", code="engines.unknown-option")
 
 
 class KernelEngine(Engine):
@@ -104,16 +33,16 @@ class KernelEngine(Engine):
 
     Args:
         model: the weights; they go to the device in the bytes of their file.
-        backend: where the kernels run.
+        device: where the kernels run.
         contract: ``f32``, or ``q8``: activations rounded to 8 bits by blocks of 32 in front of every mat-vec with a
             quantised weight (weights of plain floats are multiplied in float32 all the same).
     """
 
-    def __init__(self, model: Model, threads: int | None, backend: Backend, contract: str) -> None:
+    def __init__(self, model: Model, threads: int | None, device: Device, contract: str) -> None:
         super().__init__(model, threads)
         launches.prepared_bytes(contract, 1, 32)  # refuses an unknown contract
         self.contract = contract  # of this object: the kernels know both
-        self.backend = backend
+        self.device = device
         self._weights: dict[str, Any] = {}
         self._held = {"weights": 0, "cache": 0}
         self._prepared: tuple[DeviceArray, DeviceArray] | None = None
@@ -128,11 +57,12 @@ class KernelEngine(Engine):
 
     def _check_fit(self) -> None:
         """Before anything is uploaded. Raises UnsupportedError with both figures."""
-        free, needed = self.backend.free_bytes(), self.needed_bytes()
+        free, needed = self.device.free_bytes(), self.needed_bytes()
         if free is not None and needed > free:
             raise UnsupportedError(
                 f"the model's weights take {needed} bytes ({needed / 2**20:.0f} MiB) of device memory, "
                 f"{free} bytes ({free / 2**20:.0f} MiB) are free",
+                code="cuda.out-of-memory",
                 path=self.model.path,
             )
 
@@ -141,9 +71,9 @@ class KernelEngine(Engine):
         if tensor.name not in self._weights:
             nbytes = _device_bytes(tensor)
             data = tensor.raw if len(tensor.shape) > 1 else tensor.dequantise().view(np.uint8)
-            self._weights[tensor.name] = self.backend.upload(np.ascontiguousarray(data), nbytes)
+            self._weights[tensor.name] = self.device.upload(np.ascontiguousarray(data), nbytes)
             self._held["weights"] += nbytes
-        return self.backend.pointer(self._weights[tensor.name], 0)
+        return self.device.pointer(self._weights[tensor.name], 0)
 
     def warm(self) -> None:
         """Upload all weights."""
@@ -171,7 +101,7 @@ class KernelEngine(Engine):
         self._weights.clear()
         self._uploads.clear()
         self._prepared = None
-        self.backend.close()
+        self.device.close()
 
     # -- moving in and out ---------------------------------------------------------------------------------------------
 
@@ -180,7 +110,7 @@ class KernelEngine(Engine):
         return self._upload(data)
 
     def to_numpy(self, x: DeviceArray) -> np.ndarray:
-        return self.backend.download(x.buffer, x.offset, 4 * x.size).view(np.float32).reshape(x.shape)
+        return self.device.download(x.buffer, x.offset, 4 * x.size).view(np.float32).reshape(x.shape)
 
     def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
         shape = (config.block_count, capacity, config.head_count_kv * config.head_dim)
@@ -190,7 +120,7 @@ class KernelEngine(Engine):
     def _upload(self, data: np.ndarray) -> DeviceArray:
         """Four-byte elements as they are."""
         raw = data.reshape(-1).view(np.uint8)
-        return DeviceArray(self.backend.upload(raw, launches.padded(raw.nbytes)), data.shape)
+        return DeviceArray(self.device.upload(raw, launches.padded(raw.nbytes)), data.shape)
 
     def _upload_once(self, purpose: str, key: Any, make: Callable[[], np.ndarray]) -> DeviceArray:
         """Uploads what `make` makes, unless the last upload for `purpose` had the same `key`."""
@@ -199,10 +129,10 @@ class KernelEngine(Engine):
         return self._uploads[purpose][1]
 
     def _empty(self, shape: tuple[int, ...]) -> DeviceArray:
-        return DeviceArray(self.backend.empty(launches.padded(4 * prod(shape))), shape)
+        return DeviceArray(self.device.empty(launches.padded(4 * prod(shape))), shape)
 
     def _at(self, x: DeviceArray, element: int = 0) -> Any:
-        return self.backend.pointer(x.buffer, x.offset + 4 * element)
+        return self.device.pointer(x.buffer, x.offset + 4 * element)
 
     def _positions(self, positions: np.ndarray) -> DeviceArray:
         return self._upload_once("positions", positions.tobytes(), lambda: positions.astype(np.int32))
@@ -221,7 +151,7 @@ class KernelEngine(Engine):
         count, n = x.shape
         y = self._empty(x.shape)
         vector = self._weight(self.vector(weight, n))
-        self.backend.run(launches.rms_norm(self._at(x), vector, self._at(y), count, n, eps))
+        self.device.run(launches.rms_norm(self._at(x), vector, self._at(y), count, n, eps))
         return y
 
     def matmul(self, x: DeviceArray, weight: str, bias: str | None = None) -> DeviceArray:
@@ -240,7 +170,7 @@ class KernelEngine(Engine):
         if self._prepared is None or self._prepared[0] is not x:
             count, cols = x.shape
             out = self._empty((launches.prepared_bytes(self.contract, count, cols) // 4,))
-            self.backend.run(launches.prepare(self.contract, self._at(x), self._at(out), count, cols))
+            self.device.run(launches.prepare(self.contract, self._at(x), self._at(out), count, cols))
             self._prepared = (x, out)
         return self._prepared[1]
 
@@ -254,7 +184,7 @@ class KernelEngine(Engine):
 
         turns = self._upload_once("turns", (positions.tobytes(), theta, half), table)
         y = self._empty(x.shape)
-        self.backend.run(launches.rope(style, self._at(x), self._at(turns), self._at(y), count, heads, size))
+        self.device.run(launches.rope(style, self._at(x), self._at(turns), self._at(y), count, heads, size))
         return y
 
     def attend(
@@ -262,43 +192,45 @@ class KernelEngine(Engine):
     ) -> DeviceArray:
         (count, heads, size), kv_heads = q.shape, k.shape[1]
         if heads % kv_heads:
-            raise FormatError(f"{heads} query heads do not share {kv_heads} key/value heads evenly")
+            raise FormatError(
+                f"{heads} query heads do not share {kv_heads} key/value heads evenly", code="config.heads-not-shared"
+            )
         n = kv_heads * size
         at = self._at(self._positions(positions))
         keys, values = (self._at(part, layer * cache.capacity * n) for part in (cache.k, cache.v))
         y = self._empty((count, heads * size))
-        self.backend.run(launches.remember(self._at(k), self._at(v), at, keys, values, count, n))
-        self.backend.run(launches.attend(self._at(q), keys, values, at, self._at(y), count, heads, kv_heads, size))
+        self.device.run(launches.remember(self._at(k), self._at(v), at, keys, values, count, n))
+        self.device.run(launches.attend(self._at(q), keys, values, at, self._at(y), count, heads, kv_heads, size))
         return y
 
     def swiglu(self, gate: DeviceArray, up: DeviceArray) -> DeviceArray:
         y = self._empty(gate.shape)
-        self.backend.run(launches.swiglu(self._at(gate), self._at(up), self._at(y), gate.size))
+        self.device.run(launches.swiglu(self._at(gate), self._at(up), self._at(y), gate.size))
         return y
 
     def add(self, a: DeviceArray, b: DeviceArray) -> DeviceArray:
         y = self._empty(a.shape)
-        self.backend.run(launches.add(self._at(a), self._at(b), self._at(y), a.size))
+        self.device.run(launches.add(self._at(a), self._at(b), self._at(y), a.size))
         return y
 
     def argmax(self, x: DeviceArray) -> DeviceArray:
         """int32 ``(T,)`` on the device: the first of the largest of each row of x ``(T, n)``, -1 where there is a NaN."""
         count, n = x.shape
         ids = self._empty((count,))
-        self.backend.run(launches.argmax(self._at(x), self._at(ids), count, n))
+        self.device.run(launches.argmax(self._at(x), self._at(ids), count, n))
         return ids
 
     def ids(self, x: DeviceArray) -> np.ndarray:
         """What `argmax` returned, as int64 ``(T,)`` in NumPy."""
-        return self.backend.download(x.buffer, x.offset, 4 * x.size).view(np.int32).astype(np.int64)
+        return self.device.download(x.buffer, x.offset, 4 * x.size).view(np.int32).astype(np.int64)
 
     def _run(self, make: Callable[..., Launch], tensor: Tensor, *arguments: Any) -> None:
         """Runs a launch that depends on a tensor's type; what is unsupported is told with the tensor's name."""
         try:
             launch = make(tensor.type, *arguments)
         except UnsupportedError as error:
-            raise UnsupportedError(error.message, path=self.model.path, tensor=tensor.name) from None
-        self.backend.run(launch)
+            raise UnsupportedError(error.message, code=error.code, path=self.model.path, tensor=tensor.name) from None
+        self.device.run(launch)
 
 
 def _device_bytes(tensor: Tensor) -> int:

@@ -1,6 +1,6 @@
 """The evidence of `docs/third-layer.md`, measured and written down: `data/third-layer.json` is made here and nowhere else.
 
-    python -m aprlab.forensics.record MODEL.gguf data/third-layer.json [PART ...]
+    python docs/make/third_layer_record.py MODEL.gguf data/third-layer.json [PART ...]
 
 Parts are those of `PARTS`; without any, all are measured. A part that is measured again replaces its older self, the
 others stay. On two cores the whole takes about an hour with Qwen2.5-Coder-1.5B-Instruct (Q4_K_M).
@@ -20,9 +20,10 @@ from typing import Any
 import aprlab
 from aprlab.errors import UsageError
 from aprlab.faults import run_faults
-from aprlab.forensics.ranking import FITS, Forensics, Suspect, forensics
+from aprlab.forensics.answer_scoring import Suspect
+from aprlab.forensics.ranking import FITS, Forensics, forensics
 from aprlab.formats import open_model
-from aprlab.formats.writing import write_text
+from aprlab.formats.writing import write_json
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
 from aprlab.paths import cores
@@ -75,7 +76,7 @@ PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
 }  # fmt: skip
 
 ABOUT = """\
-Recorded by `python -m aprlab.forensics.record MODEL.gguf data/third-layer.json`; docs/third-layer.md tells the story.
+Recorded by `python docs/make/third_layer_record.py MODEL.gguf data/third-layer.json`; docs/third-layer.md tells the story.
 model: the healthy file: name, sha256, tensors. ticket: the texts of GH-191 by name.
 parts: name -> purpose, saw (the text), command (one part alone), date, aprlab (version), engine, contract, threads, cores,
 wall_seconds, seconds (processor time), prompt, healthy (the healthy answer), conclusion, suspects.
@@ -104,7 +105,7 @@ def measure(session: Session, name: str, parts: dict[str, Any], progress: Any = 
     found: Forensics = forensics(session, TICKET[which], prompt=PROMPT, progress=progress, **options)
     return {
         "purpose": purpose,
-        "command": f"python -m aprlab.forensics.record {session.model.path.name} data/third-layer.json {json.dumps(name)}",
+        "command": f"python docs/make/third_layer_record.py {session.model.path.name} data/third-layer.json {json.dumps(name)}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "aprlab": aprlab.__version__,
         "engine": session.engine.name,
@@ -126,7 +127,7 @@ def identity(model: Model) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], prog="python -m aprlab.forensics.record")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], prog="python docs/make/third_layer_record.py")
     parser.add_argument("model", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all without any")
@@ -157,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
             "about": ABOUT.splitlines(), "model": known, "ticket": TICKET, "fits": FITS,
             "parts": {n: parts[n] for n in PARTS if n in parts},
         }  # fmt: skip
-        write_text(chosen.output, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+        write_json(chosen.output, record)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run the notebooks again in place and redraw the README's figure: `python docs/refresh.py [NOTEBOOK…]`.
+"""Run the notebooks again in place and redraw the README's figure: `python docs/make/refresh.py [NOTEBOOK…]`.
 
 Outputs are committed because nbval compares with them; timings, ids and versions are left out, so that a second run
 changes nothing.
@@ -19,7 +19,7 @@ from aprlab import figures, paths
 from aprlab.published import QUESTION
 from aprlab.tracing import comparisons
 
-DOCS = Path(__file__).resolve().parent
+DOCS = Path(__file__).resolve().parents[1]
 
 
 def run_in_place(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a mat-vec costs, counted on the PTX machine, against what a GPU's memory allows: the table of docs/kernels.md.
+"""What a mat-vec costs, counted on the PTX machine, compared with what a GPU's memory allows.
 
 A mat-vec of one token cannot be faster than its weights come from memory (the roofline), and it is no slower as long as its
 instructions are issued in that time. Both sides are counted for each weight. Launches, caches, latency and occupancy are not
@@ -14,7 +14,7 @@ import numpy as np
 
 from aprlab.kernels.cuda import launch as launches
 from aprlab.kernels.cuda import verify
-from aprlab.kernels.cuda.driver import Backend
+from aprlab.kernels.cuda.device import Device
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
@@ -63,9 +63,9 @@ def bytes_a_weight(kind: TensorType) -> float:
     return kind.block_bytes / kind.block_elements
 
 
-def count(backend: Backend, kind: TensorType, contract: str, rows: int = 8) -> Cost:
-    """Runs one block of rows on the PTX machine. `backend` is a `PtxBackend`: it keeps the last launch's report."""
-    bench = verify.Bench(backend)
+def count(device: Device, kind: TensorType, contract: str, rows: int = 8) -> Cost:
+    """Runs one block of rows on the PTX machine. `device` is a `PtxDevice`: it keeps the last launch's report."""
+    bench = verify.Bench(device)
     raw, x = verify.random_weights(kind, rows, COLS), verify.random_activations(1, COLS)
     ready, (y, _) = bench.put(x), bench.room(4 * rows)
     if kind in launches.PACKED:
@@ -73,41 +73,13 @@ def count(backend: Backend, kind: TensorType, contract: str, rows: int = 8) -> C
         bench.run(launches.prepare(contract, ready, prepared, 1, COLS))
         ready = prepared
     bench.run(launches.matvec(kind, contract, bench.put(raw), ready, bench.put(np.zeros(rows, np.float32)), y, 1, rows, COLS))
-    report = backend.last  # type: ignore[attr-defined]
+    report = device.last  # type: ignore[attr-defined]
     weights = rows * COLS
     return Cost(kind, contract, report.thread_instructions / weights, 32 * report.warp_instructions / weights)
 
 
-def costs(backend: Backend) -> Iterator[Cost]:
+def costs(device: Device) -> Iterator[Cost]:
     """Every type under both contracts (plain floats know one)."""
     for kind in (*launches.PACKED, types.F16, types.BF16):
         for contract in launches.CONTRACTS if kind in launches.PACKED else ("f32",):
-            yield count(backend, kind, contract)
-
-
-def table(backend: Backend) -> str:
-    """The table, as Markdown: ``python -m aprlab.kernels.cuda.budget``. The last column is for what a GPU measured."""
-    heads = " | ".join(f"{gpu.name}: allowed | share | predicted µs" for gpu in GPUS)
-    lines = [
-        f"| type | contract | bytes a weight | thread instr. a weight | issued a weight | {heads} | measured µs |",
-        "|---|---|" + "---:|" * (4 + 3 * len(GPUS)),
-    ]
-    for cost in costs(backend):
-        cells = [cost.kind.name, cost.contract, f"{bytes_a_weight(cost.kind):.4f}"]
-        cells += [f"{cost.thread_instructions:.2f}", f"{cost.warp_instructions:.2f}"]
-        for gpu in GPUS:
-            share = cost.warp_instructions / gpu.allowed(cost.kind)
-            cells += [f"{gpu.allowed(cost.kind):.1f}", f"{100 * share:.0f} %", f"{1e6 * cost.predicted(gpu, 1536, COLS):.1f}"]
-        lines.append("| " + " | ".join([*cells, ""]) + "|")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Print the table."""
-    from aprlab.engines.ptx import PtxBackend
-
-    print(table(PtxBackend()))
-
-
-if __name__ == "__main__":
-    main()
+            yield count(device, kind, contract)

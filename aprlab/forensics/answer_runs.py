@@ -1,0 +1,160 @@
+"""Answers under faults, each compared with the healthy one token by token and left as soon as the rest would tell nothing new."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aprlab.engines.base import Array, Engine
+from aprlab.engines.delegating import DelegatingEngine
+from aprlab.forensics.answer_scoring import Suspect
+from aprlab.formats import open_model
+from aprlab.inference.session import Session
+from aprlab.inference.tokenizer import Qwen2Tokenizer
+from aprlab.model.model import Model
+from aprlab.tracing.comparisons import log_softmax
+from aprlab.tracing.golden_rule import is_small
+
+FLOOR = 2.0**-20  # no token is taken to be rarer than this: the healthy model's tail is noise
+DEAREST = 14.0  # bits that a token costs at most: less likely is as good as impossible, whichever fault it is
+LEAST_TOKENS = 4  # tokens of an answer before it may be left
+NEAR = 1000  # the likeliest of so many tokens is near; the 1.5B's 151,936 have 151 such
+ROUNDING = 2e-5  # of the largest logit: what the same pass differs by where it was cut into other pieces
+_HEADS = ("output.weight", "token_embd.weight")  # both are multiplied for logits only
+
+
+def divergence(healthy: np.ndarray, other: np.ndarray) -> float:
+    """Bits by which the distribution of `other` misses that of `healthy`: logits ``(vocab,)`` both, not all finite ones Inf."""
+    with np.errstate(all="ignore"):
+        p, q = log_softmax(healthy), log_softmax(other)
+        found = float((np.exp(p) * (p - q)).sum() / np.log(2))
+    return max(0.0, found) if np.isfinite(found) else float("inf")
+
+
+class _AnswerDecided(Exception):
+    """The rest of an answer would tell nothing new."""
+
+
+class _LogitsTap(DelegatingEngine):
+    """An engine whose logits somebody sees on their way: float32 ``(vocab,)`` of each pass's last position."""
+
+    def __init__(self, inner: Engine, see: Callable[[np.ndarray], None]) -> None:
+        super().__init__(inner)
+        self._see = see
+
+    def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
+        y = self.inner.matmul(x, weight, bias)
+        if weight in _HEADS:
+            self._see(self.to_numpy(y)[-1])
+        return y
+
+
+class AnswerFollower:
+    """Follows an answer token by token, and leaves when the rest would tell nothing new. `cut` then says why.
+
+    There are two reasons to leave. The answer is the healthy one: the prompt and the first step gave the healthy logits
+    but for rounding, and so will every later step. Or it leads elsewhere: its first `LEAST_TOKENS` tokens, spelled out, hold
+    none of the text's telling tokens, and none of those has been near so far, among the `NEAR`-th part that is likeliest.
+    """
+
+    def __init__(self, telling: Sequence[int], run: HealthyRun, tokenizer: Qwen2Tokenizer) -> None:
+        self.telling, self.run, self.tokenizer = np.array(telling, np.int64), run, tokenizer
+        self.tokens: list[int] = []
+        self.passes = self.alike = 0
+        self.best: int | None = None  # the best rank of any telling token so far, 0 the likeliest of all
+        self.near = 1
+        self.moved = 0.0
+        self.silent = False
+        self.cut = ""
+
+    def on_logits(self, logits: np.ndarray) -> None:
+        """Called with the logits of each pass."""
+        if self.passes < len(self.run.logits) and self.tokens == list(self.run.healthy.tokens[: self.passes]):
+            healthy = self.run.logits[self.passes]
+            self.alike += bool(np.abs(logits - healthy).max() <= ROUNDING * np.abs(healthy).max())
+            self.moved = max(self.moved, divergence(healthy, logits))
+        self.passes += 1
+        if self.telling.size:
+            rank = int((logits > logits[self.telling].max()).sum())
+            self.best = rank if self.best is None else min(self.best, rank)
+            self.near = max(1, logits.size // NEAR)
+
+    def on_token(self, token: int, piece: str) -> None:
+        """Called with each token."""
+        self.tokens.append(token)
+        if self.passes == self.alike == 2 and self.tokenizer is self.run.session.tokenizer:
+            self.silent, self.cut = True, "the healthy logits in two passes, but for rounding"
+            raise _AnswerDecided
+        far = self.best is not None and self.best >= self.near and len(self.tokens) >= LEAST_TOKENS
+        spelled = self.run.session.tokenizer.encode(self.tokenizer.decode(self.tokens), parse_special=False)
+        if far and not set(self.telling) & set(spelled):
+            self.cut = f"no telling token was nearer than rank {self.best}"
+            raise _AnswerDecided
+
+
+@dataclass(frozen=True)
+class HealthyRun:
+    """What all runs share: the healthy session, what was asked, the healthy answer and its logits."""
+
+    session: Session
+    prompt: str
+    length: int
+    options: dict[str, Any]
+    healthy: Suspect
+    logits: np.ndarray
+
+    @classmethod
+    def of(cls, session: Session, prompt: str, length: int, **options: Any) -> HealthyRun:
+        answer = session.generate(prompt, max_tokens=length, keep_logits=True, **options)
+        assert answer.logits is not None
+        return cls(session, prompt, length, options, Suspect((), answer.text, tuple(answer.tokens), None), answer.logits)
+
+    def surprise(self) -> np.ndarray:
+        """Every token's surprise in bits under the healthy model, at most that of `FLOOR`: float64 ``(vocab,)``."""
+        x = self.logits.astype(np.float64)
+        p = np.exp(x - x.max(-1, keepdims=True))
+        p = (p / p.sum(-1, keepdims=True)).mean(0)  # over the steps
+        return -np.log2(np.maximum(p, FLOOR))
+
+    def cost(self, session: Session, text: Sequence[int]) -> float:
+        """Bits a token that `text` costs as an answer, `DEAREST` at most for each."""
+        x = session.follow(session.prompt_tokens(self.prompt, **self.options), text)
+        with np.errstate(all="ignore"):
+            bits = -log_softmax(x)[np.arange(len(text)), list(text)] / np.log(2)
+        return float(np.minimum(np.where(np.isfinite(bits), bits, DEAREST), DEAREST).mean())
+
+    def answer_of(self, broken: Session, faults: tuple[str, ...], telling: Sequence[int] = ()) -> Suspect:
+        """What `broken` answers; without `telling` tokens only silence cuts it short."""
+        follower = AnswerFollower(telling, self, broken.tokenizer)
+        engine = broken.engine
+        broken.engine = _LogitsTap(engine, follower.on_logits)
+        started = time.process_time()
+        try:
+            answer = broken.generate(self.prompt, max_tokens=self.length, on_token=follower.on_token, **self.options)
+            text, tokens = answer.text, tuple(answer.tokens)
+        except _AnswerDecided:
+            tokens = self.healthy.tokens if follower.silent else tuple(follower.tokens)
+            text = broken.tokenizer.decode(tokens)
+        finally:
+            broken.engine = engine
+        return Suspect(faults, text, tokens, None, None, follower.cut, follower.moved, time.process_time() - started)
+
+
+def healthy_session(model: Model | str | Path | Session, engine: str, threads: int | None) -> Session:
+    """A session as given, or over a model as given."""
+    if isinstance(model, Session):
+        return model
+    return Session(model if isinstance(model, Model) else open_model(model), engine=engine, threads=threads)
+
+
+def collect_after(model: Model) -> None:
+    """After a broken engine: it may hold gigabytes in cycles. A small one's few wait for the collector's own time, since a
+    full collection looks at everything that the program holds."""
+    if not is_small(model):
+        gc.collect()

@@ -1,0 +1,196 @@
+"""Writing APR files, streamed, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import queue
+import tempfile
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from aprlab.errors import FormatError, UnsupportedError
+from aprlab.formats.apr.layout import (
+    ALIGNMENT,
+    EXPANSION,
+    EXPANSION_FREE,
+    FLAGS,
+    HEADER,
+    HEADER_SIZE,
+    LZ4_LIMIT,
+    METADATA_LIMIT,
+    Dialect,
+    Entry,
+    header_crc,
+)
+from aprlab.formats.reading import padding
+from aprlab.formats.writing import atomic, write_all
+from aprlab.model.content import drop_pages
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One tensor to be written: its index entry (offset still open) and where its bytes come from, in chunks."""
+
+    name: str
+    code: int
+    dims: tuple[int, ...]
+    nbytes: int
+    chunks: Callable[[], Iterator[Any]]
+
+
+class _Crc:
+    """Writes to a file and computes the CRC-32 of what was written in a second thread.
+
+    A buffer must stay untouched until the CRC has read it: `write` waits before it would queue more than `depth`.
+    """
+
+    depth = 4
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.crc, self.size = file, 0, 0
+        self._queue: queue.Queue[Any] = queue.Queue(self.depth)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while (data := self._queue.get()) is not None:
+            self.crc = zlib.crc32(data, self.crc)
+            self._queue.task_done()
+
+    def write(self, data: Any) -> None:
+        view = memoryview(data).cast("B")
+        self.size += len(view)
+        self._queue.put(view)
+        write_all(self.file, view)
+
+    def settle(self) -> int:
+        """Wait for the second thread and end it; the CRC-32 of everything written."""
+        self._queue.put(None)
+        self._thread.join()
+        return self.crc
+
+
+def write(
+    output: str | Path,
+    metadata: dict[str, Any],
+    plans: Iterable[Plan],
+    dialect: Dialect,
+    *,
+    compress: str | None = None,
+    force: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Write an APR file under a temporary name and rename it when it is whole.
+
+    Args:
+        output: the file to make.
+        metadata: the JSON object; `source_metadata.body_bytes` is filled in so that a cut-off file is noticed.
+        plans: the tensors, names and dims as they shall stand in the file.
+        dialect: flags, order of the index and footer come from it.
+        compress: None, ``lz4`` or ``zstd`` for everything after the header.
+        force: replace a file of that name.
+        progress: called with the number of data bytes written since the last call.
+
+    Returns:
+        The size of the file in bytes.
+    """
+    plans = sorted(plans, key=lambda p: p.name) if dialect.sorted_index else list(plans)
+    entries, offset = [], 0
+    for plan in plans:
+        entries.append(Entry(plan.name, plan.code, plan.dims, offset, plan.nbytes))
+        offset += plan.nbytes + padding(offset + plan.nbytes, ALIGNMENT)
+    body = offset + (4 if dialect.footer else 0)
+    if isinstance(metadata.get("source_metadata"), dict):
+        metadata = {**metadata, "source_metadata": {**metadata["source_metadata"], "body_bytes": body}}
+    text = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    if len(text) > METADATA_LIMIT:
+        raise UnsupportedError(f"metadata would be {len(text)} bytes; APR allows {METADATA_LIMIT}",
+                               code="apr.metadata-does-not-fit", path=output)  # fmt: skip
+    index = b"".join(entry.pack() for entry in entries)
+    flags = dialect.flags | (FLAGS[compress] if compress else 0)
+    header = bytearray(
+        HEADER.pack(
+            b"APR\0", 2, 0, flags, len(entries), HEADER_SIZE, len(text),
+            index_at := HEADER_SIZE + len(text) + padding(len(text), ALIGNMENT),
+            index_at + len(index) + padding(index_at + len(index), ALIGNMENT), 0,
+        )
+    )  # fmt: skip
+    header[40:44] = header_crc(bytes(header)).to_bytes(4, "little")
+    front = [text, bytes(padding(len(text), ALIGNMENT)), index, bytes(padding(index_at + len(index), ALIGNMENT))]
+    if compress == "lz4" and (due := sum(map(len, front)) + body) > LZ4_LIMIT:
+        raise UnsupportedError(f"an LZ4 block holds {LZ4_LIMIT} bytes, and {due} are to be packed; zstd can",
+                               code="apr.lz4-limit", path=output)  # fmt: skip
+    with atomic(Path(output), force=force) as file:
+        if compress is None:
+            return _write_body(_Crc(file), header, front, plans, dialect, progress)
+        with tempfile.TemporaryFile(dir=Path(output).resolve().parent) as plain:
+            size = _write_body(_Crc(plain), header, front, plans, dialect, progress)
+            image = np.memmap(plain, np.uint8, "r", shape=(size,))
+            file.write(header)
+            compress_body(image[HEADER_SIZE:], compress, file)
+            packed = file.tell() - HEADER_SIZE
+            if size > EXPANSION_FREE + EXPANSION * packed:  # no reader of ours would take it
+                said = f"packs {size} bytes into {packed}, more than {EXPANSION} times: write it without compression"
+                raise UnsupportedError(said, code="apr.expansion", path=output)
+        return file.tell()
+
+
+def _write_body(
+    out: _Crc,
+    header: bytes | bytearray,
+    front: list[bytes],
+    plans: list[Plan],
+    dialect: Dialect,
+    progress: Callable[[int], None] | None,
+) -> int:
+    try:
+        for part in (header, *front):
+            out.write(part)
+        for plan in plans:
+            before = out.size
+            for chunk in plan.chunks():
+                out.write(chunk)
+                if progress is not None:
+                    progress(memoryview(chunk).nbytes)
+            if out.size - before != plan.nbytes:
+                raise FormatError(
+                    f"gave {out.size - before} bytes, {plan.nbytes} were planned", code="writing.length-differs", tensor=plan.name
+                )
+            out.write(bytes(padding(plan.nbytes, ALIGNMENT)))
+    finally:
+        crc = out.settle()
+    if dialect.footer:
+        out.file.write(crc.to_bytes(4, "little"))
+    return out.size + (4 if dialect.footer else 0)
+
+
+def compress_body(body: np.ndarray, kind: str, file: IO[bytes], step: int = 1 << 22) -> None:
+    """Write `body`, a view on a mapped file, as one LZ4 block or as a stream of zstd, whose memory does not grow with it."""
+    if kind == "lz4":
+        import lz4.block
+
+        write_all(file, lz4.block.compress(body.data, store_size=True))
+        return
+    import zstandard
+
+    whole: Any = _Whole(file)
+    with zstandard.ZstdCompressor(level=3).stream_writer(whole, size=len(body), closefd=False) as out:
+        for start in range(0, len(body), step):
+            out.write(body[start : start + step].data)
+            drop_pages(body[start : start + step])
+
+
+class _Whole:
+    """A file each of whose writes takes everything."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def write(self, data: Any) -> int:
+        return write_all(self._file, data)

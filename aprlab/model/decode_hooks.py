@@ -1,0 +1,26 @@
+"""Hooks that are told of each decoding of a tensor, for as long as they are added."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+DecodeHook = Callable[[str], None]  # gets the GGUF name of the tensor that is about to be decoded
+
+_hooks: list[DecodeHook] = []
+
+
+@contextmanager
+def decode_hook(hook: DecodeHook) -> Iterator[None]:
+    """Inside the block `hook` is called before each decoding, by whichever decoder and on whichever thread."""
+    _hooks.append(hook)
+    try:
+        yield
+    finally:
+        _hooks.remove(hook)
+
+
+def notify(name: str) -> None:
+    """A tensor is about to be decoded: every way to do so calls this once."""
+    for hook in tuple(_hooks):
+        hook(name)

@@ -1,0 +1,27 @@
+"""The scripts of `docs/make`, which are no package: each is loaded by its file."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+MAKE = Path(__file__).resolve().parents[1] / "docs" / "make"
+
+
+def page_script(name: str) -> ModuleType:
+    """The script `name` of `docs/make`, imported; outside a checkout the test is skipped."""
+    path = MAKE / f"{name}.py"
+    if not path.exists():
+        pytest.skip("not in a checkout")
+    known = f"docs_make_{name}"
+    if known not in sys.modules:
+        spec = importlib.util.spec_from_file_location(known, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[known] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[known])
+    return sys.modules[known]

@@ -1,0 +1,221 @@
+"""The house as its source tells it: arrows between rooms go one way, nothing goes in circles, files and functions stay short.
+
+Each rule is a function from a tree of files to a list of what breaks it, so that each can be shown a tree that does.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# From left to right; a room imports from rooms on its left alone. `aprlab` itself is the list of what is public, by name.
+ROOMS = ["aprlab", "errors", "in_use", "paths", "published", "display", "quants", "model", "formats", "conversion", "kernels", "engines", "architectures", "inference", "tracing", "sources", "instruments", "faults", "figures", "onion", "forensics", "gates", "lab", "qualification", "widgets", "cli", "__main__"]
+FILE_LINES, FUNCTION_LINES = 600, 60
+
+Graph = dict[str, set[str]]
+
+
+def modules(root: Path) -> dict[str, ast.Module]:
+    """Every module of the package by its dotted name, parsed."""
+    found = {}
+    for path in sorted(root.glob("aprlab/**/*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text(), str(path))
+    return found
+
+
+def imports(name: str, tree: ast.Module, known: Graph | dict[str, ast.Module], package: bool) -> Iterator[str]:
+    """Modules of this package that a module imports, wherever in it: at its top, in a function, for types alone."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "aprlab")
+        elif isinstance(node, ast.ImportFrom):
+            above = name.split(".")[: len(name.split(".")) - node.level + package] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            if base.split(".")[0] == "aprlab":
+                yield from (full if (full := f"{base}.{alias.name}") in known else base for alias in node.names)
+
+
+def graph(root: Path) -> Graph:
+    """Module -> the modules that it imports."""
+    trees = modules(root)
+    packages = {".".join(path.parent.relative_to(root).parts) for path in root.glob("aprlab/**/__init__.py")}
+    return {name: set(imports(name, tree, trees, name in packages)) - {name} for name, tree in trees.items()}
+
+
+def room(module: str) -> str:
+    """``aprlab.model.tensor`` -> ``model``."""
+    return (module.split(".") + ["aprlab"])[1] if module != "aprlab" else "aprlab"
+
+
+def wrong_arrows(root: Path) -> list[str]:
+    """Imports that go from left to right, and rooms that have no place in the order."""
+    wrong = []
+    for name, targets in graph(root).items():
+        for target in sorted(targets):
+            for each in (name, target):
+                if room(each) not in ROOMS:
+                    wrong.append(f"{each}: the room {room(each)!r} has no place in the order")
+                    break
+            else:
+                if ROOMS.index(room(target)) > ROOMS.index(room(name)):
+                    wrong.append(f"{name} imports {target}, to its right")
+    return wrong
+
+
+def circles(edges: Graph) -> list[str]:
+    """Every set of nodes that reach each other."""
+    reached: Graph = {}
+
+    def reach(start: str) -> set[str]:
+        seen: set[str] = set()
+        left = list(edges.get(start, ()))
+        while left:
+            if (node := left.pop()) not in seen:
+                seen.add(node)
+                left += edges.get(node, ())
+        return seen
+
+    for node in edges:
+        reached[node] = reach(node)
+    found = {tuple(sorted(other for other in mine if node in reached.get(other, ()))) for node, mine in reached.items()}
+    return [" <-> ".join(circle) for circle in sorted(found) if circle]
+
+
+def module_circles(root: Path) -> list[str]:
+    """Modules that import each other, directly or by way of others."""
+    return circles(graph(root))
+
+
+def room_circles(root: Path) -> list[str]:
+    """The same of rooms."""
+    rooms: Graph = {}
+    for name, targets in graph(root).items():
+        rooms.setdefault(room(name), set()).update(room(target) for target in targets if room(target) != room(name))
+    return circles(rooms)
+
+
+def sources(root: Path) -> Iterator[tuple[str, str]]:
+    """Path and text of the package's and the tests' files, kernels excepted: those are long by nature."""
+    for folder in ("aprlab", "tests"):
+        for path in sorted(root.glob(f"{folder}/**/*.py")):
+            if path.relative_to(root).parts[1] != "kernels":
+                yield str(path.relative_to(root)), path.read_text()
+
+
+def long_files(root: Path) -> list[str]:
+    """Files of 600 lines and more."""
+    lengths = {path: len(text.splitlines()) for path, text in sources(root)}
+    return [f"{path} has {length} lines" for path, length in lengths.items() if length >= FILE_LINES]
+
+
+def long_functions(root: Path) -> list[str]:
+    """Functions of 60 lines and more, docstrings and all."""
+    wrong = []
+    for path, text in sources(root):
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                if length >= FUNCTION_LINES:
+                    wrong.append(f"{path}: {node.name} has {length} lines")
+    return wrong
+
+
+def callable_modules(root: Path) -> list[str]:
+    """Modules that turn themselves into something else: a class of `ModuleType`, or another `__class__` for one."""
+    wrong = []
+    for name, tree in modules(root).items():
+        for node in ast.walk(tree):
+            bases = [ast.unparse(base).split(".")[-1] for base in node.bases] if isinstance(node, ast.ClassDef) else []
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            if "ModuleType" in bases or any(isinstance(t, ast.Attribute) and t.attr == "__class__" for t in targets):
+                wrong.append(f"{name}: line {getattr(node, 'lineno', 0)}")
+    return wrong
+
+
+def duplicate_classes(root: Path) -> list[str]:
+    """Names that two classes of the package have, each at the top of a module."""
+    places: dict[str, list[str]] = {}
+    for name, tree in modules(root).items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name)
+    return [f"{name} in {' and '.join(where)}" for name, where in sorted(places.items()) if len(where) > 1]
+
+
+RULES: tuple[Callable[[Path], list[str]], ...] = (
+    wrong_arrows, room_circles, module_circles, long_files, long_functions, callable_modules, duplicate_classes,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_house_keeps(rule: Callable[[Path], list[str]]) -> None:
+    broken = rule(ROOT)
+    assert not broken, "\n" + "\n".join(broken)
+
+
+# ── each rule sees what breaks it ─────────────────────────────────────────────────────────────────────────────────
+
+SOUND = {
+    "aprlab/__init__.py": "",
+    "aprlab/errors.py": "class AprlabError(Exception): ...",
+    "aprlab/model/__init__.py": "from aprlab.model.tensor import Tensor",
+    "aprlab/model/tensor.py": "from aprlab.errors import AprlabError\nclass Tensor: ...",
+    "aprlab/cli/__init__.py": "",
+    "aprlab/cli/app.py": "def run():\n    from aprlab.model import Tensor\n",
+    "aprlab/kernels/long.py": "def kernel():\n" + "    x = 1\n" * 700,
+    "tests/test_model.py": "from aprlab.cli.app import run\n",
+}
+
+
+def tree(folder: Path, **changed: str) -> Path:
+    """The sound tree with some files added or replaced; ``__`` in a name stands for a slash."""
+    for name, text in {**SOUND, **{f"{key.replace('__', '/')}.py": text for key, text in changed.items()}}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_a_sound_tree_breaks_no_rule(rule: Callable[[Path], list[str]], tmp_path: Path) -> None:
+    assert rule(tree(tmp_path)) == []
+
+
+MUTANTS: list[tuple[Callable[[Path], list[str]], dict[str, str], str]] = [
+    (wrong_arrows, {"aprlab__model__a": "from aprlab.cli import app"}, "aprlab.model.a imports aprlab.cli.app, to its right"),
+    (wrong_arrows, {"aprlab__model__a": "def f():\n    import aprlab.cli.app"}, "aprlab.model.a imports aprlab.cli.app"),
+    (wrong_arrows, {"aprlab__model__a": "if TYPE_CHECKING:\n    from aprlab.cli.app import run"}, "aprlab.cli.app, to its"),
+    (wrong_arrows, {"aprlab__model__a": "def f():\n    from ..cli import app"}, "aprlab.model.a imports aprlab.cli.app"),
+    (wrong_arrows, {"aprlab__errors": "from . import cli"}, "aprlab.errors imports aprlab.cli"),
+    (wrong_arrows, {"aprlab__shed__a": "from aprlab import errors"}, "the room 'shed' has no place"),
+    (wrong_arrows, {"aprlab__model__a": "from aprlab import shed", "aprlab__shed": ""}, "the room 'shed' has no place"),
+    (room_circles, {"aprlab__errors": "from aprlab.model import Tensor"}, "errors <-> model"),
+    (module_circles, {"aprlab__model__a": "from aprlab.model import b", "aprlab__model__b": "def f():\n    from .a import x"},
+     "aprlab.model.a <-> aprlab.model.b"),
+    (module_circles, {"aprlab__model__tensor": "from aprlab.model import Tensor"}, "aprlab.model <-> aprlab.model.tensor"),
+    (long_files, {"aprlab__model__a": "x = 1\n" * 600}, "aprlab/model/a.py has 600 lines"),
+    (long_files, {"tests__model__test_a": "x = 1\n" * 600}, "tests/model/test_a.py has 600 lines"),
+    (long_functions, {"aprlab__model__a": "class A:\n    def f(self):\n" + "        x = 1\n" * 59}, "model/a.py: f has 60 lines"),
+    (long_functions, {"tests__test_a": "async def f():\n" + "    x = 1\n" * 59}, "tests/test_a.py: f has 60 lines"),
+    (callable_modules, {"aprlab__model__a": "import types\nclass M(types.ModuleType): ..."}, "aprlab.model.a: line 2"),
+    (callable_modules, {"aprlab__model__a": "import sys\nsys.modules[__name__].__class__ = M"}, "aprlab.model.a: line 2"),
+    (duplicate_classes, {"aprlab__cli__a": "class Tensor: ..."}, "Tensor in aprlab.cli.a and aprlab.model.tensor"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "changed", "said"), MUTANTS, ids=[f"{r.__name__}-{n}" for n, (r, _, _) in enumerate(MUTANTS)])
+def test_a_rule_sees_what_breaks_it(
+    rule: Callable[[Path], list[str]], changed: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    found = rule(tree(tmp_path, **changed))
+    assert any(said in line for line in found), found
+
+
+def test_every_rule_has_a_mutant() -> None:
+    assert Counter(rule for rule, _, _ in MUTANTS).keys() == set(RULES)
