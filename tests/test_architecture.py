@@ -46,9 +46,18 @@ def imports(name: str, tree: ast.Module, known: Graph | dict[str, ast.Module], p
                 yield from (full if (full := f"{base}.{alias.name}") in known else base for alias in node.names)
 
 
-def graph(root: Path) -> Graph:
-    """Module -> the modules that it imports."""
+class WithoutTypes(ast.NodeTransformer):
+    """Drops what stands under ``if TYPE_CHECKING``: it is never loaded, and so makes no order of loading."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        return node.orelse if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING") else self.generic_visit(node)
+
+
+def graph(root: Path, types: bool = True) -> Graph:
+    """Module -> the modules that it imports; `types`: those that it names for types alone, too."""
     trees = modules(root)
+    if not types:
+        trees = {name: WithoutTypes().visit(tree) for name, tree in trees.items()}
     packages = {".".join(path.parent.relative_to(root).parts) for path in root.glob("aprlab/**/__init__.py")}
     return {name: set(imports(name, tree, trees, name in packages)) - {name} for name, tree in trees.items()}
 
@@ -93,8 +102,8 @@ def circles(edges: Graph) -> list[str]:
 
 
 def module_circles(root: Path) -> list[str]:
-    """Modules that import each other, directly or by way of others."""
-    return circles(graph(root))
+    """Modules that load each other, directly or by way of others, at once or later."""
+    return circles(graph(root, types=False))
 
 
 def room_circles(root: Path) -> list[str]:
@@ -252,3 +261,9 @@ def test_a_rule_sees_what_breaks_it(
 
 def test_every_rule_has_a_mutant() -> None:
     assert Counter(rule for rule, _, _ in MUTANTS).keys() == set(RULES)
+
+
+def test_types_alone_make_an_arrow_but_no_circle_of_modules(tmp_path: Path) -> None:
+    named = "if TYPE_CHECKING:\n    from aprlab.model.b import B\nelse:\n    B = None\n"
+    root = tree(tmp_path, aprlab__model__a=named, aprlab__model__b="from aprlab.model import a")
+    assert module_circles(root) == [] and "aprlab.model.b" in graph(root)["aprlab.model.a"]

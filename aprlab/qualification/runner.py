@@ -7,6 +7,7 @@ result of the scenario it happened in, and of no other.
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -20,14 +21,18 @@ from typing import Any
 
 from aprlab.errors import FormatError, UsageError
 from aprlab.formats import open_model
+from aprlab.formats.leftovers import claim, claimed_folder, release_folder, sweep_temporary
+from aprlab.formats.reading import read_bytes
 from aprlab.formats.writing import write_text
-from aprlab.qualification import oracles, scoring, worker
+from aprlab.qualification import scoring, worker
 from aprlab.qualification.oracles import Answer
 from aprlab.qualification.playbook import FORMATS, Playbook, Scenario
 from aprlab.qualification.scoring import CRASH, ERROR, FAIL, MEMORY, PASS, SKIP, TIMEOUT, Row
 from aprlab.version import __version__
 
 START = 300.0  # seconds for a child to open a model
+JUDGE_SECONDS, JUDGE_MEMORY = 30.0, 4 << 30  # of an oracle; bytes of address space, of which NumPy alone reserves one GB
+FILE_LIMIT = 64 << 20  # bytes of a qualification
 _OTHERS = ("What colour is the sky?", "Name a fruit.")  # asked between repetitions, so that the cache is another's
 
 
@@ -46,7 +51,7 @@ class Child:
         self._serve, self._memory, self._start = serve, memory, start
         self._process: Any = None
         self._link: Any = None
-        self._errors = ""
+        self._log, self._errors = -1, ""  # what the child prints: descriptor and path
         self._failed: Broken | None = None  # a child that cannot even start is not tried again
 
     def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
@@ -60,8 +65,9 @@ class Child:
         if self._process is None:
             context = multiprocessing.get_context("spawn")
             self._link, far = context.Pipe()
-            handle, self._errors = tempfile.mkstemp(prefix="aprlab-child-", suffix=".log")
-            os.close(handle)
+            sweep_temporary("aprlab-child-")
+            self._log, self._errors = tempfile.mkstemp(prefix="aprlab-child-", suffix=".log")
+            claim(self._log)
             self._process = context.Process(target=self._serve, args=(far, self._errors, self._memory), daemon=True)
             self._process.start()
             far.close()
@@ -109,6 +115,7 @@ class Child:
             self._process = None
         if self._errors:
             Path(self._errors).unlink(missing_ok=True)
+            os.close(self._log)
             self._errors = ""
 
 
@@ -201,7 +208,7 @@ def qualify(
     chosen = tuple(formats or playbook.formats)
     for name in chosen:
         if name not in FORMATS:
-            raise UsageError(f"unknown format {name!r}; known: {', '.join(FORMATS)}")
+            raise UsageError(f"unknown format {name!r}; known: {', '.join(FORMATS)}", code="qualification.format-unknown")
     run = _Run(Path(model).resolve(), source_format, playbook, chosen, engine, threads, memory, serve)
     facts_of_run = {"aprlab": __version__, "peer": _peer_version()}
     header = {**run.header, **facts_of_run}
@@ -271,7 +278,8 @@ class _Journal:
                     entry = json.loads(line)
                     self.rows[entry["key"]] = Row(**entry["row"])
                 except (ValueError, KeyError, TypeError):
-                    raise FormatError(f"not a journal: line {n} holds no row; --fresh begins anew", path=self.path) from None
+                    said = f"not a journal: line {n} holds no row; --fresh begins anew"
+                    raise FormatError(said, code="qualification.journal", path=self.path) from None
         else:
             whole = first + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -283,9 +291,19 @@ class _Journal:
         if self.path is None or row.outcome in (SKIP, ERROR):
             return
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "row": row.to_json()}, ensure_ascii=False, allow_nan=False) + "\n")
+            entry = finite({"key": key, "row": row.to_json()})
+            file.write(json.dumps(entry, ensure_ascii=True, allow_nan=False) + "\n")  # ASCII: half a character cannot be written
             file.flush()
             os.fsync(file.fileno())
+
+
+def finite(value: Any) -> Any:
+    """Plain data without NaN and infinities, which JSON has no word for: None stands for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class _Run:
@@ -299,10 +317,12 @@ class _Run:
         self.memory, self.serve = memory, serve
         self.files: dict[str, Path | Broken] = {format: model}
         self.source = format
-        self.folder = Path(tempfile.mkdtemp(prefix="aprlab-qualify-"))
+        sweep_temporary("aprlab-qualify-")
+        self.folder = claimed_folder("aprlab-qualify-")
         self._format = ""
         self._child: Child | None = None
         self._peer: Child | None = None
+        self._judge: Child | None = None
         self._peers: dict[str, dict[str, Any]] = {}
         self._words: dict[str, dict[str, Any]] | Broken | None = None
         stats = [file.stat() for file in (model.iterdir() if model.is_dir() else [model]) if file.is_file()]
@@ -312,10 +332,10 @@ class _Run:
         }  # fmt: skip
 
     def close(self) -> None:
-        for child in (self._child, self._peer):
+        for child in (self._child, self._peer, self._judge):
             if child is not None:
                 child.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        release_folder(self.folder)
 
     def plan(self) -> Iterator[tuple[Scenario, str]]:
         return _plan(self.playbook, self.formats)
@@ -396,7 +416,7 @@ class _Run:
             words += self._again(child, scenario, answer, row)
         if any(name == "agreement" for name, _ in scenario.expect):
             answer.peer = self._asked_peer(answer.prompt_tokens, scenario.max_tokens)
-        words += [asdict(oracles.judge(name, answer, argument, scenario.prompt)) for name, argument in scenario.expect]
+        words += [self._word(name, answer, argument, scenario.prompt) for name, argument in scenario.expect]
         row.words = words
         said = [word["passed"] for word in words]
         if any(passed is False for passed in said):
@@ -405,6 +425,22 @@ class _Run:
             row.outcome, row.note = SKIP, "; ".join(word["said"] for word in words)
         else:
             row.outcome = PASS
+
+    def _word(self, name: str, answer: Answer, argument: Any, prompt: Any) -> dict[str, Any]:
+        """An oracle's word, from a process with limits on time and memory: an answer may be made to exhaust it.
+
+        An answer that an oracle cannot finish does not pass it; an oracle that fails by a fault of its own is an error.
+        """
+        if self._judge is None:
+            self._judge = Child(worker.serve, JUDGE_MEMORY)
+        try:
+            request = {"op": "judge", "name": name, "answer": asdict(answer), "argument": argument, "prompt": prompt}
+            word: dict[str, Any] = self._judge.ask(request, JUDGE_SECONDS)["word"]
+        except Broken as error:
+            if error.outcome == ERROR:
+                raise Broken(ERROR, f"oracle {name}: {error.note}", error.kind) from None
+            return {"oracle": name, "passed": False, "said": f"cannot be judged: {error.outcome}, {error.note}"}
+        return word
 
     def _once(self, child: Child, scenario: Scenario, prompt: Any) -> dict[str, Any]:
         return child.ask(
@@ -523,9 +559,10 @@ class _Run:
 def read(path: str | Path) -> Qualification:
     """A qualification as `aprlab qualify` left it; raises FormatError where the file is none."""
     try:
-        return Qualification.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"not a qualification: {type(error).__name__} {error}", path=path) from None
+        return Qualification.from_json(json.loads(read_bytes(Path(path), FILE_LIMIT, "qualification")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        said = f"not a qualification: {type(error).__name__} {error}"
+        raise FormatError(said, code="qualification.file", path=path) from None
 
 
 __all__ = ["Broken", "Child", "Qualification", "count", "qualify", "read"]

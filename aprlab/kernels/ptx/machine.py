@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from aprlab.kernels.ptx.counters import Counters, LineProfile
 from aprlab.kernels.ptx.memory import AddressSpace, Buffer, Lanes, Pointer, merge
 from aprlab.kernels.ptx.parser import TYPE_BYTES, Location, Module
 from aprlab.kernels.ptx.program import MOST_SHARED, Access, Getter, Program, Setter, build
-
-if TYPE_CHECKING:
-    from aprlab.kernels.ptx.stepper import Stepper
 
 Dim = int | Sequence[int]
 _CONTAINERS: dict[int, np.dtype[Any]] = {
@@ -116,12 +113,6 @@ class Machine:
             for name, v in module.variables.items()
             if v.space in ("global", "const")
         }
-
-    def step(self, entry: str, grid: Dim, block: Dim, args: Sequence[Any] | Mapping[str, Any], **options: Any) -> Stepper:
-        """A `Stepper` on this launch; options are its own: block_number, warp, shared, checks."""
-        from aprlab.kernels.ptx.stepper import Stepper  # it builds on this module
-
-        return Stepper(self, entry, grid, block, args, **options)
 
     def program(self, entry: str, *, checks: bool = False, dynamic_shared: int = 0) -> Program:
         """The decoded entry. Raises as `program.build` does."""
