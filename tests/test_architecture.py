@@ -162,13 +162,25 @@ def duplicate_classes(root: Path) -> list[str]:
     return [f"{name} in {' and '.join(where)}" for name, where in sorted(places.items()) if len(where) > 1]
 
 
+def own_attributes(tree: ast.Module) -> dict[ast.AST, set[str]]:
+    """Each node inside a class -> what that class keeps in itself: its methods may set it on another object of theirs."""
+    found: dict[ast.AST, set[str]] = {}
+    for kind in ast.walk(tree):
+        if isinstance(kind, ast.ClassDef):
+            nodes = [node for node in ast.walk(kind) if isinstance(node, ast.Attribute)]
+            kept = {n.attr for n in nodes if ast.unparse(n.value) == "self" and isinstance(n.ctx, ast.Store)}
+            found |= dict.fromkeys(nodes, kept)
+    return found
+
+
 def reaching_in(root: Path) -> list[str]:
     """Places that change another object's inside, or ask for one exact class where an attribute should answer."""
     wrong = []
     for name, tree in modules(root).items():
+        inside = own_attributes(tree)
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):
-                own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls", "other")
+                own = isinstance(node.value, ast.Name) and (node.value.id in ("self", "cls") or node.attr in inside.get(node, ()))
                 private = node.attr.startswith("_") and not node.attr.startswith("__")
                 stored = not isinstance(node.ctx, ast.Load)
                 bad = not own and ((private and stored) or node.attr == "__dict__")
@@ -243,6 +255,7 @@ MUTANTS: list[tuple[Callable[[Path], list[str]], dict[str, str], str]] = [
     (callable_modules, {"aprlab__model__a": "import types\nclass M(types.ModuleType): ..."}, "aprlab.model.a: line 2"),
     (callable_modules, {"aprlab__model__a": "import sys\nsys.modules[__name__].__class__ = M"}, "aprlab.model.a: line 2"),
     (reaching_in, {"aprlab__model__a": "def f(x):\n    x._kept = None"}, "aprlab.model.a: line 2: x._kept"),
+    (reaching_in, {"aprlab__model__a": "class A:\n    def f(self, x):\n        x._kept = None"}, "a: line 3: x._kept"),
     (reaching_in, {"aprlab__model__a": "def f(x):\n    del x.y._kept"}, "aprlab.model.a: line 2: x.y._kept"),
     (reaching_in, {"aprlab__model__a": "def f(x):\n    x.__dict__.update(a=1)"}, "aprlab.model.a: line 2: x.__dict__"),
     (reaching_in, {"aprlab__model__a": "object.__setattr__(tensor, 'a', 1)"}, "aprlab.model.a: line 1: object"),
@@ -267,3 +280,8 @@ def test_types_alone_make_an_arrow_but_no_circle_of_modules(tmp_path: Path) -> N
     named = "if TYPE_CHECKING:\n    from aprlab.model.b import B\nelse:\n    B = None\n"
     root = tree(tmp_path, aprlab__model__a=named, aprlab__model__b="from aprlab.model import a")
     assert module_circles(root) == [] and "aprlab.model.b" in graph(root)["aprlab.model.a"]
+
+
+def test_a_class_may_set_what_it_keeps_on_another_of_its_kind(tmp_path: Path) -> None:
+    text = "class A:\n    def f(self):\n        self._kept = 1\n    def twin(self):\n        a = A()\n        a._kept = 2\n"
+    assert reaching_in(tree(tmp_path, aprlab__model__a=text)) == []
