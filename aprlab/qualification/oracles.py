@@ -16,8 +16,8 @@ from itertools import islice
 from typing import Any
 
 from aprlab.instruments.garbage_detector import is_garbage
+from aprlab.qualification.terms import ASKS
 
-ASKS = ("ask", "complete", "talk")  # a user's message, raw text, a conversation
 GAP = 0.3  # nats between llama.cpp's first choice and ours that still count as a near tie
 
 

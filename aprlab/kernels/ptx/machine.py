@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from aprlab.errors import AprlabError, UsageError
-from aprlab.kernels.ptx.checks import Checks, Finding
+from aprlab.kernels.ptx.checks import Checks, KernelFinding
 from aprlab.kernels.ptx.counters import Counters, LineProfile
 from aprlab.kernels.ptx.memory import AddressSpace, Buffer, Lanes, Pointer, merge
 from aprlab.kernels.ptx.parser import TYPE_BYTES, Location, Module
@@ -35,7 +35,7 @@ BYTES_A_CHUNK = 64 << 20  # of shared and local memory; one block is run whateve
 class KernelFault(AprlabError):
     """A kernel did what a GPU would stop for: an illegal address, a deadlock, a trap. `finding` says where."""
 
-    def __init__(self, finding: Finding) -> None:
+    def __init__(self, finding: KernelFinding) -> None:
         super().__init__(str(finding), code="ptx.fault")
         self.finding = finding
 
@@ -62,7 +62,7 @@ class LaunchReport:
     warp_counts: list[int]
     thread_counts: list[int]
     approximate: list[int] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[KernelFinding] = field(default_factory=list)
     counters: Counters | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -142,7 +142,7 @@ class Machine:
         Raises `KernelFault` for what a GPU would stop for, unless `checks` collects it in the report; `UsageError` if
         arguments and parameters do not match.
         """
-        run = Launch(
+        run = LaunchInProgress(
             self, entry, grid, block, args, shared=shared, checks=checks, counters=counters, blocks=blocks, max_steps=max_steps
         )
         with np.errstate(all="ignore"):
@@ -161,7 +161,7 @@ def extents(value: Dim, what: str) -> tuple[int, int, int]:
     return x, y, z
 
 
-class Launch:
+class LaunchInProgress:
     """One launch in progress: arguments mapped into memory, then one `State` a chunk of blocks."""
 
     def __init__(
@@ -302,7 +302,7 @@ class _AddressInfo:
 class State:
     """One chunk of blocks in flight. B blocks × T threads; n = B · T lanes, block-major."""
 
-    def __init__(self, launch: Launch, blocks: Sequence[int]) -> None:
+    def __init__(self, launch: LaunchInProgress, blocks: Sequence[int]) -> None:
         self.launch, self.program, self.memory = launch, launch.program, launch.memory
         self.checks, self.counters = launch.checks, launch.counters
         self.watched = self.checks is not None or self.counters is not None
@@ -1071,10 +1071,13 @@ class State:
         bx, by, _ = self.launch.block
         return (block % gx, block // gx % gy, block // (gx * gy)), (thread % bx, thread // bx % by, thread // (bx * by))
 
-    def finding(self, kind: str, pc: int, lane: int, message: str, *, buffer: str = "", offset: int | None = None) -> Finding:
+    def finding(
+        self, kind: str, pc: int, lane: int, message: str, *, buffer: str = "", offset: int | None = None
+    ) -> KernelFinding:  # fmt: skip
         block, thread = self.place(lane)
         item = self.program.ops[pc].instruction
-        return Finding(kind, message, self.program.entry.name, block, thread, buffer, offset, pc, item.line, item.loc, str(item))
+        where = (self.program.entry.name, block, thread, buffer, offset, pc, item.line, item.loc, str(item))
+        return KernelFinding(kind, message, *where)
 
 
 def _elements(raw: Any, access: Access) -> list[Any]:
