@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+from noise import noise
 
 from aprlab import engines, figures, gates
 from aprlab.cli.app import run_cli
@@ -80,6 +81,16 @@ def test_the_healthy_conversion_passes_every_gate_whatever_its_types(matrix) -> 
     for row in matrix.control:
         assert set(row.cells.values()) == {gates.PASS}, {g: row.figures[g] for g, c in row.cells.items() if c != gates.PASS}
         assert all(row.upstream.values())
+
+
+def test_the_matrix_is_the_same_with_every_sentence_replaced_by_noise(model, matrix) -> None:
+    with noise(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "unknown dtype")
+        noisy = kill_matrix(model)
+    rows = [[*m.control, *m.rows] for m in (matrix, noisy)]
+    for a, b in zip(*rows, strict=True):
+        assert replace(a, figures={}) == replace(b, figures={})
+        assert all(a.figures[id] != b.figures[id] for id in GATES), "every figure was noise"
 
 
 def test_upstreams_ten_checks_kill_next_to_nothing(matrix) -> None:
