@@ -151,7 +151,7 @@ def _set_debug(value: bool) -> bool:
 
 def _version(value: bool) -> None:
     if value:
-        from aprlab import __version__
+        from aprlab.version import __version__
 
         print(f"aprlab {__version__}")
         raise typer.Exit
@@ -628,7 +628,7 @@ def sweep(
     """Run notebooks over models × faults × engines; what is done is not run again. Exit 1: a run failed or does not hold."""
     from aprlab.lab import sweeps as module
 
-    def show(outcome: module.Outcome) -> None:
+    def show(outcome: module.CellOutcome) -> None:
         from tqdm import tqdm
 
         how = "done" if outcome.skipped else "yes" if outcome.holds else "NO"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from aprlab.kernels.ptx.checks import Finding
-    from aprlab.kernels.ptx.tool import Comparison, Job, Outcome
+    from aprlab.kernels.ptx.checks import KernelFinding
+    from aprlab.kernels.ptx.tool import Job, KernelComparison, KernelRun
 
 app = typer.Typer(
     name="ptx",
@@ -67,15 +67,15 @@ def _job(
     from aprlab import paths
     from aprlab.errors import UsageError
     from aprlab.formats import open_model
-    from aprlab.kernels.ptx.tool import Job, Step, load
+    from aprlab.kernels.ptx.tool import Job, PlannedLaunch, load
 
     steps = []
     for text in before or []:
         parts = text.split(";")
         if len(parts) != 4:
             raise UsageError(f"--before {text!r} is not ENTRY;GRID;BLOCK;ARGS")
-        steps.append(Step(parts[0].strip(), parts[1], parts[2], tuple(parts[3].split())))
-    steps.append(Step(entry, grid, block, tuple(args), shared))
+        steps.append(PlannedLaunch(parts[0].strip(), parts[1], parts[2], tuple(parts[3].split())))
+    steps.append(PlannedLaunch(entry, grid, block, tuple(args), shared))
     opened = open_model(model or paths.embedded_model())
     return Job(load(file), opened.tensor(tensor), steps, rows=rows, seed=seed)
 
@@ -100,7 +100,7 @@ def _options(function: Callable[..., Any]) -> dict[str, Parameter]:
     return {name: each.replace(annotation=hints[name]) for name, each in signature(function).parameters.items()}
 
 
-def _print_comparison(comparison: Comparison) -> None:
+def _print_comparison(comparison: KernelComparison) -> None:
     c = comparison
     if c.right:
         how = (
@@ -122,7 +122,7 @@ def _print_comparison(comparison: Comparison) -> None:
             typer.echo(f"  float32 rounding explains {c.allowed:.3g} there")
 
 
-def _print_run(outcome: Outcome) -> None:
+def _print_run(outcome: KernelRun) -> None:
     report = outcome.report
     _print_comparison(outcome.comparison)
     typer.echo(f"{report.warp_instructions} warp instructions, {report.thread_instructions} thread instructions")
@@ -133,7 +133,7 @@ def _print_run(outcome: Outcome) -> None:
         typer.echo(f"note: {note}")
 
 
-def _print_findings(findings: list[Finding]) -> None:
+def _print_findings(findings: list[KernelFinding]) -> None:
     for finding in findings:
         typer.echo(str(finding))
     typer.echo(f"{len(findings)} findings" if findings else "no findings: bounds, alignment, initialisation, races, barriers")

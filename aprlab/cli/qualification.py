@@ -15,7 +15,7 @@ from aprlab.cli.app import Debug, Json, Threads, _console, _ids, _print_json, _t
 
 if TYPE_CHECKING:
     from aprlab.qualification.runner import Qualification
-    from aprlab.qualification.scoring import Row
+    from aprlab.qualification.scoring import ScenarioRow
 
 
 @app.command(epilog="Example: aprlab qualify model.gguf --playbook full --formats gguf,apr --backend jit")
@@ -61,7 +61,7 @@ def qualify(
         journal.unlink(missing_ok=True)
     with tqdm(total=runner.count(book, chosen), unit="row", leave=False, disable=None) as bar:
 
-        def show(row: Row) -> None:
+        def show(row: ScenarioRow) -> None:
             bar.set_postfix_str(f"{row.scenario} ({row.format})")
             bar.update()
 

@@ -25,7 +25,7 @@ from aprlab.onion.run_comparison import compare_runs
 from aprlab.onion.run_peeling import peel_engines
 from aprlab.onion.verdict import LAYERS, Finding, Mended, Verdict, Word
 from aprlab.published import QUESTION
-from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, Outcome, best_engine
+from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, GoldenOutcome, best_engine
 
 
 def peel(
@@ -241,7 +241,7 @@ def _run(
     with clock("repair"):
         possible = [m for m in mends if m.possible]
 
-        def measure(some: Sequence[Mend]) -> Outcome:
+        def measure(some: Sequence[Mend]) -> GoldenOutcome:
             return golden.measure(drafted(case, some))
 
         found = search(possible, measure, cost=cost)

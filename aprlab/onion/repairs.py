@@ -15,7 +15,7 @@ from aprlab.errors import AprlabError, UsageError
 from aprlab.model.model import Model
 from aprlab.onion.layers.base import Case, Deviation, Draft
 from aprlab.onion.verdict import Finding, Mended
-from aprlab.tracing.golden_rule import Outcome
+from aprlab.tracing.golden_rule import GoldenOutcome
 
 
 @dataclass(eq=False)
@@ -81,11 +81,11 @@ class Search:
     """What the search found, and every set that was run on the way."""
 
     mended: Mended | None
-    before: Outcome
-    after: Outcome
+    before: GoldenOutcome
+    after: GoldenOutcome
 
 
-def search(mends: Sequence[Mend], measure: Callable[[Sequence[Mend]], Outcome], *, cost: bool) -> Search:
+def search(mends: Sequence[Mend], measure: Callable[[Sequence[Mend]], GoldenOutcome], *, cost: bool) -> Search:
     """The smallest set of mends under which the golden rule holds again.
 
     Args:
@@ -94,9 +94,9 @@ def search(mends: Sequence[Mend], measure: Callable[[Sequence[Mend]], Outcome], 
         cost: the file is held in other types on purpose, so that logits can only be those of the fully mended file.
     """
     order = {id(m): n for n, m in enumerate(mends)}
-    runs: dict[tuple[int, ...], Outcome] = {}
+    runs: dict[tuple[int, ...], GoldenOutcome] = {}
 
-    def run(some: Sequence[Mend]) -> Outcome:
+    def run(some: Sequence[Mend]) -> GoldenOutcome:
         key = tuple(sorted(order[id(m)] for m in some))
         if key not in runs:
             runs[key] = measure([mends[n] for n in key])

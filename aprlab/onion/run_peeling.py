@@ -35,7 +35,7 @@ from aprlab.onion.run_parts import (
 )
 from aprlab.onion.shadow import shadow
 from aprlab.onion.verdict import Finding, Verdict, Word
-from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, Outcome
+from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, GoldenOutcome
 
 
 def side(model: Model, spec: str | Session, threads: int | None = None) -> Session:
@@ -126,7 +126,7 @@ def examine_sessions(
     return verdict, mends, mended
 
 
-def _measured(golden: Golden, mended: Callable[[Sequence[Mend]], Session], some: Sequence[Mend]) -> Outcome:
+def _measured(golden: Golden, mended: Callable[[Sequence[Mend]], Session], some: Sequence[Mend]) -> GoldenOutcome:
     try:
         return golden.measure(mended(some))
     except AprlabError as error:

@@ -9,7 +9,7 @@ import numpy as np
 
 from aprlab.errors import AprlabError
 from aprlab.onion.layers.base import Case, Match
-from aprlab.quants import REGISTRY, dequantise, quantise, types
+from aprlab.quants import REGISTRY, quantise, types
 from aprlab.quants.base import bits, up
 from aprlab.quants.types import TensorType
 
@@ -232,14 +232,3 @@ _FIELD_EDITS: dict[str, Callable[[np.ndarray, tuple[str, ...], TensorType], bool
     "the two nibbles of every byte exchanged": _nibbles,
     "subnormal scales flushed to zero": _flush,
 }
-
-
-def decoded_equal(match: Match) -> bool:
-    """Whether the piece's values are the reference's, bit for bit, whatever the type."""
-    if match.of is None or match.kind is None:
-        return False
-    try:
-        mine = dequantise(match.piece.raw, match.kind, match.of.shape)
-        return bool(np.array_equal(mine, match.of.dequantise()))
-    except AprlabError:
-        return False
