@@ -20,9 +20,9 @@ from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.lab import finding_figures as pictures
 from aprlab.model.model import Model
-from aprlab.onion.layers import Case
+from aprlab.onion.file_case import FileCase
+from aprlab.onion.fixes import Fix, drafted
 from aprlab.onion.peeling import examine
-from aprlab.onion.repairs import Mend, drafted
 from aprlab.onion.run_peeling import examine_sessions
 from aprlab.onion.verdict import Finding, Verdict
 from aprlab.published import QUESTION
@@ -130,8 +130,8 @@ class Files(Pair):
         self.reference, self.candidate, self.engine, self.faults = reference, candidate, engine, tuple(faults)
         self.reference_name = "none: only what is known of such files" if reference is None else reference.name
         self.candidate_name = candidate.name
-        self._case: Case | None = None
-        self._mends: list[Mend] = []
+        self._case: FileCase | None = None
+        self._mends: list[Fix] = []
 
     def peel(self, prompt: str = QUESTION) -> Verdict:
         verdict, self._case, self._mends = examine(self.reference, self.candidate, engine=self.engine, prompt=prompt)
@@ -174,7 +174,7 @@ class Engines(Pair):
         self.reference_name, self.candidate_name = f"engine {name}", f"another engine {name}"
         self._a = Session(model, engine=name)
         self._b = session_with(model, faults, engine=name)
-        self._mends: list[Mend] = []
+        self._mends: list[Fix] = []
 
     def peel(self, prompt: str = QUESTION) -> Verdict:
         verdict, self._mends, self._mended = examine_sessions(self._a, self._b, prompt=prompt)

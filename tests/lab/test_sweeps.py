@@ -15,7 +15,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from aprlab import lab
 from aprlab.cli.app import run_cli
 from aprlab.errors import AprlabError, FormatError, UsageError
-from aprlab.lab import notebooks
 from aprlab.lab import sweeps as sweep
 from aprlab.lab.sweep_matrix import SweepCell
 
@@ -187,11 +186,7 @@ def test_a_cell_runs_alone_in_its_process(folder: Path, monkeypatch: pytest.Monk
         out.mkdir()
         alone.append(sweep._ALONE.locked())
 
-<<<<<<< HEAD
     monkeypatch.setattr("aprlab.lab.notebooks.run_notebook", run)
-=======
-    monkeypatch.setattr(notebooks, "run_notebook", run)
->>>>>>> content
     (cell,) = sweep.read_matrix(write(folder, "notebooks: [sample.ipynb]\n"))
     assert sweep.run_cell(cell, threads=1).failure == ""
     assert alone == [True]
