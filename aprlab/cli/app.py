@@ -40,7 +40,7 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        from aprlab import __version__
+        from aprlab.version import __version__
 
         output.say(f"aprlab {__version__}")
         raise typer.Exit

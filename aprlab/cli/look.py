@@ -91,10 +91,11 @@ def _bytes_bar(file: Path) -> Any:
 
 
 def _show_comparison(found: Comparison, as_json: bool, *, only_differing: bool = False) -> int:
+    from aprlab.instruments.fingerprints import SCHEMA
     from aprlab.tracing.comparisons import format_cell
 
     if as_json:
-        output.say_json(found.to_dict())
+        output.say_json({"schema": SCHEMA, **found.to_dict()})
     else:
         rows = found.differing() if only_differing else found.rows
         if rows:

@@ -14,7 +14,7 @@ from aprlab.errors import UsageError
 
 if TYPE_CHECKING:
     from aprlab.qualification.runner import Qualification
-    from aprlab.qualification.scoring import Row
+    from aprlab.qualification.scoring import ScenarioRow
 
 
 def gates(
@@ -39,7 +39,7 @@ def gates(
         requantised=requantised,
     )  # fmt: skip
     if as_json:
-        out.say_json([r.to_json() for r in results])
+        out.say_json(results.to_json())
     else:
         words = {True: "pass", False: "FAIL", None: "void"}
         rows = [(r.id, words[r.passed], r.figure, r.assertion) for r in results]
@@ -52,14 +52,14 @@ def gates(
 
 def check(file: ModelFile, engine: str = "reference", as_json: bool = False) -> int:
     """Check one file in ten stages, from the tokenizer to the next token, each computed once more in float64."""
-    from aprlab.gates import stages
+    from aprlab.gates import ten_stages
 
-    results = stages.check(file, engine=engine)
+    results = ten_stages.check(file, engine=engine)
     if as_json:
-        out.say_json(stages.to_json(results))
+        out.say_json(ten_stages.to_json(results))
     else:
         rows = [(n, r.name, "pass" if r.ok else "FAIL", r.detail) for n, r in enumerate(results, 1)]
-        good, of = stages.passed(results)
+        good, of = ten_stages.passed(results)
         out.say_table(f"{file}: {good}/{of}", ("no.", "stage", "", "found"), rows, prose=("found",), right=("no.",))
     return 0 if all(r.ok for r in results) else 3
 
@@ -132,7 +132,7 @@ def qualify(
         journal.unlink(missing_ok=True)
     with out.progress(runner.count(book, chosen), "row") as bar:
 
-        def show(row: Row) -> None:
+        def show(row: ScenarioRow) -> None:
             bar.set_postfix_str(out.printable(f"{row.scenario} ({row.format})"))
             bar.update()
 

@@ -12,8 +12,8 @@ from aprlab.cli.registry import group
 from aprlab.errors import UsageError
 
 if TYPE_CHECKING:
-    from aprlab.kernels.ptx.checks import Finding
-    from aprlab.kernels.ptx.tool import Comparison, Job, Outcome
+    from aprlab.kernels.ptx.checks import KernelFinding
+    from aprlab.kernels.ptx.tool import Job, KernelComparison, KernelRun
 
 File = Annotated[Path, typer.Argument(metavar="FILE.ptx", help="PTX text, from any compiler.", show_default=False)]
 Grid = Annotated[
@@ -60,15 +60,15 @@ def LAUNCH(
     """Which kernel, launched how, on which tensor."""
     from aprlab import paths
     from aprlab.formats import open_model
-    from aprlab.kernels.ptx.tool import Job, Step, load
+    from aprlab.kernels.ptx.tool import Job, PlannedLaunch, load
 
     steps = []
     for text in before or []:
         parts = text.split(";")
         if len(parts) != 4:
             raise UsageError(f"--before {text!r} is not ENTRY;GRID;BLOCK;ARGS", code="cli.launch-of-four-parts")
-        steps.append(Step(parts[0].strip(), parts[1], parts[2], tuple(parts[3].split())))
-    steps.append(Step(entry, grid, block, tuple(args), shared))
+        steps.append(PlannedLaunch(parts[0].strip(), parts[1], parts[2], tuple(parts[3].split())))
+    steps.append(PlannedLaunch(entry, grid, block, tuple(args), shared))
     opened = open_model(model or paths.embedded_model())
     return {"job": Job(load(file), opened.tensor(tensor), steps, rows=rows, seed=seed)}
 
@@ -170,7 +170,7 @@ def _lane(values: list[Any], lane: int) -> str:
     return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
-def _show_comparison(comparison: Comparison) -> None:
+def _show_comparison(comparison: KernelComparison) -> None:
     c = comparison
     if c.right:
         how = (
@@ -192,7 +192,7 @@ def _show_comparison(comparison: Comparison) -> None:
             out.say(f"  float32 rounding explains {c.allowed:.3g} there")
 
 
-def _show_run(outcome: Outcome) -> None:
+def _show_run(outcome: KernelRun) -> None:
     report = outcome.report
     _show_comparison(outcome.comparison)
     out.say(f"{report.warp_instructions} warp instructions, {report.thread_instructions} thread instructions")
@@ -203,7 +203,7 @@ def _show_run(outcome: Outcome) -> None:
         out.say(f"note: {note}")
 
 
-def _show_findings(findings: list[Finding]) -> None:
+def _show_findings(findings: list[KernelFinding]) -> None:
     for finding in findings:
         out.say(str(finding))
     out.say(f"{len(findings)} findings" if findings else "no findings: bounds, alignment, initialisation, races, barriers")

@@ -69,7 +69,7 @@ def test_the_report_states_the_cost(tiny: Path, tmp_path: Path) -> None:
 def test_the_tokenizer_file_is_one(tiny: Path, folders: dict[str, Path]) -> None:
     from tokenizers import Tokenizer
 
-    from aprlab.gates.gates import PROBES
+    from aprlab.gates import PROBES
     from aprlab.inference.tokenizer import Qwen2Tokenizer
 
     theirs = Tokenizer.from_file(str(folders["f32"] / "tokenizer.json"))
@@ -88,7 +88,7 @@ def shard(folder: Path, parts: int = 3) -> None:
         file = f"model-{n + 1:05}-of-{parts:05}.safetensors"
         mine = header.entries[n::parts]
         plans = [
-            safetensors.Plan(e.name, e.type, e.shape, lambda e=e: iter([header.file[e.start : e.stop].tobytes()]))  # type: ignore[misc]
+            safetensors.SafetensorsPlan(e.name, e.type, e.shape, lambda e=e: iter([header.file[e.start : e.stop].tobytes()]))  # type: ignore[misc]
             for e in mine
         ]
         safetensors.write(folder / file, plans, {"format": "pt"})
@@ -164,7 +164,7 @@ BAD_FILES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("config.json", lambda c: c.update(num_hidden_layers=True), "'num_hidden_layers' is True"),
     ("config.json", lambda c: c.update(rope_scaling={"type": "yarn", "factor": 4.0}), "RoPE is scaled"),
     ("config.json", lambda c: c.update(quantization_config={"quant_method": "awq"}), "quantization_config"),
-    ("config.json", lambda c: c.update(use_sliding_window=True), "use_sliding_window is true"),
+    ("config.json", lambda c: c.update(use_sliding_window=True), "'use_sliding_window' is true"),
     ("config.json", lambda c: c.update(tie_word_embeddings="no"), "tie_word_embeddings is 'no'"),
     ("config.json", lambda c: [c], "not an object"),
     ("config.json", lambda c: c.update(rope_theta=10**400), "more than a float32 can hold"),

@@ -105,10 +105,10 @@ def test_compile_reports_resources_and_refuses_unknown_architectures(monkeypatch
 
 
 def test_outcomes_judge() -> None:
-    assert verify.Outcome(0, True).passed
-    assert not verify.Outcome(1, True).passed
-    assert verify.Outcome(1.0, False).passed
-    assert not verify.Outcome(1.01, False).passed
+    assert verify.KernelOutcome(0, True).passed
+    assert not verify.KernelOutcome(1, True).passed
+    assert verify.KernelOutcome(1.0, False).passed
+    assert not verify.KernelOutcome(1.01, False).passed
     nan, one = np.array([np.nan], np.float32), np.array([1], np.float32)
     assert not verify.within(nan, np.array([1.0]), 1.0).passed
     assert verify.unequal(nan, -nan).passed
