@@ -6,6 +6,9 @@ itself to 2e-5, whichever way the prompt is cut.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,3 +61,11 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     x = logits.astype(np.float64)
     x -= x.max()
     return np.asarray(x - np.log(np.exp(x).sum()))
+
+
+def llama_says(path: Path, text: str = "What is 2+2?") -> dict[str, Any]:
+    """llama.cpp's prompt ids and greedy answer, or ``{"refused": reason}``; a crash of its own is a refusal, too."""
+    child = Path(__file__).with_name("llama_child.py")
+    done = subprocess.run([sys.executable, str(child), str(path), text], capture_output=True, text=True, timeout=120)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return json.loads(lines[-1]) if lines else {"refused": f"it died with status {done.returncode}"}

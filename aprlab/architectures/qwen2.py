@@ -6,12 +6,13 @@ engine does the arithmetic, the config says how; neither knows the other.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from aprlab.engines.base import Array, Cache, Engine
-from aprlab.errors import FormatError, UsageError
+from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.model.config import ModelConfig
 from aprlab.model.inventory import output_weight, shapes
 from aprlab.model.model import Model
@@ -101,13 +102,46 @@ def check(model: Model, config: ModelConfig) -> None:
 
     Raises:
         FormatError: naming the first that is not; a missing Q/K/V bias is as bad as a missing weight.
+        UnsupportedError: a tensor that this forward pass would leave out.
     """
-    for name, shape in shapes(config).items():
+    wanted = shapes(config)
+    for name, shape in wanted.items():
         found = model.tensor(name).shape
         if found != shape:
             raise FormatError(
                 f"has shape {found}, the config demands {shape}", code="model.tensor-shape", path=model.path, tensor=name
             )
+    for name, tensor in model.tensors.items():
+        if name not in wanted:
+            raise UnsupportedError(
+                f"is {foreign_tensor(name, config)}; a Qwen2 forward pass does not use it, so the answer would not be "
+                "this model's",
+                code="qwen2.foreign-tensor", path=model.path, tensor=tensor.origin.name, offset=tensor.origin.place(),
+            )  # fmt: skip
+
+
+# What a tensor that Qwen2 does not have is for, by the end of its name.
+_FOREIGN = {
+    "attn_q_norm.weight": "the norm of each query head (Qwen3)",
+    "attn_k_norm.weight": "the norm of each key head (Qwen3)",
+    "rope_freqs.weight": "the factors of the rotary frequencies (Llama 3)",
+    "rope_factors_long.weight": "the factors of the rotary frequencies at long contexts",
+    "rope_factors_short.weight": "the factors of the rotary frequencies at short contexts",
+    "output.bias": "a bias of the output head",
+    "attn_output.bias": "a bias of the attention's output",
+    "attn_qkv.weight": "the fused query, key and value weight",
+    "ffn_gate_inp.weight": "the router of a mixture of experts",
+    "lora_a": "half of a LoRA adapter",
+    "lora_b": "half of a LoRA adapter",
+}
+
+
+def foreign_tensor(name: str, config: ModelConfig) -> str:
+    """What a tensor is that a Qwen2 model of this config does not have, as far as its name says."""
+    layer = re.match(r"blk\.(\d+)\.", name)
+    if layer and int(layer[1]) >= config.block_count and name.replace(layer[0], "blk.0.", 1) in shapes(config):
+        return f"of layer {layer[1]}, but block_count is {config.block_count}"
+    return next((what for end, what in _FOREIGN.items() if name.endswith(end)), "no tensor of a Qwen2 model")
 
 
 def _checked(tokens: Sequence[int] | np.ndarray, config: ModelConfig) -> np.ndarray:

@@ -16,10 +16,12 @@ import numpy as np
 
 from aprlab.errors import FormatError, UnsupportedError
 from aprlab.formats.reading import Cursor, Span, check_spans, padding
+from aprlab.model import keys
 from aprlab.model.config import ModelConfig, TokenizerData, check_config, require_qwen2
 from aprlab.model.content import map_file
 from aprlab.model.model import Model
 from aprlab.model.tensor import Origin, Tensor
+from aprlab.model.vocabulary import END_OF_GENERATION
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
@@ -371,7 +373,7 @@ def config(header: Header) -> ModelConfig:
         raise FormatError("has no tensor 'token_embd.weight'", code="model.missing-tensor", path=header.path)
     # The key length is optional in GGUF and defined as embedding_length / head_count.
     head_dim = _optional(header, "qwen2.attention.key_length", int) or (number["embedding_length"] // heads if heads else 0)
-    return check_config(
+    found = check_config(
         ModelConfig(
             architecture=architecture,
             **number,
@@ -386,6 +388,10 @@ def config(header: Header) -> ModelConfig:
         ),
         header.path,
     )
+    for problem in keys.gguf_problems(FieldView(header), found):
+        at = header.fields[problem.key].offset
+        raise UnsupportedError(str(problem), code="keys.not-handled", path=header.path, offset=at)
+    return found
 
 
 def tokenizer(header: Header) -> TokenizerData:
@@ -402,6 +408,21 @@ def tokenizer(header: Header) -> TokenizerData:
         raise FormatError(
             f"{len(tokens)} tokens but {len(token_types)} token types", code="tokenizer.token-types-count", path=header.path
         )
+    for info in header.infos:
+        if info.name == "token_embd.weight" and info.ne[-1] != len(tokens):
+            raise FormatError(
+                f"has {info.ne[-1]} rows for {len(tokens)} tokens; llama.cpp refuses such a file. Convert it again from its "
+                "source, with the tokenizer that belongs to these weights",
+                code="gguf.tokens-and-rows", path=header.path, tensor=info.name, offset=info.at,
+            )  # fmt: skip
+    for key in keys.END_KEYS:
+        end = _optional(header, key, int)
+        if end is not None and not (0 <= end < len(tokens) and tokens[end] in END_OF_GENERATION):
+            what = repr(tokens[end]) if 0 <= end < len(tokens) else "outside the vocabulary"
+            raise UnsupportedError(
+                f"key {key!r} ends answers at token {end} ({what}), which is not handled",
+                code="keys.not-handled", path=header.path, offset=header.fields[key].offset,
+            )  # fmt: skip
     return TokenizerData(
         model=_key(header, f"{prefix}model", str),
         pre=_key(header, f"{prefix}pre", str),

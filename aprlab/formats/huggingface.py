@@ -16,7 +16,7 @@ import numpy as np
 from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.formats import safetensors
 from aprlab.formats.reading import json_object, read_bytes
-from aprlab.model import names
+from aprlab.model import keys, names
 from aprlab.model.config import ModelConfig, TokenizerData, check_config, require_qwen2
 from aprlab.model.content import drop_pages
 from aprlab.model.model import Model
@@ -85,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _read_text(path: Path) -> str:
     """A text file of the folder, of a size that one may have."""
     try:
-        return read_bytes(path, JSON_LIMIT, "huggingface").decode()
+        return read_bytes(path, JSON_LIMIT).decode()
     except UnicodeDecodeError as error:
         raise FormatError(
             f"is not UTF-8 ({error.reason})", code="reading.not-utf8", path=path, offset=error.start
@@ -186,17 +186,7 @@ def config(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Model
         return value
 
     require_qwen2(need("model_type", str), path)
-    for key, sound in (("hidden_act", "silu"), ("use_sliding_window", False), ("quantization_config", None)):
-        if raw.get(key, sound) != sound:
-            raise UnsupportedError(
-                f"{key} is {_short(raw[key])}; only {_short(sound)} is handled", code="huggingface.unsupported-setting", path=path
-            )
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-    if kind != "default":
-        raise UnsupportedError(
-            f"RoPE is scaled ({_short(kind)}), which is not handled", code="huggingface.scaled-rope", path=path
-        )
     number = {field: need(key, int) for field, key in _NUMBERS.items()}
     if any(not 0 <= value < 2**31 for value in number.values()):
         raise FormatError(f"a number is out of range: {number}", code="config.out-of-range", path=path)
@@ -223,6 +213,8 @@ def config(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Model
         rms_norm_eps=floats[1],
         tied_embeddings="output.weight" not in tensors,
     )
+    for problem in keys.huggingface_problems(raw, found):
+        raise UnsupportedError(str(problem), code="keys.not-handled", path=path)
     return check_config(found, path)
 
 

@@ -164,7 +164,7 @@ BAD_FILES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("config.json", lambda c: c.update(num_hidden_layers=True), "'num_hidden_layers' is True"),
     ("config.json", lambda c: c.update(rope_scaling={"type": "yarn", "factor": 4.0}), "RoPE is scaled"),
     ("config.json", lambda c: c.update(quantization_config={"quant_method": "awq"}), "quantization_config"),
-    ("config.json", lambda c: c.update(use_sliding_window=True), "use_sliding_window is true"),
+    ("config.json", lambda c: c.update(use_sliding_window=True), "'use_sliding_window' is true"),
     ("config.json", lambda c: c.update(tie_word_embeddings="no"), "tie_word_embeddings is 'no'"),
     ("config.json", lambda c: [c], "not an object"),
     ("config.json", lambda c: c.update(rope_theta=10**400), "more than a float32 can hold"),

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.errors import FormatError
+from aprlab.errors import FormatError, UnsupportedError
 from aprlab.formats.apr.layout import CONFIG_KEYS, ROPE_TYPES, WHOLE, Dialect
+from aprlab.model import keys as known_keys
 from aprlab.model.config import ModelConfig, TokenizerData, check_config, require_qwen2
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
@@ -77,7 +78,9 @@ def config(metadata: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> 
         rms_norm_eps=_float32(metadata, "rms_norm_eps", path),
         tied_embeddings="output.weight" not in tensors,
     )
-    return check_config(found, path)
+    for problem in known_keys.huggingface_problems(metadata, check_config(found, path)):
+        raise UnsupportedError(f"metadata {problem}", code="keys.not-handled", path=path)
+    return found
 
 
 def tokenizer(metadata: dict[str, Any], path: Path) -> TokenizerData:

@@ -15,9 +15,10 @@ from aprlab.faults import FAULTS, Fault, convert_with, session_with
 from aprlab.inference.session import Session
 from aprlab.lab.pairs import given_for
 from aprlab.model.model import Model
-from aprlab.onion.layers import Case, Deviation
-from aprlab.onion.peeling import examine, reference_of
-from aprlab.onion.repairs import Mend, drafted
+from aprlab.onion.file_case import Deviation, FileCase, by_cause
+from aprlab.onion.fixes import Fix, drafted
+from aprlab.onion.peeling import examine
+from aprlab.onion.references import reference_of
 from aprlab.onion.run_peeling import examine_sessions
 from aprlab.onion.verdict import Finding, Verdict
 from aprlab.published import QUESTION
@@ -32,14 +33,14 @@ STAGES: dict[Form, dict[str, str]] = {
         "instruments": "are the instruments sound?", "open": "open both files", "naming": "names",
         "container": "counts, spans, order", "dtype": "types", "layout": "layout", "weights": "values",
         "config": "config", "tokenizer": "tokenizer",
-        "hypotheses": "which known fault makes these very bytes?", "reference run": "what does the healthy file say?",
-        "run": "where do both runs part?", "repair": "mend, run again, leave out what was not needed",
+        "hypotheses": "which known fault gives exactly these bytes?", "reference run": "what does the healthy file say?",
+        "run": "where do the runs diverge?", "repair": "repair, run again, drop what was not needed",
     },
     "reader": {
         "instruments": "are the instruments sound?", "config": "config", "tokenizer": "tokenizer",
         "golden": "what does the healthy reader say?", "forward": "each operation on the same input",
-        "hypotheses": "which known fault computes this?", "run": "where do both runs part?",
-        "repair": "mend, run again, leave out what was not needed",
+        "hypotheses": "which known fault computes this?", "run": "where do the runs diverge?",
+        "repair": "repair, run again, drop what was not needed",
     },
 }  # fmt: skip
 
@@ -100,10 +101,10 @@ class OnionExplorer(Observable):
         self.mended: tuple[str, ...] = ()
         self.evidence: Evidence | None = None
         self.shown: int = -1
-        self._mends: list[Mend] = []
-        self._case: Case | None = None
+        self._mends: list[Fix] = []
+        self._case: FileCase | None = None
         self._sessions: tuple[Session, Session] | None = None
-        self._build: Callable[[Sequence[Mend]], Session | AprlabError] | None = None
+        self._build: Callable[[Sequence[Fix]], Session | AprlabError] | None = None
 
     # -- choosing
 
@@ -179,7 +180,7 @@ class OnionExplorer(Observable):
         case = self._case
         if case is not None:
 
-            def build(some: Sequence[Mend]) -> Session | AprlabError:
+            def build(some: Sequence[Fix]) -> Session | AprlabError:
                 model = drafted(case, some)
                 return model if isinstance(model, AprlabError) else Session(model, engine=engine)
 
@@ -206,8 +207,7 @@ class OnionExplorer(Observable):
             stage.state = "running"
         else:
             stage.state, stage.clean = "done", all(d.harmless for d in found)
-            causes = list(dict.fromkeys(d.how for d in found))
-            stage.found = [f"{sum(d.how == how for d in found)} × {how}" for how in causes]
+            stage.found = [f"{len(group)} × {group[0].mechanism}" for group in by_cause(found)]
         self.work.tell(stage.words, 0.05 + 0.9 * at / len(self.stages))
 
     # -- looking

@@ -1,0 +1,214 @@
+"""Metadata keys: each one is used, known to be harmless (with the reason), or refused by name.
+
+A key that is ignored is a number that silently came out otherwise: RoPE scaling, attention that is not causal, a sliding
+window. So every key of the namespaces that a runtime reads (``qwen2.*``, ``tokenizer.*``, the configuration of APR and
+Hugging Face) has a row here. Keys outside of them describe the file; ggml does not read them when it computes.
+
+Sources: ggml's ``llama-model.cpp`` and ``llama-vocab.cpp`` (which keys are read, and what they default to), gguf-py's
+``constants.py`` (which keys exist).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from aprlab.model.config import ModelConfig
+
+# Read into `ModelConfig` or `TokenizerData`; what they hold is checked where they are read.
+USED = frozenset(
+    {
+        "general.architecture", "general.alignment", "qwen2.block_count", "qwen2.context_length",
+        "qwen2.embedding_length", "qwen2.feed_forward_length", "qwen2.attention.head_count",
+        "qwen2.attention.head_count_kv", "qwen2.attention.key_length", "qwen2.rope.freq_base",
+        "qwen2.attention.layer_norm_rms_epsilon", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens",
+        "tokenizer.ggml.token_type", "tokenizer.ggml.merges", "tokenizer.ggml.bos_token_id",
+        "tokenizer.ggml.eos_token_id", "tokenizer.ggml.padding_token_id", "tokenizer.ggml.add_bos_token",
+        "tokenizer.chat_template",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class KeyProblem:
+    """A key whose value changes what a model computes, and that this project does not apply.
+
+    Attributes:
+        key: as in the file.
+        value: as in the file.
+        reason: what a runtime would do with it.
+    """
+
+    key: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return f"key {self.key!r} is {_shown(self.value)}: {self.reason}, which is not handled"
+
+
+Neutral = Callable[[Any, ModelConfig], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    neutral: Neutral  # whether this value changes nothing
+    reason: str  # what any other value does
+
+
+def _is(*values: Any) -> Neutral:
+    return lambda value, config: any((type(value) is type(v) and value == v) or _same(value, v) for v in values)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal numbers, whatever their width; a bool is no number."""
+    numbers = isinstance(a, int | float) and isinstance(b, int | float)
+    return numbers and not isinstance(a, bool) and not isinstance(b, bool) and float(a) == float(b)
+
+
+def _anything(value: Any, config: ModelConfig) -> bool:
+    return True
+
+
+def _head_dim(value: Any, config: ModelConfig) -> bool:
+    return _same(value, config.head_dim)
+
+
+def _scaling(of: str) -> Neutral:
+    """A parameter of YaRN or the like: used only where `rope.scaling.type` asks for it, and that has a row of its own."""
+    return _anything
+
+
+# Of ``qwen2.*``; a key without a row is refused, whatever it holds.
+ARCHITECTURE_KEYS: dict[str, _Rule] = {
+    "vocab_size": _Rule(lambda value, config: _same(value, config.vocab_size), "the embedding has another number of rows"),
+    "rope.dimension_count": _Rule(_head_dim, "only a part of each head is rotated"),
+    "attention.value_length": _Rule(_head_dim, "values have a length of their own"),
+    "attention.causal": _Rule(_is(True), "every position sees every other"),
+    "attention.sliding_window": _Rule(
+        lambda value, config: _same(value, 0) or (isinstance(value, int) and value >= config.context_length),
+        "attention sees only a window of the last positions",
+    ),
+    "attention.sliding_window_pattern": _Rule(_is(0, 1), "some layers see only a window of the last positions"),
+    "attention.scale": _Rule(
+        lambda value, config: isinstance(value, float) and bool(np.float32(value) == np.float32(config.head_dim**-0.5)),
+        "attention scores are scaled by another factor than 1/√head_dim",
+    ),
+    "attention.clamp_kqv": _Rule(_is(0.0), "queries, keys and values are clamped"),
+    "attention.max_alibi_bias": _Rule(_is(0.0), "attention has ALiBi biases"),
+    "attention.layer_norm_epsilon": _Rule(_anything, ""),  # of LayerNorm, which Qwen2 does not have
+    "rope.scaling.type": _Rule(_is("none"), "RoPE is scaled"),
+    "rope.scaling.factor": _Rule(_is(1.0, 0.0), "RoPE is scaled"),
+    "rope.scale_linear": _Rule(_is(1.0, 0.0), "RoPE is scaled"),
+    "rope.scaling.attn_factor": _Rule(_is(1.0), "attention scores are scaled with RoPE"),
+    "rope.scaling.original_context_length": _Rule(_scaling("yarn"), ""),
+    "rope.scaling.finetuned": _Rule(_anything, ""),  # says how the model was trained; nothing computes with it
+    "rope.scaling.yarn_log_multiplier": _Rule(_scaling("yarn"), ""),
+    "rope.scaling.yarn_ext_factor": _Rule(_scaling("yarn"), ""),
+    "rope.scaling.yarn_attn_factor": _Rule(_scaling("yarn"), ""),
+    "rope.scaling.yarn_beta_fast": _Rule(_scaling("yarn"), ""),
+    "rope.scaling.yarn_beta_slow": _Rule(_scaling("yarn"), ""),
+    "attn_logit_softcapping": _Rule(_is(0.0), "attention scores are soft-capped"),
+    "final_logit_softcapping": _Rule(_is(0.0), "logits are soft-capped"),
+    "logit_scale": _Rule(_is(1.0, 0.0), "logits are scaled"),
+    "residual_scale": _Rule(_is(1.0, 0.0), "the residual stream is scaled"),
+    "embedding_scale": _Rule(_is(1.0, 0.0), "embeddings are scaled"),
+    "use_parallel_residual": _Rule(_is(False), "attention and feed forward run in parallel"),
+    "tensor_data_layout": _Rule(_is("reference"), "rows of Q and K are permuted"),
+    "expert_count": _Rule(_is(0), "the feed forward is a mixture of experts"),
+    "expert_used_count": _Rule(_is(0), "the feed forward is a mixture of experts"),
+    "pooling_type": _Rule(_is(0), "the model gives pooled embeddings, not tokens"),
+}
+
+# Of ``tokenizer.*``; a key without a row is refused, whatever it holds.
+TOKENIZER_KEYS: dict[str, _Rule] = {
+    "tokenizer.ggml.scores": _Rule(_anything, ""),  # of SentencePiece; byte-level BPE goes by merges
+    "tokenizer.ggml.token_type_count": _Rule(_anything, ""),  # of BERT
+    "tokenizer.ggml.add_eos_token": _Rule(_is(False), "an end token is put behind every prompt"),
+    "tokenizer.ggml.add_sep_token": _Rule(_is(False), "a separator is put behind every prompt"),
+    "tokenizer.ggml.add_space_prefix": _Rule(_is(False), "a space is put in front of every prompt"),
+    "tokenizer.ggml.remove_extra_whitespaces": _Rule(_is(False), "runs of spaces in a prompt become one"),
+    "tokenizer.ggml.precompiled_charsmap": _Rule(lambda value, config: len(value) == 0, "prompts are normalised by a table"),
+    "tokenizer.ggml.unknown_token_id": _Rule(_anything, ""),  # byte-level BPE knows every text
+    "tokenizer.ggml.separator_token_id": _Rule(_anything, ""),  # of BERT
+    "tokenizer.ggml.seperator_token_id": _Rule(_anything, ""),  # as gguf-py spelt it
+    "tokenizer.ggml.cls_token_id": _Rule(_anything, ""),  # of BERT
+    "tokenizer.ggml.mask_token_id": _Rule(_anything, ""),  # of BERT
+    "tokenizer.ggml.prefix_token_id": _Rule(_anything, ""),  # fill-in-the-middle prompts, which are not made here
+    "tokenizer.ggml.suffix_token_id": _Rule(_anything, ""),
+    "tokenizer.ggml.middle_token_id": _Rule(_anything, ""),
+    "tokenizer.huggingface.json": _Rule(_anything, ""),  # a copy; ggml does not read it
+    "tokenizer.rwkv.world": _Rule(_anything, ""),  # ggml reads it for RWKV only
+    "tokenizer.chat_templates": _Rule(_anything, ""),  # names of the alternatives below
+}
+_HARMLESS = re.compile(
+    r"tokenizer\.chat_template\.\w+"  # alternatives by name; the default one is `tokenizer.chat_template`
+    r"|tokenizer\.ggml\.fim_(pre|suf|mid|pad|rep|sep)_token_id"  # fill-in-the-middle
+)
+# Tokens at which llama.cpp ends an answer, besides the end of sequence: harmless only where they are known as ends already.
+END_KEYS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+
+# Of config.json and of APR's metadata, which has Hugging Face's names: key -> rule.
+HUGGINGFACE_KEYS: dict[str, _Rule] = {
+    "hidden_act": _Rule(_is("silu"), "another activation than SiLU"),
+    "use_sliding_window": _Rule(_is(False), "attention sees only a window of the last positions"),
+    "quantization_config": _Rule(_is(None), "weights are quantised in a way of their own"),
+    "partial_rotary_factor": _Rule(_is(1.0), "only a part of each head is rotated"),
+    "final_logit_softcapping": _Rule(_is(0.0), "logits are soft-capped"),
+    "attn_logit_softcapping": _Rule(_is(0.0), "attention scores are soft-capped"),
+    "logit_scale": _Rule(_is(1.0), "logits are scaled"),
+    "residual_multiplier": _Rule(_is(1.0), "the residual stream is scaled"),
+    "embedding_multiplier": _Rule(_is(1.0), "embeddings are scaled"),
+    "num_experts": _Rule(_is(0), "the feed forward is a mixture of experts"),
+    "is_decoder": _Rule(_is(True, False), ""),
+    "layer_types": _Rule(
+        lambda value, config: isinstance(value, list) and all(kind == "full_attention" for kind in value),
+        "some layers have another attention",
+    ),
+}
+
+
+def gguf_problems(fields: Mapping[str, Any], config: ModelConfig) -> Iterator[KeyProblem]:
+    """Keys of a GGUF file that change numbers and are not applied, in the order of the file.
+
+    Args:
+        fields: key -> value, arrays as NumPy's or as sequences of strings.
+        config: what was read of them.
+    """
+    prefix = f"{config.architecture}."
+    for key, value in fields.items():
+        if key in USED or _HARMLESS.fullmatch(key) or key in END_KEYS:
+            continue
+        if key.startswith(prefix):
+            rule = ARCHITECTURE_KEYS.get(key.removeprefix(prefix))
+        elif key.startswith("tokenizer."):
+            rule = TOKENIZER_KEYS.get(key)
+        elif key == "general.type":
+            rule = _Rule(_is("model"), "the file is something else than a model")
+        else:
+            continue  # describes the file
+        if rule is None:
+            yield KeyProblem(key, value, "nothing is known of this key")
+        elif not rule.neutral(value, config):
+            yield KeyProblem(key, value, rule.reason)
+
+
+def huggingface_problems(raw: Mapping[str, Any], config: ModelConfig) -> Iterator[KeyProblem]:
+    """The same of a config.json, or of the metadata of an APR file."""
+    for key, rule in HUGGINGFACE_KEYS.items():
+        if raw.get(key) is not None and not rule.neutral(raw[key], config):
+            yield KeyProblem(key, raw[key], rule.reason)
+    for key in ("rope_scaling", "rope_parameters"):
+        scaling = raw.get(key)
+        kind = scaling.get("rope_type", scaling.get("type", "default")) if isinstance(scaling, dict) else scaling
+        if kind not in (None, "default"):
+            yield KeyProblem(key, kind, "RoPE is scaled")
+
+
+def _shown(value: Any) -> str:
+    text = str(value).lower() if isinstance(value, bool) else f"{value}" if isinstance(value, int | float) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
