@@ -43,14 +43,14 @@ def gates(
     debug: Debug = False,
 ) -> int:
     """Hold a converted file against its source: the six gates of the ticket, I-1 to I-5, and four more."""
-    from aprlab.gates import gates as module
+    from aprlab import gates as module
 
     results = module.run(
         ref, cand, engine=backend, prompts=prompt or module.PROMPTS, max_tokens=max_tokens, replaced=_replaced(fault),
         requantised=requantised,
     )  # fmt: skip
     if as_json:
-        _print_json([r.to_json() for r in results])
+        _print_json(results.to_json())
     else:
         words = {True: "pass", False: "FAIL", None: "void"}
         rows = [(r.id, words[r.passed], r.figure, r.assertion) for r in results]
@@ -63,7 +63,7 @@ def gates(
 @app.command(epilog="Example: aprlab check model.apr")
 def check(file: ModelFile, backend: Backend = "reference", as_json: Json = False, debug: Debug = False) -> int:
     """Look at one file in ten stages, from the tokenizer to the next word."""
-    from aprlab.gates import stages as module
+    from aprlab.gates import ten_stages as module
 
     results = module.check(file, engine=backend)
     if as_json:
@@ -149,10 +149,11 @@ def diff(
 
 
 def _show(found: Comparison, as_json: bool, *, only_differing: bool = False) -> int:
+    from aprlab.instruments.fingerprints import SCHEMA
     from aprlab.tracing.comparisons import format_cell
 
     if as_json:
-        _print_json(found.to_dict())
+        _print_json({"schema": SCHEMA, **found.to_dict()})
     else:
         rows = found.differing() if only_differing else found.rows
         if rows:

@@ -141,7 +141,7 @@ def read_matrix(path: str | Path) -> list[Cell]:
     count = len(notebooks) * math.prod(map(len, axes.values()))
     if count * (1 + len(exclude)) > MOST_CELLS:  # counted before they are made
         rules = f" and {len(exclude)} exclusions" if exclude else ""
-        raise refuse(f"{count} runs{rules} to look at; at most {MOST_CELLS} are taken", "matrix")
+        raise refuse(f"{count} runs{rules} to look at; at most {MOST_CELLS} are taken", "matrix", code="sweep.too-many-runs")
     cells: list[Cell] = []
     used: set[int] = set()
     for notebook in notebooks:

@@ -264,7 +264,7 @@ class _Bad(Exception):
 
 
 def _scenario(given: dict[str, Any], kind: str, defaults: Mapping[str, Any], line: int) -> Scenario:
-    from aprlab.gates.gates import GATES
+    from aprlab.gates import GATES
     from aprlab.qualification import oracles
 
     settings = {**defaults, **{key: given[key] for key in _SETTINGS if key in given}}

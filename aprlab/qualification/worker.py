@@ -174,7 +174,7 @@ class Bench:
 
     def do_gates(self, ref: str, cand: str, engine: str, prompts: list[str], max_tokens: int, ids: list[str]) -> Reply:
         """Gates of the ticket on a converted file."""
-        from aprlab.gates import gates
+        from aprlab import gates
 
         said = gates.run(ref, cand, engine=engine, prompts=prompts, max_tokens=max_tokens, ids=ids)
         return {"gates": [r.to_json() for r in said]}

@@ -15,7 +15,7 @@ from aprlab.display import html as richview
 from aprlab.display.html import Cell
 from aprlab.errors import FormatError
 from aprlab.formats import open_model
-from aprlab.gates.gates import GateResult, Gates
+from aprlab.gates import GateResult, GateResults
 from aprlab.model.tensor import Origin, Tensor
 from aprlab.onion.verdict import Finding, Mended, Verdict
 from aprlab.quants import types
@@ -106,11 +106,11 @@ def test_a_verdict_shows_findings_and_repair() -> None:
 
 
 def test_gates_are_a_list_and_a_table() -> None:
-    gates = Gates(
+    gates = GateResults(
         [
-            GateResult("A", True, "1 of 1", "holds"),
-            GateResult("B", False, "no", "h", refused=True),
-            GateResult("C", None, "", "h"),
+            GateResult("A", True, "gate.no-steps", "holds"),
+            GateResult("B", False, "gate.no-steps", "h", refused=True),
+            GateResult("C", None, "gate.void", "h", {"instruments": ["a<b"]}),
         ]
     )
     assert [gate.id for gate in gates] == ["A", "B", "C"]

@@ -69,7 +69,7 @@ def test_the_report_states_the_cost(tiny: Path, tmp_path: Path) -> None:
 def test_the_tokenizer_file_is_one(tiny: Path, folders: dict[str, Path]) -> None:
     from tokenizers import Tokenizer
 
-    from aprlab.gates.gates import PROBES
+    from aprlab.gates import PROBES
     from aprlab.inference.tokenizer import Qwen2Tokenizer
 
     theirs = Tokenizer.from_file(str(folders["f32"] / "tokenizer.json"))

@@ -14,9 +14,9 @@ import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from aprlab import gates
 from aprlab.cli.app import run_cli
 from aprlab.errors import UsageError
-from aprlab.gates import gates
 from aprlab.lab import notebooks as lab
 from aprlab.lab import sweeps as sweep
 

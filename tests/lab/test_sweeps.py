@@ -185,7 +185,7 @@ def test_a_cell_runs_alone_in_its_process(folder: Path, monkeypatch: pytest.Monk
         out.mkdir()
         alone.append(sweep._ALONE.locked())
 
-    monkeypatch.setattr(lab, "run_notebook", run)
+    monkeypatch.setattr("aprlab.lab.notebooks.run_notebook", run)
     (cell,) = sweep.read_matrix(write(folder, "notebooks: [sample.ipynb]\n"))
     assert sweep.run_cell(cell, threads=1).failure == ""
     assert alone == [True]

@@ -137,7 +137,7 @@ def write(
             packed = file.tell() - HEADER_SIZE
             if size > EXPANSION_FREE + EXPANSION * packed:  # no reader of ours would take it
                 said = f"packs {size} bytes into {packed}, more than {EXPANSION} times: write it without compression"
-                raise UnsupportedError(said, code="apr.expansion", path=output)
+                raise UnsupportedError(said, code="apr.packs-too-well", path=output)
         return file.tell()
 
 
