@@ -85,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _read_text(path: Path) -> str:
     """A text file of the folder, of a size that one may have."""
     try:
-        return read_bytes(path, JSON_LIMIT, "huggingface").decode()
+        return read_bytes(path, JSON_LIMIT).decode()
     except UnicodeDecodeError as error:
         raise FormatError(
             f"is not UTF-8 ({error.reason})", code="reading.not-utf8", path=path, offset=error.start

@@ -130,7 +130,7 @@ def _found_here(
     found = sha256(target, progress)
     if found != due:
         said = f"is here, but its SHA-256 is {found}, not {due}; --force fetches it again"
-        raise UsageError(said, code="hub.another-file-here", path=target)
+        raise UsageError(said, code="hub.other-file-here", path=target)
     return found
 
 
@@ -282,16 +282,15 @@ def _plainly(known: KnownModel, part: Path | None = None, offer: _Offer | None =
         if status in (401, 403):
             said = f"the hub wants a login for {known.repository} (HTTP {status}); see `hf auth login`"
             raise FetchError(said, code="hub.login") from None
-        code = "hub.unreachable"
-        if status is not None:
-            what, code = f"the hub answers HTTP {status}", "hub.http-status"
-        elif "Offline" in type(error).__name__:
-            what, code = "the hub is switched off by HF_HUB_OFFLINE", "hub.switched-off"
-        else:
-            what = f"the hub cannot be reached ({type(error).__name__}: {reason})"
+        kept = ""
         if part is not None and offer is not None and part.exists() and (size := part.stat().st_size):
-            what += f"; {size} of {offer.size} bytes are kept, the next try goes on there"
-        raise FetchError(what, code=code) from None
+            kept = f"; {size} of {offer.size} bytes are kept, the next try goes on there"
+        if status is not None:
+            raise FetchError(f"the hub answers HTTP {status}{kept}", code="hub.http-status") from None
+        if "Offline" in type(error).__name__:
+            raise FetchError(f"the hub is switched off by HF_HUB_OFFLINE{kept}", code="hub.switched-off") from None
+        said = f"the hub cannot be reached ({type(error).__name__}: {reason}){kept}"
+        raise FetchError(said, code="hub.unreachable") from None
 
 
 @contextmanager

@@ -215,23 +215,23 @@ def load(name: str | Path) -> Playbook:
     path = find(name)
     data, line_of = yamlfile.load(path)
 
-    def bad(code: str, message: str, *keys: str | int) -> FormatError:
-        return FormatError(f"line {line_of(*keys)}: {message}", code=f"playbook.{code}", path=path)
+    def refuse(message: str, *keys: str | int, code: str) -> FormatError:
+        return FormatError(f"line {line_of(*keys)}: {message}", code=code, path=path)
 
     def checked(value: Any, known: Mapping[str, Check], *at: str | int) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise bad("no-mapping", f"wants keys with values, got {value!r:.200}", *at)
+            raise refuse(f"wants keys with values, got {value!r:.200}", *at, code="playbook.no-mapping")
         for key, item in value.items():
             if key not in known:
-                raise bad("key-unknown", f"unknown key {key!r}; known: {', '.join(known)}", *at, key)
+                raise refuse(f"unknown key {key!r}; known: {', '.join(known)}", *at, key, code="playbook.key-unknown")
             if said := known[key](item):
-                raise bad("value", f"{key}: {said}", *at, key)
+                raise refuse(f"{key}: {said}", *at, key, code="playbook.value")
         return value
 
     top = checked(data, _TOP)
     for key in ("name", "title", "formats", "scenarios"):
         if key not in top:
-            raise bad("key-missing", f"{key} is missing")
+            raise refuse(f"{key} is missing", code="playbook.key-missing")
     defaults = checked(top.get("defaults", {}), _SETTINGS, "defaults")
     scenarios: list[Scenario] = []
     used: set[str] = set()
@@ -240,59 +240,54 @@ def load(name: str | Path) -> Playbook:
         given = checked(entry, _KEYS, *at)
         for key in ("id", "area"):
             if key not in given:
-                raise bad("key-missing", f"{key} is missing", *at)
+                raise refuse(f"{key} is missing", *at, code="playbook.key-missing")
         if given["id"] in used:
-            raise bad("id-again", f"id {given['id']!r} again", *at, "id")
+            raise refuse(f"id {given['id']!r} again", *at, "id", code="playbook.id-again")
         used.add(given["id"])
         kinds = [key for key in (*ASKS, "do") if key in given]
         if len(kinds) != 1:
             said = f"exactly one of {', '.join((*ASKS, 'do'))} is wanted, got {', '.join(kinds) or 'none'}"
-            raise bad("kind", said, *at)
-        try:
-            scenarios.append(_scenario(given, kinds[0], defaults, line_of(*at)))
-        except _Bad as error:
-            raise bad(error.code, error.message, *at, *error.keys) from None
+            raise refuse(said, *at, code="playbook.kind")
+        scenarios.append(_scenario(given, kinds[0], defaults, at, line_of(*at), refuse))
     return Playbook(
         top["name"], top["title"], tuple(top["formats"]), tuple(scenarios),
         tuple(top.get("golden", ("What is 2+2?",))), top.get("about", ""), path,
     )  # fmt: skip
 
 
-class _Bad(Exception):
-    def __init__(self, code: str, message: str, *keys: str | int) -> None:
-        self.code, self.message, self.keys = code, message, keys
-
-
-def _scenario(given: dict[str, Any], kind: str, defaults: Mapping[str, Any], line: int) -> Scenario:
+def _scenario(
+    given: dict[str, Any], kind: str, defaults: Mapping[str, Any], at: tuple[str | int, ...], line: int,
+    refuse: Callable[..., FormatError],
+) -> Scenario:  # fmt: skip
     settings = {**defaults, **{key: given[key] for key in _SETTINGS if key in given}}
     if "stop" in settings:
         settings["stop"] = tuple(settings["stop"])
     doing = given["do"] if kind == "do" else kind
     for key, of in {"from": "convert", "to": "convert", "gate": "gate"}.items():
         if (key in given) != (doing == of):
-            raise _Bad("key-place", f"{key} is wanted for do: {of}, and only there", key)
+            raise refuse(f"{key} is wanted for do: {of}, and only there", *at, key, code="playbook.key-place")
     if doing == "convert" and given["from"] == given["to"]:
-        raise _Bad("same-format", "from and to are the same", "to")
+        raise refuse("from and to are the same", *at, "to", code="playbook.same-format")
     if doing == "gate" and given["gate"] not in GATES:
-        raise _Bad("gate-unknown", f"unknown gate {given['gate']!r}; known: {', '.join(GATES)}", "gate")
+        raise refuse(f"unknown gate {given['gate']!r}; known: {', '.join(GATES)}", *at, "gate", code="playbook.gate-unknown")
     if kind == "do":
         for key in ("fill", "repeat", "restart"):
             if key in given:
-                raise _Bad("key-useless", f"{key} is of no use to do: {doing}", key)
+                raise refuse(f"{key} is of no use to do: {doing}", *at, key, code="playbook.key-useless")
     elif kind == "talk" and "fill" in given:
-        raise _Bad("key-useless", "fill is of no use to talk", "fill")
+        raise refuse("fill is of no use to talk", *at, "fill", code="playbook.key-useless")
     expect: list[tuple[str, Any]] = []
     prompt = given.get(kind, "") if kind != "do" else ""
     for m, item in enumerate(given.get("expect", ())):
         if not isinstance(item, dict) or len(item) != 1:
-            raise _Bad("expect", f"wants one oracle and its argument, got {item!r:.200}", "expect", m)
+            raise refuse(f"wants one oracle and its argument, got {item!r:.200}", *at, "expect", m, code="playbook.expect")
         ((oracle, argument),) = item.items()
         if said := oracles.check(oracle, argument, doing, prompt):
-            raise _Bad("expect", said, "expect", m)
+            raise refuse(said, *at, "expect", m, code="playbook.expect")
         expect.append((oracle, argument))
     repeated = "repeat" in given or given.get("restart", False)
     if not expect and doing not in ("convert", "gate", "load") and not repeated:
-        raise _Bad("expect-missing", "expect is missing: without an oracle nothing could fail")
+        raise refuse("expect is missing: without an oracle nothing could fail", *at, code="playbook.expect-missing")
     fill = given.get("fill")
     return Scenario(
         id=given["id"], area=given["area"], kind=doing, prompt=prompt, expect=tuple(expect), why=given.get("why", ""),

@@ -574,7 +574,7 @@ class _Run:
 def read(path: str | Path) -> Qualification:
     """A qualification as `aprlab qualify` left it; raises FormatError where the file is none."""
     try:
-        return Qualification.from_json(json.loads(read_bytes(Path(path), FILE_LIMIT, "qualification")))
+        return Qualification.from_json(json.loads(read_bytes(Path(path), FILE_LIMIT)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         said = f"not a qualification: {type(error).__name__} {error}"
         raise FormatError(said, code="qualification.file", path=path) from None

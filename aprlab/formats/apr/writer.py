@@ -113,7 +113,7 @@ def write(
             packed = file.tell() - HEADER_SIZE
             if size > EXPANSION_FREE + EXPANSION * packed:  # no reader of ours would take it
                 said = f"packs {size} bytes into {packed}, more than {EXPANSION} times: write it without compression"
-                raise UnsupportedError(said, code="apr.packed-too-small", path=output)
+                raise UnsupportedError(said, code="apr.too-compressible", path=output)
         return file.tell()
 
 

@@ -433,7 +433,7 @@ class _Builder:
                 return _get_special(name, dtype)
             case Reg(name) if name.startswith("%"):
                 raise self.unsupported(
-                    f"{name!r} is neither a declared register nor a special one that is known", "ptx.register-unknown"
+                    f"{name!r} is neither a declared register nor a special one that is known", "ptx.special-register-unknown"
                 )
             case Reg(name):
                 return self.get_symbol(name, 0, dtype)

@@ -141,7 +141,7 @@ class Stepper:
         """One register of the warp's lanes, read as PTX type `kind` (its declared type if empty)."""
         number = self.launch.program.registers.get(name)
         if number is None:
-            raise UsageError(f"no register {name!r}", code="ptx.register-unknown")
+            raise UsageError(f"no register {name!r}", code="ptx.step-register")
         value = self.state.regs[number]
         if value is None:
             raise UsageError(f"register {name!r} has not been written", code="ptx.register-unwritten")
