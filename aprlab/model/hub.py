@@ -110,7 +110,7 @@ def fetch(
         if found != offer.sha256:
             part.unlink()
             said = f"came with SHA-256 {found}, {offer.sha256} was due; nothing was kept"
-            raise FormatError(said, code="hub.hash-unlike", path=target)
+            raise FormatError(said, code="hub.hash-arrived-unlike", path=target)
         os.fsync(file.fileno())
         os.replace(part, target)
     if known.sha256 is None:
