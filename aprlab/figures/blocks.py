@@ -140,7 +140,7 @@ def block_values(sides: Mapping[str, np.ndarray], ax: Axes | None = None, *, gro
         ax.set_xticks(range(0, count + 1, group))
         ax.set_xlim(-1, count)
         ax.grid(visible=False, axis="x")
-        ax.set_xlabel(f"place in the block (a group has {group} values)")
+        ax.set_xlabel(f"position in the block (a group has {group} values)")
         ax.set_ylabel("value")
         ax.legend(loc="upper right", ncols=len(sides), bbox_to_anchor=(1, 1.13))
     return ax

@@ -142,7 +142,7 @@ def roofline(
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.set_xlabel("instructions for each byte of weights")
-        ax.set_ylabel("instructions a second")
+        ax.set_xlabel("instructions per byte of weights")
+        ax.set_ylabel("instructions per second")
         ax.legend(loc="upper left")
     return ax

@@ -36,15 +36,15 @@ _LIMITS = (1e-3, 1.0)
 _CALM, _HIT, _OTHER, _GONE = "as it should be", "this finding", "another finding", "not in the file"
 
 _WHAT_TO_SEE = {
-    "container": "Right: how many tensors have their bytes where the index says, and how many have them anywhere.",
-    "naming": "Right: what a reader gets who goes by the names, and what is in the file, whatever it is called.",
-    "dtype": "Right: the bytes that lie there, by what they really are, and the bytes that the labels would need.",
-    "layout": "Right: values at equal places in both files. The right ones would all lie on the thin line.",
-    "decode": "Right: values at equal places in both files. The right ones would all lie on the thin line.",
-    "weights": "Right: values at equal places in both files. The right ones would all lie on the thin line.",
-    "config": "Left: error that each step adds by itself, on sound inputs. Right: error at each position. Light grey is equal.",
-    "tokenizer": "The prompt as both sides cut it into tokens, and where they agree.",
-    "forward": "Left: error that each step adds by itself, on sound inputs. Right: error at each position. Light grey is equal.",
+    "container": "Right: how many tensors have their bytes where the index says, and how many have them anywhere in the file.",
+    "naming": "Right: what a reader finds by name, and what is in the file under any name.",
+    "dtype": "Right: the bytes in the file, by their true type, and the bytes that the labels would need.",
+    "layout": "Right: values at the same position in both files. Correct ones would all be on the thin line.",
+    "decode": "Right: values at the same position in both files. Correct ones would all be on the thin line.",
+    "weights": "Right: values at the same position in both files. Correct ones would all be on the thin line.",
+    "config": "Left: error that each step introduces, on healthy input. Right: error at each position. Light grey is equal.",
+    "tokenizer": "The prompt as both sides tokenize it, and where they agree.",
+    "forward": "Left: error that each step introduces, on healthy input. Right: error at each position. Light grey is equal.",
     "instrument": "Nothing to see in the model: the measurement is void.",
 }
 
@@ -54,7 +54,7 @@ def caption(finding: Finding, *, run: bool = False) -> str:
     if run and finding.layer != "tokenizer":
         return _WHAT_TO_SEE["forward"]
     runs = finding.layer in ("config", "forward", "tokenizer", "instrument")
-    where = "" if runs else "Left: all tensors of the model, a row a kind, a column a layer. "
+    where = "" if runs else "Left: all tensors of the model, one row per kind, one column per layer. "
     return where + _WHAT_TO_SEE[finding.layer]
 
 

@@ -93,7 +93,7 @@ def verdict_line(onion: OnionExplorer) -> str:
     line = f'<div style="font-size:1.15em">{Cell(words, verdict.tone).html()}</div>'
     parting = verdict.first_divergence
     if parting is not None and parting.get("point") not in (None, "none"):
-        line += para(f"The runs part at {parting['point']}, position {parting.get('first_position', '?')}.")
+        line += para(f"The runs diverge at {parting['point']}, position {parting.get('first_position', '?')}.")
     return line
 
 
@@ -122,7 +122,7 @@ def mends(onion: OnionExplorer) -> str:
     if not onion.mends:
         return ""
     chips = "".join(f'<span class="chip mend" {key(label)}>{html.escape(label)}</span>' for label in onion.mends)
-    return f"<div><b>Mend</b> (a click applies it, another takes it back)</div><div class='chips'>{chips}</div>"
+    return f"<div><b>Repair</b> (click to apply, click again to undo)</div><div class='chips'>{chips}</div>"
 
 
 def answers(onion: OnionExplorer) -> str:
@@ -131,7 +131,7 @@ def answers(onion: OnionExplorer) -> str:
         return ""
     rows = [["healthy", _said(onion.healthy), ""]]
     for answer in onion.answers:
-        who = "as it is" if not answer.mended else "mended: " + ", ".join(answer.mended)
+        who = "as it is" if not answer.mended else "repaired: " + ", ".join(answer.mended)
         same = not answer.refusal and answer.text == onion.healthy.text
         rows.append([who, _said(answer), Cell("the same words", "good") if same else Cell("other words", "bad")])
     now = [False, *(answer.mended == onion.mended for answer in onion.answers)]

@@ -32,14 +32,14 @@ STAGES: dict[Form, dict[str, str]] = {
         "instruments": "are the instruments sound?", "open": "open both files", "naming": "names",
         "container": "counts, spans, order", "dtype": "types", "layout": "layout", "weights": "values",
         "config": "config", "tokenizer": "tokenizer",
-        "hypotheses": "which known fault makes these very bytes?", "reference run": "what does the healthy file say?",
-        "run": "where do both runs part?", "repair": "mend, run again, leave out what was not needed",
+        "hypotheses": "which known fault gives exactly these bytes?", "reference run": "what does the healthy file say?",
+        "run": "where do the runs diverge?", "repair": "repair, run again, drop what was not needed",
     },
     "reader": {
         "instruments": "are the instruments sound?", "config": "config", "tokenizer": "tokenizer",
         "golden": "what does the healthy reader say?", "forward": "each operation on the same input",
-        "hypotheses": "which known fault computes this?", "run": "where do both runs part?",
-        "repair": "mend, run again, leave out what was not needed",
+        "hypotheses": "which known fault computes this?", "run": "where do the runs diverge?",
+        "repair": "repair, run again, drop what was not needed",
     },
 }  # fmt: skip
 
