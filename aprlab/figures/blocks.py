@@ -52,13 +52,9 @@ def block_microscope(
     ax = axes_or_new(ax, 9, 0.3 * rows + 1)
     with style():
         colours = [nth_colour(_FIELDS[n % len(_FIELDS)]) for n in range(len(layout.fields))]
-        painted = np.ones((rows * width, 8, 3))
         names = sorted(layout.fields, key=lambda name: layout.fields[name][1])  # type: ignore[index]
-        for name, colour in zip(names, colours, strict=True):
-            kind, start = layout.fields[name][:2]
-            bits = np.unpackbits(block[start : start + kind.itemsize]).reshape(-1, 8, 1)
-            dark = np.array(mpl.colors.to_rgb(colour))
-            painted[start : start + kind.itemsize] = np.where(bits == 1, dark, 1 - (1 - dark) * (1 - _PALE))
+        spans = [(layout.fields[name][1], layout.fields[name][0].itemsize) for name in names]
+        painted = _painted(block, spans, colours, rows * width)
         for row, line in enumerate(painted.reshape(rows, width * 8, 3)):
             top = row * (1 + _ROOM)
             ax.imshow(line[None], extent=(0, width * 8, top + 1, top), aspect="auto", interpolation="nearest")
@@ -82,6 +78,16 @@ def block_microscope(
         ax.spines[:].set_visible(False)
         ax.grid(visible=False)
     return ax
+
+
+def _painted(block: np.ndarray, spans: Sequence[tuple[int, int]], colours: Sequence[str], size: int) -> np.ndarray:
+    """Colours of `size` bytes' bits, ``(size, 8, 3)``: those of each span (start, bytes) in its colour, dark where 1."""
+    painted = np.ones((size, 8, 3))
+    for (start, nbytes), colour in zip(spans, colours, strict=True):
+        bits = np.unpackbits(block[start : start + nbytes]).reshape(-1, 8, 1)
+        dark = np.array(mpl.colors.to_rgb(colour))
+        painted[start : start + nbytes] = np.where(bits == 1, dark, 1 - (1 - dark) * (1 - _PALE))
+    return painted
 
 
 def _framed(ax: Axes, marks: Mapping[str, Sequence[tuple[int, int]]], width: int) -> list[Patch]:
@@ -134,7 +140,7 @@ def block_values(sides: Mapping[str, np.ndarray], ax: Axes | None = None, *, gro
         ax.set_xticks(range(0, count + 1, group))
         ax.set_xlim(-1, count)
         ax.grid(visible=False, axis="x")
-        ax.set_xlabel(f"place in the block (a group has {group} values)")
+        ax.set_xlabel(f"position in the block (a group has {group} values)")
         ax.set_ylabel("value")
         ax.legend(loc="upper right", ncols=len(sides), bbox_to_anchor=(1, 1.13))
     return ax

@@ -111,7 +111,7 @@ def magnitude_histogram(sides: Mapping[str, np.ndarray], ax: Axes | None = None)
         ax.set_yscale("log")
         ax.set_ylim(top=10)  # room for the legend above the lines
         ax.set_xlabel("order of magnitude: log10 |value|")
-        ax.set_ylabel("share of the values")
+        ax.set_ylabel("share of values")
         ax.legend(loc="upper left")
     return ax
 

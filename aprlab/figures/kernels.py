@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class Line(Protocol):
+class LineCost(Protocol):
     """What a source line cost; `aprlab.kernels.ptx` counts it."""
 
     file: str
@@ -33,7 +33,7 @@ _LONGEST = 72  # letters of a source line that are shown
 
 
 def ptx_profile(
-    lines: Sequence[Line],
+    lines: Sequence[LineCost],
     source: Mapping[str, str] | None = None,
     ax: Axes | None = None,
     *,
@@ -79,7 +79,7 @@ def ptx_profile(
     return ax
 
 
-def _name(line: Line, source: Mapping[str, str]) -> str:
+def _name(line: LineCost, source: Mapping[str, str]) -> str:
     """File, number and text of a line, cut to a length."""
     name = f"{line.file.rsplit('/', 1)[-1]}:{line.line}" if line.file else "(no line)"
     text = source.get(line.file, source.get(line.file.rsplit("/", 1)[-1], "")).splitlines()
@@ -142,7 +142,7 @@ def roofline(
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.set_xlabel("instructions for each byte of weights")
-        ax.set_ylabel("instructions a second")
+        ax.set_xlabel("instructions per byte of weights")
+        ax.set_ylabel("instructions per second")
         ax.legend(loc="upper left")
     return ax

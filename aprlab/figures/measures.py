@@ -74,17 +74,17 @@ def band_plot(values: Mapping[str, float], band: tuple[float, float], ax: Axes |
         raise UsageError(f"the band ends before it begins: {low} to {high}", code="figures.band-reversed")
     ax = axes_or_new(ax, 9, 2.2)
     with style():
-        ax.axvspan(low, high, color=nth_colour(2), alpha=0.15, linewidth=0, label="the rule takes these")
+        ax.axvspan(low, high, color=nth_colour(2), alpha=0.15, linewidth=0, label="accepted by the rule")
         inside = [x for x in values.values() if low <= x <= high]
         outside = {name: x for name, x in values.items() if not low <= x <= high}
-        ax.scatter(inside, np.zeros(len(inside)), color=nth_colour(0), marker="|", s=160, label=f"taken: {len(inside)}")
+        ax.scatter(inside, np.zeros(len(inside)), color=nth_colour(0), marker="|", s=160, label=f"accepted: {len(inside)}")
         ax.scatter(
             list(outside.values()),
             np.zeros(len(outside)),
             color=nth_colour(1),
             marker="D",
             s=36,
-            label=f"refused: {len(outside)}",
+            label=f"rejected: {len(outside)}",
         )
         for n, (name, x) in enumerate(sorted(outside.items(), key=lambda item: item[1])):
             up = 9 if n % 2 == 0 else -16

@@ -51,7 +51,7 @@ def ranking_bars(
             )
         ax.set_yticks(range(len(scores)), [plain(name) for name in scores], fontsize=8)
         ax.set(xlim=(0, 1.06), ylim=(len(scores) - 0.4, -0.6))
-        ax.set_xlabel("how well it explains the text (1: the same words in the same order)")
+        ax.set_xlabel("how well the fault explains the text (1: the same words in the same order)")
         ax.grid(visible=False, axis="y")
         ax.tick_params(axis="y", length=0)
         present = [group for group in order if group in {groups[name] for name in scores}]

@@ -39,7 +39,7 @@ def area_bars(sides: Mapping[str, Mapping[str, float | None]], ax: Axes | None =
                 )  # fmt: skip
         ax.set_xticks(range(len(areas)), [plain(area) for area in areas])
         ax.set_ylim(0, 112)
-        ax.set_ylabel("% of what the area can give")
+        ax.set_ylabel("% of the area's maximum")
         ax.grid(visible=False, axis="x")
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=len(sides), frameon=False)
     return ax
@@ -61,7 +61,7 @@ def interval_plot(
     with style():
         ax.errorbar(counts, score, yerr=[score - low, high - score], fmt="o", capsize=4, color=nth_colour(0), label=plain(label))
         if floor is not None:
-            ax.axhline(floor, color=nth_colour(1), linestyle="--", linewidth=1, label="the lower end that a release needs")
+            ax.axhline(floor, color=nth_colour(1), linestyle="--", linewidth=1, label="lower end required for release")
         ax.set_xlabel("scenarios run")
         ax.set_ylabel("%, with 95 % interval")
         ax.set_ylim(min(0.0, float(low.min())), 105)

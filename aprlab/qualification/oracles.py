@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any
 
 from aprlab.instruments.garbage_detector import is_garbage
-from aprlab.qualification.playbook import ASKS
+from aprlab.qualification.terms import ASKS
 
 GAP = 0.3  # nats between llama.cpp's first choice and ours that still count as a near tie
 

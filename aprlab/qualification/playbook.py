@@ -15,15 +15,11 @@ from typing import Any
 
 from aprlab import paths
 from aprlab.errors import FormatError, UsageError
+from aprlab.gates import GATES
 from aprlab.lab import yaml_files as yamlfile
+from aprlab.qualification import oracles
+from aprlab.qualification.terms import AREAS, ASKS, DOINGS, FORMATS
 
-AREAS: dict[str, str] = {
-    "QUAL": "quality of answers", "PERF": "speed and memory", "STAB": "stability", "COMP": "conversions",
-    "EDGE": "edge cases", "REGR": "known bugs",
-}  # fmt: skip
-FORMATS = ("gguf", "apr", "safetensors")
-ASKS = ("ask", "complete", "talk")  # a user's message, raw text, a conversation
-DOINGS = ("load", "serial", "speed", "memory", "convert", "gate")
 _LIMIT = 20_000  # characters of a prompt before it is filled up
 
 
@@ -263,9 +259,6 @@ def _scenario(
     given: dict[str, Any], kind: str, defaults: Mapping[str, Any], at: tuple[str | int, ...], line: int,
     refuse: Callable[..., FormatError],
 ) -> Scenario:  # fmt: skip
-    from aprlab.gates.gates import GATES
-    from aprlab.qualification import oracles
-
     settings = {**defaults, **{key: given[key] for key in _SETTINGS if key in given}}
     if "stop" in settings:
         settings["stop"] = tuple(settings["stop"])

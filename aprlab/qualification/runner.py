@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import aprlab
 from aprlab.errors import FormatError, UsageError
 from aprlab.formats import open_model
 from aprlab.formats.leftovers import claim, claimed_folder, release_folder, sweep_temporary
@@ -28,7 +27,8 @@ from aprlab.formats.writing import write_text
 from aprlab.qualification import scoring, worker
 from aprlab.qualification.oracles import Answer
 from aprlab.qualification.playbook import FORMATS, Playbook, Scenario
-from aprlab.qualification.scoring import CRASH, ERROR, FAIL, MEMORY, PASS, SKIP, TIMEOUT, Row
+from aprlab.qualification.scoring import CRASH, ERROR, FAIL, MEMORY, PASS, SKIP, TIMEOUT, ScenarioRow
+from aprlab.version import __version__
 
 START = 300.0  # seconds for a child to open a model
 JUDGE_SECONDS, JUDGE_MEMORY = 30.0, 4 << 30  # of an oracle; bytes of address space, of which NumPy alone reserves one GB
@@ -136,7 +136,7 @@ class Qualification:
     engine: str
     threads: int | None
     formats: tuple[str, ...]
-    rows: list[Row]
+    rows: list[ScenarioRow]
     resumed: int = 0
     environment: dict[str, Any] = field(default_factory=dict)
 
@@ -164,7 +164,7 @@ class Qualification:
         """What `to_json` gave; the scores are computed anew."""
         return Qualification(
             data["model"], data["playbook"], data["engine"], data["threads"], tuple(data["formats"]),
-            [Row(**row) for row in data["rows"]], environment=data.get("environment", {}),
+            [ScenarioRow(**row) for row in data["rows"]], environment=data.get("environment", {}),
         )  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def qualify(
     journal: str | Path | None = None,
     memory: int | None = None,
     minutes: float | None = None,
-    on_row: Callable[[Row], None] = lambda row: None,
+    on_row: Callable[[ScenarioRow], None] = lambda row: None,
     serve: worker.Serve = worker.serve,
 ) -> Qualification:
     """Put a model through a playbook.
@@ -199,38 +199,53 @@ def qualify(
         UsageError: no such model, or an unknown format.
         FormatError, UnsupportedError: the model itself cannot be opened, or the journal is none.
     """
-    with open_model(model) as opened:
-        source_format = opened.format
-        facts = {
-            "file": Path(model).name, "format": source_format, "bytes": opened.nbytes, "by_type": opened.by_type(),
-            "parameters": sum(t.size for t in opened.tensors.values()),
-        }  # fmt: skip
-    chosen = tuple(formats or playbook.formats)
-    for name in chosen:
-        if name not in FORMATS:
-            raise UsageError(f"unknown format {name!r}; known: {', '.join(FORMATS)}", code="qualification.format-unknown")
-    run = _Run(Path(model).resolve(), source_format, playbook, chosen, engine, threads, memory, serve)
-    facts_of_run = {"aprlab": aprlab.__version__, "peer": _peer_version()}
-    header = {**run.header, **facts_of_run}
-    rows: list[Row] = []
-    resumed, began = 0, time.monotonic()
+    facts = _facts(model)
+    chosen = _known_formats(formats or playbook.formats)
+    run = _Run(Path(model).resolve(), facts["format"], playbook, chosen, engine, threads, memory, serve)
+    programs = {"aprlab": __version__, "peer": _peer_version()}
     try:
-        kept = _Journal(journal, header)
-        for scenario, format in run.plan():
-            key = f"{scenario.id}@{format}"
-            row = kept.rows.get(key)
-            if row is None:
-                late = minutes is not None and time.monotonic() - began > 60 * minutes
-                row = run.row(scenario, format, scoring.LATE) if late else run.do(scenario, format)
-                kept.add(key, row)
-            else:
-                resumed += 1
-            rows.append(row)
-            on_row(row)
+        kept = _Journal(journal, {**run.header, **programs})
+        rows, resumed = _rows(run, kept, None if minutes is None else time.monotonic() + 60 * minutes, on_row)
     finally:
         run.close()
     described = {"name": playbook.name, "title": playbook.title, "digest": playbook.digest}
-    return Qualification(facts, described, engine, threads, chosen, rows, resumed, facts_of_run)
+    return Qualification(facts, described, engine, threads, chosen, rows, resumed, programs)
+
+
+def _facts(model: str | Path) -> dict[str, Any]:
+    """File name, format, bytes and numbers of the model, which has to open."""
+    with open_model(model) as opened:
+        return {
+            "file": Path(model).name, "format": opened.format, "bytes": opened.nbytes, "by_type": opened.by_type(),
+            "parameters": sum(t.size for t in opened.tensors.values()),
+        }  # fmt: skip
+
+
+def _known_formats(wanted: Sequence[str]) -> tuple[str, ...]:
+    for name in wanted:
+        if name not in FORMATS:
+            raise UsageError(f"unknown format {name!r}; known: {', '.join(FORMATS)}", code="qualification.format-unknown")
+    return tuple(wanted)
+
+
+def _rows(
+    run: _Run, kept: _Journal, deadline: float | None, on_row: Callable[[ScenarioRow], None]
+) -> tuple[list[ScenarioRow], int]:  # fmt: skip
+    """Every row of the plan, and how many of them are an earlier run's; past the deadline nothing is begun."""
+    rows: list[ScenarioRow] = []
+    resumed = 0
+    for scenario, format in run.plan():
+        key = f"{scenario.id}@{format}"
+        row = kept.rows.get(key)
+        if row is None:
+            late = deadline is not None and time.monotonic() > deadline
+            row = run.row(scenario, format, scoring.LATE) if late else run.do(scenario, format)
+            kept.add(key, row)
+        else:
+            resumed += 1
+        rows.append(row)
+        on_row(row)
+    return rows, resumed
 
 
 def count(playbook: Playbook, formats: Sequence[str]) -> int:
@@ -265,7 +280,7 @@ class _Journal:
 
     def __init__(self, path: str | Path | None, header: Mapping[str, Any]) -> None:
         self.path = Path(path) if path is not None else None
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, ScenarioRow] = {}
         if self.path is None:
             return
         first = json.dumps({"journal": header}, sort_keys=True)
@@ -276,7 +291,7 @@ class _Journal:
             for n, line in enumerate(lines[1:], 2):
                 try:
                     entry = json.loads(line)
-                    self.rows[entry["key"]] = Row(**entry["row"])
+                    self.rows[entry["key"]] = ScenarioRow(**entry["row"])
                 except (ValueError, KeyError, TypeError):
                     said = f"not a journal: line {n} holds no row; --fresh begins anew"
                     raise FormatError(said, code="qualification.journal", path=self.path) from None
@@ -286,7 +301,7 @@ class _Journal:
         if whole.encode() != found:
             write_text(self.path, whole)
 
-    def add(self, key: str, row: Row) -> None:
+    def add(self, key: str, row: ScenarioRow) -> None:
         """Keep a row, on disk before the next one begins. What was not run, or met an error, is tried again next time."""
         if self.path is None or row.outcome in (SKIP, ERROR):
             return
@@ -341,11 +356,11 @@ class _Run:
         return _plan(self.playbook, self.formats)
 
     @staticmethod
-    def row(scenario: Scenario, format: str, note: str = "") -> Row:
+    def row(scenario: Scenario, format: str, note: str = "") -> ScenarioRow:
         """A row that was not run."""
-        return Row(scenario.id, scenario.area, scenario.kind, format, SKIP, prompt=scenario.words, note=note)
+        return ScenarioRow(scenario.id, scenario.area, scenario.kind, format, SKIP, prompt=scenario.words, note=note)
 
-    def do(self, scenario: Scenario, format: str) -> Row:
+    def do(self, scenario: Scenario, format: str) -> ScenarioRow:
         """One row."""
         row = self.row(scenario, format)
         try:
@@ -392,7 +407,7 @@ class _Run:
 
     # -- answers -------------------------------------------------------------------------------------------------
 
-    def _answer(self, scenario: Scenario, format: str, row: Row) -> None:
+    def _answer(self, scenario: Scenario, format: str, row: ScenarioRow) -> None:
         child = self._child_of(format)
         answer = Answer()
         try:
@@ -450,7 +465,7 @@ class _Run:
             scenario.timeout,
         )  # fmt: skip
 
-    def _again(self, child: Child, scenario: Scenario, answer: Answer, row: Row) -> list[dict[str, Any]]:
+    def _again(self, child: Child, scenario: Scenario, answer: Answer, row: ScenarioRow) -> list[dict[str, Any]]:
         """The same question again, after others and in a fresh process."""
         words = []
         for name, times in (("repeat", scenario.repeat - 1), ("restart", int(scenario.restart))):
@@ -484,7 +499,7 @@ class _Run:
 
     # -- conversions and gates -----------------------------------------------------------------------------------
 
-    def _convert(self, scenario: Scenario, row: Row) -> None:
+    def _convert(self, scenario: Scenario, row: ScenarioRow) -> None:
         if not {scenario.source, scenario.target} <= set(self.formats):
             row.note = f"{' and '.join(sorted({scenario.source, scenario.target} - set(self.formats)))} is not asked for"
             return
@@ -521,7 +536,7 @@ class _Run:
         ]  # fmt: skip
         row.outcome = PASS if all(w["passed"] for w in row.words) else FAIL
 
-    def _gate(self, scenario: Scenario, row: Row) -> None:
+    def _gate(self, scenario: Scenario, row: ScenarioRow) -> None:
         if not {"gguf", "apr"} <= set(self.formats):
             row.note = "the gates want a GGUF and an APR file"
             return

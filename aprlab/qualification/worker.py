@@ -20,7 +20,7 @@ Request = dict[str, Any]
 Reply = dict[str, Any]
 
 
-def serve(link: Connection, errors: str, memory: int | None, bench: type[Bench] | None = None) -> None:
+def serve(link: Connection, errors: str, memory: int | None, bench: type[ChildOperations] | None = None) -> None:
     """Answer requests until the other end is gone.
 
     Args:
@@ -37,7 +37,7 @@ def serve(link: Connection, errors: str, memory: int | None, bench: type[Bench] 
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     if memory is not None:
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    hands = (bench or Bench)()
+    hands = (bench or ChildOperations)()
     while True:
         try:
             request = link.recv()
@@ -72,7 +72,7 @@ def peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-class Bench:
+class ChildOperations:
     """What a child can be asked to do; one method an operation."""
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ class Bench:
 
     def do_gates(self, ref: str, cand: str, engine: str, prompts: list[str], max_tokens: int, ids: list[str]) -> Reply:
         """Gates of the ticket on a converted file."""
-        from aprlab.gates import gates
+        from aprlab import gates
 
         said = gates.run(ref, cand, engine=engine, prompts=prompts, max_tokens=max_tokens, ids=ids)
         return {"gates": [r.to_json() for r in said]}
@@ -234,4 +234,4 @@ def _equal(x: Any, y: Any) -> bool:
 
 
 Serve = Callable[[Connection, str, int | None], None]
-__all__ = ["Bench", "Serve", "make", "peak", "serve"]
+__all__ = ["ChildOperations", "Serve", "make", "peak", "serve"]

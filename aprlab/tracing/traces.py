@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab import __version__, engines
+from aprlab import engines
 from aprlab.architectures.qwen2 import check, forward
 from aprlab.architectures.qwen2 import points as all_points
 from aprlab.display import html as richview
@@ -30,6 +30,7 @@ from aprlab.inference.template import Message
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
 from aprlab.tracing import _stored
+from aprlab.version import __version__
 
 _VERSION = 1
 # what zipfile, NumPy and JSON raise on bytes that are not what they should be, and a header of another shape here
