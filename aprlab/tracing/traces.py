@@ -194,7 +194,8 @@ class Trace:
         except OSError as error:
             raise UsageError(f"cannot be read: {error.strerror or error}", code="trace.unreadable", path=path) from None
         except _BROKEN as error:
-            raise FormatError(f"is not a trace of aprlab: {' '.join(str(error).split())}", code="trace.damaged", path=path) from None
+            said = f"is not a trace of aprlab: {' '.join(str(error).split())}"
+            raise FormatError(said, code="trace.damaged", path=path) from None
 
     def __str__(self) -> str:
         return "\n".join(str(line) for line in self.summary())
