@@ -106,6 +106,9 @@ def test_the_classes_are_those_that_python_knows(made: ModuleType, package: list
         ("try: x()\nexcept FormatError as e: raise UsageError(e.message, code=e.code)", "without a literal code"),
         ("try: x()\nexcept (A, UsageError) as e: raise UsageError(e.message, code=e.code)", "without a literal code"),
         ("raise UsageError(e.message, code=e.code)", "without a literal code"),
+        ("def f(x):\n    code = 'room.rule'\n    if x:\n        code = x\n    raise UsageError('no', code=code)", "without"),
+        ("def f():\n    raise UsageError('no', code=code)\n    code = 'room.rule'", "without a literal code"),
+        ("def f():\n    a, code = 1, 'Rule'\n    raise UsageError('no', code=code)", "not of the form"),
         ("class Own(UsageError):\n    def __init__(self):\n        super().__init__('no')", "Own without a literal code: no"),
         ("class Own(UsageError): pass\nraise Own('no')", "Own without a literal code"),
     ],
@@ -124,6 +127,7 @@ def test_what_breaks_a_rule_is_found(made: ModuleType, text: str, says: str) -> 
         "def fail(text, code):\n    return UsageError(text, code=code)\nraise fail('no', 'room.rule')",
         "def fail(text, *keys, code):\n    return UsageError(text, code=code)\nraise fail('no', 1, 2, code='room.rule')",
         "class A:\n    def fail(self, text, code='room.rule'):\n        return UsageError(text, code=code)\nA().fail('no')",
+        "def f(x):\n    said, code = 'no', 'room.a'\n    if x:\n        code = 'room.b'\n    raise UsageError(said, code=code)",
         "try: x()\nexcept UsageError as e: raise UsageError(e.message, code=e.code, path=1)",
         "class Own(UsageError):\n    def __init__(self):\n        super().__init__('no', code='room.own')\nraise Own()",
         "raise ValueError('not ours')",
@@ -149,6 +153,8 @@ def test_the_page_changes_with_code_class_status_message_and_module(made: Module
     ]
     assert len({first, *changed}) == 6
     assert "| because |" in page(_CLASSES + '_WHY = "because"\nraise UsageError(_WHY, code="room.rule")\n')
+    local = "def f(n):\n    said = f'{n} is gone'\n    raise UsageError(said, code='room.rule')\n"
+    assert "| {n} is gone |" in page(_CLASSES + local)
     maker = "def fail(text, code):\n    return UsageError(f'line {n}: {text}', code=code)\n"
     assert "| line {n}: gone |" in page(_CLASSES + maker + "raise fail('gone', 'room.rule')\n")
 
@@ -181,14 +187,14 @@ def test_the_same_rule_has_the_same_code_in_every_format(tiny: Path, tmp_path: P
         cut = tmp_path / f"cut{whole.suffix}"
         cut.write_bytes(whole.read_bytes()[:20])
         assert code_of(open_model, cut) == "reading.truncated", whole
-        cut.write_bytes(b"")
-        assert code_of(open_model, cut) == "formats.unknown-format", whole
         assert code_of(open_model, tmp_path / f"nowhere{whole.suffix}") == "reading.unreadable", whole
         assert code_of(convert, tiny, tmp_path / "whole.apr") == "writing.output-exists"
         assert code_of(convert, whole, whole, force=True) == "writing.output-is-input", whole
 
 
 def test_each_broken_rule_has_its_own_code(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    assert code_of(open_model, tmp_path / "empty") == "formats.unknown-format"
     raw = bytearray(tiny.read_bytes())
     raw[4] = 9
     (tmp_path / "version.gguf").write_bytes(raw)
@@ -215,3 +221,8 @@ def test_an_error_that_is_passed_on_keeps_its_code_and_gains_a_place(tiny: Path,
     with pytest.raises(NumericError) as caught:
         export(model, tmp_path / "out", format="safetensors", dtype="f16")
     assert (caught.value.code, caught.value.tensor) == ("quants.out-of-range", tensor.name)
+
+
+def test_an_error_without_a_code_cannot_be_made() -> None:
+    with pytest.raises(TypeError, match="code"):
+        AprlabError("no")  # type: ignore[call-arg]

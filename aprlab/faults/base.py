@@ -33,7 +33,7 @@ SECTIONS = {
     "D": "Block decoding",
     "E": "Forward pass",
     "F": "Tokenizer, template, stopping",
-    "G": "Instruments that lied",
+    "G": "Faulty instruments",
 }
 FILE_SEAMS = ("seams", "post")
 RUN_SEAMS = ("registry", "engine", "config", "tokenizer", "prompt", "session")
@@ -57,7 +57,7 @@ class Fault:
         registry, engine, config, tokenizer, prompt, session: the run form: block decoders, an engine's primitives, the
             numbers of the forward pass, the tokenizer's data, its work (encoding, printing, stopping), or the loop that
             feeds the model.
-        instrument, ruler: a lying measurement, and which of `RULERS` it stands in for.
+        instrument, ruler: a faulty instrument, and which of `RULERS` it replaces.
         needs: what a model must have for the fault to change anything, in words; '' where every Qwen2 has it.
         given: options of `convert` that give a Q4_K_M model what it `needs`.
         fits: whether a model has it; asked only of run forms, a conversion sees for itself.

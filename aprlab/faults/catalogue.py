@@ -9,8 +9,9 @@ _FORM = {
     "prompt": "tokenizer", "session": "loop",
 }  # fmt: skip
 
+
 def forms(fault: Fault) -> str:
-    """Where a fault enters, in a word or two: ``file, engine``."""
+    """Where a fault enters, in one or two words: ``file, engine``."""
     if fault.ruler:
-        return f"ruler: {fault.ruler}"
+        return f"instrument: {fault.ruler}"
     return ", ".join(_FORM[seam] for seam in (fault.file_seam, fault.run_seam) if seam is not None)

@@ -1,4 +1,4 @@
-"""D. Block decoding: the blocks are right, what is made of them is not.
+"""D. Block decoding: the blocks are correct, the decoder is not.
 
 Each fault replaces one step of a decoder. The file form writes blocks of which a healthy decoder makes the same values,
 to the last bit: scales, minima and nibbles moved to where the faulty one looks for them.
@@ -26,7 +26,7 @@ from aprlab.quants.legacy import pack_halves
 from aprlab.quants.types import TensorType
 
 
-class Step(Quant):
+class DecodeStep(Quant):
     """A step of a decoder, mixed into whatever decoder is there already; `super()` is that one's."""
 
 
@@ -132,7 +132,7 @@ SIXTEEN_BYTES = _reordered(lambda qs: unpack_runs(qs, 16, 4))
 # ── other types ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class AdjacentPairs(Step):
+class AdjacentPairs(DecodeStep):
     """Q4_0, Q4_1: byte i holds values 2i and 2i+1, as in AprQ4, instead of i and i+16."""
 
     def unpack_nibbles(self, qs: Bytes) -> Bytes:
@@ -143,7 +143,7 @@ def to_adjacent_pairs(b: Fields) -> None:
     b["qs"] = pack_halves(pairs(b["qs"]))
 
 
-class HighBitsReversed(Step):
+class HighBitsReversed(DecodeStep):
     """Q5_0, Q5_1: the fifth bits of each byte from the top down."""
 
     def unpack_high_bits(self, qh: Bytes) -> Bytes:
@@ -159,7 +159,7 @@ def flat(packed: Bytes, size: int) -> Bytes:
     return np.stack([bits(packed, size * i, size) for i in range(8 // size)], axis=-1).reshape(len(packed), -1)
 
 
-class InventedQ5K(Step):
+class InventedQ5K(DecodeStep):
     """Q5_K as one would guess it: nibbles in pairs, high bits in a row."""
 
     def unpack_nibbles(self, qs: Bytes) -> Bytes:
@@ -173,7 +173,7 @@ def invent_q5k(b: Fields) -> None:
     b["qs"], b["qh"] = pack_runs(flat(b["qs"], 4), 32, 4), pack_runs(flat(b["qh"], 1), 32, 1)
 
 
-class InventedQ3K(Step):
+class InventedQ3K(DecodeStep):
     """Q3_K as one would guess it: two-bit numbers in a row, high bits in a row."""
 
     def unpack_quants(self, qs: Bytes) -> Bytes:
@@ -187,7 +187,7 @@ def invent_q3k(b: Fields) -> None:
     b["qs"], b["hmask"] = pack_runs(flat(b["qs"], 2), 32, 2), pack_runs(flat(b["hmask"], 1), 32, 1)
 
 
-class InventedQ2K(Step):
+class InventedQ2K(DecodeStep):
     """Q2_K as one would guess it: two-bit numbers in a row."""
 
     def unpack_quants(self, qs: Bytes) -> Bytes:
@@ -198,7 +198,7 @@ def invent_q2k(b: Fields) -> None:
     b["qs"] = pack_runs(flat(b["qs"], 2), 32, 2)
 
 
-class Stride36(Step):
+class Stride36(DecodeStep):
     """Q8_0 in blocks of 36 bytes, scale, sum and 32 numbers, which is Q8_1's: from the second block on out of step."""
 
     def decode(self, blocks: Bytes, out: Floats | None = None) -> Floats:
@@ -220,14 +220,14 @@ def _subnormal(field: NDArray[np.float16]) -> NDArray[np.bool_]:
     return (field != 0) & (np.abs(field) < SMALLEST_NORMAL)
 
 
-class Flushed(Step):
+class Flushed(DecodeStep):
     """Scales below 2**-14, float16's smallest normal number, become 0."""
 
     def half(self, field: NDArray[np.float16]) -> Floats:
         return np.where(_subnormal(field), np.float32(0), super().half(field))
 
 
-class Floored(Step):
+class Floored(DecodeStep):
     """Scales below 2**-14 are raised to it, their sign kept."""
 
     def half(self, field: NDArray[np.float16]) -> Floats:
@@ -254,14 +254,14 @@ def has_subnormal_scales(model: Model) -> bool:
     return False
 
 
-class DefaultKernel(Step):
+class DefaultKernel(DecodeStep):
     """Q6_K blocks given to Q4_K's decoder, which takes 144 bytes a block from where the tensor begins."""
 
     def decode(self, blocks: Bytes, out: Floats | None = None) -> Floats:
         return _Q4_K.decode(blocks.reshape(-1)[: len(blocks) * 144].reshape(-1, 144), out)
 
 
-class FlooredBlocks(Step):
+class FlooredBlocks(DecodeStep):
     """The bytes of a row counted in whole super-blocks of 256: what is left over is lost."""
 
     def dequantise(self, raw: Bytes, shape: tuple[int, ...], out: Floats | None = None) -> Floats:
@@ -309,90 +309,90 @@ FAULTS = (
         "q4k-min-lost", "Q4_K: the minimum is not subtracted",
         lines(
             "The kernel computes d·sc·q and forgets − dmin·m.",
-            "Every value is too large by its group's minimum; all weights become positive.",
-            "No NaN, no zero, shapes right; one token for ever, whatever is asked.",
+            "Every value is too large by its group's minimum, so all weights become positive.",
+            "No NaN, no zeros, correct shapes; the same token forever, whatever the prompt.",
         ),
-        "Means of Q4_K tensors move from about 0 to far above; file form: dmin = 0 in every block.",
+        "Means of Q4_K tensors move from about 0 to far above it; file form: dmin = 0 in every block.",
         (MinLost, lose_min),
     ),
     _q4k(
-        "q4k-d-dmin", "Q4_K: d and dmin exchanged",
+        "q4k-d-dmin", "Q4_K: d and dmin swapped",
         lines(
-            "The two float16 numbers at the head of a block are read in the wrong order.",
+            "The two float16 numbers at the start of a block are read in the wrong order.",
             "Both are small positive numbers, so nothing looks odd.",
-            "One token for ever, as if the minimum were lost.",
+            "The same token forever, as with a lost minimum.",
         ),
-        "Values scaled by dmin/d and lowered by d·m; file form: the first two fields exchanged in every block.",
+        "Values are dmin·sc·q − d·m; file form: the first two fields swapped in every block.",
         (Exchanged, exchange_d_dmin),
     ),
     _q4k(
         "q4k-one-scale", "Q4_K: one scale for both nibbles of a byte",
         lines(
-            "Low nibbles take scale 2c, high nibbles 2c+1; the kernel used 2c for both.",
-            "Half of all groups has the scale and minimum of its neighbour.",
-            "Neighbouring scales are alike, so statistics hardly move.",
+            "Low nibbles use scale 2c, high nibbles 2c+1; the kernel used 2c for both.",
+            "Half of the groups get their neighbour's scale and minimum.",
+            "Neighbouring scales are similar, so statistics hardly change.",
         ),
-        "Groups 1, 3, 5, 7 of every super-block wrong, 0, 2, 4, 6 right.",
+        "Groups 1, 3, 5, 7 of every super-block wrong; 0, 2, 4, 6 correct.",
         ONE_SCALE,
     ),
     _q4k(
         "q4k-scale-bits", "Q4_K: scales of groups 4..7 without their top two bits",
         lines(
-            "The six-bit numbers of groups 4..7 lie in two places: a nibble, and the top bits of other bytes.",
-            "The kernel took the nibble alone.",
-            "The first half of every super-block is right.",
+            "The six-bit numbers of groups 4..7 are stored in two places: a nibble, and the top bits of other bytes.",
+            "The kernel read only the nibble.",
+            "The first half of every super-block is correct.",
         ),
-        "Groups 4..7 too small wherever a scale or minimum is 16 or more; groups 0..3 right.",
+        "Groups 4..7 wrong wherever a scale or minimum is 16 or more; groups 0..3 correct.",
         NO_TOP_BITS,
     ),
     _q4k(
-        "q4k-scales-plain", "Q4_K: scales read as if they were plain bytes",
+        "q4k-scales-plain", "Q4_K: scales read as plain bytes",
         lines(
             "Twelve bytes hold eight scales and eight minima; the kernel read byte g for scale g, byte g+4 for minimum g.",
-            "Groups 0..3 come out right, groups 4..7 take minima for scales.",
+            "Groups 0..3 come out correct; groups 4..7 use minima as scales.",
             "A quick test on the first 128 values passes.",
         ),
-        "Groups 4..7 wrong, groups 0..3 right.",
+        "Groups 4..7 wrong, groups 0..3 correct.",
         PLAIN_BYTES,
     ),
     _q4k(
         "q4k-nibble-pairs", "Q4_K: nibbles in adjacent pairs",
         lines(
-            "Byte j was taken for values 2j and 2j+1, as in many other formats.",
+            "Byte j was read as values 2j and 2j+1, as in many other formats.",
             "In Q4_K the low nibbles of 32 bytes are one group, the high nibbles the next.",
-            "The multiset of numbers in a block stays, so histograms do not tell.",
+            "The multiset of quants in a block does not change, so histograms do not show it.",
         ),
-        "Values permuted within runs of 64, under scales that are not theirs; correlation near 0.",
+        "Quants permuted within runs of 64 and multiplied by the wrong scales; correlation near 0.",
         NIBBLE_PAIRS,
     ),
     _q4k(
-        "q4k-nibbles-exchanged", "Q4_K: low and high nibble exchanged",
+        "q4k-nibbles-exchanged", "Q4_K: low and high nibble swapped",
         lines(
-            "The high nibble was taken for the first group, the low one for the second.",
-            "Each group has its neighbour's numbers under its own scale.",
-            "Multilingual salad; statistics nearly unchanged.",
+            "The high nibble was used for the first group, the low nibble for the second.",
+            "Each group has its neighbour's quants with its own scale.",
+            "Multilingual word salad; statistics nearly unchanged.",
         ),
-        "Groups exchanged two by two, scales not.",
+        "Groups swapped in pairs, scales not.",
         NIBBLES_EXCHANGED,
     ),
     _q4k(
         "q4k-16-bytes", "Q4_K: 16 bytes for a group of 32",
         lines(
-            "The kernel walked 16 bytes a group, both nibbles, where a group is one nibble of 32 bytes.",
-            "It reads every byte once, so it ends where it should.",
-            "Half of the values of every group belong to another group.",
+            "The kernel read both nibbles of 16 bytes per group; a group is one nibble of 32 bytes.",
+            "It reads every byte exactly once, so it ends in the right place.",
+            "Half of the values in every group belong to another group.",
         ),
-        "Values permuted within runs of 64 in quarters of 16.",
+        "Quants permuted within runs of 64, in quarters of 16.",
         SIXTEEN_BYTES,
     ),
     Fault(
         "nibble-pairs", "Q4_0, Q4_1: nibbles in adjacent pairs", "decode", "D",
         lines(
-            "ggml has value i in the low and i+16 in the high nibble of byte i; the kernel took 2i and 2i+1.",
-            "AprQ4 does it that way, and its code was reused.",
-            "Correlation with the truth was −0.18 upstream, 0.999999 when mended.",
+            "ggml stores value i in the low and i+16 in the high nibble of byte i; the kernel used 2i and 2i+1.",
+            "AprQ4 stores them that way, and its code was reused.",
+            "Upstream, correlation with the correct values was −0.18, and 0.999999 after the fix.",
         ),
-        "The multiset of each block stays, its order does not.",
+        "The multiset of values in each block is unchanged, the order is not.",
         seams=blocks_edited(to_adjacent_pairs, [types.Q4_0, types.Q4_1]),
         registry=decoded_with(AdjacentPairs, types.Q4_0, types.Q4_1), needs="tensors of type Q4_0 or Q4_1",
         given={"quantize": "q4_0"},
@@ -401,8 +401,8 @@ FAULTS = (
         "aprq4-relabelled", "AprQ4 blocks labelled Q4_0", "dtype", "D",
         lines(
             "Both have a float16 scale and 16 bytes for 32 values: 18 bytes, value = d·(q − 8).",
-            "Only the order of the nibbles differs: adjacent pairs there, halves here.",
-            "The size law cannot see it, and every block has the right multiset of values.",
+            "Only the nibble order differs: adjacent pairs in AprQ4, halves in Q4_0.",
+            "The size law cannot detect it, and every block has the correct multiset of values.",
         ),
         "Byte 2 instead of 128 (or 8); sizes agree; values permuted within blocks of 32.",
         seams=relabel_aprq4, needs="tensors of type AprQ4", given={"quantize": "aprq4"},
@@ -410,9 +410,9 @@ FAULTS = (
     Fault(
         "q5-high-bits", "Q5_0, Q5_1: the fifth bits in the wrong order", "decode", "D",
         lines(
-            "Bit i of a little-endian 32-bit word belongs to value i; the kernel took each byte from the top.",
-            "16 is added to or missing from half of the values.",
-            "Scales and nibbles are right, so blocks look alike.",
+            "Bit i of a little-endian 32-bit word belongs to value i; the kernel read each byte from the top bit down.",
+            "Half of the quants are 16 too large or too small.",
+            "Scales and nibbles are correct, so the blocks look similar.",
         ),
         "Values off by 0 or ±16 d; value i has the bit of value 7 − i of its eight.",
         seams=blocks_edited(reverse_high_bits, [types.Q5_0, types.Q5_1]),
@@ -422,9 +422,9 @@ FAULTS = (
     Fault(
         "q5k-layout", "Q5_K: an invented layout", "decode", "D",
         lines(
-            "Written without looking at ggml: nibbles in pairs, high bits in a row.",
-            "ggml has runs of 32 bytes for both.",
-            "Encoder and decoder were tested against each other and agreed.",
+            "Written without looking at ggml: nibbles in pairs, high bits packed in sequence.",
+            "ggml uses runs of 32 bytes for both.",
+            "Encoder and decoder were only tested against each other, and they agreed.",
         ),
         "About 248 of 256 values of a block wrong.",
         seams=blocks_edited(invent_q5k, [types.Q5_K]), registry=decoded_with(InventedQ5K, types.Q5_K),
@@ -433,9 +433,9 @@ FAULTS = (
     Fault(
         "q3k-layout", "Q3_K: an invented layout", "decode", "D",
         lines(
-            "Two-bit numbers one after another, high bits one after another.",
-            "ggml has runs of 32 bytes for both, with four and eight layers of bits.",
-            "Encoder and decoder were tested against each other and agreed.",
+            "Two-bit quants packed in sequence, high bits packed in sequence.",
+            "ggml uses runs of 32 bytes for both, with four and eight bit planes.",
+            "Encoder and decoder were only tested against each other, and they agreed.",
         ),
         "About 224 of 256 values of a block wrong.",
         seams=blocks_edited(invent_q3k, [types.Q3_K]), registry=decoded_with(InventedQ3K, types.Q3_K),
@@ -444,9 +444,9 @@ FAULTS = (
     Fault(
         "q2k-layout", "Q2_K: an invented layout", "decode", "D",
         lines(
-            "Two-bit numbers one after another.",
-            "ggml has runs of 32 bytes, four numbers a byte, 32 values apart.",
-            "Encoder and decoder were tested against each other and agreed.",
+            "Two-bit quants packed in sequence.",
+            "ggml uses runs of 32 bytes with four quants per byte, 32 values apart.",
+            "Encoder and decoder were only tested against each other, and they agreed.",
         ),
         "About 192 of 256 values of a block wrong.",
         seams=blocks_edited(invent_q2k, [types.Q2_K]), registry=decoded_with(InventedQ2K, types.Q2_K),
@@ -455,21 +455,21 @@ FAULTS = (
     Fault(
         "q80-36-bytes", "Q8_0: blocks of 36 bytes instead of 34", "decode", "D",
         lines(
-            "Q8_1 has a sum beside its scale, 36 bytes; its block size was used for Q8_0.",
-            "The first block is nearly right, from the second on scales are read out of the numbers.",
+            "Q8_1 has a sum next to its scale, 36 bytes; its block size was used for Q8_0.",
+            "The first block is nearly correct; from the second on, quants are read as scales.",
             "Values drift, some scales are NaN, and the argmax over NaN floods the answer with PAD.",
         ),
-        "Block 0 shifted by two values, every later block by two bytes more; NaN and Inf; the tail zero.",
+        "Block 0 shifted by two values, every later block by two more bytes; NaN and Inf; the tail is zero.",
         registry=decoded_with(Stride36, types.Q8_0), needs="tensors of type Q8_0", given={"quantize": "q8_0"},
     ),
     Fault(
-        "scales-flushed", "Subnormal float16 scales become 0", "decode", "D",
+        "scales-flushed", "Subnormal float16 scales flushed to 0", "decode", "D",
         lines(
-            "A conversion of float16 by hand knew no subnormal numbers.",
-            "K types have scales of scales, small enough to be subnormal in every real model.",
-            "The weights of such blocks are zeros; a tensor may lose 99 % of its values.",
+            "A hand-written float16 conversion did not handle subnormal numbers.",
+            "K types have scales of scales, and in every real model some are small enough to be subnormal.",
+            "The weights of such blocks become zero; a tensor may lose 99 % of its values.",
         ),
-        "Whole blocks zero where |d| < 2⁻¹⁴; all others equal to the last bit.",
+        "Whole blocks are zero where |d| < 2⁻¹⁴; all others are bitwise equal.",
         seams=blocks_edited(_each_half(np.zeros_like), _SCALED), registry=decoded_with(Flushed, *_SCALED),
         needs="subnormal scales", fits=has_subnormal_scales,
     ),
@@ -477,33 +477,33 @@ FAULTS = (
         "scales-floored", "Subnormal float16 scales raised to the smallest normal number", "decode", "D",
         lines(
             "To avoid a division by zero, scales below 2⁻¹⁴ were raised to it.",
-            "The numbers of the block were made for the smaller scale.",
-            "Those blocks grow, and with them what is subtracted.",
+            "The quants of the block were computed for the smaller scale.",
+            "Values in such blocks become too large, and so does the minimum that is subtracted.",
         ),
-        "Blocks with |d| < 2⁻¹⁴ too large; all others equal to the last bit.",
+        "Blocks with |d| < 2⁻¹⁴ are too large; all others are bitwise equal.",
         seams=blocks_edited(_each_half(lambda half: np.copysign(SMALLEST_NORMAL, half)), _SCALED),
         registry=decoded_with(Floored, *_SCALED), needs="subnormal scales", fits=has_subnormal_scales,
     ),
     Fault(
-        "floor-blocks", "Rows counted in whole super-blocks: the rest is lost", "decode", "D",
+        "floor-blocks", "Row size rounded down to whole super-blocks", "decode", "D",
         lines(
-            "Bytes of a row as columns // 256 × block bytes: floor where ceil is meant.",
-            "With 896 columns half a super-block a row is never read.",
-            "Where all widths are multiples of 256 nothing happens: the larger models pass.",
+            "The bytes per row were computed as columns // 256 × block bytes: floor instead of ceil.",
+            "With 896 columns, half a super-block per row is never read.",
+            "If all widths are multiples of 256 nothing happens: the larger models pass.",
         ),
-        "Columns from the last multiple of 256 on are zero in every row.",
+        "In every row the columns after the last multiple of 256 are zero.",
         seams=floor_blocks, registry=decoded_with(FlooredBlocks, *_OF_32),
-        needs="rows that are no multiple of 256 (the 0.5B)",
+        needs="rows whose width is not a multiple of 256 (the 0.5B)",
         fits=lambda model: any(_broken_rows(tensor) for tensor in model.tensors.values()),
     ),
     Fault(
-        "default-kernel", "Q6_K given to Q4_K's kernel", "decode", "D",
+        "default-kernel", "Q6_K decoded by Q4_K's kernel", "decode", "D",
         lines(
             "The kernel was chosen by a match with a default arm: `_ => Q4_K`.",
-            "Q6_K has 210 bytes a block, of which the wrong kernel takes 144 for scales and nibbles.",
-            "In a Q4_K_M file only every other ffn_down, attn_v and the output are hit.",
+            "Q6_K has 210 bytes per block; the wrong kernel reads 144 of them as scales and nibbles.",
+            "In a Q4_K_M file only the output and every other ffn_down and attn_v are affected.",
         ),
-        "All tensors of one type wrong, all others equal; scales of garbage, often NaN.",
+        "All tensors of one type wrong, all others equal; garbage scales, often NaN.",
         registry=decoded_with(DefaultKernel, types.Q6_K), needs="tensors of type Q6_K",
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""B. Dtype: the byte in the index says one type, the blocks are another's."""
+"""B. Dtype: the byte in the index says one type, the blocks have another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
 # The ticket's table of what the writer wrote before GH-191, and the same function as the ticket's diff shows it.
-# They disagree about Q5_K; Q4_1, Q5_0 and Q5_1 stand in neither and fell through to F32.
+# They disagree about Q5_K; Q4_1, Q5_0 and Q5_1 are in neither and fell through to F32.
 WRITER_TABLE: dict[TensorType, int] = {
     types.Q4_K: 8, types.Q5_K: 8, types.Q6_K: 9, types.Q8_0: 10, types.F32: 0, types.F16: 1,
 }  # fmt: skip
@@ -48,15 +48,15 @@ def dequantise_all(s: Seams) -> Seams:
     return change_tensors(s, lambda t: t if t.type is types.F32 else re_encoded(at_hand(t), types.F32))
 
 
-_SIZE_LAW = "The size law: bytes in the index do not fit the labelled type, and fit the true one exactly."
+_SIZE_LAW = "The size law: the byte count in the index does not fit the labelled type, and fits the true type exactly."
 
 FAULTS = (
     Fault(
         "GH-186", "K types labelled F32 (byte 0)", "dtype", "B",
         lines(
-            "Files held ggml's 12 for Q4_K; the reader of the day did not know it and fell back to F32.",
-            "Packed 4-bit blocks were taken for floats: 0.7 % NaN or Inf, values to 3e38, 14 % of the elements.",
-            "A default arm, `_ => F32`, without a word.",
+            "Files had ggml's number 12 for Q4_K; the reader of that time did not know it and fell back to F32.",
+            "Packed 4-bit blocks were read as floats: they fill 14 % of the elements, 0.7 % NaN or Inf, values up to 3e38.",
+            "A default arm, `_ => F32`, with no warning.",
         ),
         _SIZE_LAW + " Byte 0 with 144 bytes per 256 values.",
         seams=coded(dict.fromkeys(_K_TYPES, types.F32.code)), needs="tensors of a K type",
@@ -64,30 +64,30 @@ FAULTS = (
     Fault(
         "GH-191", "The writer's invented dtype bytes (Q4_K = 8, Q5_K = 8, Q6_K = 9, Q8_0 = 10)", "dtype", "B",
         lines(
-            "The writer counted up on its own, 8, 9, 10…, instead of using ggml's numbers.",
-            "The reader of the same crate took 8 for 'Q4', which matched no type, and fell back to F32.",
-            "Bytes of the data are intact, so data checksums agree.",
+            "The writer made up its own numbers, 8, 9, 10…, instead of using ggml's.",
+            "The reader in the same crate read 8 as 'Q4', which matched no type, and fell back to F32.",
+            "The data bytes are intact, so checksums over the data agree.",
         ),
         _SIZE_LAW + " Byte 8 with 144 bytes per 256 values, byte 9 with 210.",
         seams=coded(WRITER_TABLE), needs="tensors of type Q4_K, Q5_K, Q6_K or Q8_0",
     ),
     Fault(
-        "GH-191-code", "The same writer as the ticket's diff has it (Q5_K = 12, Q4_0 = 11, Q3_K = 13, Q2_K = 14, BF16 = 2)",
+        "GH-191-code", "The same writer, from the ticket's diff (Q5_K = 12, Q4_0 = 11, Q3_K = 13, Q2_K = 14, BF16 = 2)",
         "dtype", "B",
         lines(
-            "The ticket's table and its diff disagree: Q5_K is 8 in one and 12 in the other.",
-            "With 12 a Q5_K tensor is labelled Q4_K, a type that exists and is known to everyone.",
-            "Only the size (176 bytes per 256 values, not 144) tells.",
+            "The ticket's table and its diff disagree: Q5_K is 8 in one, 12 in the other.",
+            "With 12, a Q5_K tensor is labelled Q4_K, a valid type that every reader knows.",
+            "Only the size (176 bytes per 256 values, not 144) gives it away.",
         ),
         _SIZE_LAW + " Q5_K under Q4_K's byte, Q3_K and Q2_K under Q5_K's and Q6_K's.",
         seams=coded(WRITER_CODE), needs="tensors of a quantised type of the table", given={"quantize": "q5k"},
     ),
     Fault(
-        "GH-191-reader", "Right bytes as the reader of the day understood them (8 = 'Q4' = F32, 9 = Q8_0)", "dtype", "B",
+        "GH-191-reader", "Correct bytes, as the reader of that time understood them (8 = 'Q4' = F32, 9 = Q8_0)", "dtype", "B",
         lines(
-            "The reader's own table took 8 for AprQ4 and 9 for Q8_0; both are other types in ggml's numbers.",
-            "A right file's Q8_0 (8) became 'Q4', matched nothing and fell to F32.",
-            "Written back to disk, the file says F32 where Q8_0 blocks are.",
+            "The reader's own table mapped 8 to AprQ4 and 9 to Q8_0; in ggml both numbers mean other types.",
+            "Q8_0 (8) in a correct file became 'Q4', matched nothing and fell back to F32.",
+            "Written back to disk, the file says F32 for what are Q8_0 blocks.",
         ),
         _SIZE_LAW + " Byte 0 with 34 bytes per 32 values.",
         seams=coded({types.Q8_0: types.F32.code, types.Q8_1: types.Q8_0.code}), needs="tensors of type Q8_0",
@@ -97,62 +97,62 @@ FAULTS = (
         "GH-191-again", "Q8_0 labelled AprQ4: the same bug once more", "dtype", "B",
         lines(
             "A later reader maps 8 to the legacy AprQ4, while its own writer emits 8 for Q8_0.",
-            "Two tables, one number, no shared enumeration: GH-191 again, for one more type.",
-            "Both have 32 values a block; 34 bytes against 18.",
+            "Two tables, one number, no shared enum: GH-191 again, for one more type.",
+            "Both have 32 values per block, but 34 bytes versus 18.",
         ),
         _SIZE_LAW + " AprQ4's byte with 34 bytes per 32 values.",
         seams=coded({types.Q8_0: types.APR_Q4.code}), needs="tensors of type Q8_0", given={"quantize": "q8_0"},
     ),
     Fault(
-        "GH-438", "BF16 written as 2, which is Q4_0's number", "dtype", "B",
+        "GH-438", "BF16 written as 2, the number of Q4_0", "dtype", "B",
         lines(
-            "aprender's own enumeration has BF16 = 2; in ggml's numbers 2 is Q4_0.",
-            "After the move to ggml's numbers, old files with BF16 read as Q4_0.",
-            "Values come out small and tame: no NaN gives it away.",
+            "aprender's own enum has BF16 = 2; in ggml 2 is Q4_0.",
+            "After the move to ggml's numbers, old BF16 files were read as Q4_0.",
+            "The decoded values are small and well-behaved: no NaN gives it away.",
         ),
         _SIZE_LAW + " Byte 2 with 2 bytes a value.",
         seams=coded({types.BF16: types.Q4_0.code}), needs="tensors of type BF16", given={"quantize": "bf16"},
     ),
     Fault(
-        "GH-438-apr", "AprQ4 and AprQ8 written as 8 and 9, Q8_0's and Q8_1's numbers", "dtype", "B",
+        "GH-438-apr", "AprQ4 and AprQ8 written as 8 and 9, the numbers of Q8_0 and Q8_1", "dtype", "B",
         lines(
-            "APR's two own types had 8 and 9 before they moved to 128 and 129.",
-            "A reader with ggml's table takes them for Q8_0 and Q8_1.",
-            "The size law settles it here, so that this file is read rightly; a table alone could not.",
+            "APR's two own types were 8 and 9 before they moved to 128 and 129.",
+            "A reader with ggml's table reads them as Q8_0 and Q8_1.",
+            "Here the size law settles it, so the file is read correctly; a table alone could not.",
         ),
-        "Byte 8 with 18 bytes per 32 values: legal for AprQ4 only.",
+        "Byte 8 with 18 bytes per 32 values: possible for AprQ4 only.",
         silent=True, seams=coded({types.APR_Q4: types.Q8_0.code, types.APR_Q8: types.Q8_1.code}),
         needs="tensors of type AprQ4 or AprQ8", given={"quantize": "aprq4"},
     ),
     Fault(
-        "unknown-to-f32", "Q4_1, Q5_0 and Q5_1 fall to F32 in silence", "dtype", "B",
+        "unknown-to-f32", "Q4_1, Q5_0 and Q5_1 silently become F32", "dtype", "B",
         lines(
-            "Types that the writer's table does not list get byte 0.",
-            "The last arm of a match: `_ => 0`.",
-            "The 0.5B is full of Q5_0, since its rows hold no whole K blocks: 133 of 291 tensors.",
+            "Types missing from the writer's table get byte 0.",
+            "The last arm of the match: `_ => 0`.",
+            "The 0.5B is full of Q5_0, because its rows do not hold whole K blocks: 133 of 291 tensors.",
         ),
         _SIZE_LAW + " Byte 0 with 20, 22 or 24 bytes per 32 values.",
         seams=coded(dict.fromkeys(FELL_THROUGH, types.F32.code)), needs="tensors of type Q4_1, Q5_0 or Q5_1",
         given={"quantize": "q5_0"},
     ),
     Fault(
-        "unknown-to-f32-warned", "The same with a warning on standard error", "dtype", "B",
+        "unknown-to-f32-warned", "The same, with a warning on standard error", "dtype", "B",
         lines(
-            "Two of the three fallback arms were given an eprintln in the fix of GH-191.",
-            "The file is as broken as without it, the exit status is 0.",
-            "A warning among a thousand lines of progress is read by nobody.",
+            "The fix of GH-191 added an eprintln to two of the three fallback arms.",
+            "The file is just as broken, and the exit status is 0.",
+            "Nobody reads one warning among a thousand lines of progress.",
         ),
-        "As unknown-to-f32, and a warning while converting.",
+        "As for unknown-to-f32, plus a warning during conversion.",
         seams=fall_through_warned, needs="tensors of type Q4_1, Q5_0 or Q5_1", given={"quantize": "q5_0"},
     ),
     Fault(
-        "default-dequantise", "Every block decoded to F32 unless told otherwise", "dtype", "B",
+        "default-dequantise", "Every block decoded to F32 by default", "dtype", "B",
         lines(
             "`convert` without --quantize decoded everything: 1.1 GB became 6.62 GiB.",
-            "The values are right, byte 0 = F32 is the one number all tables agree on, the answer is right.",
-            "Taken for the dtype bug, whose file it hid: 'quantisation lost'.",
+            "The values are correct, and byte 0 = F32 is the one number that all tables agree on, so the answer is correct.",
+            "It was mistaken for the dtype bug and masked it: 'quantisation lost'.",
         ),
-        "All types F32, values equal to the decoded blocks bit for bit, 6.4 times the size; same answer.",
+        "All types F32, values bitwise equal to the decoded blocks, 6.4 times the size; same answer.",
         silent=True, seams=dequantise_all, needs="quantised tensors",
     ),
 )  # fmt: skip

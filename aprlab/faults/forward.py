@@ -1,4 +1,4 @@
-"""E. The forward pass: every weight is right, one operation is not."""
+"""E. The forward pass: every weight is correct, one operation is not."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def write_mha(s: Seams) -> Seams:
 
 
 class GqaModulo(DelegatingEngine):
-    """Query head h looks at kv head h % n instead of h // group: the heads are dealt out like cards."""
+    """Query head h attends to kv head h % n instead of h // group: the heads are dealt out like cards."""
 
     def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
         heads, kv_heads = q.shape[1], k.shape[1]
@@ -202,7 +202,7 @@ class UnweightedNorm(DelegatingEngine):
 
 
 class WrongNorm(DelegatingEngine):
-    """The norm after the attention stands in for the one before it."""
+    """The post-attention norm is used before the attention."""
 
     def norm(self, x: Array, weight: str, eps: float) -> Array:
         return self.inner.norm(x, weight.replace("attn_norm", "ffn_norm"), eps)
@@ -327,41 +327,41 @@ class ArgmaxOverNan(LastOfEquals):
 
 FAULTS = (
     Fault(
-        "rope-norm", "RoPE turns adjacent pairs (NORM) instead of halves (NEOX)", "config", "E",
+        "rope-norm", "RoPE rotates adjacent pairs (NORM) instead of halves (NEOX)", "config", "E",
         lines(
-            "rope_type 0 is NORM, 2 is NEOX; Qwen2 needs NEOX, and a missing key was read as 0.",
-            "Pair i is (2i, 2i+1) instead of (i, i + D/2): every head is turned wrongly.",
-            "Position 0 is not turned at all and stays exact; short prompts stay plausible.",
+            "rope_type 0 is NORM, 2 is NEOX. Qwen2 needs NEOX, but a missing key was read as 0.",
+            "Pair i is (2i, 2i+1) instead of (i, i + D/2), so every head is rotated wrongly.",
+            "Position 0 is not rotated at all and stays exact; short prompts stay plausible.",
         ),
-        "layers.0.q_rope: position 0 exact, error from position 1 on and growing.",
+        "layers.0.q_rope: position 0 exact, wrong from position 1 on, with growing error.",
         seams=written(rope_type=0), config=set_config(rope_type="norm"),
     ),
     Fault(
         "rope-theta", "RoPE base 1e4 instead of 1e6", "config", "E",
         lines(
-            "Llama's base, taken for granted where the key was missing.",
-            "Fast pairs turn nearly right, slow ones much too fast.",
-            "A question of a few words is answered rightly; only logits or long contexts tell.",
+            "The key was missing, and Llama's base was assumed.",
+            "Fast pairs rotate nearly correctly, slow pairs much too fast.",
+            "Short questions are answered correctly; only logits or long contexts show it.",
         ),
         "layers.0.q_rope: position 0 exact, pair 0 exact at every position, slow pairs wrong.",
         silent=True, seams=written(rope_theta=10_000.0), config=set_config(rope_theta=10_000.0),
     ),
     Fault(
-        "gqa-modulo", "Grouped heads dealt out by modulo", "forward", "E",
+        "gqa-modulo", "Query heads mapped to kv heads by modulo", "forward", "E",
         lines(
-            "Query head h belongs to kv head h // group; the kernel took h % n.",
-            "All shapes are right, every head looks at some kv head.",
-            "The first and the last query head are right by luck.",
+            "Query head h belongs to kv head h // group; the kernel used h % n.",
+            "All shapes are correct, and every head attends to some kv head.",
+            "The first and the last query head are correct by luck.",
         ),
-        "q, k, v equal, attention wrong in all heads but those where h // group == h % n.",
+        "q, k and v equal; attention wrong in all heads except those with h // group == h % n.",
         engine=GqaModulo,
     ),
     Fault(
-        "mha-dims", "As many kv heads as heads", "config", "E",
+        "mha-dims", "As many kv heads as query heads", "config", "E",
         lines(
-            "num_kv_heads missing, and the number of heads taken in its place.",
-            "K and V would need to be as wide as Q.",
-            "A reader that takes its strides from the config reads beyond the row, into the next position.",
+            "num_kv_heads was missing, and the number of query heads was used instead.",
+            "K and V would have to be as wide as Q.",
+            "A reader that takes its strides from the config reads past the row, into the next position.",
         ),
         "Refused here: the shapes of attn_k and attn_v contradict the config.",
         seams=write_mha, config=mha,
@@ -369,148 +369,148 @@ FAULTS = (
     Fault(
         "head-dim-guessed", "head_dim guessed: half as many heads, twice as wide", "config", "E",
         lines(
-            "head_dim is not in every file; 64 or 128 was assumed and the counts made to fit.",
-            "The products of all shapes are right, so every check passes.",
+            "head_dim is not in every file; 64 or 128 was assumed, and the head counts adjusted to fit.",
+            "The total sizes are all correct, so every check passes.",
             "RoPE's pairs, the softmax scale and the heads themselves are wrong.",
         ),
-        "From layers.0.q_rope on; q, k, v hold the same numbers in another shape.",
+        "First difference at layers.0.q_rope; q, k and v are the same numbers in another shape.",
         seams=write_guessed_heads, config=guess_heads,
     ),
     Fault(
-        "layer-norm", "LayerNorm for RMSNorm", "forward", "E",
+        "layer-norm", "LayerNorm instead of RMSNorm", "forward", "E",
         lines(
-            "The mean is subtracted before the scaling.",
-            "Residual streams have means near 0, so the difference is small at first.",
-            "Output statistics look better, if anything: mean 0, std 1.",
+            "The mean is subtracted before scaling.",
+            "The residual stream has a mean near 0, so the error is small at first.",
+            "If anything, the output statistics look better: mean 0, std 1.",
         ),
-        "First difference at layers.0.attn_norm, by a multiple of the weight at each position.",
+        "First difference at layers.0.attn_norm: a multiple of the weight at each position.",
         engine=LayerNorm,
     ),
     Fault(
         "wrong-eps", "RMSNorm eps 1e-3 instead of 1e-6", "config", "E",
         lines(
-            "eps from another model's config, or of a missing key.",
-            "It matters where the stream is small: in the first layers.",
-            "No check looks at it.",
+            "eps came from another model's config, or from a default for a missing key.",
+            "It matters where the residual stream is small: in the first layers.",
+            "No check covers it.",
         ),
-        "layers.0.attn_norm too small by a factor that differs from position to position.",
+        "layers.0.attn_norm too small, by a factor that varies with the position.",
         silent=True, seams=written(rms_norm_eps=1e-3), config=set_config(rms_norm_eps=1e-3),
     ),
     Fault(
-        "unweighted-norm", "Norm weights left out", "forward", "E",
+        "unweighted-norm", "Norm weights not applied", "forward", "E",
         lines(
-            "The norm's weights were made as ones and never loaded.",
-            "Qwen's norm weights are far from 1: output_norm has a mean of 4.62 in one of its models.",
-            "Everything stays finite and well scaled.",
+            "The norm weights were initialised to ones and never loaded.",
+            "Qwen's norm weights are far from 1: in one of its models output_norm has a mean of 4.62.",
+            "All values stay finite and well scaled.",
         ),
-        "First difference at layers.0.attn_norm: the ratio to the truth is one vector at all positions.",
+        "First difference at layers.0.attn_norm: the ratio to the correct values is the same vector at every position.",
         engine=UnweightedNorm,
     ),
     Fault(
-        "zeroed-norm", "One norm's weight is zeros", "weights", "E",
+        "zeroed-norm", "One norm's weight all zeros", "weights", "E",
         lines(
-            "A tensor that was not found was made up as zeros.",
-            "The layer's attention gets biases alone; the residual stream carries the rest past it.",
-            "The model still speaks, and answers short questions rightly.",
+            "A tensor that was not found was replaced by zeros.",
+            "That layer's attention sees nothing but biases; the residual stream carries the rest past it.",
+            "The model still answers short questions correctly.",
         ),
         "layers.1.attn_norm is 0 everywhere; layer 0 equal.",
         silent=True, seams=write_zeroed_norm, engine=ZeroedNorm,
     ),
     Fault(
-        "wrong-norm", "The norm after the attention used before it", "weights", "E",
+        "wrong-norm", "Post-attention norm used before attention", "weights", "E",
         lines(
             "post_attention_layernorm was matched by a pattern meant for input_layernorm.",
-            "Both are vectors of one length, so no shape tells.",
-            "Every layer gets a norm, only not its own.",
+            "Both are vectors of the same length, so the shape does not show it.",
+            "Every layer gets a norm, just not the right one.",
         ),
-        "layers.0.attn_norm off by the ratio of two weight vectors; in a file, input_layernorm has the other's bytes.",
+        "layers.0.attn_norm off by the ratio of two weight vectors; in a file, input_layernorm has the other norm's bytes.",
         seams=write_wrong_norm, engine=WrongNorm,
     ),
     Fault(
-        "kv-twice", "The KV length advanced twice a pass", "forward", "E",
+        "kv-twice", "KV cache length advanced twice per pass", "forward", "E",
         lines(
-            "The attention moved the length of the cache, and the loop around it did so again.",
-            "The prompt is right; the second pass stands at twice its position, after a hole.",
-            "Tests that only prefill, or only compare first tokens, pass.",
+            "The attention advanced the cache length, and so did the loop around it.",
+            "The prompt is processed correctly; the second pass is at twice its position, after a gap.",
+            "Tests that only prefill, or only compare the first token, pass.",
         ),
-        "Prefill exact, decode wrong from its first token; the first token of the answer is right.",
+        "Prefill exact, decode wrong from its first step; the first token of the answer is correct.",
         engine=KvTwice,
     ),
     Fault(
-        "kv-stale", "The cache not emptied between prompts", "forward", "E",
+        "kv-stale", "KV cache not cleared between prompts", "forward", "E",
         lines(
-            "Positions of an older prompt stay in front of the new one.",
-            "Keys and values that nobody was shown are attended to, and every position is moved up.",
-            "The first prompt after the start is right, so a fresh run never shows it.",
+            "Positions of an earlier prompt stay in the cache, before the new one.",
+            "The model attends to keys and values that are not part of the prompt, and every position is shifted.",
+            "The first prompt after startup is correct, so a fresh run never shows it.",
         ),
-        "Attention wrong at every position from 0 on, positions start above 0; q, k, v before RoPE equal in layer 0.",
+        "Attention wrong at every position from 0 on, positions start above 0; in layer 0 q, k, v before RoPE are equal.",
         engine=KvStale,
     ),
     Fault(
-        "kv-empty", "The cache empty while decoding", "forward", "E",
+        "kv-empty", "KV cache empty while decoding", "forward", "E",
         lines(
-            "Prefill filled one cache, decode read another.",
-            "Every new token sees itself alone.",
-            "The first token of the answer comes from the prefill and is right.",
+            "Prefill filled one cache; decode read another.",
+            "Every new token attends only to itself.",
+            "The first token of the answer comes from the prefill and is correct.",
         ),
-        "Prefill exact; in decode layers.0.attn is v of the token itself.",
+        "Prefill exact; in decode, layers.0.attn is the token's own v.",
         engine=KvEmpty,
     ),
     Fault(
-        "kv-refed", "The whole sequence fed again at every step, onto a cache that was not emptied", "forward", "E",
+        "kv-refed", "Whole sequence fed again at every step, into a cache that was not cleared", "forward", "E",
         lines(
-            "The loop had been written for a pass without a cache; the pass got one, the loop stayed.",
-            "Step n sees the prompt n times over, each time with one more token of the answer, at ever later positions.",
-            "Every pass is right in itself, and so is the first token; a second fault was blamed for the rest.",
+            "The loop was written for a forward pass without a cache; the pass got a cache, the loop did not change.",
+            "Step n sees n copies of the prompt, each with one more token of the answer, at ever later positions.",
+            "Each pass is correct in itself, and so is the first token; the rest was blamed on another fault.",
         ),
-        "Every single pass exact; answers part from the second token on.",
+        "Every single pass exact; answers differ from the second token on.",
         session=KvRefed,
     ),
     Fault(
-        "last-token-twice", "The prompt's last token fed twice", "forward", "E",
+        "last-token-twice", "Last prompt token fed twice", "forward", "E",
         lines(
-            "The prompt was run token by token, and its last logits were thrown away.",
-            "The loop then began with the last token again, one position further on.",
-            "A line's end more after 'assistant' is forgiven; a prompt of one token becomes another prompt.",
+            "The prompt was processed token by token, and its last logits were discarded.",
+            "The loop then started with the last token again, one position further on.",
+            "An extra line break after 'assistant' does little harm; a one-token prompt becomes a different prompt.",
         ),
-        "The answer is that of a prompt with its last token doubled; every pass is exact.",
+        "The answer is that of a prompt whose last token is doubled; every pass is exact.",
         silent=True, session=LastTwice,
     ),
     Fault(
-        "prefill-decode", "Prefill and decode on different kernels", "forward", "E",
+        "prefill-decode", "Prefill and decode use different kernels", "forward", "E",
         lines(
-            "Several tokens go through one kernel, a single one through another that rounds its activations.",
-            "Both are right within their contract; together the same text has two sets of logits.",
-            "Answers agree until two tokens are nearly equally likely.",
+            "Batches of tokens go through one kernel, single tokens through another that rounds its activations.",
+            "Each is correct within its contract, but together they give the same text two sets of logits.",
+            "Answers agree until two tokens are almost equally likely.",
         ),
-        "Batched and serial logits of one prompt differ by per cents.",
+        "Batched and token-by-token logits of the same prompt differ by a few per cent.",
         silent=True, engine=TwoKernels,
     ),
     Fault(
-        "q8-activations", "Activations in 8 bits on one side, float32 on the other", "forward", "E",
+        "q8-activations", "8-bit activations on one side, float32 on the other", "forward", "E",
         lines(
-            "llama.cpp rounds the activations of each product to 8 bits (Q8_K), a float32 engine does not.",
-            "2 to 5 % a product was taken for a kernel bug.",
-            "It is a contract and no bug: to be stated and compared like with like.",
+            "llama.cpp rounds the activations of each product to 8 bits (Q8_K); a float32 engine does not.",
+            "An error of 2 to 5 % per product was mistaken for a kernel bug.",
+            "It is a contract, not a bug: state it, and compare like with like.",
         ),
-        "Every product off by per cents from the first on; same answer.",
+        "Every product off by a few per cent, from the first one on; same answer.",
         silent=True, engine=Q8Activations,
     ),
     Fault(
         "massive-channel", "A massive activation channel meets 8-bit activations", "forward", "E",
         lines(
             "In the last layers one channel is a thousand times the others.",
-            "The 255 values that share its scale have hardly a bit left.",
-            "Cosine 0.9998 up to layer 25, then 0.93: taken for a broken layer.",
+            "The 255 values that share its scale are left with hardly a bit.",
+            "Cosine similarity was 0.9998 up to layer 25, then 0.93: mistaken for a broken layer.",
         ),
-        "Cosine near 1 until the last eighth of the layers, lower from there.",
+        "Cosine similarity near 1 until the last eighth of the layers, lower from there on.",
         silent=True, engine=MassiveChannel,
     ),
     Fault(
-        "argmax-nan", "Argmax over NaN: the last token of the vocabulary", "forward", "E",
+        "argmax-nan", "Argmax over NaN gives the last token of the vocabulary", "forward", "E",
         lines(
-            "A NaN reached the logits, and the comparison called it equal to everything.",
-            "The maximum over equals is the last of them: token 151935, a PAD.",
+            "NaN reached the logits, and the comparison treated it as equal to everything.",
+            "The maximum of equal values is the last one: token 151935, a PAD.",
             "A flood of PAD, which prints as nothing, and exit status 0.",
         ),
         "NaN from norm on; every token is the last id.",

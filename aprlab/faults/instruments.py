@@ -1,6 +1,6 @@
-"""G. Instruments that lied: nothing is wrong but the measurement.
+"""G. Faulty instruments: only the measurement is wrong.
 
-Each function has the arguments and the answer of an honest one, named by `RULERS`, and lies as upstream's did.
+Each function has the arguments and the result of a sound one, named in `RULERS`, and is wrong in the way upstream's was.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aprlab.formats import apr
 
 Arrays = Mapping[str, np.ndarray]
 
-# What each honest instrument takes and says.
+# What each sound instrument takes and returns.
 RULERS = {
     "spread": "(values (T, n), reference (T, n)) -> ratio of their standard deviations over the same positions",
     "checksum": "(values) -> number that changes when values change, or only their order",
@@ -40,29 +40,29 @@ def mixed_positions(values: np.ndarray, reference: np.ndarray) -> float:
 
 
 def order_blind_checksum(values: np.ndarray) -> float:
-    """The sum, which is the same whatever the order (exactly summed, so not even rounding tells)."""
+    """The sum, which does not depend on the order (summed exactly, so not even rounding shows it)."""
     return math.fsum(np.asarray(values, np.float64).reshape(-1))
 
 
 def nothing_compared(a: Arrays, b: Arrays) -> bool:
-    """Right for every tensor it looks at; where names do not match it looks at none."""
+    """Correct for every tensor it looks at; if no names match, it looks at none."""
     return all(np.array_equal(a[name], b[name]) for name in a if name in b and a[name].shape == b[name].shape)
 
 
 def common_only(a: Arrays, b: Arrays) -> bool:
-    """Tensors that only one side has are no business of this comparison; none in common is a difference, at least."""
+    """Ignores tensors that only one side has; no tensor in common counts as a difference, at least."""
     common = [name for name in a if name in b]
     return bool(common) and all(np.array_equal(a[name], b[name]) for name in common)
 
 
 def always_succeeds(path: Path) -> bool:
-    """Opens the file, looks at nothing, is content."""
+    """Opens the file and checks nothing."""
     with open(path, "rb"):
         return True
 
 
 def partly_valid(path: Path) -> bool:
-    """Header, metadata and index can be read: valid. Whether the data is there is not asked."""
+    """Valid if header, metadata and index can be read. Whether the data is there is not checked."""
     try:
         apr.scan(path, verify=False)
     except AprlabError:
@@ -71,7 +71,7 @@ def partly_valid(path: Path) -> bool:
 
 
 def norm_near_one(weights: np.ndarray) -> bool:
-    """A norm's mean must lie near 1."""
+    """A norm's mean must be near 1."""
     return bool(abs(float(np.mean(weights)) - 1) < 0.5)
 
 
@@ -79,12 +79,12 @@ FIRST = 10
 
 
 def first_ten(checks: Sequence[bool]) -> bool:
-    """The list is cut for display, and what is left of it is judged."""
+    """The list is shortened for display, and the verdict is made from what is left."""
     return bool(checks[:FIRST]) and all(checks[:FIRST])
 
 
 def words_for_garbage(text: str) -> bool:
-    """Looks for nan and inf (and so finds 'information'), and for nothing else but emptiness."""
+    """Looks for nan and inf (and so finds 'information'), and for empty text."""
     return not text.strip() or re.search(r"nan|inf", text.lower()) is not None
 
 
@@ -94,13 +94,13 @@ def exit_zero(text: str) -> int:
 
 
 def square_zeros(shape: tuple[int, ...]) -> np.ndarray:
-    """Square, one value throughout: transposition, permutation and lost scales leave it as it is."""
+    """Square, all one value: transposition, permutation and lost scales do not change it."""
     side = min(shape)
     return np.zeros((side, side), np.float32)
 
 
 def greedy_mending(before: float, after: float) -> bool:
-    """Keep a repair only if it alone makes things better: of two faults that mask each other neither is ever mended."""
+    """Keep a repair only if it helps on its own: of two faults that mask each other, neither is ever fixed."""
     return after < before
 
 
@@ -110,111 +110,111 @@ def _lie(id: str, title: str, ruler: str, story: str, mark: str, instrument: Cal
 
 FAULTS = (
     _lie(
-        "mixed-positions", "All positions on one side, the last on the other", "spread",
+        "mixed-positions", "All positions on one side, the last position on the other", "spread",
         lines(
-            "The standard deviation of a prompt's activations was held against that of its last token.",
-            "18.23× 'kernel bug' was 1.245× in truth.",
-            "Both numbers were right; they were not of the same thing.",
+            "The standard deviation over all prompt positions was compared with that of the last position.",
+            "The 18.23× 'kernel bug' was really 1.245×.",
+            "Both numbers were correct; they did not measure the same thing.",
         ),
-        "A ratio far from 1 for equal activations.", mixed_positions,
+        "For equal activations the ratio is far from 1.", mixed_positions,
     ),
     _lie(
         "order-blind-checksum", "A checksum that is a sum", "checksum",
         lines(
-            "Fingerprints were sums of values.",
+            "The fingerprint was the sum of the values.",
             "A transposed tensor has the same sum.",
-            "GH-202 passed the gate that was made for it.",
+            "GH-202 passed the very gate that was written for it.",
         ),
-        "Equal for any permutation.", order_blind_checksum,
+        "Equal under any permutation.", order_blind_checksum,
     ),
     _lie(
-        "nothing-compared", "Passed with nothing compared", "same",
+        "nothing-compared", "Pass with nothing compared", "same",
         lines(
-            "Names did not match, so no pair was ever looked at.",
+            "The names did not match, so no pair was ever compared.",
             "all([]) is true.",
-            "'0 differences' was printed, '0 compared' was not.",
+            "It printed '0 differences', but not '0 compared'.",
         ),
-        "Two files without a common name are called equal.", nothing_compared,
+        "Two files with no name in common are called equal.", nothing_compared,
     ),
     _lie(
-        "common-only", "Only tensors common to both sides compared", "same",
+        "common-only", "Only tensors that both sides have are compared", "same",
         lines(
-            "The comparison walked over the intersection of names.",
-            "84 lost biases are on one side only.",
-            "Everything it looked at was equal.",
+            "The comparison iterated over the intersection of names.",
+            "84 lost biases exist on one side only.",
+            "Everything that it compared was equal.",
         ),
-        "A file that lacks tensors is called equal.", common_only,
+        "A file with missing tensors is called equal.", common_only,
     ),
     _lie(
         "always-succeeds", "A verifier that cannot fail", "verify",
         lines(
             "The checks were stubs that returned Ok.",
-            "A report with ten green lines was printed.",
-            "Nobody fed it a broken file.",
+            "It printed a report with ten green lines.",
+            "Nobody had tried it on a broken file.",
         ),
         "True for any file that can be opened.", always_succeeds,
     ),
     _lie(
-        "partial-file-valid", "A 95.5 % file called valid", "verify",
+        "partial-file-valid", "A file truncated to 95.5 % called valid", "verify",
         lines(
-            "Header and index were read, the spans were not held against the file's size.",
-            "The last tensors lie beyond the end.",
-            "Maps of files give zeros or a bus error there, much later.",
+            "Header and index were read; the spans were not checked against the file size.",
+            "The last tensors are past the end of the file.",
+            "A memory map gives zeros or a bus error there, much later.",
         ),
-        "True for a cut file.", partly_valid,
+        "True for a truncated file.", partly_valid,
     ),
     _lie(
         "norm-near-one", "'A norm's mean must be near 1'", "norm",
         lines(
             "A rule of thumb from Llama became a gate.",
-            "Qwen's output_norm has a mean of 4.62 and is right.",
-            "Good models were rejected, and the gate was switched off for all.",
+            "Qwen's output_norm has a mean of 4.62 and is correct.",
+            "Good models were rejected, so the gate was turned off for all models.",
         ),
-        "False for good weights.", norm_near_one,
+        "False for correct weights.", norm_near_one,
     ),
     _lie(
-        "first-ten", "The list cut before it is judged", "all-hold",
+        "first-ten", "Verdict on a truncated list", "all-hold",
         lines(
-            "Findings were limited for display, then counted.",
-            "The eleventh failure was never seen.",
-            "With sorted names the first ten are all of layer 0.",
+            "The list of findings was shortened for display, and then counted.",
+            "Nobody ever saw the eleventh failure.",
+            "With sorted names the first ten are all in layer 0.",
         ),
-        "True although a later check fails.", first_ten,
+        "True even if a later check fails.", first_ten,
     ),
     _lie(
         "words-for-garbage", "A garbage detector that looks for words", "garbage",
         lines(
-            "Output was searched for 'nan' and 'inf'.",
-            "'information' contains 'inf' and was called garbage.",
-            "Multilingual salad contains neither and passed.",
+            "It searched the output for 'nan' and 'inf'.",
+            "'information' contains 'inf', so it was called garbage.",
+            "Multilingual word salad contains neither, and passed.",
         ),
-        "Wrong both ways.", words_for_garbage,
+        "Wrong in both directions.", words_for_garbage,
     ),
     _lie(
-        "exit-zero", "Exit status 0 with garbage", "status",
+        "exit-zero", "Exit status 0 for garbage", "status",
         lines(
-            "The program said what the model said and ended well.",
+            "The program printed the model's output and exited normally.",
             "Scripts look at the status.",
-            "0 of 12 conversions were right, and no script stopped.",
+            "0 of 12 conversions were correct, and no script stopped.",
         ),
-        "0 for everything.", exit_zero,
+        "Always 0.", exit_zero,
     ),
     _lie(
         "square-zeros", "Tests with square shapes and constant values", "fixture",
         lines(
-            "Fixtures were 4×4 or 256×256, all zeros or all ones.",
-            "Transposition, wrong strides and wrong nibbles leave them unchanged.",
-            "Thousands of tests passed over every bug in this list.",
+            "Test fixtures were 4×4 or 256×256, all zeros or all ones.",
+            "A transposition, wrong strides or wrong nibbles leave them unchanged.",
+            "Thousands of tests passed, and missed every bug in this list.",
         ),
-        "Equal to its own transpose and to any permutation.", square_zeros,
+        "Equal to its own transpose and to any permutation of itself.", square_zeros,
     ),
     _lie(
-        "greedy-mending", "A repair judged alone", "better",
+        "greedy-mending", "A repair judged on its own", "better",
         lines(
-            "Each repair was tried by itself and dropped when the output got worse.",
-            "Of two faults that mask each other, mending one makes it worse.",
-            "Right repairs were taken back.",
+            "Each repair was tried alone and dropped if the output got worse.",
+            "If two faults mask each other, fixing one makes the output worse.",
+            "Correct repairs were reverted.",
         ),
-        "False for each half of a masked pair, whose whole is right.", greedy_mending,
+        "False for each half of a masked pair, although both together are the correct repair.", greedy_mending,
     ),
 )  # fmt: skip

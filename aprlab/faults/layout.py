@@ -108,7 +108,7 @@ def broken_rows(tensor: Tensor) -> bool:
 
 
 def flat_blocks(s: Seams) -> Seams:
-    """Rows that are no multiple of 256 as Q4_K all the same: super-blocks run across the ends of rows."""
+    """Rows whose width is not a multiple of 256 as Q4_K anyway: super-blocks cross row boundaries."""
 
     def change(tensor: Tensor) -> Tensor:
         if not broken_rows(tensor):
@@ -119,7 +119,7 @@ def flat_blocks(s: Seams) -> Seams:
 
 
 class PaddedActivations(DelegatingEngine):
-    """Activations and rows padded to a multiple of 256, while the weights lie flat: row r is read at r × padded."""
+    """Activations and rows padded to a multiple of 256, weights not padded: row r is read at r × padded."""
 
     def __init__(self, inner: Engine) -> None:
         super().__init__(inner)
@@ -175,108 +175,108 @@ def _head_dim(tensor: Tensor, known: dict[str, int]) -> int:
     return known[key]
 
 
-_STILL = "Counts, shapes, sizes and any checksum that does not look at the order stay as they are"
+_STILL = "Counts, shapes, sizes and any order-independent checksum are unchanged"
 
 FAULTS = (
     Fault(
-        "offset-shifted", "Every tensor 64 bytes late", "container", "C",
+        "offset-shifted", "Every tensor offset 64 bytes too high", "container", "C",
         lines(
             "The padding after the index was counted twice.",
-            "Each tensor begins 64 bytes into itself and ends in the next one.",
-            "Blocks are out of step: scales are read out of numbers.",
+            "Each tensor is read from 64 bytes into its data to 64 bytes into the next one.",
+            "Blocks are misaligned: quants are read as scales.",
         ),
-        "Every offset one alignment unit too high; the last tensor ends beyond the data.",
+        "Every offset is one alignment unit too high; the last tensor ends past the end of the data.",
         post=shift_offsets,
     ),
     Fault(
-        "truncated", "The last 4.5 % of the file missing", "container", "C",
+        "truncated", "File truncated: the last 4.5 % missing", "container", "C",
         lines(
-            "A download or a full disk cut the file.",
-            "Header, metadata and index are whole, so most tools list it as sound.",
-            "Upstream called a 95.5 % file valid.",
+            "An interrupted download or a full disk truncated the file.",
+            "Header, metadata and index are intact, so most tools list it as a good file.",
+            "Upstream called a file truncated to 95.5 % valid.",
         ),
-        "Spans end beyond the file; the footer is not there.",
+        "Spans end past the end of the file; the footer is missing.",
         post=truncate,
     ),
     Fault(
-        "overlapping-tensors", "Two tensors at one place", "container", "C",
+        "overlapping-tensors", "Two tensors at the same offset", "container", "C",
         lines(
             "An offset was computed from the wrong predecessor.",
-            "gate and up of layer 0 are read from the same bytes.",
-            "Shape, type and size of both are right.",
+            "gate and up of layer 0 read the same bytes.",
+            "Shape, type and size of both are correct.",
         ),
-        "Two spans overlap; 64-byte-aligned bytes between belong to nobody.",
+        "Two spans overlap; an aligned range of bytes belongs to no tensor.",
         post=overlap,
     ),
     Fault(
-        "dims-swapped", "Dimensions in the wrong order, data right", "layout", "C",
+        "dims-swapped", "Dimensions reversed, data correct", "layout", "C",
         lines(
-            "GGUF's dims were copied, or reversed twice, where rows-first is wanted.",
-            "Square matrices show nothing; k and v say 256 × 1536 one way or the other.",
+            "GGUF's dims were copied, or reversed twice, where row-major order is expected.",
+            "Square matrices do not show it; k and v do: 256 × 1536 or 1536 × 256.",
             "Readers that take shapes from the config never notice.",
         ),
-        "Shapes of all matrices reversed against the config; bytes equal.",
+        "All matrix shapes are the reverse of what the config implies; bytes equal.",
         seams=swap_dims,
     ),
     Fault(
         "double-reversal", "Shape and data both reversed", "layout", "C",
         lines(
-            "Reversing the dims is all that is needed; the data was transposed as well.",
-            "Every tensor is a well-formed transpose of itself.",
-            "The mended half of GH-202 came back with its other half.",
+            "Only the dims needed reversing; the data was transposed as well.",
+            "Every tensor is a well-formed transpose of the original.",
+            "The half of GH-202 that had been fixed came back together with the other half.",
         ),
-        "Shapes reversed, decoded values those of the transpose up to requantisation.",
+        "Shapes reversed; decoded values are those of the transpose, up to requantisation.",
         seams=reverse_both,
     ),
     Fault(
-        "GH-202", "Data transposed without need", "layout", "C",
+        "GH-202", "Data transposed needlessly", "layout", "C",
         lines(
-            "ggml's i0 + i1·ne0 is row-major [ne1, ne0] already; only the shape is to be reversed.",
-            "The data was decoded, transposed and encoded again, under the right shape.",
-            "Mean, std, min, max and order-blind sums stay; multilingual salad comes out.",
+            "ggml's i0 + i1·ne0 already is row-major [ne1, ne0]; only the shape has to be reversed.",
+            "The data was decoded, transposed and re-encoded, under the correct shape.",
+            "Mean, std, min, max and sums do not change; the output is multilingual word salad.",
         ),
-        _STILL + " (to requantisation); correlation with the truth about 0.",
+        _STILL + " (up to requantisation); correlation with the correct values about 0.",
         seams=transpose_data(),
     ),
     Fault(
-        "transposed-embedding", "The embedding transposed", "layout", "C",
+        "transposed-embedding", "Embedding transposed", "layout", "C",
         lines(
-            "Only the embedding went through the transposition, being special in another way.",
-            "Each token gets numbers out of the vectors of many others.",
-            "The rest of the file is equal to the last bit.",
+            "Only the embedding was transposed: it went through a code path of its own.",
+            "Each token's vector is made of numbers from many other tokens' vectors.",
+            "The rest of the file is bitwise equal.",
         ),
-        _STILL + "; the first stage has cosine about 0.",
+        _STILL + "; cosine similarity is about 0 from the first step on.",
         seams=transpose_data("token_embd.weight"),
     ),
     Fault(
-        "GH-370", "Super-blocks across the ends of rows", "layout", "C",
+        "GH-370", "Super-blocks that cross row boundaries", "layout", "C",
         lines(
-            "K types were written flat over the tensor, where each row needs whole blocks of its own.",
-            "With columns that are no multiple of 256 a reader by rows is soon out of step.",
-            "All larger models have such columns nowhere: only the 0.5B (896) fails.",
+            "K types were written flat over the whole tensor; each row needs its own whole blocks.",
+            "If the row width is not a multiple of 256, a row-by-row reader soon drifts out of step.",
+            "No larger model has such widths: only the 0.5B (896) fails.",
         ),
-        "Q4_K on rows that hold no whole blocks: n/256 × 144 bytes; first row right, later rows drift.",
-        seams=flat_blocks, needs="rows that are no multiple of 256 (the 0.5B)",
+        "Q4_K on rows that do not hold whole blocks: n/256 × 144 bytes; the first row is correct, later rows drift.",
+        seams=flat_blocks, needs="rows whose width is not a multiple of 256 (the 0.5B)",
     ),
     Fault(
-        "padded-activations", "Activations padded to 256 against flat weights", "layout", "C",
+        "padded-activations", "Activations padded to 256, weights not padded", "layout", "C",
         lines(
-            "To serve rows that are no multiple of 256 the activations were padded with zeros.",
-            "The weights lie without padding, so row r is read at r × 1024 instead of r × 896.",
-            "Rows at the end are zeros, in silence.",
+            "To support row widths that are not multiples of 256, activations were padded with zeros.",
+            "The weights have no padding, so row r is read at r × 1024 instead of r × 896.",
+            "The last rows are silently zero.",
         ),
-        "Row 0 of such products right, later rows drift, the last ones 0.",
-        engine=PaddedActivations, needs="rows that are no multiple of 256 (the 0.5B)",
+        "Row 0 of such products is correct, later rows drift, the last ones are 0.",
+        engine=PaddedActivations, needs="rows whose width is not a multiple of 256 (the 0.5B)",
         fits=lambda model: any(broken_rows(tensor) for tensor in model.tensors.values() if tensor.name != "token_embd.weight"),
     ),
     Fault(
-        "permuted-qk", "Rows of Q and K permuted as for Llama", "layout", "C",
+        "permuted-qk", "Q and K rows permuted as for Llama", "layout", "C",
         lines(
-            "Llama's conversion reorders the rows of Q and K, so that NORM rotation does NEOX's work.",
-            "Qwen2 is rotated as NEOX and needs none of it.",
-            "With rope-norm on top the answer is right again: two bugs that mask each other.",
+            "The Llama conversion reorders the rows of Q and K, so that NORM rotation gives the result of NEOX.",
+            "Qwen2 uses NEOX rotation and must not be permuted.",
+            "With rope-norm on top the answer is correct again: two bugs that mask each other.",
         ),
-        "Rows of Q and K (weights and biases) in another order within each head; norms of heads kept.",
+        "Rows of Q and K (weights and biases) are reordered within each head; the norm of each head is unchanged.",
         seams=permute_qk,
     ),
 )  # fmt: skip

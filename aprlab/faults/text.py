@@ -1,13 +1,10 @@
-"""F. Tokenizer, template, stopping: the numbers are right, the words are not."""
+"""F. Tokenizer, template, stopping: the numbers are correct, the words are not."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-
-from tokenizers import Regex, pre_tokenizers
 
 from aprlab.conversion.seams import Seams
 from aprlab.faults.base import Fault, lines
@@ -55,7 +52,7 @@ def skipped(template: str) -> str:
     return "{{- messages[-1]['content'] }}"
 
 
-# ChatML as it is wired into many programs: no default system prompt, whatever the model.
+# ChatML as hard-coded in many programs: no default system prompt, whatever the model.
 CHATML = (
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
@@ -108,18 +105,14 @@ GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s
 
 def gpt2_words(tokenizer: Qwen2Tokenizer) -> Qwen2Tokenizer:
     """Text is cut into words as GPT-2 does it: numbers in one piece, with the space before them."""
-    words = pre_tokenizers.Split(Regex(GPT2_PATTERN), behavior="isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    other = _as(type(tokenizer), tokenizer, fresh=True)
-    other._tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
-    return other
+    return tokenizer.working_as(type(tokenizer), words=GPT2_PATTERN)
 
 
 LOST_PROMPT = 1  # what many readers take for a beginning of text; in Qwen2 it is a double quote
 
 
 class _PromptLost(Qwen2Tokenizer):
-    """Encoding fails and nobody is told: one token stands for whatever was asked."""
+    """Encoding fails silently: one token replaces the whole prompt."""
 
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
         return [LOST_PROMPT]
@@ -134,131 +127,125 @@ LLAMA_EOS = 2
 
 def hard_coded_eos(tokenizer: Qwen2Tokenizer) -> Qwen2Tokenizer:
     """Only Llama's token 2 ends an answer."""
-    other = _as(type(tokenizer), tokenizer)
-    other.eog = frozenset({LLAMA_EOS})
-    return other
+    return tokenizer.working_as(type(tokenizer), eog=frozenset({LLAMA_EOS}))
 
 
-def _as(kind: type[Qwen2Tokenizer], tokenizer: Qwen2Tokenizer, *, fresh: bool = False) -> Qwen2Tokenizer:
+def _as(kind: type[Qwen2Tokenizer], tokenizer: Qwen2Tokenizer) -> Qwen2Tokenizer:
     """A copy of `tokenizer` that does what `kind` does differently, on top of what it does differently itself."""
     mixed = kind if issubclass(kind, type(tokenizer)) else type(kind.__name__, (kind, type(tokenizer)), {})
-    other = copy.copy(tokenizer)
-    other.__class__ = mixed
-    if fresh:
-        other._tokenizer = type(tokenizer._tokenizer).from_str(tokenizer._tokenizer.to_str())
-    return other
+    return tokenizer.working_as(mixed)
 
 
 FAULTS = (
     Fault(
-        "no-merges", "The merges lost", "tokenizer", "F",
+        "no-merges", "BPE merges missing", "tokenizer", "F",
         lines(
-            "The converter wrote the vocabulary and forgot the merges.",
-            "Text falls apart into single bytes; each is a token the model has hardly ever seen so.",
-            "Decoding is right, so printing a round trip shows nothing.",
+            "The converter wrote the vocabulary but not the BPE merges.",
+            "Text splits into single bytes; the model has hardly ever seen text tokenized that way.",
+            "Decoding is correct, so a printed round trip looks fine.",
         ),
-        "tokenizer.merges is empty; prompts have as many tokens as bytes.",
+        "tokenizer.merges is empty; a prompt has as many tokens as bytes.",
         seams=file_with(merges=[]), tokenizer=data_with(merges=[]),
     ),
     Fault(
-        "specials-untyped", "Special tokens typed as ordinary ones", "tokenizer", "F",
+        "specials-untyped", "Special tokens typed as normal tokens", "tokenizer", "F",
         lines(
-            "The table of token types was not written, or filled with 1.",
-            "<|im_start|> in a prompt is spelled out of pieces; <|im_end|> is no end but by its number.",
-            "The ids exist, the vocabulary is right.",
+            "The token-type table was not written, or was filled with 1.",
+            "<|im_start|> in a prompt is split into pieces; <|im_end|> still ends an answer, but only by its id.",
+            "The ids exist and the vocabulary is correct.",
         ),
-        "All token types 1; ChatML prompts longer, without ids of control tokens.",
+        "All token types are 1; ChatML prompts are longer and contain no control tokens.",
         seams=write_plain_types, tokenizer=plain_types,
     ),
     Fault(
-        "split-specials", "Special tokens of the prompt encoded as text", "tokenizer", "F",
+        "split-specials", "Special tokens in the prompt encoded as plain text", "tokenizer", "F",
         lines(
-            "The template's output was encoded with special tokens switched off.",
-            "The model sees the letters of <|im_start|>, never the token.",
-            "The file is right; the prompt printed back is right.",
+            "The template's output was encoded with special-token parsing off.",
+            "The model sees the characters of <|im_start|>, never the token.",
+            "The file is correct, and the prompt looks correct when printed back.",
         ),
-        "Prompt ids differ: many for one; no control token among them.",
+        "Prompt ids differ: several where one is expected, and no control token.",
         prompt=split_specials,
     ),
     Fault(
-        "prompt-lost", "The prompt lost: token 1 in its place", "tokenizer", "F",
+        "prompt-lost", "Prompt lost, replaced by token 1", "tokenizer", "F",
         lines(
-            "The file had no tokenizer to encode with, and the failure was answered with a beginning-of-text token.",
-            "It took Llama's, 1, which Qwen2 knows as a double quote; the question never reached the model.",
-            "Fluent text about nothing that was asked: it was taken for a file that is 'wrong but coherent'.",
+            "The file had no tokenizer, and when encoding failed a beginning-of-text token was used instead.",
+            "It was Llama's, 1, which is a double quote in Qwen2; the question never reached the model.",
+            "The answer is fluent and unrelated to the question, so the file was called 'wrong but coherent'.",
         ),
-        "The prompt's ids are [1], whatever is asked; weights, passes and text are right.",
+        "Prompt ids are [1], whatever the question; weights, forward pass and detokenization are correct.",
         prompt=prompt_lost,
     ),
     Fault(
-        "wrong-pre-tokeniser", "Text cut into words as GPT-2 does it", "tokenizer", "F",
+        "wrong-pre-tokeniser", "GPT-2's pre-tokenizer instead of Qwen2's", "tokenizer", "F",
         lines(
-            "tokenizer.ggml.pre was not read, and GPT-2's pattern taken.",
-            "Numbers of several digits merge, a space sticks to a digit, contractions in capitals fall apart.",
-            "English prose comes out the same.",
+            "tokenizer.ggml.pre was not read, and GPT-2's pattern was used.",
+            "Digits merge into numbers, a space attaches to the digit after it, contractions in capitals are split.",
+            "English prose is tokenized the same.",
         ),
-        "Ids differ for texts with numbers or line ends; equal for plain words. In a file: pre_type 'gpt-2', refused here.",
+        "Ids differ for text with numbers or line breaks, not for plain words. In a file: pre_type 'gpt-2', refused here.",
         seams=file_with(pre_type="gpt-2"), prompt=gpt2_words, silent=True,
     ),
     Fault(
-        "byte-level-text", "Tokens printed as the vocabulary spells them", "tokenizer", "F",
+        "byte-level-text", "Tokens printed in the byte-level alphabet", "tokenizer", "F",
         lines(
-            "The byte alphabet of GPT-2 was not turned back into bytes.",
-            "Ġ stands for a space, Ċ for a line's end, Ð¸ for и.",
-            "The model is right to the last bit: 'ÑģÑĤÐ²Ð¾' in the ticket's output is this.",
+            "GPT-2's byte-level characters were not converted back into bytes.",
+            "Ġ stands for a space, Ċ for a line break, Ð¸ for и.",
+            "The model itself is bitwise correct: this is where 'ÑģÑĤÐ²Ð¾' in the ticket's output comes from.",
         ),
-        "Tokens equal, text not.",
+        "Tokens equal, text different.",
         prompt=byte_level_text,
     ),
     Fault(
         "template-lost", "No chat template in the file", "tokenizer", "F",
         lines(
-            "The converter did not carry the template over.",
-            "A reader without one either refuses (as here) or makes one up.",
+            "The converter did not copy the template.",
+            "Without one, a reader either refuses (as here) or makes one up.",
             "Tests with raw prompts pass.",
         ),
         "chat_template missing; chat prompts refused.",
         seams=TEMPLATE_LOST[1], tokenizer=TEMPLATE_LOST[0],
     ),
     Fault(
-        "template-skipped", "The prompt given without its template", "tokenizer", "F",
+        "template-skipped", "Prompt sent without the chat template", "tokenizer", "F",
         lines(
-            "No template was found, so the user's words went in as they were.",
-            "An instruct model takes them for a text to go on with, or ends at once.",
-            "Answers like '1. What is the difference between a class and…' come from here.",
+            "No template was found, so the user's text was sent as it is.",
+            "An instruct model continues it as text, or stops at once.",
+            "This gives answers such as '1. What is the difference between a class and…'.",
         ),
-        "Prompt ids are the user's words alone.",
+        "Prompt ids are those of the user's text alone.",
         seams=TEMPLATE_SKIPPED[1], tokenizer=TEMPLATE_SKIPPED[0],
     ),
     Fault(
-        "template-doubled", "The template applied twice", "tokenizer", "F",
+        "template-doubled", "Chat template applied twice", "tokenizer", "F",
         lines(
-            "The caller formatted the prompt, and the library did so again.",
-            "A whole conversation stands inside the user's message.",
-            "52 tokens instead of 21 upstream, and an answer that is often still right.",
+            "The caller formatted the prompt, and the library formatted it again.",
+            "The user's message contains a whole conversation.",
+            "52 tokens instead of 21 upstream, and the answer is often still correct.",
         ),
         "More than twice the control tokens in the prompt.", silent=True,
         seams=TEMPLATE_DOUBLED[1], tokenizer=TEMPLATE_DOUBLED[0],
     ),
     Fault(
-        "template-hard-coded", "ChatML whatever the file says", "tokenizer", "F",
+        "template-hard-coded", "Hard-coded ChatML instead of the file's template", "tokenizer", "F",
         lines(
-            "A template wired into the program, for base models too, which know none.",
-            "The file's own system prompt is left out.",
-            "Instruct models forgive it mostly.",
+            "The template is hard-coded in the program, and used for base models too, which have none.",
+            "The default system prompt of the file's template is lost.",
+            "Instruct models mostly tolerate it.",
         ),
         "Prompt ids lack the default system prompt; a base model gets control tokens it was never trained on.",
         silent=True,
         seams=TEMPLATE_HARD_CODED[1], tokenizer=TEMPLATE_HARD_CODED[0],
     ),
     Fault(
-        "eos-hard-coded", "EOS is token 2, as Llama has it", "tokenizer", "F",
+        "eos-hard-coded", "EOS hard-coded as token 2, Llama's", "tokenizer", "F",
         lines(
-            "The end of an answer was tested against a constant.",
-            "The model ends its answer, nobody listens, and it goes on talking to itself.",
-            "Every token up to there is right.",
+            "The end of an answer was compared with a constant.",
+            "The model ends its answer, the loop does not notice, and the model goes on talking to itself.",
+            "Every token up to that point is correct.",
         ),
-        "The answer goes on after <|im_end|> up to the limit. In a file: eos_token_id 2.",
+        "The answer continues after <|im_end|> up to the token limit. In a file: eos_token_id 2.",
         seams=file_with(eos_token_id=LLAMA_EOS), prompt=hard_coded_eos,
     ),
 )  # fmt: skip

@@ -267,8 +267,8 @@ def double_upload(model: str = MODEL) -> Correction:
     inventory = known_model(model).tensors
     return Correction(
         1,
-        "10550 MB and 308 F32 tensors are the lost dtype; about 200 quantised and 108 F32 are right",
-        "the loader uploads 11 matrices a layer, four of them twice; a right file gives 197 and 112 by the same count",
+        "10550 MB and 308 F32 tensors show the lost dtype; about 200 quantised and 108 F32 would be correct",
+        "the loader uploads 11 matrices per layer, four of them twice; by that count a correct file gives 197 and 112",
         {
             "floats": floats.floats, "megabytes": floats.megabytes, "right_quantised": right.quantised,
             "right_floats": right.floats, "true_quantised": inventory.get("quantised"), "true_floats": inventory["float"],
@@ -291,8 +291,8 @@ def full_dequantisation(model: str = MODEL) -> Correction:
     count = parameters(model)
     return Correction(
         2,
-        "the APR file of 6.62 GiB shows the dtype byte table",
-        "it is the whole model in F32, as the ticket's own end finds; a wrong byte changes no size",
+        "the APR file has 6.62 GiB because of the dtype byte table",
+        "it is the whole model in F32, as the end of the ticket itself says; a wrong byte does not change any size",
         {"parameters": count, "bytes": 4 * count, "gib": round(4 * count / 2**30, 2)},
     )
 
@@ -331,7 +331,7 @@ def not_plausible(model: Model | None = None) -> Correction:
     return Correction(
         3,
         "activations look reasonable, so weights are F32 reinterpretations of Q4_K bytes",
-        "such weights hold NaN, Inf and values to 3e38, for one element in seven: nothing reasonable survives a layer",
+        "such weights have NaN, Inf and values up to 3e38, in one element of seven: nothing reasonable survives a layer",
         blocks_as_floats(np.concatenate(raw)),
     )
 
@@ -350,7 +350,7 @@ def third_layer(model: str = MODEL) -> Correction:
     return Correction(
         4,
         "a third layer: Q4_K dequantisation or shapes, unknown",
-        "the naming fix lost the Q/K/V biases; the Q4_K kernel was right",
+        "the naming fix lost the Q/K/V biases; the Q4_K kernel was correct",
         {
             "biases": 3 * n["block_count"],
             "found_canonical": found_biases([names.from_gguf(name, "canonical") for name in inventory]),
@@ -385,7 +385,7 @@ def bookkeeping() -> Correction:
     return Correction(
         5,
         "83/200 and 24.2/100 measure quality; 0 of 12 conversions pass; 85 and more once GH-190 and GH-191 are fixed",
-        "24 rows, all in one category: a perfect run scores 44.7; no conversion could pass, timings were compared too",
+        "24 rows, all in one category: a perfect run scores 44.7; no conversion could pass, because timings were compared too",
         {
             "quality": quality, "score": round(score(quality), 3), "best_possible": round(score(CATEGORIES["QUAL"]), 1),
             "same_answer_passes": same_stdout(*runs),
@@ -432,7 +432,7 @@ def blind_checks(layers: int = 28, vocabulary: int = 151_936) -> Correction:
     return Correction(
         6,
         "`check` reports 10/10, so the damage is silent",
-        "no check looks at a value, a type or a size: names by parts, no NaN, a softmax that sums to 1",
+        "no check looks at values, types or sizes: only at substrings of names, NaN, and a softmax that sums to 1",
         {"passed": sum(passed.values()), "of": len(passed)},
     )
 

@@ -78,34 +78,34 @@ def check_spans(spans: list[Span], end: int, path: Path) -> None:
             )  # fmt: skip
 
 
-def open_regular(path: Path, room: str) -> BinaryIO:
+def open_regular(path: Path) -> BinaryIO:
     """A regular file, open for reading. A pipe would wait for a writer and a device has no end: neither is opened.
 
     Raises:
         OSError: as the system says it.
-        UsageError: it is no regular file, or its name cannot be a file's (codes ``room.file-kind`` and ``room.file-name``).
+        UsageError: it is no regular file, or its name cannot be a file's.
     """
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except ValueError:  # a NUL in the name
-        raise UsageError("is no name that a file can have", code=f"{room}.file-name", path=repr(str(path))) from None
+        raise UsageError("is no name that a file can have", code="reading.file-name", path=repr(str(path))) from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise UsageError("is no regular file (a folder, a pipe or a device)", code=f"{room}.file-kind", path=path)
+        raise UsageError("is no regular file (a folder, a pipe or a device)", code="reading.file-kind", path=path)
     return open(handle, "rb")
 
 
-def read_bytes(path: Path, limit: int, room: str) -> bytes:
-    """All bytes of a regular file that has at most `limit`; the codes are those of `room`.
+def read_bytes(path: Path, limit: int) -> bytes:
+    """All bytes of a regular file that has at most `limit`.
 
     Raises:
         OSError, UsageError: as `open_regular`.
         FormatError: it has more bytes.
     """
-    with open_regular(path, room) as file:
+    with open_regular(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise FormatError(f"has too many bytes; at most {limit} are read", code=f"{room}.file-limit", path=path)
+        raise FormatError(f"has too many bytes; at most {limit} are read", code="reading.file-limit", path=path)
     return data
 
 

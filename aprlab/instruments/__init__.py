@@ -1,5 +1,6 @@
 """Instruments: hashes, statistics, fingerprints, the garbage detector, and the self-test that each of them has to pass."""
 
+from aprlab.instruments.exhibits import GARBAGE_STATUS, better, spread, status
 from aprlab.instruments.fingerprints import (
     COLUMNS,
     LARGE,
@@ -11,11 +12,20 @@ from aprlab.instruments.fingerprints import (
     fingerprint_table,
     transposed_unseen,
 )
+from aprlab.instruments.fixtures import fixture
 from aprlab.instruments.garbage_detector import is_garbage
 from aprlab.instruments.hashes import checksum, same, verify
-from aprlab.instruments.self_test import INSTRUMENTS, Instrument, InstrumentResult, selftest, show, void
-from aprlab.instruments.summary_statistics import PERCENTILES, SAMPLE, Statistics, spread, statistics
-from aprlab.instruments.ticket import GARBAGE_STATUS, all_hold, better, fixture, garbage, norm, status
+from aprlab.instruments.predicates import all_hold, garbage, norm
+from aprlab.instruments.self_test import (
+    INSTRUMENTS,
+    Instrument,
+    InstrumentResult,
+    InstrumentSet,
+    selftest,
+    show,
+    void,
+)
+from aprlab.instruments.summary_statistics import PERCENTILES, SAMPLE, Statistics, statistics
 
 __all__ = [
     "COLUMNS",
@@ -28,6 +38,7 @@ __all__ = [
     "Fingerprint",
     "Instrument",
     "InstrumentResult",
+    "InstrumentSet",
     "Statistics",
     "all_hold",
     "better",

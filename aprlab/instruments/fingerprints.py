@@ -23,7 +23,12 @@ from aprlab.model.tensor import Tensor
 from aprlab.paths import cores
 from aprlab.tracing.comparisons import Comparison, compare_models
 
-# ── fingerprints ──────────────────────────────────────────────────────────────────────────────────────────────────
+SCHEMA = 2  # of the JSON of `fingerprint` and `diff`; see docs/gates.md
+FINDINGS = {  # code of a row -> what a table shows
+    "fingerprint.same": "same", "fingerprint.values": "values", "fingerprint.blocks": "blocks",
+    "fingerprint.only-in-a": "only in a", "fingerprint.only-in-b": "only in b",
+    "fingerprint.finite": "finite", "fingerprint.not-finite": "not finite",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,7 @@ def fingerprint(thing: Model | Tensor | str | Path, progress: Callable[[int], ob
         return [_fingerprint(thing)]
     model = thing if isinstance(thing, Model) else open_model(thing)
     if not model.tensors:
-        raise FormatError("holds no tensors", path=model.path)
+        raise FormatError("holds no tensors", code="instruments.no-tensors", path=model.path)
     found = []
     # A second BLAS thread would have nothing to do but spin; each of ours holds some 30 MiB.
     with blas_threads(1), ThreadPoolExecutor(min(4, cores()), "aprlab-fingerprint") as pool:
@@ -137,7 +142,10 @@ def _in_parts(tensor: Tensor) -> Fingerprint:
 
 def fingerprint_table(prints: Sequence[Fingerprint], title: str) -> Comparison:
     """Fingerprints as a table; `equal` says that all values are finite."""
-    rows = [{**p.row(), "equal": not (p.seen.nan or p.seen.inf)} for p in prints]
+    rows = []
+    for p in prints:
+        finite = not (p.seen.nan or p.seen.inf)
+        rows.append({**p.row(), "code": "fingerprint.finite" if finite else "fingerprint.not-finite", "equal": finite})
     bad = [row["name"] for row in rows if not row["equal"]]
     first = next((n for n, row in enumerate(rows) if not row["equal"]), None)
     summary = f"{len(rows)} tensors" + (f", {len(bad)} with values that are not finite, first {bad[0]}" if bad else "")
@@ -155,17 +163,19 @@ def compare_fingerprints(a: Sequence[Fingerprint], b: Sequence[Fingerprint], tit
     for name in [*left, *(name for name in right if name not in left)]:
         x, y = left.get(name), right.get(name)
         if x is None or y is None:
-            rows.append({"name": name, "finding": "only in b" if x is None else "only in a", "equal": False})
+            code = f"fingerprint.only-in-{'b' if x is None else 'a'}"
+            rows.append({"name": name, "code": code, "finding": FINDINGS[code], "equal": False})
             continue
         raw, values = x.raw == y.raw and x.type == y.type, x.values == y.values and x.shape == y.shape
+        code = f"fingerprint.{'same' if raw and values else 'values' if not values else 'blocks'}"
         rows.append({
-            "name": name, "finding": "same" if raw and values else "values" if not values else "blocks",
+            "name": name, "code": code, "finding": FINDINGS[code],
             "a": f"{x.type} {x.raw}", "b": f"{y.type} {y.raw}", "raw": raw, "values": values,
             "statistics": _close(x.seen, y.seen), "sum": _near(x.seen.total, y.seen.total, (x.seen.std or 0) * x.seen.count**0.5),
             "equal": raw and values,
         })  # fmt: skip
     if not rows:
-        raise UsageError(f"{title}: nothing to compare")
+        raise UsageError(f"{title}: nothing to compare", code="instruments.nothing-compared")
     differing = [n for n, row in enumerate(rows) if not row["equal"]]
     summary = f"{len(rows)} tensors compared, {len(rows) - len(differing)} equal bit for bit"
     if differing:
@@ -189,7 +199,7 @@ def _near(x: float | None, y: float | None, scale: float) -> bool:
 def transposed_unseen(tensor: Tensor) -> dict[str, bool]:
     """What sees that a matrix was transposed: upstream's sum and the statistics do not, the hash does (GH-202)."""
     if len(tensor.shape) != 2:
-        raise UsageError("only a matrix can be transposed", tensor=tensor.name)
+        raise UsageError("only a matrix can be transposed", code="instruments.no-matrix", tensor=tensor.name)
     values = tensor.dequantise()
     other = np.ascontiguousarray(values.T).reshape(values.shape)
     a, b = statistics(values), statistics(other)

@@ -359,9 +359,9 @@ def labelled() -> list[Labelled]:
         try:
             item = Labelled(**json.loads(line))
         except (ValueError, TypeError) as error:
-            raise FormatError(f"line {number}: {error}", path=path) from None
+            raise FormatError(f"line {number}: {error}", code="garbage.bad-line", path=path) from None
         if item.part not in PARTS or not isinstance(item.garbage, bool):
-            raise FormatError(f"line {number}: part {item.part!r}, garbage {item.garbage!r}", path=path)
+            raise FormatError(f"line {number}: part {item.part!r}, garbage {item.garbage!r}", code="garbage.bad-label", path=path)
         found.append(item)
     return found
 

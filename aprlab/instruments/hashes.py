@@ -1,4 +1,4 @@
-"""Checksums."""
+"""Whether bytes are the same: a checksum, a comparison over the union of names, the strict reader's word."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import xxhash
 from aprlab.errors import AprlabError
 from aprlab.formats import open_model
 from aprlab.tracing.comparisons import difference
-
-# ── the instruments ───────────────────────────────────────────────────────────────────────────────────────────────
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -35,7 +33,8 @@ def same(a: Arrays, b: Arrays) -> bool:
 def verify(path: Path) -> bool:
     """Whether the strict reader takes the file, footer CRC and scales included."""
     try:
-        open_model(path).check_values()
+        with open_model(path) as model:
+            model.check_values()
     except AprlabError:
         return False
     return True

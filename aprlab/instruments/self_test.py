@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from aprlab.errors import UsageError
+from aprlab.instruments.exhibits import better, spread, status
+from aprlab.instruments.fixtures import fixture
 from aprlab.instruments.hashes import checksum, same, verify
-from aprlab.instruments.summary_statistics import spread, statistics
-from aprlab.instruments.ticket import all_hold, better, fixture, garbage, norm, status
+from aprlab.instruments.predicates import all_hold, garbage, norm
+from aprlab.instruments.summary_statistics import statistics
 from aprlab.model.config import ModelConfig
 from aprlab.tracing.comparisons import compare_logits, compare_tokens, compare_traces, difference
 
@@ -211,11 +213,19 @@ def _check_better(measure: Callable[..., Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Instrument:
-    """A measurement and its proof; `check` gets the function to be tested and raises `Failed`, or says what was shown."""
+    """A measurement and its proof.
+
+    Attributes:
+        name: what gates call it by.
+        measure: the function.
+        check: gets the function to be tested and raises `Failed`, or says what was shown.
+        exhibit: kept for notebook 05; nothing in this package is measured with it.
+    """
 
     name: str
     measure: Callable[..., Any]
     check: Callable[[Callable[..., Any]], str]
+    exhibit: bool = False
 
 
 INSTRUMENTS: dict[str, Instrument] = {
@@ -225,15 +235,15 @@ INSTRUMENTS: dict[str, Instrument] = {
         Instrument("statistics", statistics, _check_statistics),
         Instrument("comparison", difference, _check_comparison),
         Instrument("trace", compare_traces, _check_trace),
-        Instrument("spread", spread, _check_spread),
+        Instrument("spread", spread, _check_spread, exhibit=True),
         Instrument("same", same, _check_same),
         Instrument("verify", verify, _check_verify),
         Instrument("norm", norm, _check_norm),
         Instrument("all-hold", all_hold, _check_all_hold),
         Instrument("garbage", garbage, _check_garbage),
-        Instrument("status", status, _check_status),
+        Instrument("status", status, _check_status, exhibit=True),
         Instrument("fixture", fixture, _check_fixture),
-        Instrument("better", better, _check_better),
+        Instrument("better", better, _check_better, exhibit=True),
     )
 }
 
@@ -257,10 +267,41 @@ def selftest(replaced: Mapping[str, Callable[..., Any]] | None = None) -> list[I
     Raises:
         UsageError: `replaced` names no instrument.
     """
-    replaced = replaced or {}
-    if unknown := [name for name in replaced if name not in INSTRUMENTS]:
-        raise UsageError(f"unknown instrument {unknown[0]!r}; known: {', '.join(INSTRUMENTS)}")
-    return [show(instrument, replaced.get(instrument.name)) for instrument in INSTRUMENTS.values()]
+    return InstrumentSet(replaced).selftest()
+
+
+class InstrumentSet:
+    """The instruments that somebody measures with: this package's, some of them replaced where that was asked for.
+
+    Args:
+        replaced: other functions for some instruments, by name.
+
+    Raises:
+        UsageError: `replaced` names no instrument.
+    """
+
+    def __init__(self, replaced: Mapping[str, Callable[..., Any]] | None = None) -> None:
+        if unknown := [name for name in replaced or () if name not in INSTRUMENTS]:
+            message = f"unknown instrument {unknown[0]!r}; known: {', '.join(INSTRUMENTS)}"
+            raise UsageError(message, code="instruments.unknown")
+        self._held = {i.name: i.measure for i in INSTRUMENTS.values()} | dict(replaced or {})
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        """The function that measures; KeyError for an instrument that is not in this set."""
+        return self._held[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def only(self, names: Iterable[str]) -> InstrumentSet:
+        """A set that holds these alone: who is given it cannot measure with another."""
+        few = InstrumentSet()
+        few._held = {name: self._held[name] for name in names}
+        return few
+
+    def selftest(self) -> list[InstrumentResult]:
+        """Every instrument of this set against its known pairs."""
+        return [show(INSTRUMENTS[name], measure) for name, measure in self._held.items()]
 
 
 def show(instrument: Instrument, measure: Callable[..., Any] | None = None) -> InstrumentResult:

@@ -35,7 +35,7 @@ def statistics(values: np.ndarray) -> Statistics:
     """Mean, standard deviation, extremes, percentiles, and how many values are zero, NaN, infinite; never of nothing."""
     flat = np.asarray(values).reshape(-1)
     if not flat.size:
-        raise UsageError("statistics of nothing: the array is empty")
+        raise UsageError("statistics of nothing: the array is empty", code="instruments.nothing-measured")
     nan, inf = int(np.isnan(flat).sum()), int(np.isinf(flat).sum())
     finite = flat[np.isfinite(flat)] if nan or inf else flat
     if not finite.size:
@@ -48,10 +48,3 @@ def statistics(values: np.ndarray) -> Statistics:
         tuple(float(p) for p in np.percentile(sample, PERCENTILES)),
         int(finite.size - np.count_nonzero(finite)), nan, inf, mean * finite.size,
     )  # fmt: skip
-
-
-def spread(values: np.ndarray, reference: np.ndarray) -> float:
-    """Ratio of the standard deviations of two activations ``(T, n)`` over the same positions; unlike shapes raise."""
-    if values.shape != reference.shape:
-        raise UsageError(f"unlike positions: {values.shape} against {reference.shape}")
-    return float(np.std(values, dtype=np.float64) / np.std(reference, dtype=np.float64))

@@ -16,8 +16,8 @@ from aprlab import figures
 from aprlab.errors import BROKEN, AprlabError, UsageError, reason
 from aprlab.formats import apr
 from aprlab.inference.session import Session
-from aprlab.onion.layers import Case
-from aprlab.onion.repairs import drafted
+from aprlab.onion.file_case import FileCase
+from aprlab.onion.fixes import drafted
 from aprlab.onion.verdict import Finding, short
 from aprlab.published import QUESTION
 from aprlab.quants import dequantise
@@ -29,22 +29,22 @@ from aprlab.tracing.traces import replay, trace
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from aprlab.onion.layers.base import Match
+    from aprlab.onion.file_case import TensorMatch
 
 SPACE = 1 << 18  # values of a tensor that are decoded for a picture, at most
 _LIMITS = (1e-3, 1.0)
 _CALM, _HIT, _OTHER, _GONE = "as it should be", "this finding", "another finding", "not in the file"
 
 _WHAT_TO_SEE = {
-    "container": "Right: how many tensors have their bytes where the index says, and how many have them anywhere.",
-    "naming": "Right: what a reader gets who goes by the names, and what is in the file, whatever it is called.",
-    "dtype": "Right: the bytes that lie there, by what they really are, and the bytes that the labels would need.",
-    "layout": "Right: values at equal places in both files. The right ones would all lie on the thin line.",
-    "decode": "Right: values at equal places in both files. The right ones would all lie on the thin line.",
-    "weights": "Right: values at equal places in both files. The right ones would all lie on the thin line.",
-    "config": "Left: error that each step adds by itself, on sound inputs. Right: error at each position. Light grey is equal.",
-    "tokenizer": "The prompt as both sides cut it into tokens, and where they agree.",
-    "forward": "Left: error that each step adds by itself, on sound inputs. Right: error at each position. Light grey is equal.",
+    "container": "Right: how many tensors have their bytes where the index says, and how many have them anywhere in the file.",
+    "naming": "Right: what a reader finds by name, and what is in the file under any name.",
+    "dtype": "Right: the bytes in the file, by their true type, and the bytes that the labels would need.",
+    "layout": "Right: values at the same position in both files. Correct ones would all be on the thin line.",
+    "decode": "Right: values at the same position in both files. Correct ones would all be on the thin line.",
+    "weights": "Right: values at the same position in both files. Correct ones would all be on the thin line.",
+    "config": "Left: error that each step introduces, on healthy input. Right: error at each position. Light grey is equal.",
+    "tokenizer": "The prompt as both sides tokenize it, and where they agree.",
+    "forward": "Left: error that each step introduces, on healthy input. Right: error at each position. Light grey is equal.",
     "instrument": "Nothing to see in the model: the measurement is void.",
 }
 
@@ -54,14 +54,15 @@ def caption(finding: Finding, *, run: bool = False) -> str:
     if run and finding.layer != "tokenizer":
         return _WHAT_TO_SEE["forward"]
     runs = finding.layer in ("config", "forward", "tokenizer", "instrument")
-    where = "" if runs else "Left: all tensors of the model, a row a kind, a column a layer. "
+    where = "" if runs else "Left: all tensors of the model, one row per kind, one column per layer. "
     return where + _WHAT_TO_SEE[finding.layer]
 
 
 @figures.style()
 def of_file(
-    finding: Finding, case: Case, axes: Sequence[Axes] | None = None, *, others: Sequence[Finding] = (), prompt: str = QUESTION
-) -> tuple[Axes, Axes]:
+    finding: Finding, case: FileCase, axes: Sequence[Axes] | None = None, *, others: Sequence[Finding] = (),
+    prompt: str = QUESTION,
+) -> tuple[Axes, Axes]:  # fmt: skip
     """Two axes about a finding in a file: the tensors concerned, and what happened to them.
 
     Args:
@@ -121,7 +122,7 @@ def of_run(
     return left, right
 
 
-def _sides(case: Case) -> tuple[Session, Session] | None:
+def _sides(case: FileCase) -> tuple[Session, Session] | None:
     """Both files ready to run; None where one cannot."""
     model = drafted(case, [])
     if case.ref is None or isinstance(model, AprlabError):
@@ -142,10 +143,10 @@ def _pair(axes: Sequence[Axes] | None) -> tuple[Axes, Axes]:
 
 def _say(ax: Axes, text: str) -> None:
     ax.set_axis_off()
-    ax.text(0.5, 0.5, text, ha="center", va="center", wrap=True)
+    ax.text(0.5, 0.5, text, parse_math=False, ha="center", va="center", wrap=True)
 
 
-def _where(finding: Finding, case: Case, others: Sequence[Finding], ax: Axes) -> None:
+def _where(finding: Finding, case: FileCase, others: Sequence[Finding], ax: Axes) -> None:
     assert case.ref is not None
     there = {match.true for match in case.matches}
     hit, else_ = set(finding.tensors), {name for other in others if other is not finding for name in other.tensors}
@@ -156,14 +157,14 @@ def _where(finding: Finding, case: Case, others: Sequence[Finding], ax: Axes) ->
     figures.tensor_map(cells, (_CALM, _HIT, _OTHER, _GONE), ax)
 
 
-def _reached(case: Case, ax: Axes) -> None:
+def _reached(case: FileCase, ax: Axes) -> None:
     """What a look-up by name gives, beside what is in the file at all."""
     assert case.ref is not None
     by_name = {match.piece.name: match for match in case.matches}
     counts = {"by its name": [0, 0, 0], "by its bytes": [0, 0, 0]}
     found = {match.true for match in case.matches if match.equal or match.by in ("content", "span", "values")}
     for name in case.ref.tensors:
-        match = by_name.get(case.due_name(name))
+        match = by_name.get(case.expected_name(name))
         place = 2 if match is None else int(not (match.true == name and match.place is None))
         counts["by its name"][place] += 1
         counts["by its bytes"][0 if name in found else 2] += 1
@@ -172,7 +173,7 @@ def _reached(case: Case, ax: Axes) -> None:
     ax.set_xlabel("tensors, looked up…")
 
 
-def _needed(finding: Finding, case: Case, ax: Axes) -> None:
+def _needed(finding: Finding, case: FileCase, ax: Axes) -> None:
     """Bytes in the file, and bytes that the labels demand, by the type that the tensors have in truth."""
     there: dict[str, int] = {}
     demanded: dict[str, int] = {}
@@ -189,12 +190,12 @@ def _needed(finding: Finding, case: Case, ax: Axes) -> None:
     ax.set_title(f"labels in the file: {', '.join(sorted(labels))}"[:70])
 
 
-def _labels(match: Match) -> list[TensorType]:
+def _labels(match: TensorMatch) -> list[TensorType]:
     """Types that the label has stood for and whose blocks fit the rows."""
     return [kind for kind in apr.candidates(match.piece.code) if match.shape[-1] % kind.block_elements == 0]
 
 
-def _values(finding: Finding, case: Case, ax: Axes) -> None:
+def _values(finding: Finding, case: FileCase, ax: Axes) -> None:
     """Values of the first concerned tensor that can be decoded on both sides."""
     for match in _concerned(finding, case):
         if match.of is None:
@@ -209,7 +210,7 @@ def _values(finding: Finding, case: Case, ax: Axes) -> None:
     _say(ax, "no concerned tensor has values on both sides")
 
 
-def _seen(match: Match) -> np.ndarray | None:
+def _seen(match: TensorMatch) -> np.ndarray | None:
     """What the file gives for it: float32, or None where its bytes do not fit its type and shape."""
     kind = match.kind or next(iter(match.piece.fitting()), None)
     if kind is None:
@@ -220,7 +221,7 @@ def _seen(match: Match) -> np.ndarray | None:
         return None
 
 
-def _concerned(finding: Finding, case: Case) -> list[Match]:
+def _concerned(finding: Finding, case: FileCase) -> list[TensorMatch]:
     wanted = set(finding.tensors)
     return [match for match in case.matches if match.true in wanted]
 

@@ -20,9 +20,9 @@ from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.lab import finding_figures as pictures
 from aprlab.model.model import Model
-from aprlab.onion.layers import Case
+from aprlab.onion.file_case import FileCase
+from aprlab.onion.fixes import Fix, drafted
 from aprlab.onion.peeling import examine
-from aprlab.onion.repairs import Mend, drafted
 from aprlab.onion.run_peeling import examine_sessions
 from aprlab.onion.verdict import Finding, Verdict
 from aprlab.published import QUESTION
@@ -40,8 +40,8 @@ class ErrorMaps:
 
     Attributes:
         steps: names of the columns.
-        total: of the suspected side's own run: inherited and introduced.
-        alone: of each step on the believed side's inputs: introduced.
+        total: in the candidate's own run: inherited and introduced.
+        alone: of each step on the reference's inputs: introduced.
     """
 
     steps: list[str]
@@ -55,15 +55,15 @@ class ErrorMaps:
 
 
 class Pair(ABC):
-    """A believed and a suspected side.
+    """A reference and a candidate.
 
     Attributes:
-        believed, suspected: each in a few words, without folders.
-        faults: ids of what was put in on purpose; empty where nobody knows.
+        reference_name, candidate_name: each in a few words, without folders.
+        faults: ids of what was put in on purpose; empty if that is not known.
     """
 
-    believed: str
-    suspected: str
+    reference_name: str
+    candidate_name: str
     faults: tuple[str, ...] = ()
 
     @abstractmethod
@@ -82,7 +82,7 @@ class Pair(ABC):
 
     @abstractmethod
     def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
-        """``believed``, ``suspected`` and, where a repair was found, ``mended``; a side that cannot run is its reason."""
+        """``reference``, ``candidate`` and, if a repair was found, ``repaired``; for a side that cannot run, the reason."""
 
     def answers(self, verdict: Verdict, prompt: str = QUESTION, max_tokens: int = 12) -> dict[str, str]:
         """What each of `sessions` says, greedily; in angle brackets, why a side says nothing."""
@@ -98,9 +98,9 @@ class Pair(ABC):
         return said
 
     def error_maps(self, verdict: Verdict, prompt: str = QUESTION) -> ErrorMaps | None:
-        """Inherited and introduced error of the suspected side; None where one side cannot run, or there is only one."""
+        """Inherited and introduced error of the candidate; None if one side cannot run, or there is only one."""
         sides = self.sessions(verdict)
-        a, b = sides.get("believed"), sides.get("suspected")
+        a, b = sides.get("reference"), sides.get("candidate")
         if not isinstance(a, Session) or not isinstance(b, Session):
             return None
         try:
@@ -128,10 +128,10 @@ class Files(Pair):
 
     def __init__(self, reference: Path | None, candidate: Path, *, engine: str | None = None, faults: Sequence[str] = ()) -> None:
         self.reference, self.candidate, self.engine, self.faults = reference, candidate, engine, tuple(faults)
-        self.believed = "nothing but what is known of such files" if reference is None else reference.name
-        self.suspected = candidate.name
-        self._case: Case | None = None
-        self._mends: list[Mend] = []
+        self.reference_name = "none: only what is known of such files" if reference is None else reference.name
+        self.candidate_name = candidate.name
+        self._case: FileCase | None = None
+        self._mends: list[Fix] = []
 
     def peel(self, prompt: str = QUESTION) -> Verdict:
         verdict, self._case, self._mends = examine(self.reference, self.candidate, engine=self.engine, prompt=prompt)
@@ -147,13 +147,13 @@ class Files(Pair):
     def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
         case = self._case
         if case is None:
-            return {"suspected": verdict.findings[0].mechanism}
+            return {"candidate": verdict.findings[0].mechanism}
         sides: dict[str, Session | str] = {}
         if case.ref is not None:
-            sides["believed"] = self._session(case.ref.model)
-        sides["suspected"] = self._session(drafted(case, []))
+            sides["reference"] = self._session(case.ref.model)
+        sides["candidate"] = self._session(drafted(case, []))
         if verdict.repair is not None:
-            sides["mended"] = self._session(drafted(case, [m for m in self._mends if m.label in verdict.repair.set]))
+            sides["repaired"] = self._session(drafted(case, [m for m in self._mends if m.label in verdict.repair.set]))
         return sides
 
     def _session(self, model: Model | AprlabError) -> Session | str:
@@ -171,10 +171,10 @@ class Engines(Pair):
     def __init__(self, model: Model, faults: Sequence[str], *, engine: str | None = None) -> None:
         name = engine or best_engine(model)
         self.faults = tuple(faults)
-        self.believed, self.suspected = f"engine {name}", f"another engine {name}"
+        self.reference_name, self.candidate_name = f"engine {name}", f"another engine {name}"
         self._a = Session(model, engine=name)
         self._b = session_with(model, faults, engine=name)
-        self._mends: list[Mend] = []
+        self._mends: list[Fix] = []
 
     def peel(self, prompt: str = QUESTION) -> Verdict:
         verdict, self._mends, self._mended = examine_sessions(self._a, self._b, prompt=prompt)
@@ -189,9 +189,9 @@ class Engines(Pair):
         return pictures.caption(finding, run=True)
 
     def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
-        sides: dict[str, Session | str] = {"believed": self._a, "suspected": self._b}
+        sides: dict[str, Session | str] = {"reference": self._a, "candidate": self._b}
         if verdict.repair is not None:
-            sides["mended"] = self._mended([m for m in self._mends if m.label in verdict.repair.set])
+            sides["repaired"] = self._mended([m for m in self._mends if m.label in verdict.repair.set])
         return sides
 
 
@@ -208,9 +208,9 @@ def pair(
 
     Args:
         model: GGUF file that faults are put into, and the reference where none is named; without it the embedded model.
-        reference: the file that is believed.
-        candidate: the file that is suspected. With neither reference nor model it is judged alone.
-        fault: ids of the catalogue with commas between, where there is no candidate. Faults that files can have go
+        reference: the reference file.
+        candidate: the candidate file. With neither reference nor model it is judged alone.
+        fault: ids of the catalogue, comma-separated, if there is no candidate. Faults that files can have go
             into a file; if one of them is an engine's only, all go into an engine.
         folder: where a faulty file is written.
         engine: runs both sides; empty: chosen by the size of the model.
@@ -227,8 +227,8 @@ def pair(
         )  # fmt: skip
     name = engine or None
     if candidate:
-        believed = reference or model
-        return Files(Path(believed) if believed else None, Path(candidate), engine=name)
+        trusted = reference or model
+        return Files(Path(trusted) if trusted else None, Path(candidate), engine=name)
     if reference:
         raise UsageError(
             "a fault is put into the model, so the model is the reference; give it as `model`", code="lab.fault-needs-model"

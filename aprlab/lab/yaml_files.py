@@ -38,7 +38,7 @@ def load(path: str | Path) -> tuple[Any, LineOf]:
     """
     path = Path(path)
     try:
-        text = read_bytes(path, MOST_BYTES, "yaml").decode("utf-8")
+        text = read_bytes(path, MOST_BYTES).decode("utf-8")
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", code="yaml.unreadable", path=path) from None
     except UnicodeDecodeError as error:

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from aprlab.onion.layers import Deviation
+from aprlab.onion.file_case import Deviation
 
 Progress = Callable[[str, Sequence[Deviation] | None], None]
-"""Told each stage as it begins, with None, and each layer of the files as it ends, with what it found."""
+"""Called as each stage begins, with None, and as each layer of the files ends, with what it found."""
 
 
 class Clock(dict[str, float]):
-    """Seconds by stage; `progress` is told when a stage begins."""
+    """Seconds by stage; `progress` is called when a stage begins."""
 
     def __init__(self, progress: Progress | None = None) -> None:
         super().__init__()

@@ -6,14 +6,14 @@ from typing import Any
 
 from aprlab import instruments
 from aprlab.onion.verdict import Finding
+from aprlab.onion.words import Mechanism
 
 
 def tested() -> tuple[dict[str, Any], list[Finding]]:
     """Each instrument shown a known-equal and a known-different pair; what fails is a finding of its own."""
     results = {r.name: True if r.ok else f"failed: {r.detail}" for r in instruments.selftest()}
-    words = "does not tell a known pair apart: all findings are void"
     broken = [
-        Finding("instrument", None, [], f"instrument {name!r} {words}", {"detail": state})
+        Finding("instrument", None, [], Mechanism("instrument.failed", {"instrument": name}), {"detail": state})
         for name, state in results.items()
         if state is not True
     ]

@@ -6,26 +6,30 @@ from the cheap end, then the runs, then the smallest repair.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aprlab.errors import BROKEN, AprlabError, FormatError, UnsupportedError
+from aprlab.errors import BROKEN, AprlabError, FormatError, UnsupportedError, UsageError
 from aprlab.formats.raw import Reference, look
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
 from aprlab.onion.clock import Clock, Progress
-from aprlab.onion.hypotheses import Explanation, explain
+from aprlab.onion.explanation import explain
+from aprlab.onion.fault_search import Explanation
+from aprlab.onion.file_case import FileCase
+from aprlab.onion.findings import report, word_of
+from aprlab.onion.fixes import Fix, drafted, search
 from aprlab.onion.instrument_check import tested
-from aprlab.onion.layers import FILE_LAYERS, Case, Deviation
-from aprlab.onion.layers.base import tensors_of
+from aprlab.onion.layers import FILE_LAYERS
 from aprlab.onion.references import reference_of
-from aprlab.onion.repairs import Mend, drafted, search
 from aprlab.onion.run_comparison import compare_runs
 from aprlab.onion.run_peeling import peel_engines
-from aprlab.onion.verdict import LAYERS, Finding, Mended, Verdict, Word
+from aprlab.onion.verdict import Finding, Repair, Verdict, Word
+from aprlab.onion.words import Mechanism, refused
 from aprlab.published import QUESTION
-from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, Outcome, best_engine
+from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, GoldenOutcome, best_engine
 
 
 def peel(
@@ -43,9 +47,9 @@ def peel(
     """Find out what is wrong with a file, or with an engine.
 
     Args:
-        ref: the file that is believed; None to judge `cand` by the size law, statistics and what is known of its model.
-        cand: the file that is suspected, GGUF or APR, however broken.
-        engines: two engines to hold against each other on one model instead, by name (``jit``, or with faults of the
+        ref: the reference file; None to judge `cand` by the size law, statistics and what is known of its model.
+        cand: the candidate, GGUF or APR, however broken.
+        engines: two engines to compare on one model instead, by name (``jit``, or with faults of the
             catalogue, ``reference+rope-norm``), or two sessions.
         fast: stop at the first layer that finds something, and run nothing.
         engine: runs both files under the golden rule; None takes the compiled one for real models where it is there.
@@ -76,12 +80,10 @@ def examine(
     prompt: str = QUESTION,
     max_tokens: int = MAX_TOKENS,
     progress: Progress | None = None,
-) -> tuple[Verdict, Case | None, list[Mend]]:
-    """`peel` for files, with the case and the mends that `repair` needs."""
-    from aprlab.errors import UsageError
-
+) -> tuple[Verdict, FileCase | None, list[Fix]]:
+    """`peel` for files, with the case and the fixes that `repair` needs."""
     if cand is None:
-        raise UsageError("two files are needed, or one and two engines")
+        raise UsageError("two files are needed, or one and two engines", code="peel.two-files-needed")
     cand = Path(cand)
     clock = Clock(progress)
     with clock("instruments"):
@@ -92,10 +94,10 @@ def examine(
     with clock("open"):
         reference = None if ref is None else reference_of(ref)
         try:
-            seen = look(cand)
+            file = look(cand)
         except (FormatError, UnsupportedError) as error:
             return _unreadable(error, instruments, clock, title), None, []
-    case = Case(seen, reference)
+    case = FileCase(file, reference)
     for layer in FILE_LAYERS:
         with clock(layer.name):
             found = list(layer.suspect(case))
@@ -104,20 +106,20 @@ def examine(
         if fast and any(not d.harmless for d in case.deviations):
             break
     with clock("hypotheses"):
-        strange = _other_model(case)
-        explanation = Explanation() if strange or not case.deviations else explain(case)
-    findings, mends = told(case, explanation)
-    if strange is not None:
-        findings, mends = [strange, *findings], []
-    word = _word(findings, strange=strange is not None)
+        other = _other_model(case)
+        explanation = Explanation() if other or not case.deviations else explain(case)
+    findings, fixes = report(case, explanation)
+    if other is not None:
+        findings, fixes = [other, *findings], []
+    word = word_of(findings, comparable=other is None)
     verdict = Verdict(word, findings, instruments=instruments, seconds=clock, title=title)
-    if fast or strange is not None:
-        return verdict, case, mends
+    if fast or other is not None:
+        return verdict, case, fixes
     if reference is not None:
-        _run(case, verdict, mends, clock, engine, threads, prompt, max_tokens)
-    elif mends:
-        verdict.repair = _alone(case, mends, clock, engine, threads, prompt)
-    return verdict, case, mends
+        _run(case, verdict, fixes, clock, engine, threads, prompt, max_tokens)
+    elif fixes:
+        verdict.repair = _alone(case, fixes, clock, engine, threads, prompt)
+    return verdict, case, fixes
 
 
 # ── opening ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -139,93 +141,28 @@ def golden_of(reference: Reference, engine: str, threads: int | None, prompt: st
 def _unreadable(error: AprlabError, instruments: dict[str, Any], clock: Clock, title: str) -> Verdict:
     """A file of which nothing more can be read: broken, or of a kind that is not handled."""
     evidence = {"offset": error.offset, "tensor": error.tensor}
-    finding = Finding("container", None, [], error.message, evidence)
+    finding = Finding("container", None, [], refused(error, "container.unreadable"), evidence)
     word: Word = "not-comparable" if isinstance(error, UnsupportedError) else "broken"
     return Verdict(word, [finding], instruments=instruments, seconds=clock, title=title)
 
 
-def _other_model(case: Case) -> Finding | None:
+def _other_model(case: FileCase) -> Finding | None:
     """Whether the two are different models: then every comparison of tensors would be noise."""
     if case.ref is None:
         return None
     sizes = {name: tensor.size for name, tensor in case.ref.tensors.items()}
-    alike = 0
-    for match in case.matches:
-        if match.true is not None:
-            n = 1
-            for length in match.piece.shape:
-                n *= length
-            alike += n == sizes[match.true]
+    alike = sum(math.prod(m.piece.shape) == sizes[m.true] for m in case.matches if m.true is not None)
     if 2 * alike >= len(sizes):
         return None
-    mechanism = "these are not two files of one model"
-    return Finding("naming", None, [], mechanism, {"tensors_alike": alike, "of": len(sizes)})
-
-
-# ── findings ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def told(case: Case, explanation: Explanation) -> tuple[list[Finding], list[Mend]]:
-    """Deviations as findings: one for each fault of the catalogue, then one for each mechanism that is left."""
-    by_layer = {layer.name: layer for layer in FILE_LAYERS}
-    findings: list[Finding] = []
-    mends: list[Mend] = []
-    spent: set[int] = set()
-    for fault in explanation.faults:
-        work = [d for d in explanation.covers.get(fault.id, []) if id(d) not in spent]
-        if not work:
-            continue
-        spent |= {id(d) for d in work}
-        by = {name: [d for d in work if d.layer == name] for name in LAYERS}
-        parts = [by_layer.get(name, by_layer["weights"]).explain(case, some) for name, some in by.items()]
-        told_ = [part for group in parts for part in group]
-        evidence: dict[str, Any] = {"found": [part.mechanism for part in told_]}
-        for part in told_[:1]:
-            evidence |= part.evidence
-        if fault.id in explanation.same:
-            evidence["leaves_the_same_file_as"] = explanation.same[fault.id]
-        if fault.section != "C" or fault.post is None:
-            evidence["reproduces_the_file" if case.ref is not None else "rule_holds_for_all_tensors"] = explanation.complete
-        harmless = all(d.harmless for d in work)
-        sure = 1.0 if explanation.complete else 0.9
-        finding = Finding(fault.layer, fault.id, tensors_of(work), fault.title, evidence, sure, harmless=harmless)
-        findings.append(finding)
-        if not harmless:
-            mends.append(Mend(finding, [d for d in work if not d.harmless]))
-    for name in LAYERS:
-        left = [d for d in case.deviations if id(d) not in spent and d.layer == name]
-        layer = by_layer.get(name) or by_layer["weights"]
-        groups: dict[str, list[Deviation]] = {}
-        for d in left:
-            groups.setdefault(d.how, []).append(d)
-        for finding, work in zip(layer.explain(case, left), groups.values(), strict=True):
-            findings.append(finding)
-            if not finding.harmless:
-                mends.append(Mend(finding, work))
-    order = {name: n for n, name in enumerate(LAYERS)}
-    findings.sort(key=lambda f: (_is_missing(f), order[f.layer]))
-    return findings, mends
-
-
-def _is_missing(finding: Finding) -> int:
-    """Tensors that only one side has come first, whatever else is wrong."""
-    return 0 if "not in the file" in finding.mechanism or "that no Qwen2 model has" in finding.mechanism else 1
-
-
-def _word(findings: Sequence[Finding], *, strange: bool) -> Word:
-    if strange:
-        return "not-comparable"
-    bad = [f for f in findings if not f.harmless]
-    if not bad:
-        return "equivalent" if findings else "same"
-    return "ambiguous" if all(f.ambiguous for f in bad) else "broken"
+    evidence = {"tensors_alike": alike, "of": len(sizes)}
+    return Finding("naming", None, [], Mechanism("naming.other-model"), evidence)
 
 
 # ── runs ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _run(
-    case: Case, verdict: Verdict, mends: list[Mend], clock: Clock, engine: str | None, threads: int | None, prompt: str,
+    case: FileCase, verdict: Verdict, fixes: list[Fix], clock: Clock, engine: str | None, threads: int | None, prompt: str,
     max_tokens: int,
 ) -> None:  # fmt: skip
     """Golden rule before and after, first divergence, smallest repair; the verdict is completed in place."""
@@ -239,20 +176,20 @@ def _run(
         if isinstance(as_is, Model) and case.deviations:  # equal files are run once more below, under the golden rule
             verdict.first_divergence = first_divergence(golden, as_is)
     with clock("repair"):
-        possible = [m for m in mends if m.possible]
+        possible = [m for m in fixes if m.possible]
 
-        def measure(some: Sequence[Mend]) -> Outcome:
+        def measure(some: Sequence[Fix]) -> GoldenOutcome:
             return golden.measure(drafted(case, some))
 
         found = search(possible, measure, cost=cost)
-        if mends:
-            verdict.repair = found.mended
+        if fixes:
+            verdict.repair = found.repair
         elif verdict.findings:
             price = found.before.to_json()
             verdict.findings[0].evidence["cost"] = price
         elif not (found.before.bitwise and found.before.says_the_same):
             # Every byte and number agrees, and the runs do not: then one of the runs is not to be trusted.
-            what = Finding("instrument", None, [], "equal files gave unequal runs", found.before.to_json(), 0.5)
+            what = Finding("instrument", None, [], Mechanism("instrument.unequal-runs"), found.before.to_json(), 0.5)
             verdict.findings, verdict.verdict = [what], "ambiguous"
 
 
@@ -264,9 +201,9 @@ def first_divergence(golden: Golden, model: Model) -> dict[str, Any] | None:
         return None
 
 
-def _alone(case: Case, mends: list[Mend], clock: Clock, engine: str | None, threads: int | None, prompt: str) -> Mended | None:
-    """Without a reference: the mended file must open and answer in finite numbers; what it answers is shown."""
-    possible = [m for m in mends if m.possible]
+def _alone(case: FileCase, fixes: list[Fix], clock: Clock, engine: str | None, threads: int | None, prompt: str) -> Repair | None:
+    """Without a reference: the fixed file must open and answer in finite numbers; what it answers is shown."""
+    possible = [m for m in fixes if m.possible]
     if not possible:
         return None
     with clock("repair"):
@@ -279,11 +216,11 @@ def _alone(case: Case, mends: list[Mend], clock: Clock, engine: str | None, thre
             session = Session(model, engine=name, threads=threads)
             answer = session.generate(prompt, max_tokens=MAX_TOKENS, raw=session.wants_raw)
         except BROKEN as error:
-            return Mended([m.label for m in possible], False, {"after": f"does not run: {error}"})
+            return Repair([m.label for m in possible], False, {"after": f"does not run: {error}"})
         proof = {"before": str(before) if isinstance(before, AprlabError) else "opens", "after": "opens", "answer": answer.text}
         needed = [m for m in possible if isinstance(drafted(case, [o for o in possible if o is not m]), AprlabError)]
         kept = needed or possible
-        return Mended([m.label for m in kept], bool(needed), proof)
+        return Repair([m.label for m in kept], bool(needed), proof)
 
 
-__all__ = ["examine", "peel", "reference_of", "tested"]
+__all__ = ["examine", "peel"]

@@ -12,7 +12,7 @@ _REFERENCES: dict[tuple[str, int, int], Reference] = {}
 
 
 def reference_of(ref: str | Path | Model) -> Reference:
-    """The believed side, with hashes; the last few are remembered by path, time and size."""
+    """The reference, with hashes; the last few are remembered by path, time and size."""
     path = Path(ref.path if isinstance(ref, Model) else ref)
     try:
         state = path.stat()

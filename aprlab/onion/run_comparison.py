@@ -56,7 +56,7 @@ def compare_runs(a: Session, b: Session, ids: Sequence[int], prompt: int | None 
 def difference_of(want: np.ndarray, got: np.ndarray, exact: bool) -> dict[str, Any] | None:
     """Figures of a difference, or None where there is none; other shapes of the same numbers are no difference yet."""
     if want.size != got.size:
-        return {"shape": list(got.shape), "due_shape": list(want.shape)}
+        return {"shape": list(got.shape), "expected_shape": list(want.shape)}
     a, b = want.reshape(len(want), -1), got.reshape(len(want), -1)
     if np.array_equal(a, b, equal_nan=True):
         return None

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.engines.base import Array, Engine
-from aprlab.engines.delegating import DelegatingEngine
+from aprlab.engines.base import Array
 from aprlab.errors import BROKEN, AprlabError
 from aprlab.faults import FAULTS, Fault
 from aprlab.faults.apply import loop_of
@@ -20,7 +19,8 @@ from aprlab.model.config import ModelConfig
 from aprlab.onion.decode_counts import decodings
 from aprlab.onion.operation_search import OperationSearch, find_pair
 from aprlab.onion.shadow import Call, Group, Shadow
-from aprlab.onion.verdict import Finding
+from aprlab.onion.verdict import Finding, known
+from aprlab.onion.words import Mechanism
 
 _TEXTS = (
     "What is 2+2?", "Add 12 and 345:\n\n  x = 7\r\n", "<|im_start|>user\nhello<|im_end|>\n", "naïve Übung, 你好", "don't   stop",
@@ -76,12 +76,12 @@ def operation_parts(a: Session, b: Session, seen: Shadow) -> list[RunPart]:
         if same:
             evidence["computes_the_same_as"] = same
         tensors = _weights([c for c in wrong if c.group in marks])
-        parts.append(RunPart(Finding(fault.layer, fault.id, tensors, fault.title, evidence), marks))
+        parts.append(RunPart(Finding(fault.layer, fault.id, tensors, known(fault), evidence), marks))
     if left:
         rest = [c for c in wrong if c.group in left]
         evidence = _figures(rest)
-        layer, how = _guess_layer(a, b, rest)
-        parts.append(RunPart(Finding(layer, None, _weights(rest), how, evidence, 0.8), left))
+        cause = _guess_cause(a, rest)
+        parts.append(RunPart(Finding(cause.layer, None, _weights(rest), cause, evidence, 0.8), left))
     return parts
 
 
@@ -107,16 +107,16 @@ def _weights(calls: list[Call]) -> list[str]:
     return list(dict.fromkeys(c.args[1] for c in calls if c.op in ("embed", "norm", "matmul")))
 
 
-def _guess_layer(a: Session, b: Session, calls: list[Call]) -> tuple[str, str]:
-    """Layer and words for operations that no known fault explains."""
+def _guess_cause(a: Session, calls: list[Call]) -> Mechanism:
+    """A cause for operations that no known fault explains."""
     ops = {c.op for c in calls}
     kinds = {a.model.tensors[c.args[1]].type.name for c in calls if c.op in ("embed", "matmul") and c.args[1] in a.model.tensors}
     constant = [c for c in calls if c.op == "matmul" and c.other is not None and len(c.out) > 1 and _constant(c)]
     if constant and len(constant) == sum(c.op == "matmul" and len(c.out) > 1 for c in calls) and ops == {"matmul"}:
-        return "weights", "products differ by one constant vector at every position: a bias"
+        return Mechanism("weights.constant-added")
     if ops <= {"embed", "matmul"}:
-        return "decode", f"products with weights of type {', '.join(sorted(kinds))} differ on the same input"
-    return "forward", f"{', '.join(sorted(ops))} differ{'s' if len(ops) == 1 else ''} on the same input"
+        return Mechanism("decode.products-differ", {"types": sorted(kinds)})
+    return Mechanism("forward.operations-differ", {"operations": sorted(ops)})
 
 
 def _constant(call: Call) -> bool:
@@ -158,13 +158,14 @@ def _records(due: Any, differ: dict[str, Any], layer: str, seam: Callable[[Fault
         changed = {f.name: getattr(after, f.name) for f in fields(type(due)) if getattr(after, f.name) != getattr(due, f.name)}
         if changed and all(name in left and left[name] == value for name, value in changed.items()):
             found = {name: _brief(value) for name, value in changed.items()}
-            evidence = {"seen": found, "due": {name: _brief(getattr(due, name)) for name in changed}}
-            parts.append(RunPart(Finding(fault.layer, fault.id, [], fault.title, evidence), data=tuple(changed)))
+            evidence = {"found": found, "expected": {name: _brief(getattr(due, name)) for name in changed}}
+            parts.append(RunPart(Finding(fault.layer, fault.id, [], known(fault), evidence), data=tuple(changed)))
             for name in changed:
                 left.pop(name)
     for name, value in left.items():
-        evidence = {"seen": _brief(value), "due": _brief(getattr(due, name))}
-        parts.append(RunPart(Finding(layer, None, [], f"{name} differs", evidence), data=(name,)))
+        evidence = {"found": _brief(value), "expected": _brief(getattr(due, name))}
+        cause = Mechanism(f"{layer}.field-differs", {"field": name})
+        parts.append(RunPart(Finding(layer, None, [], cause, evidence), data=(name,)))
     for part in parts:
         if layer == "config":
             part.config = {name: getattr(due, name) for name in part.data}
@@ -196,9 +197,9 @@ def tokenizer_parts(b: Session) -> list[RunPart]:
     wrong = {name for name in due if due[name] != seen[name]}
     if not wrong:
         return []
-    known = [f for f in FAULTS.values() if f.prompt is not None]
+    prompts = [f for f in FAULTS.values() if f.prompt is not None]
     guesses: list[tuple[list[Fault], dict[str, Any]]] = []
-    for some in [[f] for f in known] + [[f, g] for f in known for g in known if f is not g]:
+    for some in [[f] for f in prompts] + [[f, g] for f in prompts for g in prompts if f is not g]:
         tokenizer = sound
         for fault in some:
             assert fault.prompt is not None
@@ -213,40 +214,32 @@ def tokenizer_parts(b: Session) -> list[RunPart]:
             assert fault.prompt is not None
             did = _behaviour(fault.prompt(sound))
             evidence = {"differs_in": sorted(name for name in due if did[name] != due[name])}
-            out.append(RunPart(Finding(fault.layer, fault.id, [], fault.title, evidence), tokenizer=True))
+            out.append(RunPart(Finding(fault.layer, fault.id, [], known(fault), evidence), tokenizer=True))
         return out
-    how = f"{', '.join(sorted(wrong))} differ from what its data demand"
-    return [RunPart(Finding("tokenizer", None, [], how), tokenizer=True)]
+    cause = Mechanism("tokenizer.behaviour-differs", {"what": sorted(wrong)})
+    return [RunPart(Finding("tokenizer", None, [], cause), tokenizer=True)]
 
 
 # ── loop ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def fed(loop: type[Session], a: Session, ids: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """What a loop feeds to a sound engine for a prompt: position of the first token and tokens of each pass."""
-    watched = _Fed(a.engine)
-    session = loop(watched, config=a.config, tokenizer=a.tokenizer)
-    session.generate(list(ids), max_tokens=_FED)
-    return watched.passes
-
-
 _FED = 4  # tokens of an answer for which a loop is watched
 
 
-class _Fed(DelegatingEngine):
-    """Notes tokens and positions of every pass."""
+def fed(loop: type[Session], a: Session, ids: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """What a loop feeds to a sound engine for a prompt: position of the first token and tokens of each pass."""
+    passes: list[tuple[int, list[int]]] = []
 
-    def __init__(self, inner: Engine) -> None:
-        super().__init__(inner)
-        self.passes: list[tuple[int, list[int]]] = []
+    def on_embed(y: Array, tokens: np.ndarray, weight: str) -> None:
+        passes.append((-1, np.asarray(tokens).tolist()))
 
-    def embed(self, tokens: np.ndarray, weight: str) -> Array:
-        self.passes.append((-1, np.asarray(tokens).tolist()))
-        return super().embed(tokens, weight)
+    def on_rope(y: Array, x: Array, positions: np.ndarray, theta: float, style: str) -> None:
+        passes[-1] = (int(positions[0]), passes[-1][1])
 
-    def rope(self, x: Array, positions: np.ndarray, theta: float, style: str) -> Array:
-        self.passes[-1] = (int(positions[0]), self.passes[-1][1])
-        return super().rope(x, positions, theta, style)
+    session = loop(a.engine, config=a.config, tokenizer=a.tokenizer)
+    with a.engine.hooked("embed", on_embed), a.engine.hooked("rope", on_rope):
+        session.generate(list(ids), max_tokens=_FED)
+    return passes
 
 
 def loop_parts(a: Session, b: Session, ids: Sequence[int]) -> list[RunPart]:
@@ -256,14 +249,13 @@ def loop_parts(a: Session, b: Session, ids: Sequence[int]) -> list[RunPart]:
     due, seen = fed(type(a), a, ids), fed(type(b), a, ids)
     if due == seen:
         return []
-    known = [f for f in FAULTS.values() if f.session is not None]
+    loops = [f for f in FAULTS.values() if f.session is not None]
     at = next((n for n, (x, y) in enumerate(zip(due, seen, strict=False)) if x != y), min(len(due), len(seen)))
-    evidence = {"differs_at_pass": at, **{w: _pass(p[at]) for w, p in (("due", due), ("seen", seen)) if at < len(p)}}
-    for some in [[f] for f in known] + [list(pair) for pair in itertools.permutations(known, 2)]:
+    evidence = {"differs_at_pass": at, **{w: _pass(p[at]) for w, p in (("expected", due), ("found", seen)) if at < len(p)}}
+    for some in [[f] for f in loops] + [list(pair) for pair in itertools.permutations(loops, 2)]:
         if fed(loop_of(some), a, ids) == seen:
-            return [RunPart(Finding(f.layer, f.id, [], f.title, evidence), loop=True) for f in some]
-    how = "the loop feeds other tokens, or at other positions"
-    return [RunPart(Finding("forward", None, [], how, evidence), loop=True)]
+            return [RunPart(Finding(f.layer, f.id, [], known(f), evidence), loop=True) for f in some]
+    return [RunPart(Finding("forward", None, [], Mechanism("forward.loop-differs"), evidence), loop=True)]
 
 
 def _pass(one: tuple[int, list[int]]) -> str:
@@ -283,15 +275,12 @@ def cost_parts(a: Session, b: Session, token: int) -> list[RunPart]:
     more = sorted(name for name, count in theirs.items() if count > mine.get(name, 0))
     if not more:
         return []
-    id = None
+    evidence = {"decoded_again": len(more), "expected": sum(mine.values())}
     for fault in FAULTS.values():
         if fault.engine is not None and fault.silent and fault.fits(a.model) and a.engine.name == b.engine.name:
             try:
                 if decodings(fault.engine(a.engine), a.config, token) == theirs:
-                    id = fault
-                    break
+                    return [RunPart(Finding(fault.layer, fault.id, more, known(fault), evidence, harmless=True))]
             except BROKEN:
                 continue
-    evidence = {"decoded_again": len(more), "due": sum(mine.values())}
-    layer, how = (id.layer, id.title) if id is not None else ("forward", "weights are decoded anew at every product")
-    return [RunPart(Finding(layer, id.id if id is not None else None, more, how, evidence, harmless=True))]
+    return [RunPart(Finding("forward", None, more, Mechanism("forward.decoded-again"), evidence, harmless=True))]

@@ -19,10 +19,10 @@ from aprlab.inference.tokenizer import Qwen2Tokenizer
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
 from aprlab.onion.clock import Clock
+from aprlab.onion.fixes import Fix, search
 from aprlab.onion.instrument_check import tested
 from aprlab.onion.mixed_engine import MixedEngine
 from aprlab.onion.references import reference_of
-from aprlab.onion.repairs import Mend, search
 from aprlab.onion.run_comparison import compare_runs
 from aprlab.onion.run_parts import (
     RunPart,
@@ -35,7 +35,8 @@ from aprlab.onion.run_parts import (
 )
 from aprlab.onion.shadow import shadow
 from aprlab.onion.verdict import Finding, Verdict, Word
-from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, Outcome
+from aprlab.onion.words import Mechanism, refused
+from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, GoldenOutcome
 
 
 def side(model: Model, spec: str | Session, threads: int | None = None) -> Session:
@@ -52,7 +53,7 @@ def peel_engines(
 ) -> Verdict:  # fmt: skip
     """`peel` for two engines on one model; the first is believed."""
     if len(specs) != 2 or (model is None and not all(isinstance(s, Session) for s in specs)):
-        raise UsageError("two engines and one model are needed")
+        raise UsageError("two engines and one model are needed", code="peel.two-engines-needed")
     if model is None:
         a, b = specs
         assert isinstance(a, Session)
@@ -65,7 +66,7 @@ def peel_engines(
         except UsageError:
             raise
         except AprlabError as error:
-            finding = Finding("config", None, [], f"does not run: {error.message}", {"tensor": error.tensor})
+            finding = Finding("config", None, [], refused(error, "config.does-not-run"), {"tensor": error.tensor})
             return Verdict("broken", [finding], title=str(specs[1]))
     return peel_sessions(a, b, fast=fast, prompt=prompt, max_tokens=max_tokens, progress=progress)
 
@@ -81,8 +82,8 @@ def peel_sessions(
 def examine_sessions(
     a: Session, b: Session, *, fast: bool = False, prompt: str, max_tokens: int = MAX_TOKENS,
     progress: Callable[[str, Any], None] | None = None,
-) -> tuple[Verdict, list[Mend], Callable[[Sequence[Mend]], Session]]:  # fmt: skip
-    """`peel_sessions`, with the mends, and what gives b with some of them."""
+) -> tuple[Verdict, list[Fix], Callable[[Sequence[Fix]], Session]]:  # fmt: skip
+    """`peel_sessions`, with the fixes, and what gives b with some of them."""
     clock = Clock(progress)
     with clock("instruments"):
         instruments, broken = tested()
@@ -90,8 +91,8 @@ def examine_sessions(
     if broken:
         return Verdict("not-comparable", broken, instruments=instruments, seconds=clock, title=title), [], lambda some: b
     if a.engine.contract != b.engine.contract:
-        how = f"unlike activation contracts: {a.engine.contract!r} against {b.engine.contract!r}; compare like with like"
-        finding = Finding("instrument", None, [], how)
+        contracts = {"first": a.engine.contract, "second": b.engine.contract}
+        finding = Finding("instrument", None, [], Mechanism("instrument.contracts-differ", contracts))
         return Verdict("not-comparable", [finding], instruments=instruments, seconds=clock, title=title), [], lambda some: b
     with clock("config"):
         parts = config_parts(a, b)
@@ -112,32 +113,32 @@ def examine_sessions(
     bad = [part for part in parts if not part.finding.harmless]
     word: Word = "broken" if bad else "equivalent" if findings or not exact else "same"
     verdict = Verdict(word, findings, instruments=instruments, seconds=clock, title=title)
-    mends, mended = _mends(a, b, bad)
+    fixes, fixed = _fixes(a, b, bad)
     if fast:
-        return verdict, mends, mended
+        return verdict, fixes, fixed
     with clock("run"):
         try:
             verdict.first_divergence = compare_runs(a, b, golden.ids, len(golden.prompt_ids))
         except BROKEN as error:
             verdict.first_divergence = {"point": "none", "refuses": str(error)}
     with clock("repair"):
-        if mends:
-            verdict.repair = search(mends, lambda some: _measured(golden, mended, some), cost=not exact).mended
-    return verdict, mends, mended
+        if fixes:
+            verdict.repair = search(fixes, lambda some: _measured(golden, fixed, some), cost=not exact).repair
+    return verdict, fixes, fixed
 
 
-def _measured(golden: Golden, mended: Callable[[Sequence[Mend]], Session], some: Sequence[Mend]) -> Outcome:
+def _measured(golden: Golden, fixed: Callable[[Sequence[Fix]], Session], some: Sequence[Fix]) -> GoldenOutcome:
     try:
-        return golden.measure(mended(some))
+        return golden.measure(fixed(some))
     except AprlabError as error:
         return golden.measure(error)
 
 
-def _mends(a: Session, b: Session, bad: list[RunPart]) -> tuple[list[Mend], Callable[[Sequence[Mend]], Session]]:
-    """A mend for each part that is bad, and what gives b with some of them."""
+def _fixes(a: Session, b: Session, bad: list[RunPart]) -> tuple[list[Fix], Callable[[Sequence[Fix]], Session]]:
+    """A fix for each part that is bad, and what gives b with some of them."""
     parts = {id(part.finding): part for part in bad}
 
-    def mended(some: Sequence[Mend]) -> Session:
+    def fixed(some: Sequence[Fix]) -> Session:
         chosen = [parts[id(m.finding)] for m in some]
         groups = {g for part in chosen for g in part.groups}
         engine: Engine = MixedEngine(b.engine, a.engine, groups) if groups else b.engine
@@ -156,7 +157,7 @@ def _mends(a: Session, b: Session, bad: list[RunPart]) -> tuple[list[Mend], Call
         loop = type(a) if any(p.loop for p in chosen) else type(b)
         return _session(loop, engine, config, tokenizer, data)
 
-    return [Mend(part.finding, []) for part in bad], mended
+    return [Fix(part.finding, []) for part in bad], fixed
 
 
 def _session(loop: type[Session], engine: Engine, config: ModelConfig, tokenizer: Qwen2Tokenizer, data: Any) -> Session:

@@ -97,7 +97,7 @@ class Shadow(Engine):
 
     def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
         def note(due: Any, got: Any) -> None:
-            wrong = None if np.array_equal(due, got) else {"at": "positions", "due": _ends(due), "seen": _ends(got)}
+            wrong = None if np.array_equal(due, got) else {"at": "positions", "expected": _ends(due), "found": _ends(got)}
             other = got if isinstance(got, np.ndarray) else np.zeros(0)
             self.calls.append(Call("positions", ("positions", "", self.stage), (len(due),), due, other if wrong else None, wrong))
 

@@ -6,15 +6,18 @@ The JSON form is documented in `docs/peel.md`; its keys are a promise.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from aprlab.display.html import Cell, table
+from aprlab.faults import Fault
+from aprlab.onion.words import Mechanism
 
 Word = Literal["same", "equivalent", "broken", "ambiguous", "not-comparable"]
+SCHEMA = 2  # of the JSON; higher when a key goes or changes its meaning
 _SHOWN = 12  # findings that a terminal is given; pages and JSON have all
 EXIT = {"same": 0, "equivalent": 0, "broken": 3, "ambiguous": 4, "not-comparable": 4}
 LAYERS = ("container", "naming", "dtype", "layout", "decode", "weights", "config", "tokenizer", "forward", "instrument")
@@ -28,8 +31,8 @@ class Finding:
         layer: one of `LAYERS`.
         fault: id in the catalogue, or None where the mechanism is none of the known ones.
         tensors: GGUF names; empty where no tensor is concerned.
-        mechanism: one sentence: what was done to what.
-        evidence: figures and facts, plain JSON values.
+        cause: what was done to what, as a code with parameters.
+        evidence: figures and facts, plain JSON values and mechanisms.
         confidence: 1.0 where bytes were reproduced exactly, less where statistics had to decide.
         harmless: a difference that changes nothing that a run could notice.
         ambiguous: more than one explanation is left, and the bytes cannot decide.
@@ -38,7 +41,7 @@ class Finding:
     layer: str
     fault: str | None
     tensors: list[str]
-    mechanism: str
+    cause: Mechanism
     evidence: dict[str, Any] = field(default_factory=dict)
     confidence: float = 1.0
     harmless: bool = False
@@ -48,9 +51,32 @@ class Finding:
         if self.layer not in LAYERS:
             raise ValueError(f"unknown layer {self.layer!r}")
 
+    @property
+    def code(self) -> str:
+        """Of the cause; stable."""
+        return self.cause.code
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Of the cause."""
+        return self.cause.parameters
+
+    @property
+    def mechanism(self) -> str:
+        """The cause in words, for people."""
+        return str(self.cause)
+
+    @property
+    def label(self) -> str:
+        """What programs call it in one verdict: `naming/GH-190`, or the cause where no id is known."""
+        return f"{self.layer}/{self.fault}" if self.fault is not None else self.cause.label
+
     def to_json(self) -> dict[str, Any]:
-        """The keys of the schema; `harmless` and `ambiguous` speak through the verdict."""
-        names = ("layer", "fault", "tensors", "mechanism", "evidence", "confidence")
+        """The keys of the schema."""
+        names = (
+            "layer", "fault", "code", "parameters", "tensors", "mechanism", "evidence", "confidence", "harmless",
+            "ambiguous",
+        )  # fmt: skip
         found: dict[str, Any] = plain({name: getattr(self, name) for name in names})
         return found
 
@@ -59,12 +85,17 @@ class Finding:
         return f"{self.layer}: {self.fault or 'no known fault'}: {self.mechanism}{where}"
 
 
+def known(fault: Fault) -> Mechanism:
+    """The cause of a finding that a fault of the catalogue explains."""
+    return Mechanism("catalogue.fault", {"fault": fault.id})
+
+
 @dataclass
-class Mended:
-    """The smallest set of repairs that restores the golden rule.
+class Repair:
+    """The smallest set of fixes that restores the golden rule.
 
     Attributes:
-        set: what was mended, as `layer/fault or mechanism`, in the order of the findings.
+        set: labels of the findings that were fixed, in the order of the findings.
         minimal: leaving out any one of them breaks the golden rule (tried, not assumed).
         proof: what was run before and after.
     """
@@ -89,14 +120,14 @@ class Verdict:
         findings: in the order of the layers, cheapest first.
         first_divergence: first trace point at which the two runs differ, or None.
         repair: the smallest set of repairs, or None where nothing is broken or nothing helps.
-        instruments: each instrument -> whether it told a known pair apart.
+        instruments: each instrument -> true where it told a known pair apart, else how it failed.
         seconds: by stage.
     """
 
     verdict: Word
     findings: list[Finding]
     first_divergence: dict[str, Any] | None = None
-    repair: Mended | None = None
+    repair: Repair | None = None
     instruments: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     title: str = ""
@@ -114,6 +145,7 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """The documented schema."""
         return {
+            "schema": SCHEMA,
             "verdict": self.verdict,
             "findings": [finding.to_json() for finding in self.findings],
             "first_divergence": plain(self.first_divergence),
@@ -167,8 +199,10 @@ class Verdict:
 
 
 def plain(value: Any) -> Any:
-    """Plain JSON values: NumPy's as Python's, tuples as lists, what is not finite as a word."""
-    if isinstance(value, dict):
+    """Plain JSON values: NumPy's as Python's, tuples as lists, mechanisms with their words, what is not finite as a word."""
+    if isinstance(value, Mechanism):
+        return {"code": value.code, "parameters": plain(value.parameters), "words": str(value)}
+    if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
@@ -189,6 +223,7 @@ def some(names: Iterable[str], most: int = 4) -> str:
 
 def short(value: Any) -> str:
     """A value on one line, cut where it is long."""
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):

@@ -37,7 +37,7 @@ def opened(path: Path) -> Iterator[Any]:
         FormatError: it unpacks to more than a file of its length can be believed to hold.
         zipfile.BadZipFile, ValueError: it is no such archive.
     """
-    with open_regular(path, "trace") as file:
+    with open_regular(path) as file:
         _weigh(file, path)
         file.seek(0)
         with np.load(file, allow_pickle=False) as stored:

@@ -198,6 +198,12 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)))
 
 
+DIFFERENCES = {  # code of a row of `compare_models` -> what a table shows
+    "diff.same": "same", "diff.only-in-a": "only in a", "diff.only-in-b": "only in b", "diff.type": "type",
+    "diff.shape": "shape", "diff.bytes": "bytes", "diff.value": "value", "diff.unreadable": "unreadable",
+}  # fmt: skip
+
+
 def compare_models(a: Model, b: Model) -> Comparison:
     """Two opened files: every tensor of the union, every config value, every part of the tokenizer.
 
@@ -212,15 +218,21 @@ def _tensor_rows(a: Model, b: Model) -> Iterator[dict[str, Any]]:
     for name in [*a.tensors, *(name for name in b.tensors if name not in a.tensors)]:
         left, right = a.tensors.get(name), b.tensors.get(name)
         if left is None or right is None:
-            finding = "only in b" if left is None else "only in a"
+            kind = "only-in-b" if left is None else "only-in-a"
         elif left.type != right.type:
-            finding = "type"
+            kind = "type"
         elif left.shape != right.shape:
-            finding = "shape"
+            kind = "shape"
         else:
-            finding = "same" if np.array_equal(left.raw, right.raw) else "bytes"
+            kind = "same" if np.array_equal(left.raw, right.raw) else "bytes"
         shown = [None if t is None else f"{t.type.name} {format_cell(t.shape)}" for t in (left, right)]
-        yield {"what": name, "finding": finding, "a": shown[0], "b": shown[1], "equal": finding == "same"}
+        yield _difference_row(name, kind, *shown)
+
+
+def _difference_row(what: str, kind: str, a: str | None, b: str | None) -> dict[str, Any]:
+    """One thing of two files: `code` is for programs, `finding` says the same to people."""
+    code = f"diff.{kind}"
+    return {"what": what, "code": code, "finding": DIFFERENCES[code], "a": a, "b": b, "equal": kind == "same"}
 
 
 def _record_rows(part: str, a: Model, b: Model) -> Iterator[dict[str, Any]]:
@@ -233,12 +245,12 @@ def _record_rows(part: str, a: Model, b: Model) -> Iterator[dict[str, Any]]:
             records.append(error)
     if any(isinstance(record, AprlabError) for record in records):
         shown = [record.message if isinstance(record, AprlabError) else "present" for record in records]
-        yield {"what": part, "finding": "unreadable", "a": shown[0], "b": shown[1], "equal": False}
+        yield _difference_row(part, "unreadable", *shown)
         return
     for item in fields(records[0]):
         left, right = (getattr(record, item.name) for record in records)
-        row = {"what": f"{part}.{item.name}", "finding": "same" if left == right else "value"}
-        yield row | {"a": _short(left), "b": _short(right), "equal": left == right}
+        kind = "same" if left == right else "value"
+        yield _difference_row(f"{part}.{item.name}", kind, _short(left), _short(right))
 
 
 def _short(value: Any) -> str:

@@ -14,8 +14,8 @@ from aprlab.faults.base import SECTIONS
 from aprlab.onion.verdict import some
 from aprlab.widgets.models.blocks import Block, BlockMicroscope
 from aprlab.widgets.models.evidence import Evidence
-from aprlab.widgets.models.kernel import KernelStepper, Line
-from aprlab.widgets.models.onion import Answer, OnionExplorer
+from aprlab.widgets.models.kernel import KernelStepper, ListingLine
+from aprlab.widgets.models.onion import OnionExplorer, SideAnswer
 from aprlab.widgets.models.tensors import COLUMNS, TensorBrowser
 from aprlab.widgets.models.traces import TraceExplorer
 
@@ -93,7 +93,7 @@ def verdict_line(onion: OnionExplorer) -> str:
     line = f'<div style="font-size:1.15em">{Cell(words, verdict.tone).html()}</div>'
     parting = verdict.first_divergence
     if parting is not None and parting.get("point") not in (None, "none"):
-        line += para(f"The runs part at {parting['point']}, position {parting.get('first_position', '?')}.")
+        line += para(f"The runs diverge at {parting['point']}, position {parting.get('first_position', '?')}.")
     return line
 
 
@@ -122,7 +122,7 @@ def mends(onion: OnionExplorer) -> str:
     if not onion.mends:
         return ""
     chips = "".join(f'<span class="chip mend" {key(label)}>{html.escape(label)}</span>' for label in onion.mends)
-    return f"<div><b>Mend</b> (a click applies it, another takes it back)</div><div class='chips'>{chips}</div>"
+    return f"<div><b>Repair</b> (click to apply, click again to undo)</div><div class='chips'>{chips}</div>"
 
 
 def answers(onion: OnionExplorer) -> str:
@@ -131,14 +131,14 @@ def answers(onion: OnionExplorer) -> str:
         return ""
     rows = [["healthy", _said(onion.healthy), ""]]
     for answer in onion.answers:
-        who = "as it is" if not answer.mended else "mended: " + ", ".join(answer.mended)
+        who = "as it is" if not answer.mended else "repaired: " + ", ".join(answer.mended)
         same = not answer.refusal and answer.text == onion.healthy.text
         rows.append([who, _said(answer), Cell("the same words", "good") if same else Cell("other words", "bad")])
     now = [False, *(answer.mended == onion.mended for answer in onion.answers)]
     return table(("side", f"answer to {onion.prompt!r}", ""), rows, strong=now)
 
 
-def _said(answer: Answer) -> str | Cell:
+def _said(answer: SideAnswer) -> str | Cell:
     if answer.refusal:
         return Cell(f"refused: {answer.refusal}", "bad")
     return repr(answer.text) if answer.text else Cell("nothing: the first token ends the answer", "open")
@@ -352,7 +352,7 @@ def _spans(numbers: Sequence[int]) -> str:
 # ── kernel ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def code(lines: Sequence[Line], prefix: str, name: str, height: str = "26em", *, costs: bool = False) -> str:
+def code(lines: Sequence[ListingLine], prefix: str, name: str, height: str = "26em", *, costs: bool = False) -> str:
     """Lines of a text, each a button; with what each cost beside its number."""
     out = []
     for line in lines:

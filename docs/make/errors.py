@@ -1,9 +1,10 @@
 """Make `docs/errors.md`, every error by its code: `python docs/make/errors.py [docs/errors.md]`.
 
 Nothing is imported: the page is read out of the source with `ast`. An error is made by calling one of the classes that
-descend from `AprlabError`, with a literal ``code="room.rule"``. Three forms need no literal at the call itself:
+descend from `AprlabError`, with a literal ``code="room.rule"``. Four forms need no literal at the call itself:
 
 * a *maker*, a function that makes the error with a `code` that it was given: its callers give the literal;
+* a function that has only literals for its variable `code`;
 * a class whose own `__init__` gives the literal to its base;
 * an error passed on with more words: ``except FormatError as error: raise FormatError(…, code=error.code)``, of the same
   class, so that one code stays one class.
@@ -12,6 +13,7 @@ descend from `AprlabError`, with a literal ``code="room.rule"``. Three forms nee
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -156,7 +158,7 @@ def error_sites(sources: Sequence[Source]) -> list[Site]:
             if maker is not None:
                 makers.append(maker)
             elif not _passed_on(source, call, name, given):
-                sites += _sites(source, call, name, given, _message(source, call.args[0] if call.args else None))
+                sites += _sites(source, call, name, given, _message(source, call.args[0] if call.args else None, call))
     for source in sources:
         sites += _sites_of_makers(source, makers)
     return sorted(sites, key=lambda site: (site.module, site.line))
@@ -173,13 +175,34 @@ def _sites_of_makers(source: Source, makers: Sequence[Maker]) -> Iterator[Site]:
         maker = known[0]
         names = [a.arg for a in maker.function.args.args if a.arg not in ("self", "cls")]
         given = _argument(call, "code", names) or _default(maker.function, "code")
-        message = _message(source, _argument(call, names[0], names))
+        message = _message(source, _argument(call, names[0], names), call)
         text = maker.template.replace("{" + names[0] + "}", message)
         yield from _sites(source, call, maker.kind, given, text)
 
 
 def _sites(source: Source, call: ast.Call, kind: str, given: ast.expr | None, message: str) -> list[Site]:
-    return [Site(code, kind, message, source.name, call.lineno) for code in _literals(given) or [None]]
+    codes = _literals(given)
+    if isinstance(given, ast.Name):
+        values = [_literals(value) for value in _assigned(source, call, given.id)]
+        codes = list(dict.fromkeys(itertools.chain.from_iterable(values))) if all(values) else []
+        message = message if len(codes) == 1 else _hole(call.args[0])
+    return [Site(code, kind, message, source.name, call.lineno) for code in codes or [None]]
+
+
+def _assigned(source: Source, node: ast.AST, name: str) -> list[ast.expr]:
+    """What the function around `node` assigns to a variable above it, in the order of lines."""
+    function = _function(source, node)
+    found = []
+    for line in ast.walk(function) if function is not None else ():
+        if isinstance(line, ast.Assign) and line.lineno < node.lineno:
+            target, value = line.targets[0], line.value
+            pairs = (
+                zip(target.elts, value.elts, strict=True)
+                if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+                else [(target, value)]
+            )
+            found += [(line.lineno, given) for known, given in pairs if _last_name(known) == name]
+    return [value for _, value in sorted(found, key=lambda pair: pair[0])]
 
 
 def _literals(node: ast.expr | None) -> list[str]:
@@ -225,7 +248,7 @@ def _maker(source: Source, call: ast.Call, kind: str, given: ast.expr | None) ->
         return None
     if given.id != "code" or "code" not in [a.arg for a in (*function.args.args, *function.args.kwonlyargs)]:
         return None
-    return Maker(function.name, kind, source.name, function, _message(source, call.args[0]))
+    return Maker(function.name, kind, source.name, function, _message(source, call.args[0], call))
 
 
 def _passed_on(source: Source, call: ast.Call, kind: str, given: ast.expr | None) -> bool:
@@ -254,22 +277,24 @@ def _base_call(source: Source, call: ast.Call, kinds: dict[str, Kind]) -> str | 
 # ── messages ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _message(source: Source, node: ast.expr | None) -> str:
+def _message(source: Source, node: ast.expr | None, at: ast.Call) -> str:
     """A message as it stands in the source; what is filled in is ``{name}``, or ``{…}`` where it is more than a name."""
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
-        return "".join(_message(source, part) for part in node.values)
+        return "".join(_message(source, part, at) for part in node.values)
     if isinstance(node, ast.FormattedValue):
-        return _message(source, node.value) if isinstance(node.value, ast.Constant) else _hole(node.value)
+        return _message(source, node.value, at) if isinstance(node.value, ast.Constant) else _hole(node.value)
     if isinstance(node, ast.IfExp):
-        return f"{_message(source, node.body)} / {_message(source, node.orelse)}"
+        return f"{_message(source, node.body, at)} / {_message(source, node.orelse, at)}"
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _message(source, node.left) + _message(source, node.right)
+        return _message(source, node.left, at) + _message(source, node.right, at)
     if isinstance(node, ast.Name):
-        for line in source.tree.body:
-            if isinstance(line, ast.Assign) and _last_name(line.targets[0]) == node.id:
-                return _message(source, line.value)
+        wholes = [n.value for n in source.tree.body if isinstance(n, ast.Assign) and _last_name(n.targets[0]) == node.id]
+        for value in reversed([*wholes, *_assigned(source, at, node.id)]):
+            if isinstance(value, ast.Constant | ast.JoinedStr | ast.IfExp):
+                return _message(source, value, at)
+            break
     return _hole(node)
 
 

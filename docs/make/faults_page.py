@@ -13,17 +13,17 @@ from aprlab.formats.writing import write_text
 _HEAD = """\
 # The fault catalogue
 
-Every known way the conversion from GGUF to APR went wrong upstream, each to be switched on by name:
+Every known way in which the conversion from GGUF to APR went wrong upstream. Each fault can be switched on by its id:
 
     aprlab convert model.gguf -o broken.apr --fault GH-191,GH-190
     aprlab run model.gguf -p "What is 2+2?" --fault lost-qkv-biases
     aprlab faults GH-202
 
-A fault enters where it entered in history: at a decision of the converter (*file*), in a block decoder (*decoder*), in a
-primitive of an engine (*engine*), in the numbers of the forward pass (*config*), in the tokenizer, in the loop that feeds
-the model (*loop*), or in a measurement (*ruler*). Where a bug can be met both in a file and in a reader, it has both
-forms. *Silent* means that a short greedy answer of a real model stays right, word for word: only logits, files or long
-contexts tell.
+A fault enters where the historical bug was: in a decision of the converter (*file*), in a block decoder (*decoder*), in a
+primitive of an engine (*engine*), in the hyperparameters (*config*), in the tokenizer, in the generation loop
+(*loop*), or in a measurement (*instrument*). A bug that can be in a file as well as in a reader has both forms.
+*Silent* means that a short greedy answer of a real model stays correct, word for word: only logits, files or long
+contexts show the fault.
 
 This page is generated from the code (`python docs/make/faults_page.py docs/faults.md`).
 """

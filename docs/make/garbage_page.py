@@ -50,38 +50,39 @@ def _cell(text: str) -> str:
 _PAGE = """\
 # The garbage detector, measured
 
-`aprlab.instruments.garbage_detector.is_garbage(text)` judges by the text alone. It is measured on {count} labelled texts,
-`data/garbage.jsonl`: the outputs that the ticket and the record of upstream's bugs quote; what the embedded model and
-Qwen2.5-Coder 0.5B and 1.5B say with faults of the catalogue switched on; healthy answers; and answers written for the
-purpose (numbers, words such as "information", Chinese, Japanese and other languages, code, haiku, lists). A label says
-whether a reader would call the text an answer in form; a wrong answer in good order is no garbage.
+`aprlab.instruments.garbage_detector.is_garbage(text)` judges the text alone. It is measured on {count} labelled texts,
+`data/garbage.jsonl`: the outputs quoted in the ticket and in upstream's bug reports; what the embedded model and
+Qwen2.5-Coder 0.5B and 1.5B say with faults of the catalogue switched on; healthy answers; and texts written for the
+purpose (numbers, words such as "information", Chinese, Japanese and other languages, code, haiku, lists). The label says
+whether a reader would accept the text as an answer in form; a wrong but well-formed answer is not garbage.
 
-The labels are one reader's. The rules were fitted to errors in the *tuning* part only. The *held-out* part is a third of
-the texts, chosen by hash, and all outputs of the embedded model as it is now, which was trained after the first rules were
-written; no rule was changed for an error there. But its errors have stood on this page since, so it is no longer pristine.
-The *fresh* part is: 65 outputs of Qwen2.5-Coder-1.5B under faults and sets of faults, and two answers of the healthy 0.5B. They
-were labelled after the last change of a rule, by hand, since a fault may leave an answer in good order ("2+2 equals").
+All labels come from one reader. The rules were fitted to errors in the *tuning* part only. The *held-out* part is a third
+of the texts, chosen by hash, plus all outputs of the current embedded model, which was trained after the first rules were
+written; no rule was changed because of an error there. But its errors have been on this page ever since, so it is no longer
+pristine. The *fresh* part is: 65 outputs of Qwen2.5-Coder-1.5B under faults and sets of faults, and two answers of
+the healthy 0.5B. They were labelled by hand after the last change of a rule; by hand, because a model with a fault may still
+give a well-formed answer ("2+2 equals").
 
-What is missed is mostly a few letters that could be a word ("Bluenight", "A model leam."): a model of few words leaves those
-in good order even when it is broken, and no text alone tells. So no verdict rests on this detector: it is one gate of many,
-and the gates on logits see those.
+Most misses are a few letters that could be a word ("Bluenight", "A model leam."): a model with a small vocabulary produces
+well-formed text of that kind even when it is broken, and the text alone cannot show it. So no verdict rests on this
+detector: it is one gate of many, and the gates on logits detect those cases.
 
-With a sound session of the same model at hand, `is_garbage(text, sound, prompt)` also asks how surprised that model would be
-(mean -log p of the tokens; limit {limit:g} nats, from the tuning part). On the outputs of the embedded model that caught 77
-of 85 in the held-out part; of 19 texts there that are in good order it calls 6 garbage, which answer another question than the
-one asked, as a broken model does: in form they are answers. In the tuning part it was 52 of 53, and none of 6.
+If a healthy session of the same model is available, `is_garbage(text, sound, prompt)` also asks how surprised that model
+would be (mean -log p of the tokens; limit {limit:g} nats, from the tuning part). On the outputs of the embedded model that
+caught 77 of 85 in the held-out part; of the 19 well-formed texts there it calls 6 garbage, which answer a different question
+from the one asked, as a broken model does: in form they are answers. In the tuning part it was 52 of 53, and none of 6.
 
 | part | judge | garbage | caught | missed | answers | accepted | accused | caught share | accused share |
 |---|---|---|---|---|---|---|---|---|---|
 {rows}
 
-"upstream's words" looks for *nan* and *inf*, as the detector of that day did.
+"upstream's words" looks for *nan* and *inf*, as upstream's detector did.
 
 | source | texts | garbage | missed | accused |
 |---|---|---|---|---|
 {sources}
 
-Judged wrongly:
+Misjudged texts:
 
 | part | how | source | text |
 |---|---|---|---|

@@ -21,20 +21,20 @@ _TABLE = ("model", "its score", "passed", "answers", "conversions", "playbook", 
 _PAGE = """\
 # Qualification
 
-`aprlab qualify MODEL` puts a model through a playbook, in each format, and leaves a page and JSON in `reports/` with every
-prompt and every answer. `--playbook quick` has the ticket's ten scenarios, `full` what a release needs, `embedded` the same for
-the embedded model; notebook `08_qualification` tells it step by step.
+`aprlab qualify MODEL` runs a model through a playbook, in each format, and writes a page and JSON with every prompt and every
+answer to `reports/`. `--playbook quick` has the ticket's ten scenarios, `full` has what a release needs, `embedded` is the same
+for the embedded model. Notebook `08_qualification` explains it step by step.
 
-## The ticket's table, and this project's rows beside it
+## The ticket's table, with this project's results
 
-The first columns are the ticket's (its harness, its converter), the others were measured with this project:
+The first columns are the ticket's (its harness, its converter); the others were measured with this project:
 {runs}.
 
 {table}
 
-A size without measured rows has not been put through a playbook here; the files of the 3B, 7B and 14B
-were not at hand. What files of their true sizes and type mixes, filled with random blocks, cost to convert, check and
-run stands in [sizes](sizes.md); random weights answer no question.
+A size without measured rows has not been run through a playbook here; the files of the 3B, 7B and 14B were not
+available. [sizes](sizes.md) shows the cost of converting, checking and running files of their true sizes and type
+mixes, filled with random blocks; random weights cannot answer questions.
 
 {notes}
 
@@ -42,65 +42,65 @@ run stands in [sizes](sizes.md); random weights answer no question.
 
 Upstream's score adds up six areas, {maxima}. An area gives `round(passed / rows × maximum)`, and the score is
 `100 · log10(1 + 9 · points / 1000)`. All rows of the quick playbook are filed under QUAL. Ten passes of 24 rows give 83 points,
-and no other number of rows does: the table's 22, and two of which nothing is known. 83 points of 1000 are {score:.1f}. Had all 24
-passed, QUAL would have given 200 points, and those are {bound:.1f}: the other five areas had no rows at all. The scores of
+and no other number of rows does: the table's 22, and two that nothing is known about. 83 points of 1000 give {score:.1f}. If all 24
+had passed, QUAL would have given 200 points, which is {bound:.1f}: the other five areas had no rows at all. Scores of
 70, 85 and 90 take {needed} points.
 
-The twelve conversions could not pass: each compared the whole standard output, in which the seconds of the run are printed.
+The twelve conversions could not pass: each test compared the whole standard output, which includes the run time in seconds.
 
 ## This project's score
 
-* A *scenario* is one trial. It passes when it passes in every format in which it was run; the same question in three formats is
+* A *scenario* is one trial. It passes if it passes in every format in which it was run; the same question in three formats is
   not counted three times.
-* Score: 100 × scenarios passed / scenarios run. An area without scenarios gives nothing and costs nothing; what was not run (a
-  format that was not asked for, llama.cpp not installed) is listed, and costs nothing.
-* The interval is Wilson's for that share. Ten of ten say no more than "at least 72 %"; {least} of {least} are needed for 80 %.
+* Score: 100 × scenarios passed / scenarios run. An area without scenarios does not count; what was not run (a
+  format that was not requested, llama.cpp not installed) is listed, and does not lower the score.
+* The interval is Wilson's for that share. Ten of ten means no more than "at least 72 %"; 80 % needs {least} of {least}.
 * Verdict: **fit for release** (score at least {production}, lower end at least {sure:.0f}, no blocker, and scenarios in
   {areas}), **not fit for release** (a blocker, which is named), **not enough evidence** (neither, or rows that were
   not reached in time).
-* Blockers: a crash, a hang, an error, shortage of memory; a conversion that is not golden or a gate that says no; garbage; an
-  answer that depends on the format; a failure of stability, of a known bug's scenario, or of speed and memory. A *wrong answer
+* Blockers: a crash, a hang, an error, running out of memory; a conversion that is not golden or a gate that fails; garbage; an
+  answer that depends on the format; a failed scenario for stability, a known bug, or speed and memory. A *wrong answer
   that is the same in every format* is the model's own: it lowers the score, and is listed as such.
 
-## What a child may do
+## Child processes
 
-Scenarios run in a child process, one a format. One that crashes, hangs beyond its time limit or runs out of memory
-(`--memory MIB` sets a limit) is a result of the scenario it happened in; the next one gets a new child. Finished rows are kept in
-`reports/qualify-MODEL-PLAYBOOK.jsonl`, and a run that was stopped goes on from there (`--fresh` forgets them); another model,
-playbook or engine begins anew, and errors are tried again. `--minutes N` begins nothing new after that time; conversions
+Scenarios run in a child process, one per format. A child that crashes, exceeds its time limit or runs out of memory
+(`--memory MIB` sets a limit) is a result of the scenario in which it happened; the next scenario gets a new child. Finished rows
+are kept in `reports/qualify-MODEL-PLAYBOOK.jsonl`, and an interrupted run resumes from there (`--fresh` discards them); another
+model, playbook or engine starts over, and errors are tried again. `--minutes N` starts nothing new after that time; conversions
 and gates come first. Exit status: 0 fit, 3 not fit, 4 not enough evidence, 2 bad input.
 
 ## Playbooks
 
-A YAML file; whatever is wrong with it is told with its line before anything runs.
+A playbook is a YAML file; every error in it is reported with its line number before anything runs.
 
 | key | what it is |
 |---|---|
 | `name`, `title`, `about` | of the playbook |
 | `formats` | list of `gguf`, `apr`, `safetensors`; `--formats` overrides it |
-| `golden` | list of prompts that both sides of a conversion, and of the gates, are asked |
+| `golden` | list of prompts for both sides of a conversion, and of the gates |
 | `defaults` | settings of all scenarios: `max_tokens` (24), `timeout` (300 s), `system`, `temperature` (0), `seed` (0), `stop` |
 | `scenarios` | list, as below |
 
 | key of a scenario | what it is |
 |---|---|
 | `id`, `area`, `why` | name; one of {areas_all}; a remark |
-| `ask`, `complete` or `talk` | a user's message; raw text to go on with; a list of messages with `role` and `content` |
+| `ask`, `complete` or `talk` | a user's message; raw text to continue; a list of messages with `role` and `content` |
 | `do` | instead: `load`, `serial` (tokens together, one by one), `speed`, `memory`, `convert` (`from`, `to`), `gate` (`gate`) |
-| `expect` | list of oracles, all of which have to hold |
-| `fill` | `text` and `times`: so many copies stand before the prompt |
-| `repeat`, `restart` | ask so many times, others in between; ask again in a fresh process: the same tokens every time |
+| `expect` | list of oracles, all of which must hold |
+| `fill` | `text` and `times`: that many copies of the text are put before the prompt |
+| `repeat`, `restart` | ask that many times, with other prompts in between; ask again in a fresh process: the tokens must be the same every time |
 | `max_tokens`, `timeout`, `system`, `temperature`, `seed`, `stop` | as in `defaults` |
 
 | oracle | holds when |
 |---|---|
 {oracles}
 
-A conversion is made from its real source (APR to GGUF from the APR file, and so on; SafeTensors are written as f32, so that no
-value changes), and compared by tokens, logits and every value of every tensor; the printed text has no part in it.
+A conversion starts from its real source (APR to GGUF from the APR file, and so on; SafeTensors are written as f32, so that no
+value changes), and is compared by tokens, logits and every value of every tensor; the printed text is not used.
 
 This page is generated from the JSON in `docs/qualification/`: `python docs/make/qualification_page.py docs/qualification.md`.
-"""
+"""  # noqa: E501
 
 
 def markdown(found: Sequence[Qualification]) -> str:

@@ -22,10 +22,25 @@ from aprlab.tracing import comparisons
 DOCS = Path(__file__).resolve().parents[1]
 
 
+def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The outputs of a cell with neighbouring pieces of one stream joined: a slow machine cuts them in other places."""
+    whole: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        last = whole[-1] if whole else None
+        if last is not None and output.output_type == last.output_type == "stream" and output.name == last.name:
+            last.text += output.text
+        else:
+            whole.append(output)
+    return whole
+
+
 def run_in_place(path: Path) -> None:
     """Execute with the defaults; keep outputs and counts, drop what differs from run to run."""
     notebook = nbformat.read(path, 4)
     NotebookClient(notebook, kernel_name="python3", record_timing=False, timeout=600).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = joined(cell.outputs)
     notebook.metadata["language_info"] = {"name": "python"}
     nbformat.write(notebook, path)
 

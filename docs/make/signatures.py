@@ -25,14 +25,14 @@ time, everything else healthy: greedy, through the model's own chat template, ac
 `data/signatures.json` by `python docs/make/signatures.py page data/signatures.json docs/signatures.md`; each model's part
 of that file by the command under its heading.
 
-**Recognised** tells how specific a signature is: `forensics` is given one answer of a fault and has to find the fault among
-all of them by what they say to *another* prompt. Faults that do not change the answer at hand are not counted, since a text
-cannot show them. Two faults that say the very same share the place. `forensics` weighs the answers and the likelihood of
-the text itself; the latter needs a pass for each pair of faults, and was measured on the embedded model only.
+**Recognised** says how specific a signature is: `forensics` gets one answer under a fault and has to find that fault among
+all of them, by what they say to *another* prompt. Faults that do not change the given answer are not counted, because a text
+cannot show them. Two faults with identical answers share a rank. `forensics` combines the answers and the likelihood of
+the text itself; the likelihood needs a forward pass for each pair of faults, and was measured on the embedded model only.
 
-**Silent** faults change no word of any answer here. A gate on text is blind to them, whatever it compares; the gate on
-logits sees them (`A-LOGITS` in [kill-matrix.md](kill-matrix.md)). The bits say how far the distribution of a next token
-moved at most, while the answer was still the healthy one; 0 is less than a millionth.
+**Silent** faults do not change a word of any answer here. No gate on text can detect them, whatever it compares; the gate on
+logits does (`A-LOGITS` in [kill-matrix.md](kill-matrix.md)). The bits are the largest change in the distribution of a next
+token while the answer was still the healthy one; 0 means less than a millionth.
 """
 
 
@@ -49,7 +49,7 @@ def page(record: dict[str, Any]) -> str:
         "questions",
         "faults",
         "silent",
-        "times",
+        "cases",
         "recognised, first",
         "among three",
         "by answers alone",
@@ -76,7 +76,7 @@ def page(record: dict[str, Any]) -> str:
                 again = f"{known.first} of {known.counted}" + (f", else `{known.instead}`" if known.instead else "")
             parts.append(f"| `{id}` | {' | '.join(map(_cell, texts))} | {_bits(v.moved[id])} | {again} |")
         if v.why_not:
-            parts.append(f"\nNot to be run with this model: {', '.join(f'`{id}`' for id in v.why_not)}.\n")
+            parts.append(f"\nCannot run with this model: {', '.join(f'`{id}`' for id in v.why_not)}.\n")
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -15,9 +15,10 @@ from aprlab.display import html as richview
 from aprlab.display.html import Cell
 from aprlab.errors import FormatError
 from aprlab.formats import open_model
-from aprlab.gates.gates import GateResult, Gates
+from aprlab.gates import GateResult, GateResults
 from aprlab.model.tensor import Origin, Tensor
-from aprlab.onion.verdict import Finding, Mended, Verdict
+from aprlab.onion.verdict import Finding, Repair, Verdict
+from aprlab.onion.words import Mechanism
 from aprlab.quants import types
 from aprlab.tracing import comparisons
 
@@ -94,8 +95,8 @@ def test_a_comparison_marks_what_differs() -> None:
 
 def test_a_verdict_shows_findings_and_repair() -> None:
     verdict = Verdict(
-        "broken", [Finding("naming", "GH-190", ["a<b"], "names", {"count": 3})], {"point": "embed"},
-        Mended(["naming/GH-190"], True, {"sets_run": 2}), title="x & y",
+        "broken", [Finding("naming", "GH-190", ["a<b"], Mechanism("naming.unknown-name"), {"count": 3})], {"point": "embed"},
+        Repair(["naming/GH-190"], True, {"sets_run": 2}), title="x & y",
     )  # fmt: skip
     page = words(verdict._repr_html_())
     assert page.startswith("✗ x & y: broken")
@@ -106,11 +107,11 @@ def test_a_verdict_shows_findings_and_repair() -> None:
 
 
 def test_gates_are_a_list_and_a_table() -> None:
-    gates = Gates(
+    gates = GateResults(
         [
-            GateResult("A", True, "1 of 1", "holds"),
-            GateResult("B", False, "no", "h", refused=True),
-            GateResult("C", None, "", "h"),
+            GateResult("A", True, "gate.no-steps", "holds"),
+            GateResult("B", False, "gate.no-steps", "h", refused=True),
+            GateResult("C", None, "gate.void", "h", {"instruments": ["a<b"]}),
         ]
     )
     assert [gate.id for gate in gates] == ["A", "B", "C"]

@@ -206,7 +206,7 @@ def test_narrow_rows_go_wrong_in_attn_output_and_not_before(id: str, narrow: Mod
 
 @pytest.mark.parametrize("id", ["GH-370", "floor-blocks", "padded-activations"])
 def test_on_wide_rows_they_change_nothing_and_say_so(id: str, model: Model, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"'{id}' changes nothing here; it needs rows that are no multiple of 256"):
+    with pytest.raises(UsageError, match=f"'{id}' changes nothing here; it needs rows whose width is not a multiple of 256"):
         session_with(model, [id])
     if id in file_faults():
         with pytest.raises(UsageError, match="changes nothing here"):

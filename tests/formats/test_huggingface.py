@@ -69,7 +69,7 @@ def test_the_report_states_the_cost(tiny: Path, tmp_path: Path) -> None:
 def test_the_tokenizer_file_is_one(tiny: Path, folders: dict[str, Path]) -> None:
     from tokenizers import Tokenizer
 
-    from aprlab.gates.gates import PROBES
+    from aprlab.gates import PROBES
     from aprlab.inference.tokenizer import Qwen2Tokenizer
 
     theirs = Tokenizer.from_file(str(folders["f32"] / "tokenizer.json"))
@@ -88,7 +88,7 @@ def shard(folder: Path, parts: int = 3) -> None:
         file = f"model-{n + 1:05}-of-{parts:05}.safetensors"
         mine = header.entries[n::parts]
         plans = [
-            safetensors.Plan(e.name, e.type, e.shape, lambda e=e: iter([header.file[e.start : e.stop].tobytes()]))  # type: ignore[misc]
+            safetensors.SafetensorsPlan(e.name, e.type, e.shape, lambda e=e: iter([header.file[e.start : e.stop].tobytes()]))  # type: ignore[misc]
             for e in mine
         ]
         safetensors.write(folder / file, plans, {"format": "pt"})

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+from noise import noise
 
-from aprlab import engines, figures
+from aprlab import engines, figures, gates
 from aprlab.cli.app import run_cli
 from aprlab.conversion.converter import convert
 from aprlab.errors import UsageError
 from aprlab.faults import FAULTS, by_id, convert_with, session_with
 from aprlab.formats import open_model
-from aprlab.gates import gates
-from aprlab.gates.gates import GATES, KILL, KillMatrix, figure_cells, kill_matrix, markdown, short
+from aprlab.gates import GATES, KILL, KillMatrix, figure_cells, kill_matrix, markdown, short
 from aprlab.model.model import Model
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -71,7 +71,7 @@ def test_every_gate_kills_something(matrix) -> None:
 
 def test_a_gate_that_kills_nothing_would_be_noticed(matrix) -> None:
     cells = [r.cells | {"A-WORK": gates.PASS} for r in matrix.rows]
-    rows = [gates.Row(r.fault, r.form, r.layer, c, r.upstream, r.figures) for r, c in zip(matrix.rows, cells, strict=True)]
+    rows = [replace(r, cells=c) for r, c in zip(matrix.rows, cells, strict=True)]
     assert KillMatrix(rows, matrix.control).idle() == ["A-WORK"]
     assert [r.fault for r in KillMatrix(rows, matrix.control).survivors()] == ["cache-key-mismatch"]
 
@@ -81,6 +81,16 @@ def test_the_healthy_conversion_passes_every_gate_whatever_its_types(matrix) -> 
     for row in matrix.control:
         assert set(row.cells.values()) == {gates.PASS}, {g: row.figures[g] for g, c in row.cells.items() if c != gates.PASS}
         assert all(row.upstream.values())
+
+
+def test_the_matrix_is_the_same_with_every_sentence_replaced_by_noise(model, matrix) -> None:
+    with noise(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "unknown dtype")
+        noisy = kill_matrix(model)
+    rows = [[*m.control, *m.rows] for m in (matrix, noisy)]
+    for a, b in zip(*rows, strict=True):
+        assert replace(a, figures={}) == replace(b, figures={})
+        assert all(a.figures[id] != b.figures[id] for id in GATES), "every figure was noise"
 
 
 def test_upstreams_ten_checks_kill_next_to_nothing(matrix) -> None:
@@ -124,7 +134,7 @@ def test_the_page_is_what_the_code_says(matrix) -> None:
     """Word for word, but for text of wrong weights, where a rounding of another machine may choose another token."""
     kept, made = ((DOCS / "kill-matrix.md").read_text(encoding="utf-8"), markdown(matrix))
     rows = [[line.split(" | ") for line in page.splitlines() if line.startswith("| ")] for page in (kept, made)]
-    assert len(rows[0]) == len(rows[1]), "run: python -m aprlab.gates docs/kill-matrix.md"
+    assert len(rows[0]) == len(rows[1]), "run: python docs/make/kill_matrix.py"
     heads = next(row for row in rows[1] if row[0] == "| fault")
     loose = {heads.index(head) for head in ("GR-1", "GR-3")} | {len(heads) - 1}
     other = 0
@@ -223,12 +233,23 @@ def test_a_model_without_a_chat_template_is_asked_all_the_same(model, healthy, t
     assert said(healthy, "I-5") == {"I-5": False}, "it has a template that the source has not"
 
 
+def read_gates(capfd) -> list[dict[str, object]]:
+    said = json.loads(capfd.readouterr().out)
+    assert said["schema"] == 2
+    return said["gates"]
+
+
 def test_the_verb_prints_and_tells_by_its_status(tiny, healthy, tmp_path, capfd) -> None:
     assert run_cli(["gates", str(tiny), str(healthy), "-n", "2", "--json"]) == 0
-    assert [r["id"] for r in json.loads(capfd.readouterr().out)] == list(GATES)
+    assert [r["id"] for r in read_gates(capfd)] == list(GATES)
     convert_with(tiny, tmp_path / "broken.apr", ["GH-191"])
     assert run_cli(["gates", str(tiny), str(tmp_path / "broken.apr"), "-n", "2"]) == 3
     assert "FAIL" in capfd.readouterr().out
+    assert run_cli(["gates", str(tiny), str(tmp_path / "broken.apr"), "-n", "2", "--json"]) == 3
+    rows = {str(row["id"]): row for row in read_gates(capfd)}
+    keys = {"id", "passed", "code", "parameters", "figure", "assertion", "refused"}
+    assert all(row.keys() == keys for row in rows.values())
+    assert rows["F-APR-FORMAT-001"]["code"] == "gate.size-law" and rows["I-2"]["code"] == "gate.names-lead-back"
     assert run_cli(["gates", str(tiny), str(healthy), "-n", "2", "--fault", "GH-191"]) == 2
     assert "no instrument's" in capfd.readouterr().err
     assert run_cli(["gates", str(tiny), str(tmp_path / "none.apr")]) == 2
@@ -240,13 +261,18 @@ def test_the_other_verbs(tiny, healthy, tmp_path, capfd) -> None:
     said = capfd.readouterr().out
     assert said.count('"ok": false') == 2
     assert run_cli(["fingerprint", str(tiny), str(healthy), "--json"]) == 0
-    assert json.loads(capfd.readouterr().out)["equal"] is True
+    said = json.loads(capfd.readouterr().out)
+    assert said["equal"] is True and said["schema"] == 2 and {row["code"] for row in said["rows"]} == {"fingerprint.same"}
     assert run_cli(["fingerprint", str(tiny)]) == 0
     assert "transposed: sum blind, statistics blind, hash sees it" in capfd.readouterr().out
     convert_with(tiny, tmp_path / "other.apr", ["wrong-eps"])
     assert run_cli(["diff", str(tiny), str(healthy)]) == 0
     assert run_cli(["diff", str(tiny), str(tmp_path / "other.apr")]) == 1
     assert "config.rms_norm_eps" in capfd.readouterr().out
+    assert run_cli(["diff", str(tiny), str(tmp_path / "other.apr"), "--json"]) == 1
+    said = json.loads(capfd.readouterr().out)
+    found = {row["what"]: row["code"] for row in said["rows"] if not row["equal"]}
+    assert said["schema"] == 2 and found == {"config.rms_norm_eps": "diff.value"}
 
 
 def test_kill_is_a_word_of_the_figure() -> None:

@@ -120,7 +120,7 @@ def test_a_lost_bias_is_missing_and_a_stranger_unexpected(tiny: Path) -> None:
 
 def test_a_file_without_a_readable_config_can_still_be_looked_at(tiny: Path) -> None:
     def broken() -> None:
-        raise FormatError("has no key 'qwen2.block_count'")
+        raise FormatError("has no key 'qwen2.block_count'", code="gguf.missing-key")
 
     with open_model(tiny) as model:
         model.make_config = model.make_tokenizer = broken

@@ -41,8 +41,8 @@ def test_a_fault_in_a_file(tmp_path: Path) -> None:
     drawn = pictures.inherited_and_introduced(maps.steps, maps.total, maps.alone)
     assert [ax.get_title(loc="left") for ax in drawn] == ["inherited and introduced", "introduced by each step"]
     answers = pair.answers(verdict)
-    assert answers["mended"] == answers["believed"] == "2 + 2 equals 4."
-    assert answers["suspected"] != answers["believed"]
+    assert answers["repaired"] == answers["reference"] == "2 + 2 equals 4."
+    assert answers["candidate"] != answers["reference"]
 
 
 def test_a_fault_in_an_engine() -> None:
@@ -55,7 +55,7 @@ def test_a_fault_in_an_engine() -> None:
     assert maps.guilty == ["attn"]
     left, _ = pair.picture(verdict.findings[0])
     assert left.get_title(loc="left") == "introduced by each step"
-    assert pair.answers(verdict)["mended"] == "2 + 2 equals 4."
+    assert pair.answers(verdict)["repaired"] == "2 + 2 equals 4."
 
 
 def test_two_findings_have_two_colours_and_labels_are_told(tmp_path: Path) -> None:
@@ -68,8 +68,8 @@ def test_two_findings_have_two_colours_and_labels_are_told(tmp_path: Path) -> No
     assert [[bar.get_width() for bar in bars] for bars in right.containers] == [[83, 99], [16, 0], [0, 0]]
     _, right = pair.picture(by_layer["dtype"], others=verdict.findings)
     assert "8 = Q8_0/AprQ4" in right.get_title(loc="left")
-    assert "believed" in pair.sessions(verdict)
-    assert pair.answers(verdict)["suspected"].startswith("<")
+    assert "reference" in pair.sessions(verdict)
+    assert pair.answers(verdict)["candidate"].startswith("<")
 
 
 def test_a_file_alone_and_a_healthy_one(tmp_path: Path, tiny: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_file_alone_and_a_healthy_one(tmp_path: Path, tiny: Path) -> None:
     alone = suspects.pair(candidate=tmp_path / "c.apr", folder=tmp_path)
     verdict = alone.peel()
     assert verdict.verdict == "broken"
-    assert "believed" not in alone.answers(verdict)
+    assert "reference" not in alone.answers(verdict)
     assert alone.error_maps(verdict) is None
     left, _ = alone.picture(verdict.findings[0])
     assert left.texts[0].get_text() == verdict.findings[0].mechanism
@@ -93,7 +93,7 @@ def test_a_file_alone_and_a_healthy_one(tmp_path: Path, tiny: Path) -> None:
 
 def test_what_a_fault_needs_is_given_to_both_sides(tmp_path: Path) -> None:
     pair = suspects.pair(fault="unknown-to-f32", folder=tmp_path)
-    assert (pair.believed, pair.suspected) == ("reference.apr", "candidate.apr")
+    assert (pair.reference_name, pair.candidate_name) == ("reference.apr", "candidate.apr")
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,15 @@ class Row:
         r = self.verdict.repair
         return r is not None and r.minimal and all(r.proof["after"].get(key) for key in ("ids", "tokens", "text"))
 
+    @property
+    def essence(self) -> Any:
+        """All of the verdict but words and seconds."""
+        v = self.verdict
+        findings = [(f.layer, f.fault, f.cause.key, f.tensors, f.harmless, f.ambiguous, f.confidence) for f in v.findings]
+        parts = [[part.key for part in f.evidence.get("mechanisms", [])] for f in v.findings]
+        repair = None if v.repair is None else (v.repair.set, v.repair.minimal, v.repair.proof["sets_run"])
+        return v.verdict, findings, parts, repair
+
     def __str__(self) -> str:
         state = f"{'named' if self.named else 'MISSED'}, {'mended' if self.mended else 'NOT MENDED'}"
         return f"{self.form} {'+'.join(self.put)}: {state}; {self.verdict.verdict}, {self.verdict.faults}"
@@ -113,11 +122,16 @@ def run_row(ids: tuple[str, ...]) -> Row | None:
     return Row("run", ids, peel_sessions(believed(), broken, prompt=PROMPT, max_tokens=TOKENS))
 
 
-def singles(folder: Path) -> Iterator[Row]:
-    """Every fault that this model can have, in each of its forms."""
+def file_singles(folder: Path) -> Iterator[Row]:
+    """Every fault that this model can have in a file."""
     for id in file_faults():
         if (row := file_row(folder, (id,))) is not None:
             yield row
+
+
+def singles(folder: Path) -> Iterator[Row]:
+    """Every fault that this model can have, in each of its forms."""
+    yield from file_singles(folder)
     for id in run_faults():
         if (row := run_row((id,))) is not None:
             yield row

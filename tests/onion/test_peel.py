@@ -18,12 +18,14 @@ from aprlab.errors import UsageError
 from aprlab.faults import convert_with
 from aprlab.formats import open_model
 from aprlab.model.tensor import Tensor
+from aprlab.onion.fixes import ddmin
 from aprlab.onion.peeling import peel
-from aprlab.onion.repairs import ddmin, repair
-from aprlab.onion.verdict import LAYERS, Verdict
+from aprlab.onion.repairs import repair
+from aprlab.onion.verdict import LAYERS, SCHEMA, Verdict
+from aprlab.onion.words import TEMPLATES
 
 REF = paths.embedded_model()
-KEYS = ["verdict", "findings", "first_divergence", "repair", "instruments", "seconds"]
+KEYS = ["schema", "verdict", "findings", "first_divergence", "repair", "instruments", "seconds"]
 
 
 def broken(tmp_path: Path, change: Callable[[Tensor], Tensor]) -> Path:
@@ -82,6 +84,8 @@ def test_two_tensors_of_one_shape_exchanged(tmp_path: Path) -> None:
         verdict = peel(REF, broken(tmp_path, lambda t: t.replace(raw=np.array(raws[t.name])) if t.name in raws else t))
     only(verdict, "naming")
     assert sorted(verdict.findings[0].tensors) == pair
+    assert verdict.findings[0].code == "naming.layers-exchanged"
+    assert verdict.findings[0].parameters == {"first": "1", "second": "5"}
     assert "layers 1 and 5" in verdict.findings[0].mechanism
 
 
@@ -93,6 +97,7 @@ def test_one_field_of_one_block(tmp_path: Path) -> None:
     only(verdict, "weights")
     assert verdict.findings[0].evidence["fields"] == ["d"]
     assert verdict.findings[0].evidence["blocks"] == [7]
+    assert verdict.findings[0].cause.label == "weights.field-of-one-block(field=d)"
     assert "field 'd' of one block" in verdict.findings[0].mechanism
 
 
@@ -100,6 +105,7 @@ def test_one_bias_zeroed(tmp_path: Path) -> None:
     verdict = peel(REF, broken(tmp_path, bytes_changed("blk.4.attn_v.bias", lambda raw: raw.fill(0))))
     only(verdict, "weights")
     assert verdict.findings[0].tensors == ["blk.4.attn_v.bias"]
+    assert verdict.findings[0].cause.label == "weights.all-zeros(part=attn_v.bias)"
     assert "all zeros" in verdict.findings[0].mechanism
 
 
@@ -111,6 +117,7 @@ def test_rows_of_the_embedding_rotated(tmp_path: Path) -> None:
 
     verdict = peel(REF, broken(tmp_path, turn))
     only(verdict, "layout")
+    assert verdict.findings[0].cause.label == "layout.rows-rotated(by=3)"
     assert "rotated by 3" in verdict.findings[0].mechanism
 
 
@@ -122,6 +129,8 @@ def test_a_rotated_vocabulary(tmp_path: Path) -> None:
     convert(REF, tmp_path / "v.apr", seams=lambda s: replace(s, metadata=lambda m: turn(s.metadata(m))))
     verdict = peel(REF, tmp_path / "v.apr")
     only(verdict, "tokenizer")
+    assert verdict.findings[0].code == "tokenizer.rotated"
+    assert verdict.findings[0].parameters == {"field": "tokens", "by": 5}
     assert "rotated by 5" in verdict.findings[0].mechanism
 
 
@@ -143,9 +152,13 @@ def test_tensors_of_one_side_only_come_first(tmp_path: Path) -> None:
     found = peel(REF, tmp_path / "b.apr").to_json()
     assert [f["fault"] for f in found["findings"]] == ["dropped-tensor", "rope-norm"]
     for finding in found["findings"]:
-        assert list(finding) == ["layer", "fault", "tensors", "mechanism", "evidence", "confidence"]
+        assert list(finding) == [
+            "layer", "fault", "code", "parameters", "tensors", "mechanism", "evidence", "confidence", "harmless", "ambiguous",
+        ]  # fmt: skip
         assert finding["layer"] in LAYERS
-    assert found["repair"]["minimal"] is True
+        assert finding["code"] in TEMPLATES
+        assert {part["code"] for part in finding["evidence"]["mechanisms"]} <= TEMPLATES.keys()
+    assert (found["schema"], found["repair"]["minimal"]) == (SCHEMA, True)
     assert set(found["repair"]["set"]) == {"naming/dropped-tensor", "config/rope-norm"}
 
 
@@ -167,6 +180,8 @@ def test_a_file_cut_inside_its_index_is_a_finding(tmp_path: Path) -> None:
     verdict = peel(REF, tmp_path / "cut.apr")
     assert verdict.verdict == "broken"
     assert verdict.findings[0].layer == "container"
+    assert verdict.findings[0].code == "container.unreadable"
+    assert verdict.findings[0].parameters["rule"] == "reading.truncated"
 
 
 def test_fast_runs_nothing(tmp_path: Path) -> None:
@@ -202,15 +217,17 @@ def test_repair_without_the_source(tmp_path: Path, faults: list[str]) -> None:
     assert (tmp_path / "b.apr").read_bytes() == before
     with pytest.raises(UsageError, match="exists"):
         repair(tmp_path / "b.apr", tmp_path / "fixed.apr")
-    with pytest.raises(UsageError, match="nothing to repair"):
+    with pytest.raises(UsageError, match="nothing to repair") as refused:
         repair(tmp_path / "fixed.apr", tmp_path / "again.apr", REF)
+    assert refused.value.code == "repair.nothing-found"
     assert not (tmp_path / "again.apr").exists()
 
 
 def test_repair_needs_the_source_for_lost_bytes(tmp_path: Path) -> None:
     convert_with(REF, tmp_path / "b.apr", ["lost-qkv-biases"])
-    with pytest.raises(UsageError, match="without a reference"):
+    with pytest.raises(UsageError, match="without a reference") as refused:
         repair(tmp_path / "b.apr", tmp_path / "fixed.apr")
+    assert refused.value.code == "repair.needs-a-reference"
     repair(tmp_path / "b.apr", tmp_path / "fixed.apr", REF)
     assert peel(REF, tmp_path / "fixed.apr").verdict == "same"
 
@@ -263,6 +280,7 @@ def test_a_model_that_was_rounded_on_its_way_is_the_same_model(ref: str, cand: s
     verdict = peel(tmp_path / ref, tmp_path / cand)
     assert verdict.verdict == "equivalent", str(verdict)
     assert {f.layer for f in verdict.findings} == {"dtype"} and all("rounded to" in f.mechanism for f in verdict.findings)
+    assert {f.code for f in verdict.findings} <= {"dtype.file-rounded", "dtype.reference-rounded"}
     assert 0 < max(f.evidence["rel_l2"] for f in verdict.findings) < 0.01
 
 

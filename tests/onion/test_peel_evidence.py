@@ -6,6 +6,10 @@ from pathlib import Path
 
 import peel_evidence as evidence
 import pytest
+from noise import noise
+
+from aprlab.onion import explanation
+from aprlab.onion.file_case import Deviation, FileCase
 
 
 def _judge(rows: list[evidence.Row], least: float) -> None:
@@ -20,10 +24,46 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("evidence")
 
 
-def test_every_file_fault_is_named(folder: Path) -> None:
-    rows = [row for id in evidence.file_faults() if (row := evidence.file_row(folder, (id,))) is not None]
-    assert len(rows) >= 60
-    _judge(rows, 0.98)
+@pytest.fixture(scope="module")
+def file_rows(folder: Path) -> list[evidence.Row]:
+    """Every file fault alone."""
+    return list(evidence.file_singles(folder))
+
+
+def test_every_file_fault_is_named(file_rows: list[evidence.Row]) -> None:
+    assert len(file_rows) >= 60
+    _judge(file_rows, 0.98)
+
+
+def test_no_verdict_hangs_on_wording(file_rows: list[evidence.Row], folder: Path) -> None:
+    with noise():
+        noisy = {row.put: row.essence for row in evidence.file_singles(folder)}
+    assert noisy == {row.put: row.essence for row in file_rows}
+
+
+def test_no_verdict_on_a_run_hangs_on_wording() -> None:
+    ids = list(evidence.run_faults())[::4]
+    plain = {id: row.essence for id in ids if (row := evidence.run_row((id,))) is not None}
+    assert len(plain) >= 10
+    with noise():
+        noisy = {id: row.essence for id in ids if (row := evidence.run_row((id,))) is not None}
+    assert noisy == plain
+
+
+def test_noise_shows_a_decision_by_wording(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: edits of the finished file are known by how their sentences begin, as they once were."""
+
+    def by_words(case: FileCase) -> dict[str, list[Deviation]]:
+        work = [d for d in case.deviations if d.mechanism.startswith("the file is cut off")]
+        return {"truncated": work} if work else {}
+
+    monkeypatch.setattr(explanation, "_edits", by_words)
+    plain = evidence.file_row(folder, ("truncated",))
+    with noise():
+        noisy = evidence.file_row(folder, ("truncated",))
+    assert plain is not None and noisy is not None
+    assert plain.verdict.faults == ["truncated"]
+    assert noisy.essence != plain.essence
 
 
 def test_every_run_fault_is_named() -> None:

@@ -13,7 +13,7 @@ from aprlab.errors import NumericError
 from aprlab.qualification import worker
 
 
-class Stub(worker.Bench):
+class Stub(worker.ChildOperations):
     """No model at all: the prompt says what is to happen."""
 
     asked = 0
@@ -37,7 +37,7 @@ class Stub(worker.Bench):
         if prompt == "eat":
             bytearray(1 << 36)
         if prompt == "nan":
-            raise NumericError("step 0: 5 NaN among 9 logits")
+            raise NumericError("step 0: 5 NaN among 9 logits", code="session.logits-not-finite")
         if prompt == "bug":
             raise ZeroDivisionError("division by zero")
         text = f"{prompt} {self.asked}" if prompt == "drift" else f"the answer to {prompt}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aprlab.errors import FormatError, UsageError
-from aprlab.gates.gates import GATES
+from aprlab.gates import GATES
 from aprlab.qualification import oracles, playbook
 
 TICKET_GATES = {

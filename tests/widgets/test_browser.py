@@ -212,7 +212,7 @@ def test_the_onion_explorer(opened: Callable[..., Page], shoot: Callable[[Page, 
     p.wait_for_selector(f"{WIDGET} img >> visible=true")
     page.settle()
     p.click(".mend[data-key='naming/GH-190']")
-    page.says("mended: naming/GH-190")
+    page.says("repaired: naming/GH-190")
     page.settle()
     assert "the same words" not in p.locator(WIDGET).first.inner_text()
     p.click(".mend[data-key='decode/q4k-min-lost']")

@@ -105,7 +105,9 @@ def test_what_is_under_way_is_not_disturbed(tiny: Path) -> None:
         model.work.wait()
 
 
-@pytest.mark.parametrize(("error", "line"), [(UsageError("no", path="f"), "f: no"), (ValueError("x"), "ValueError: x")])
+@pytest.mark.parametrize(
+    ("error", "line"), [(UsageError("no", code="test.rule", path="f"), "f: no"), (ValueError("x"), "ValueError: x")]
+)
 def test_a_failure_is_one_line(error: Exception, line: str) -> None:
     def job() -> None:
         raise error

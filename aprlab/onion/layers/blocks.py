@@ -8,22 +8,23 @@ from typing import Any
 import numpy as np
 
 from aprlab.errors import AprlabError
-from aprlab.onion.layers.base import Case, Match
-from aprlab.quants import REGISTRY, dequantise, quantise, types
+from aprlab.onion.file_case import FileCase, TensorMatch
+from aprlab.onion.words import Mechanism
+from aprlab.quants import REGISTRY, quantise, types
 from aprlab.quants.base import bits, up
 from aprlab.quants.types import TensorType
 
-_WHOLE = 1 << 14  # values up to which a transform is held against every byte; beyond, after the first, against stripes
+_WHOLE = 1 << 14  # values up to which a transform is compared with every byte; beyond, after the first, against stripes
 
 
-def differing(match: Match, due: np.ndarray) -> dict[str, Any]:
-    """Bytes, ranges, blocks and fields in which a piece differs from `due` (raw bytes of the same type)."""
+def differing(match: TensorMatch, expected: np.ndarray) -> dict[str, Any]:
+    """Bytes, ranges, blocks and fields in which a piece differs from `expected` (raw bytes of the same type)."""
     assert match.kind is not None
     raw = match.piece.raw
-    if len(raw) != len(due):
-        return {"bytes": len(raw), "due_bytes": len(due)}
+    if len(raw) != len(expected):
+        return {"bytes": len(raw), "expected_bytes": len(expected)}
     width, head = match.kind.block_bytes, match.kind.tensor_bytes
-    wrong = raw != due
+    wrong = raw != expected
     count = int(np.count_nonzero(wrong))
     if not count:
         return {"differing_bytes": 0}
@@ -45,7 +46,7 @@ def differing(match: Match, due: np.ndarray) -> dict[str, Any]:
     return found
 
 
-RANGES = 8  # more than so many are not told one by one
+RANGES = 8  # more than so many are not listed one by one
 
 
 def ranges_of(wrong: np.ndarray) -> tuple[int, int, list[list[int]]]:
@@ -79,7 +80,7 @@ def fields_at(hit: np.ndarray, kind: TensorType) -> set[str]:
     return found
 
 
-def due_bytes(case: Case, match: Match) -> np.ndarray | None:
+def expected_bytes(case: FileCase, match: TensorMatch) -> np.ndarray | None:
     """The bytes the piece should have in the type it is held in; None where nobody can encode that."""
     assert match.of is not None
     if match.kind is None:
@@ -93,8 +94,8 @@ def due_bytes(case: Case, match: Match) -> np.ndarray | None:
 Transform = Callable[[np.ndarray], np.ndarray]  # values (rows, cols) -> values, as many
 
 
-def value_transforms(case: Case, match: Match) -> dict[str, Transform]:
-    """What has been done to data needlessly: each as a function of the values, float32 (rows, cols), to (rows, cols)."""
+def value_transforms(case: FileCase, match: TensorMatch) -> dict[str, Transform]:
+    """What has been done to data needlessly: code -> a function of the values, float32 (rows, cols), to (rows, cols)."""
     rows, cols = match.shape if len(match.shape) == 2 else (1, match.shape[0])
 
     def as_rows(x: np.ndarray) -> np.ndarray:
@@ -102,56 +103,56 @@ def value_transforms(case: Case, match: Match) -> dict[str, Transform]:
 
     found: dict[str, Transform] = {}
     if len(match.shape) == 2:
-        found["data transposed, dims left as they were"] = lambda x: as_rows(x.T)
-        found["data taken for column-major and transposed back"] = lambda x: as_rows(x.reshape(cols, rows).T)
-        found["columns of every row reversed"] = lambda x: as_rows(x[:, ::-1])
+        found["layout.transposed"] = lambda x: as_rows(x.T)
+        found["layout.transposed-back"] = lambda x: as_rows(x.reshape(cols, rows).T)
+        found["layout.columns-reversed"] = lambda x: as_rows(x[:, ::-1])
     return found
 
 
-def row_orders(case: Case, match: Match) -> dict[str, np.ndarray]:
-    """Orders into which rows have been brought needlessly: name -> source row of each row."""
+def row_orders(case: FileCase, match: TensorMatch) -> dict[str, np.ndarray]:
+    """Orders into which rows have been brought needlessly: code -> source row of each row."""
     rows = match.shape[0]
-    found = {"rows in reverse order": np.arange(rows)[::-1]}
+    found = {"layout.rows-reversed": np.arange(rows)[::-1]}
     heads = {"attn_q": "head_count", "attn_k": "head_count_kv"}
     part = (match.true or "").split(".")[-2] if "." in (match.true or "") else ""
-    config = case.due_config or case.seen.config
+    config = case.expected_config or case.file.config
     if part in heads and isinstance(n := config.get(heads[part]), int) and n > 0 and rows % (2 * n) == 0:
         size = rows // n
         llama = np.arange(rows).reshape(n, 2, size // 2).swapaxes(1, 2).reshape(-1)
-        found["rows of each head permuted as for Llama (halves to pairs)"] = llama
-        found["rows of each head permuted back from Llama's order, though never in it"] = np.argsort(llama)
+        found["layout.rows-permuted-for-llama"] = llama
+        found["layout.rows-permuted-from-llama"] = np.argsort(llama)
     return found
 
 
-def explained_by_order(case: Case, match: Match, due: np.ndarray) -> str | None:
-    """The order of rows that gives exactly these bytes; a rotation is told by its distance."""
-    if len(match.piece.raw) != len(due) or match.kind is None or match.kind.tensor_bytes:
+def explained_by_order(case: FileCase, match: TensorMatch, expected: np.ndarray) -> Mechanism | None:
+    """The order of rows that gives exactly these bytes; a rotation has its distance."""
+    if len(match.piece.raw) != len(expected) or match.kind is None or match.kind.tensor_bytes:
         return None
-    rows = match.shape[0] if len(match.shape) == 2 else len(due) // match.kind.block_bytes
-    a, b = match.piece.raw.reshape(rows, -1), due.reshape(rows, -1)
+    rows = match.shape[0] if len(match.shape) == 2 else len(expected) // match.kind.block_bytes
+    unit = "rows" if len(match.shape) == 2 else "values"
+    a, b = match.piece.raw.reshape(rows, -1), expected.reshape(rows, -1)
     for name, order in row_orders(case, match).items() if len(match.shape) == 2 else ():
         if np.array_equal(a[0], b[order[0]]) and np.array_equal(a, b[order]):
-            return name
+            return Mechanism(name)
     where = np.flatnonzero((b == a[0]).all(axis=1)).tolist() if rows <= 1 << 18 else []
     for shift in where:
         if shift and np.array_equal(a, np.roll(b, -int(shift), axis=0)):
-            return f"{'rows' if len(match.shape) == 2 else 'values'} rotated by {min(-shift % rows, -shift, key=abs)}"
+            return Mechanism(f"layout.{unit}-rotated", {"by": min(-shift % rows, -shift, key=abs)})
     if rows <= 1 << 18 and not np.array_equal(a, b):
         kind = np.dtype((np.void, a.shape[1]))
         mine, theirs = (np.ascontiguousarray(x).view(kind).reshape(-1) for x in (a, b))
         if np.array_equal(np.sort(mine), np.sort(theirs)):
-            return f"{int((mine != theirs).sum())} of {rows} {'rows' if len(match.shape) == 2 else 'values'} in another order"
+            return Mechanism(f"layout.{unit}-reordered", {"moved": int((mine != theirs).sum()), "of": rows})
     return None
 
 
-def explained_by_values(case: Case, match: Match) -> str | None:
+def explained_by_values(case: FileCase, match: TensorMatch) -> Mechanism | None:
     """The transform of the reference's values that, encoded again, gives exactly these bytes."""
     if match.of is None or match.kind is None or match.kind.tensor_bytes:
         return None
     cols = match.shape[-1]
     # What explained one tensor is tried first on the next; what failed on three of a type is not tried on a fourth.
-    worked: dict[str, int] = case.notes.setdefault("worked", {})
-    failed: dict[TensorType, int] = case.notes.setdefault("failed", {})
+    worked, failed = case.attempts.worked, case.attempts.failed
     if failed.get(match.kind, 0) >= 3 and not worked:
         return None
     transforms = value_transforms(case, match)
@@ -167,7 +168,7 @@ def explained_by_values(case: Case, match: Match) -> str | None:
                     break
             else:
                 worked[name] = worked.get(name, 0) + 1
-                return name
+                return Mechanism(name)
         except AprlabError:
             continue
     failed[match.kind] = failed.get(match.kind, 0) + 1
@@ -181,18 +182,18 @@ def _stripes(rows: int, step: int, size: int) -> list[tuple[int, int]]:
     return [(int(n), int(n) + 2) for n in np.unique(np.linspace(0, max(rows - 2, 0), 4).astype(int))]
 
 
-def explained_by_fields(match: Match, due: np.ndarray) -> str | None:
+def explained_by_fields(match: TensorMatch, expected: np.ndarray) -> Mechanism | None:
     """The edit of block fields that gives exactly these bytes."""
-    if match.kind is None or len(match.piece.raw) != len(due):
+    if match.kind is None or len(match.piece.raw) != len(expected):
         return None
     layout = REGISTRY[match.kind].layout
     names = layout.names or ()
     head = match.kind.tensor_bytes
     for name, edit in _FIELD_EDITS.items():
-        raw = np.array(due[head:], np.uint8)
+        raw = np.array(expected[head:], np.uint8)
         b = raw.view(layout)
         if edit(b, names, match.kind) and np.array_equal(raw, match.piece.raw[head:]):
-            return name
+            return Mechanism(name)
     return None
 
 
@@ -227,19 +228,8 @@ def _flush(b: np.ndarray, names: tuple[str, ...], kind: TensorType) -> bool:
 
 
 _FIELD_EDITS: dict[str, Callable[[np.ndarray, tuple[str, ...], TensorType], bool]] = {
-    "d and dmin exchanged in every block": _exchange,
-    "the minimum of every block is zero": _no_min,
-    "the two nibbles of every byte exchanged": _nibbles,
-    "subnormal scales flushed to zero": _flush,
+    "decode.scales-exchanged": _exchange,
+    "decode.minimum-zero": _no_min,
+    "decode.nibbles-exchanged": _nibbles,
+    "decode.subnormals-flushed": _flush,
 }
-
-
-def decoded_equal(match: Match) -> bool:
-    """Whether the piece's values are the reference's, bit for bit, whatever the type."""
-    if match.of is None or match.kind is None:
-        return False
-    try:
-        mine = dequantise(match.piece.raw, match.kind, match.of.shape)
-        return bool(np.array_equal(mine, match.of.dequantise()))
-    except AprlabError:
-        return False

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
+
 from aprlab.formats import apr
 from aprlab.formats.raw import CONFIG_FIELDS, MISSING, Conflict
-from aprlab.onion.layers.base import Case, Deviation, Layer
+from aprlab.onion.draft import Draft
+from aprlab.onion.file_case import Deviation, FileCase
+from aprlab.onion.layers.layer import Layer
+from aprlab.onion.words import Mechanism
 from aprlab.published import known_models
 
 # Numbers that no run can notice: the context only bounds it.
@@ -17,38 +22,45 @@ class Config(Layer):
     """Against the reference's config, or against what is known of models of this shape."""
 
     name: ClassVar[str] = "config"
+    kinds: ClassVar[tuple[str, ...]] = ("config",)
+    shown: ClassVar[tuple[str, ...]] = ("config",)
 
-    def suspect(self, case: Case) -> list[Deviation]:
-        due = case.due_config or prior(case.seen.config)
+    def suspect(self, case: FileCase) -> list[Deviation]:
+        known = case.expected_config or prior(case.file.config)
         found = []
         for name in CONFIG_FIELDS:
-            value = case.seen.config[name]
-            wanted = due.get(name, value)
+            value = case.file.config[name]
+            expected = known.get(name, value)
             if value == MISSING or isinstance(value, Conflict):
                 keys, default = apr.CONFIG_KEYS[name]
-                lost = f"{name} is missing; upstream would assume {default}"
-                how = lost if value == MISSING else f"{name} stands there twice: {value}"
-                found.append(Deviation("config", "config", name, str(value), wanted, how, evidence={"keys": list(keys)}))
-            elif value != wanted:
+                cause = Mechanism("config.missing", {"field": name, "default": default})
+                if value != MISSING:
+                    cause = Mechanism("config.conflict", {"field": name, "found": str(value)})
+                found.append(Deviation("config", name, str(value), expected, cause, evidence={"keys": list(keys)}))
+            elif value != expected:
                 harmless = name in _QUIET and isinstance(value, int) and value >= 1
-                how = f"{name} is {value!r}, not {wanted!r}"
+                cause = Mechanism("config.value-differs", {"field": name, "found": value, "expected": expected})
                 sure = 1.0 if case.ref is not None else 0.9
-                found.append(Deviation("config", "config", name, value, wanted, how, confidence=sure, harmless=harmless))
+                found.append(Deviation("config", name, value, expected, cause, confidence=sure, harmless=harmless))
         return found
+
+    def repair(self, draft: Draft, deviation: Deviation) -> None:
+        draft.config[deviation.tensor] = deviation.expected
 
 
 def prior(config: dict[str, Any]) -> dict[str, Any]:
     """What is known about the model these numbers belong to, by its width and depth; NEOX for every Qwen2."""
-    due: dict[str, Any] = {}
+    known: dict[str, Any] = {}
     if config.get("architecture") == "qwen2":
-        due["rope_type"] = "neox"
+        known["rope_type"] = "neox"
     for model in known_models().values():
         if all(model.config.get(key) == config.get(key) for key in ("block_count", "embedding_length")):
-            import numpy as np
-
-            due |= {k: v for k, v in model.config.items() if k in CONFIG_FIELDS}
+            known |= {k: v for k, v in model.config.items() if k in CONFIG_FIELDS}
             for name in ("rope_theta", "rms_norm_eps"):
-                due[name] = float(np.float32(due[name]))
-            due["head_dim"] = due["embedding_length"] // due["head_count"]
-            due.pop("vocab_size", None)  # published twice: with and without padding
-    return due
+                known[name] = float(np.float32(known[name]))
+            known["head_dim"] = known["embedding_length"] // known["head_count"]
+            known.pop("vocab_size", None)  # published twice: with and without padding
+    return known
+
+
+__all__ = ["Config", "prior"]

@@ -7,51 +7,65 @@ from typing import Any, ClassVar
 
 from aprlab.formats import apr
 from aprlab.model.tensor import Origin, Tensor
-from aprlab.onion.layers.base import Case, Deviation, Layer, Match
+from aprlab.onion.draft import Draft
+from aprlab.onion.file_case import Deviation, FileCase, TensorMatch
+from aprlab.onion.layers.layer import Layer
+from aprlab.onion.words import Mechanism, refused
 
-# What the strict reader says about things that are looked at again below, with figures; the rest is passed on as it is.
-_AGAIN = ("stands there twice", "is not sorted", "is not a multiple of", "overlaps tensor", "needs bytes", "footer CRC",
-          "its writer wrote", "header CRC")  # fmt: skip
+# Rules that the reader of APR files finds broken and that are looked at again below, with figures; the rest is passed on.
+_AGAIN = (
+    "reading.duplicate-tensor", "apr.index-not-sorted", "reading.unaligned-tensor", "reading.tensors-overlap",
+    "reading.tensor-beyond-end", "apr.footer-crc", "apr.body-length", "apr.header-crc",
+)  # fmt: skip
 
 
 class Container(Layer):
     """Arithmetic on the index; nothing is decoded."""
 
     name: ClassVar[str] = "container"
+    kinds: ClassVar[tuple[str, ...]] = ("seal", "span")
+    shown: ClassVar[tuple[str, ...]] = ("span",)
 
-    def suspect(self, case: Case) -> list[Deviation]:
-        found: list[Deviation] = []
-        if case.seen.box is not None:
-            found += [*_seals(case.seen.box), *_order(case.seen.box), *_spans(case)]
-        for problem in case.seen.problems:
-            if case.seen.box is not None and not any(words in problem.message for words in _AGAIN):
-                where = {"offset": problem.offset, "tensor": problem.tensor}
-                found.append(Deviation(self.name, "seal", "", None, None, problem.message, evidence=where))
+    def suspect(self, case: FileCase) -> list[Deviation]:
+        box = case.file.box
+        if box is None:
+            return []
+        found = [*_seals(box), *_order(box), *_spans(case)]
+        for problem in case.file.problems:
+            if problem.code not in _AGAIN:
+                found.append(_seal(refused(problem, "container.refused"), offset=problem.offset, tensor=problem.tensor))
         return found
 
+    def repair(self, draft: Draft, deviation: Deviation) -> None:
+        if deviation.kind == "seal":
+            draft.seals.pop(id(deviation))
+        else:
+            draft.refill(deviation)
 
-def _seal(how: str, **evidence: Any) -> Deviation:
-    return Deviation("container", "seal", "", None, None, how, evidence=evidence)
+
+def _seal(cause: Mechanism, **evidence: Any) -> Deviation:
+    return Deviation("seal", "", None, None, cause, evidence=evidence)
 
 
 def _seals(box: apr.Container) -> list[Deviation]:
     found = []
     head = box.image[: apr.HEADER_SIZE].tobytes()
-    stored = int.from_bytes(head[40:44], "little")
-    if stored != (due := apr.header_crc(head)):
-        found.append(_seal("the header was changed after it was written", stored=f"{stored:08x}", due=f"{due:08x}"))
-    for problem in box.problems:
-        if problem.message.startswith("footer CRC"):
-            found.append(_seal("bytes were changed after the file was written: its seal is broken", crc=problem.message))
+    stored, expected = int.from_bytes(head[40:44], "little"), apr.header_crc(head)
+    problems = {problem.code: problem for problem in box.problems}
+    if stored != expected:
+        cause = Mechanism("container.header-changed")
+        found.append(_seal(cause, stored=f"{stored:08x}", expected=f"{expected:08x}"))
+    if "apr.footer-crc" in problems:
+        found.append(_seal(Mechanism("container.checksum"), crc=problems["apr.footer-crc"].message))
     end = max((box.data_offset + e.offset + e.size for e in box.entries), default=0)
     if end > len(box.image):
         cut = [e.name for e in box.entries if box.data_offset + e.offset + e.size > len(box.image)]
         found.append(
-            _seal("the file is cut off: the index asks for bytes beyond its end", bytes=len(box.image), wanted=end,
+            _seal(Mechanism("container.truncated"), bytes=len(box.image), wanted=end,
                   missing_bytes=end - len(box.image), tensors=len(cut))
         )  # fmt: skip
-    elif any(problem.message.startswith("its writer wrote") for problem in box.problems):
-        found.append(_seal("the file is shorter or longer than its writer made it", bytes=len(box.image)))
+    elif "apr.body-length" in problems:
+        found.append(_seal(Mechanism("container.length-differs"), bytes=len(box.image)))
     return found
 
 
@@ -60,7 +74,7 @@ def _order(box: apr.Container) -> list[Deviation]:
     if not box.flags & apr.FLAGS["row_major"] or listed == sorted(listed):
         return []
     hit = sum(_binary_search(listed, name) for name in listed)
-    return [_seal("the index is not sorted", found_by_binary_search=hit, of=len(listed))]
+    return [_seal(Mechanism("container.index-unsorted"), found_by_binary_search=hit, of=len(listed))]
 
 
 def _binary_search(listed: list[str], name: str) -> bool:
@@ -73,9 +87,9 @@ def _binary_search(listed: list[str], name: str) -> bool:
     return False
 
 
-def _spans(case: Case) -> list[Deviation]:
-    """Spans off the grid, over each other, or (where a reference tells) beside the bytes they mean."""
-    box = case.seen.box
+def _spans(case: FileCase) -> list[Deviation]:
+    """Spans off the grid, over each other, or (where a reference tells) off the bytes they mean."""
+    box = case.file.box
     assert box is not None
     found: list[Deviation] = []
     moved = _moved(case)
@@ -86,25 +100,24 @@ def _spans(case: Case) -> list[Deviation]:
     for entry in box.entries:
         match = by_entry[entry.at]
         if entry.offset % apr.ALIGNMENT and id(match) not in known:
-            found.append(_at(match, "data do not start on a multiple of 64 bytes", offset=entry.offset))
+            found.append(_at(match, "container.misaligned", offset=entry.offset))
             known.add(id(match))
     for before, after in itertools.pairwise(rows):
         match = by_entry[after.at]
         if after.offset < before.offset + before.size and id(match) not in known:
             over = before.offset + before.size - after.offset
-            found.append(_at(match, "bytes of two tensors overlap", with_=before.name, bytes=over))
+            found.append(_at(match, "container.overlap", with_=before.name, bytes=over))
     return found
 
 
-def _at(match: Match, how: str, **evidence: Any) -> Deviation:
-    d = Deviation("container", "seal", match.true or match.piece.name, None, None, how, match, evidence)
-    return d
+def _at(match: TensorMatch, code: str, **evidence: Any) -> Deviation:
+    return Deviation("seal", match.true or match.piece.name, None, None, Mechanism(code), match, evidence)
 
 
-def _moved(case: Case) -> list[Deviation]:
+def _moved(case: FileCase) -> list[Deviation]:
     """Tensors whose true bytes stand elsewhere in the data: the offset is wrong, not the data."""
     found: list[Deviation] = []
-    box = case.seen.box
+    box = case.file.box
     for match in case.matches:
         if match.place is None or match.of is None or box is None:
             continue
@@ -112,6 +125,9 @@ def _moved(case: Case) -> list[Deviation]:
         raw = box.image[match.place : match.place + p.size]
         good = Tensor(match.of.name, match.of.type, match.of.shape, raw,
                       Origin(box.path, p.name, match.place if box.compression is None else -1))  # fmt: skip
-        how = f"the offset is {abs(shift)} bytes too {'small' if shift > 0 else 'large'}: the right bytes stand there"
-        found.append(Deviation("container", "span", match.of.name, p.start, good, how, match, {"shift": -shift}))
+        cause = Mechanism(f"container.offset-too-{'small' if shift > 0 else 'large'}", {"bytes": abs(shift)})
+        found.append(Deviation("span", match.of.name, p.start, good, cause, match, {"shift": -shift}))
     return found
+
+
+__all__ = ["Container"]

@@ -9,12 +9,14 @@ import numpy as np
 from aprlab.errors import AprlabError, NumericError
 from aprlab.formats import apr
 from aprlab.model.tensor import Tensor
-from aprlab.onion.layers.base import Case, Deviation, Layer, Match, correlation, sample
-from aprlab.onion.layers.naming import LIKELY, kinds_for, reference_sample
-from aprlab.quants import can_encode, dequantise, types
+from aprlab.onion.draft import Draft
+from aprlab.onion.file_case import Deviation, FileCase, TensorMatch
+from aprlab.onion.layers.layer import Layer
+from aprlab.onion.samples import ALIKE, LIKELY, correlation, kinds_for, reference_sample, sample
+from aprlab.onion.words import Mechanism
+from aprlab.quants import can_encode, dequantise, quantise, types
 from aprlab.quants.types import BF16, F16, F32, TensorType
 
-_ALIKE = 0.8
 _LIKER = 0.3  # a correlation by which one type beats all others where none is alike: wrong types are at 0.1 and below
 _WORSE = 1.5  # a re-encoding may lose that much more than ggml's own encoder would
 
@@ -23,73 +25,83 @@ class Dtype(Layer):
     """The size law first; where several types fit, what the values look like under each."""
 
     name: ClassVar[str] = "dtype"
+    kinds: ClassVar[tuple[str, ...]] = ("type", "encoding")
+    shown: ClassVar[tuple[str, ...]] = ("type",)
 
-    def suspect(self, case: Case) -> list[Deviation]:
+    def suspect(self, case: FileCase) -> list[Deviation]:
         found: list[Deviation] = []
         for match in case.matches:
             settle(match)
-            d = self._label(match)
+            d = wrong_label(match)
             if d is not None:
                 found.append(d)
         case.target = target_of(case)
         if case.ref is not None:
-            found += self._encodings(case)
+            found += [d for match in case.matches if (d := other_encoding(case, match)) is not None]
         return found
 
-    def _label(self, match: Match) -> Deviation | None:
-        p = match.piece
-        true = match.true or p.name
-        label = [t for t in apr.candidates(p.code) if t.fits(match.shape, p.size)]
-        called = "/".join(t.name for t in apr.candidates(p.code)) or "nothing"
-        evidence: dict[str, Any] = {
-            "label": p.code, "label_means": called, "bytes": p.size,
-            "fits": [t.name for t in LIKELY if t.fits(match.shape, p.size)],
-        }  # fmt: skip
-        if match.correlation is not None:
-            evidence["correlation"] = round(match.correlation, 6)
-        if match.kind is None:
-            how = f"label {p.code} breaks the size law, and the bytes do not tell between {_or(match.open_kinds)}"
-            due = None
-            ambiguous = bool(match.open_kinds)
-            if not match.open_kinds:
-                how = f"label {p.code} with a size that fits no known type"
-            return Deviation("dtype", "type", true, p.code, due, how, match, evidence, 0.5, ambiguous=ambiguous)
-        if len(label) == 1 and label[0] is match.kind:
-            if p.code == match.kind.code:
-                return None
-            how = f"{match.kind.name} under byte {p.code}, which two types have had; the size law tells them apart"
-            return Deviation("dtype", "type", true, p.code, match.kind, how, match, evidence, harmless=True)
-        how = f"{match.kind.name} blocks under byte {p.code} ({called})"
-        sure = 1.0 if len(match.open_kinds) < 2 else 0.8
-        return Deviation("dtype", "type", true, p.code, match.kind, how, match, evidence, sure)
-
-    def _encodings(self, case: Case) -> list[Deviation]:
-        """Tensors that are held in another type than the reference's: measured, not condemned."""
-        found = []
-        for match in case.matches:
-            if match.of is None or match.kind is None or match.equal:
-                continue
-            how = rounded(match)
-            if how is None and match.kind is match.of.type:
-                continue
-            evidence = loss(case, match)
-            if evidence is None:
-                continue
-            if how is not None:
-                evidence = {"rel_l2": evidence["rel_l2"]}
-            elif evidence["worse_than_ggml"] > _WORSE:
-                continue  # the layers of bytes have to say what happened to it
-            elif evidence["rel_l2"] == 0:
-                how = f"decoded from {match.of.type.name} and kept as {match.kind.name}, value for value"
-            else:
-                how = f"re-encoded from {match.of.type.name} to {match.kind.name}"
-            name, kind = match.true or "", match.kind.name
-            found.append(Deviation("dtype", "encoding", name, kind, match.of, how, match, evidence, harmless=True))
-        return found
+    def repair(self, draft: Draft, deviation: Deviation) -> None:
+        if deviation.kind == "encoding":
+            if (filled := draft.refill(deviation)) is not None:
+                slot, good = filled
+                slot.kind = good.type
+        elif (slot_ := draft.slot(deviation)) is not None:
+            slot_.kind = deviation.expected
 
 
-def rounded(match: Match) -> str | None:
-    """Words for floats of which one side's are the other's, rounded to 16 bits, to the last bit; None where they are not.
+def wrong_label(match: TensorMatch) -> Deviation | None:
+    """The label of a piece, where it is not that of its bytes, or was another type's once."""
+    p, kind = match.piece, match.kind
+    true = match.true or p.name
+    label = [t for t in apr.candidates(p.code) if t.fits(match.shape, p.size)]
+    means = "/".join(t.name for t in apr.candidates(p.code)) or "nothing"
+    evidence: dict[str, Any] = {
+        "label": p.code, "label_means": means, "bytes": p.size,
+        "fits": [t.name for t in LIKELY if t.fits(match.shape, p.size)],
+    }  # fmt: skip
+    if match.correlation is not None:
+        evidence["correlation"] = round(match.correlation, 6)
+    if kind is None:
+        cause = Mechanism("dtype.no-type-fits", {"label": p.code})
+        if match.open_kinds:
+            cause = Mechanism("dtype.several-types-fit", {"label": p.code, "types": [t.name for t in match.open_kinds]})
+        return Deviation(
+            "type", true, p.code, None, cause, match, evidence, 0.5, ambiguous=bool(match.open_kinds)
+        )
+    if len(label) == 1 and label[0] is kind:
+        if p.code == kind.code:
+            return None
+        cause = Mechanism("dtype.shared-code", {"type": kind.name, "label": p.code})
+        return Deviation("type", true, p.code, kind, cause, match, evidence, harmless=True)
+    cause = Mechanism("dtype.code-of-another-type", {"type": kind.name, "label": p.code, "means": means})
+    sure = 1.0 if len(match.open_kinds) < 2 else 0.8
+    return Deviation("type", true, p.code, kind, cause, match, evidence, sure)
+
+
+def other_encoding(case: FileCase, match: TensorMatch) -> Deviation | None:
+    """A tensor that is held in another type than the reference's: measured, not condemned."""
+    if match.of is None or match.kind is None or match.equal:
+        return None
+    cause = rounded(match)
+    if cause is None and match.kind is match.of.type:
+        return None
+    evidence = loss(case, match)
+    if evidence is None:
+        return None
+    types_ = {"before": match.of.type.name, "after": match.kind.name}
+    if cause is not None:
+        evidence = {"rel_l2": evidence["rel_l2"]}
+    elif evidence["worse_than_ggml"] > _WORSE:
+        return None  # the layers of bytes have to say what happened to it
+    else:
+        cause = Mechanism("dtype.decoded" if evidence["rel_l2"] == 0 else "dtype.re-encoded", types_)
+    return Deviation(
+        "encoding", match.true or "", match.kind.name, match.of, cause, match, evidence, harmless=True
+    )
+
+
+def rounded(match: TensorMatch) -> Mechanism | None:
+    """A code for floats of which one side's are the other's, rounded to 16 bits, to the last bit; None where they are not.
 
     A model that went through a BF16 or F16 file has lost bits that way, and is the same model.
     """
@@ -100,16 +112,14 @@ def rounded(match: Match) -> str | None:
     step = max(1, (1 << 20) // max(of.cols, 1)) if len(of.shape) > 1 else None
     parts = [slice(n, n + step) for n in range(0, of.rows, step)] if step is not None else [None]
     for narrow in (BF16, F16):
-        for one, coarser, other, finer in (("the file", held, "the reference", of), ("the reference", of, "the file", held)):
+        for code, coarser, finer in (("dtype.file-rounded", held, of), ("dtype.reference-rounded", of, held)):
             if all(_rounds_to(finer.dequantise(rows), narrow, coarser.dequantise(rows)) for rows in parts):
-                return f"values of {one} are those of {other} rounded to {narrow.name}"
+                return Mechanism(code, {"type": narrow.name})
     return None
 
 
 def _rounds_to(finer: np.ndarray, kind: TensorType, coarser: np.ndarray) -> bool:
     """Whether `finer`, held as `kind`, has the very bits of `coarser`; what cannot be held (NaN, too large) has not."""
-    from aprlab.quants import quantise
-
     try:
         held = dequantise(quantise(finer, kind).reshape(-1), kind, finer.shape)
     except NumericError:
@@ -117,11 +127,7 @@ def _rounds_to(finer: np.ndarray, kind: TensorType, coarser: np.ndarray) -> bool
     return np.array_equal(held.view(np.uint32), coarser.view(np.uint32))
 
 
-def _or(kinds: tuple[TensorType, ...]) -> str:
-    return " and ".join(kind.name for kind in kinds)
-
-
-def settle(match: Match) -> None:
+def settle(match: TensorMatch) -> None:
     """Find out which type the bytes are: the reference's where they are its bytes, else by values, else by size alone."""
     p = match.piece
     if match.of is not None:
@@ -129,13 +135,13 @@ def settle(match: Match) -> None:
             match.kind = match.of.type
             return
         options = kinds_for(p, match.of)
-        due = reference_sample(match.of)
+        expected = reference_sample(match.of)
         scores: dict[TensorType, float] = {}
         for kind in options:
             values = sample(p.raw, kind, match.of.shape)
-            scores[kind] = 0.0 if values is None or due is None else correlation(values, due)
+            scores[kind] = 0.0 if values is None or expected is None else correlation(values, expected)
         best = max(scores, key=lambda kind: scores[kind], default=None)
-        if best is not None and scores[best] > _ALIKE:
+        if best is not None and scores[best] > ALIKE:
             match.kind, match.correlation = best, scores[best]
             return
         ranked = sorted(scores.values(), reverse=True)
@@ -188,7 +194,7 @@ def by_looks(raw: np.ndarray, shape: tuple[int, ...], options: list[TensorType])
     return ranked[0]
 
 
-def target_of(case: Case) -> TensorType | None:
+def target_of(case: FileCase) -> TensorType | None:
     """The type that the 2-D weights were re-encoded to, where they were: the one that most of them have now."""
     if case.ref is None:
         return None
@@ -201,28 +207,26 @@ def target_of(case: Case) -> TensorType | None:
     return max(votes, key=lambda kind: votes[kind])
 
 
-def loss(case: Case, match: Match) -> dict[str, Any] | None:
+def loss(case: FileCase, match: TensorMatch) -> dict[str, Any] | None:
     """What holding a tensor in another type costs: relative l2 error of sampled rows, against ggml's own encoder."""
     assert match.of is not None
     assert match.kind is not None
-    due, got = reference_sample(match.of), sample(match.piece.raw, match.kind, match.of.shape)
-    if due is None or got is None:
+    expected, got = reference_sample(match.of), sample(match.piece.raw, match.kind, match.of.shape)
+    if expected is None or got is None:
         return None
-    norm = float(np.linalg.norm(due.astype(np.float64))) or 1.0
-    error = float(np.linalg.norm(due.astype(np.float64) - got.astype(np.float64))) / norm
+    norm = float(np.linalg.norm(expected.astype(np.float64))) or 1.0
+    error = float(np.linalg.norm(expected.astype(np.float64) - got.astype(np.float64))) / norm
     own = 0.0
     if can_encode(match.kind) and match.kind.tensor_bytes == 0:
         try:
-            from aprlab.quants import quantise
-
-            again = dequantise(quantise(due, match.kind), match.kind, due.shape)
-            own = float(np.linalg.norm(due.astype(np.float64) - again.astype(np.float64))) / norm
+            again = dequantise(quantise(expected, match.kind), match.kind, expected.shape)
+            own = float(np.linalg.norm(expected.astype(np.float64) - again.astype(np.float64))) / norm
         except AprlabError:
             own = 0.0
     elif match.kind is types.APR_Q8:
         whole = case.healthy(match.of, match.kind)
         again_ = sample(whole.raw, match.kind, match.of.shape)
-        own = 0.0 if again_ is None else float(np.linalg.norm(due.astype(np.float64) - again_.astype(np.float64))) / norm
+        own = 0.0 if again_ is None else float(np.linalg.norm(expected.astype(np.float64) - again_.astype(np.float64))) / norm
     ratio = 0.0 if error == 0 else error / own if own else float("inf")
     if own == 0 and error < 1e-6:
         ratio = 0.0  # the last bit of a float type

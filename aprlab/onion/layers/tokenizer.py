@@ -6,83 +6,103 @@ from typing import Any, ClassVar
 
 from aprlab.formats.raw import MISSING, NEEDED, TOKENIZER_FIELDS
 from aprlab.inference.tokenizer import CONTROL, PRE_TOKENIZERS
-from aprlab.onion.layers.base import Case, Deviation, Layer
+from aprlab.onion.draft import Draft
+from aprlab.onion.file_case import Deviation, FileCase
+from aprlab.onion.layers.layer import Layer
+from aprlab.onion.words import Mechanism
 
 
 class TokenizerLayer(Layer):
     """Against the reference's tokenizer data, or against what every Qwen2 tokenizer has."""
 
     name: ClassVar[str] = "tokenizer"
+    kinds: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    shown: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
-    def suspect(self, case: Case) -> list[Deviation]:
+    def suspect(self, case: FileCase) -> list[Deviation]:
         if case.ref is None:
-            return _alone(case.seen.tokenizer)
+            return alone(case.file.tokenizer)
         found = []
         for name in TOKENIZER_FIELDS:
-            value, due = case.seen.tokenizer[name], case.due_tokenizer[name]
-            if value != due:
-                how, evidence = told(name, value, due)
-                found.append(Deviation("tokenizer", "tokenizer", name, value, due, how, evidence=evidence))
+            value, expected = case.file.tokenizer[name], case.expected_tokenizer[name]
+            if value != expected:
+                cause, evidence = difference(name, value, expected)
+                found.append(Deviation("tokenizer", name, value, expected, cause, evidence=evidence))
         return found
 
+    def repair(self, draft: Draft, deviation: Deviation) -> None:
+        draft.tokenizer[deviation.tensor] = deviation.expected
 
-def told(name: str, value: Any, due: Any) -> tuple[str, dict[str, Any]]:
-    """What was done to a field, in words and figures."""
+
+def difference(name: str, value: Any, expected: Any) -> tuple[Mechanism, dict[str, Any]]:
+    """What was done to a field, and figures."""
+
+    def cause(mechanism: str, **parameters: Any) -> Mechanism:
+        return Mechanism(f"tokenizer.{mechanism}", {"field": name, **parameters})
+
     if value == MISSING:
-        return f"{name} is missing", {}
-    if due == MISSING:
-        return f"{name} is there, and the reference has none", {}
-    if isinstance(value, list) and isinstance(due, list):
-        evidence: dict[str, Any] = {"entries": len(value), "due_entries": len(due)}
-        if len(value) == len(due):
-            differ = [n for n, (a, b) in enumerate(zip(value, due, strict=True)) if a != b]
+        return cause("missing"), {}
+    if expected == MISSING:
+        return cause("unexpected"), {}
+    if isinstance(value, list) and isinstance(expected, list):
+        evidence: dict[str, Any] = {"entries": len(value), "expected_entries": len(expected)}
+        if len(value) == len(expected):
+            differ = [n for n, (a, b) in enumerate(zip(value, expected, strict=True)) if a != b]
             evidence |= {"differing": len(differ), "first": differ[0]}
-            if (shift := rotation(value, due)) is not None:
-                return f"{name} are rotated by {shift}", evidence
-            if sorted(map(str, value)) == sorted(map(str, due)):
-                return f"{name} are in another order", evidence
-            return f"{len(differ)} of {len(due)} {name} differ", evidence
+            if (shift := rotation(value, expected)) is not None:
+                return cause("rotated", by=shift), evidence
+            if sorted(map(str, value)) == sorted(map(str, expected)):
+                return cause("reordered"), evidence
+            return cause("entries-differ", differing=len(differ), of=len(expected)), evidence
         if not value:
-            return f"{name} are all lost", evidence
-        if value == due[: len(value)]:
-            return f"{name} are cut off", evidence
-        return f"{name} differ in number", evidence
-    if isinstance(value, str) and isinstance(due, str) and len(due) > 40:
-        return f"{name} differs", {"characters": len(value), "due_characters": len(due)}
-    return f"{name} is {value!r}, not {due!r}", {}
+            return cause("lost"), evidence
+        return cause("cut-off" if value == expected[: len(value)] else "count-differs"), evidence
+    if isinstance(value, str) and isinstance(expected, str) and len(expected) > 40:
+        return cause("field-differs"), {"characters": len(value), "expected_characters": len(expected)}
+    return cause("value-differs", found=value, expected=expected), {}
 
 
-def rotation(value: list[Any], due: list[Any]) -> int | None:
-    """By how many places `due` was moved round to give `value`; None where it was not."""
-    if not value or len(value) != len(due):
+def rotation(value: list[Any], expected: list[Any]) -> int | None:
+    """By how many places `expected` was moved round to give `value`; None where it was not."""
+    if not value or len(value) != len(expected):
         return None
     for shift, item in enumerate(value):
-        if item == due[0] and shift and value[shift:] == due[: len(due) - shift] and value[:shift] == due[len(due) - shift :]:
+        rest = len(expected) - shift
+        if item == expected[0] and shift and value[shift:] == expected[:rest] and value[:shift] == expected[rest:]:
             return shift
     return None
 
 
-def _alone(found: dict[str, Any]) -> list[Deviation]:
+def alone(found: dict[str, Any]) -> list[Deviation]:
+    """Without a reference: what no Qwen2 tokenizer can be like."""
+
+    def deviation(name: str, value: Any, expected: Any, code: str, sure: float = 1.0, **parameters: Any) -> Deviation:
+        return Deviation("tokenizer", name, value, expected, Mechanism(code, parameters), confidence=sure)
+
     out = []
     for name in NEEDED:
         if found[name] == MISSING or found[name] == []:
-            out.append(Deviation("tokenizer", "tokenizer", name, found[name], MISSING, f"{name} is missing or empty"))
+            out.append(deviation(name, found[name], MISSING, "tokenizer.missing-or-empty", field=name))
     if found["chat_template"] == MISSING:
-        out.append(Deviation("tokenizer", "tokenizer", "chat_template", MISSING, MISSING, "chat_template is missing"))
+        out.append(deviation("chat_template", MISSING, MISSING, "tokenizer.missing", field="chat_template"))
     if found["pre"] != MISSING and found["pre"] not in PRE_TOKENIZERS:
-        how = f"pre-tokeniser {found['pre']!r} is not Qwen2's"
-        out.append(Deviation("tokenizer", "tokenizer", "pre", found["pre"], next(iter(PRE_TOKENIZERS)), how))
+        known = next(iter(PRE_TOKENIZERS))
+        out.append(deviation("pre", found["pre"], known, "tokenizer.unknown-pre-tokenizer", found=found["pre"]))
     tokens, kinds = found["tokens"], found["token_types"]
     if isinstance(tokens, list) and isinstance(kinds, list) and len(tokens) == len(kinds):
         marks = [n for n, t in enumerate(tokens) if t in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")]
-        plain_ = [tokens[n] for n in marks if kinds[n] != CONTROL]
-        if plain_:
-            due = [CONTROL if n in marks else kind for n, kind in enumerate(kinds)]
-            how = f"{', '.join(plain_)} are marked as ordinary text"
-            out.append(Deviation("tokenizer", "tokenizer", "token_types", kinds, due, how))
-        eos, due_eos = found["eos_token_id"], [n for n, t in enumerate(tokens) if t in ("<|im_end|>", "<|endoftext|>")]
-        if eos != MISSING and due_eos and eos not in due_eos:
-            known = isinstance(eos, int) and 0 <= eos < len(tokens)
-            how = f"eos_token_id {eos} is {tokens[eos]!r}" if known else f"eos_token_id is {eos!r}"
-            out.append(Deviation("tokenizer", "tokenizer", "eos_token_id", eos, due_eos[-1], how, confidence=0.9))
+        ordinary = [tokens[n] for n in marks if kinds[n] != CONTROL]
+        if ordinary:
+            known_kinds = [CONTROL if n in marks else kind for n, kind in enumerate(kinds)]
+            out.append(deviation("token_types", kinds, known_kinds, "tokenizer.specials-ordinary", tokens=ordinary))
+        eos, ends = found["eos_token_id"], [n for n, t in enumerate(tokens) if t in ("<|im_end|>", "<|endoftext|>")]
+        if eos != MISSING and ends and eos not in ends:
+            if isinstance(eos, int) and 0 <= eos < len(tokens):
+                wrong = {"code": "tokenizer.ends-elsewhere", "found": eos, "token": tokens[eos]}
+            else:
+                wrong = {"code": "tokenizer.end-is-no-token", "found": eos}
+            out.append(deviation("eos_token_id", eos, ends[-1], sure=0.9, **wrong))
     return out
+
+
+__all__ = ["TokenizerLayer", "alone", "difference", "rotation"]

@@ -7,8 +7,19 @@ from typing import Any, ClassVar
 import numpy as np
 
 from aprlab.errors import AprlabError
-from aprlab.onion.layers.base import Case, Deviation, Layer, Match, sample
-from aprlab.onion.layers.blocks import differing, due_bytes, explained_by_fields, explained_by_order, explained_by_values
+from aprlab.onion.draft import Draft
+from aprlab.onion.file_case import Deviation, FileCase, TensorMatch
+from aprlab.onion.layers.blocks import (
+    differing,
+    expected_bytes,
+    explained_by_fields,
+    explained_by_order,
+    explained_by_values,
+)
+from aprlab.onion.layers.layer import Layer
+from aprlab.onion.samples import sample
+from aprlab.onion.words import Mechanism
+from aprlab.quants import quant
 from aprlab.quants.check import first_bad_block
 from aprlab.quants.types import TensorType
 
@@ -17,11 +28,12 @@ class Weights(Layer):
     """Every tensor that differs gets the cheapest explanation that reproduces its bytes; else, what is known."""
 
     name: ClassVar[str] = "weights"
+    kinds: ClassVar[tuple[str, ...]] = ("bytes",)
 
-    def suspect(self, case: Case) -> list[Deviation]:
+    def suspect(self, case: FileCase) -> list[Deviation]:
         if case.ref is None:
-            return alone(case)
-        settled = {id(d.match) for d in case.deviations if d.what == "encoding" or (d.match and d.match.by == "span")}
+            return [d for match in case.matches if (d := alone(match)) is not None]
+        settled = {id(d.match) for d in case.deviations if d.kind == "encoding" or (d.match and d.match.by == "span")}
         found = []
         for match in sorted(case.matches, key=lambda m: m.piece.size):  # what explains a small one is tried on the large
             if match.of is None or match.equal or match.kind is None or id(match) in settled:
@@ -31,69 +43,84 @@ class Weights(Layer):
                 found.append(d)
         return found
 
+    def repair(self, draft: Draft, deviation: Deviation) -> None:
+        if (filled := draft.refill(deviation)) is not None:
+            slot, good = filled
+            slot.kind = good.type if slot.kind is None or not slot.kind.fits(slot.shape, len(good.raw)) else slot.kind
 
-def explain_bytes(case: Case, match: Match) -> Deviation | None:
+
+def explain_bytes(case: FileCase, match: TensorMatch) -> Deviation | None:
     """What happened to the bytes of one piece; None where nothing did."""
     assert match.of is not None
     assert case.ref is not None
     raw, true = match.piece.raw, match.true or ""
-    due = due_bytes(case, match)
-    good = match.of if due is None or match.kind is None else case.healthy(match.of, match.kind)
+    expected = expected_bytes(case, match)
+    good = match.of if expected is None or match.kind is None else case.healthy(match.of, match.kind)
     evidence: dict[str, Any] = {"type": match.kind.name if match.kind else None}
 
-    def bytes_(layer: str, how: str, sure: float = 1.0) -> Deviation:
-        return Deviation(layer, "bytes", true, None, good, how, match, evidence, sure)
+    def found(cause: Mechanism, sure: float = 1.0) -> Deviation:
+        return Deviation("bytes", true, None, good, cause, match, evidence, sure)
 
     if len(raw) < match.piece.size:
-        evidence |= {"bytes": len(raw), "due_bytes": match.piece.size}
-        return bytes_("container", "the file ends before the tensor does")
+        evidence |= {"bytes": len(raw), "expected_bytes": match.piece.size}
+        return found(Mechanism("container.tensor-cut-off"))
     if not raw.any():
-        return bytes_("weights", f"{_part(true)}: all zeros")
+        return found(Mechanism("weights.all-zeros", {"part": _part(true)}))
     others = [name for name in case.ref.by_hash.get(match.piece.hash, []) if name != true]
     if others:
         evidence["bytes_of"] = others[0]
-        return bytes_("weights", f"{_part(true)}: holds the bytes of {_part(others[0])}")
-    if due is None:
-        return bytes_("weights", "values differ", 0.7)
-    if len(due) == len(raw) and np.array_equal(due, raw):
+        parts = {"part": _part(true), "other": _part(others[0])}
+        return found(Mechanism("weights.bytes-of-another-tensor", parts))
+    if expected is None:
+        return found(Mechanism("weights.values-differ"), 0.7)
+    if len(expected) == len(raw) and np.array_equal(expected, raw):
         return None
-    evidence |= differing(match, due)
-    few = evidence.get("differing_blocks", 1 << 60) * 2 < evidence.get("of_blocks", 0)
+    evidence |= differing(match, expected)
+    cause = transformed(case, match, expected, evidence)
+    return found(cause) if cause is not None else found(*unexplained(match, evidence))
+
+
+def transformed(
+    case: FileCase, match: TensorMatch, expected: np.ndarray, evidence: dict[str, Any]
+) -> Mechanism | None:
+    """The known transform that gives exactly these bytes: an order of rows, an edit of fields, a transform of values."""
+    if evidence.get("differing_blocks", 1 << 60) * 2 < evidence.get("of_blocks", 0):
+        return explained_by_fields(match, expected)
     # Transforms that failed on six tensors of a type are not tried on its other hundred.
-    vain: dict[TensorType | None, int] = case.notes.setdefault("vain", {})
-    if not few and vain.get(match.kind, 0) < 6:
-        if (how := explained_by_order(case, match, due)) is not None:
-            return bytes_("layout", how)
-        if (how := explained_by_fields(match, due)) is not None:
-            return bytes_("decode", how)
-        if len(match.shape) == 2 and (how := explained_by_values(case, match)) is not None:
-            return bytes_("layout", how)
+    vain = case.attempts.unexplained
+    if vain.get(match.kind, 0) >= 6:
+        return None
+    cause = explained_by_order(case, match, expected) or explained_by_fields(match, expected)
+    if cause is None and len(match.shape) == 2:
+        cause = explained_by_values(case, match)
+    if cause is None:
         vain[match.kind] = vain.get(match.kind, 0) + 1
-    elif few and (how := explained_by_fields(match, due)) is not None:
-        return bytes_("decode", how)
-    return bytes_(*unexplained(match, evidence))
+    return cause
 
 
-def unexplained(match: Match, evidence: dict[str, Any]) -> tuple[str, str, float]:
-    """Layer and words for bytes that nothing known reproduces: where they are and what they look like."""
+def unexplained(match: TensorMatch, evidence: dict[str, Any]) -> tuple[Mechanism, float]:
+    """Cause and confidence for bytes that nothing known reproduces: where they are and what they look like."""
     blocks, of = evidence.get("differing_blocks", 0), evidence.get("of_blocks", 0)
     fields, ranges = evidence.get("fields", []), evidence.get("ranges", [])
-    if "due_bytes" in evidence:
-        return "layout", f"{evidence['bytes']} bytes where {evidence['due_bytes']} are due", 0.8
+    if "expected_bytes" in evidence:
+        sizes = {"found": evidence["bytes"], "expected": evidence["expected_bytes"]}
+        return Mechanism("layout.size-differs", sizes), 0.8
     if blocks == 1 and len(fields) == 1:
-        return "weights", f"field {fields[0]!r} of one block changed", 1.0
+        return Mechanism("weights.field-of-one-block", {"field": fields[0]}), 1.0
     if len(ranges) == 1 and evidence["differing_bytes"] > 1 and blocks * 2 < max(of, 2):
-        return "weights", "one range of bytes overwritten", 1.0
+        return Mechanism("weights.range-overwritten"), 1.0
     if blocks * 2 < of:
-        where = f"in {blocks} of {of} blocks" if of > 1 else "in one block"
-        return "weights", f"{evidence['differing_bytes']} bytes changed {where}", 0.9
+        count = evidence["differing_bytes"]
+        if of == 1:
+            return Mechanism("weights.bytes-changed-in-one-block", {"bytes": count}), 0.9
+        return Mechanism("weights.bytes-changed", {"bytes": count, "blocks": blocks, "of": of}), 0.9
     if fields and len(fields) < 3 and blocks:
-        which = f"field{'s' if len(fields) > 1 else ''} {', '.join(map(repr, fields))}"
-        return "decode", f"{which} changed in {'every block' if blocks == of else 'most blocks'}", 0.8  # counts: evidence
+        share = "every-block" if blocks == of else "most-blocks"  # counts: evidence
+        return Mechanism(f"decode.fields-changed-in-{share}", {"fields": fields}), 0.8
     corr = 0.0 if match.correlation is None else match.correlation
     if corr > 0.3:
-        return "weights", f"values changed throughout (correlation {corr:.2f})", 0.7
-    return "weights", "values unlike the reference's throughout", 0.6
+        return Mechanism("weights.values-changed", {"correlation": round(corr, 2)}), 0.7
+    return Mechanism("weights.values-unlike"), 0.6
 
 
 def _part(name: str) -> str:
@@ -101,44 +128,37 @@ def _part(name: str) -> str:
     return ".".join(name.split(".")[2:]) if name.startswith("blk.") else name
 
 
-def alone(case: Case) -> list[Deviation]:
+def alone(match: TensorMatch) -> Deviation | None:
     """Without a reference: what no healthy weight is, NaN, zeros, constants."""
-    found = []
-    for match in case.matches:
-        if match.kind is None or match.true is None:
-            continue
-        raw = match.piece.raw
-        if len(raw) < match.piece.size:
-            how = "the file ends before the tensor does"
-            found.append(Deviation("container", "bytes", match.true, None, None, how, match))
-            continue
-        if not raw.any():
-            how = f"{_part(match.true)}: all zeros"
-            found.append(Deviation("weights", "bytes", match.true, None, None, how, match, confidence=0.9))
-            continue
-        bad = _not_finite(raw[match.kind.tensor_bytes :], match.kind)
-        if bad is not None:
-            how = "scales that are not finite numbers"
-            evidence = {"block": bad, "type": match.kind.name}
-            found.append(Deviation("weights", "bytes", match.true, None, None, how, match, evidence, 0.9))
-            continue
-        d = _magnitude(match)
-        if d is not None:
-            found.append(d)
-    return found
+    if match.kind is None or match.true is None:
+        return None
+    raw, true = match.piece.raw, match.true
+
+    def found(cause: Mechanism, sure: float, **evidence: Any) -> Deviation:
+        return Deviation("bytes", true, None, None, cause, match, evidence, sure)
+
+    if len(raw) < match.piece.size:
+        return found(Mechanism("container.tensor-cut-off"), 1.0)
+    if not raw.any():
+        return found(Mechanism("weights.all-zeros", {"part": _part(true)}), 0.9)
+    bad = _not_finite(raw[match.kind.tensor_bytes :], match.kind)
+    if bad is not None:
+        return found(Mechanism("weights.scales-not-finite"), 0.9, block=bad, type=match.kind.name)
+    size = _implausible_size(match)
+    if size is not None:
+        return found(Mechanism("weights.implausible-size"), 0.7, rms=size, type=match.kind.name)
+    return None
 
 
 def _not_finite(raw: np.ndarray, kind: TensorType) -> int | None:
-    from aprlab.quants import quant
-
     try:
         return first_bad_block(raw, quant(kind))
     except (AprlabError, ValueError):
         return None
 
 
-def _magnitude(match: Match) -> Deviation | None:
-    """A matrix whose values are of a size that no trained weight has."""
+def _implausible_size(match: TensorMatch) -> float | None:
+    """The root mean square of a matrix, where no trained weight has such a one."""
     assert match.kind is not None
     if len(match.piece.shape) < 2:
         return None
@@ -146,7 +166,7 @@ def _magnitude(match: Match) -> Deviation | None:
     if values is None:
         return None
     size = float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
-    if 1e-5 < size < 10:
-        return None
-    how = "values of a size that no trained weight has"
-    return Deviation("weights", "bytes", match.true or "", None, None, how, match, {"rms": size, "type": match.kind.name}, 0.7)
+    return None if 1e-5 < size < 10 else size
+
+
+__all__ = ["Weights", "explain_bytes"]

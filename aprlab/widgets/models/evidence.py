@@ -9,8 +9,8 @@ from itertools import zip_longest
 from aprlab.errors import BROKEN
 from aprlab.inference.session import Session
 from aprlab.lab import finding_figures as pictures
-from aprlab.onion.layers import Case
-from aprlab.onion.verdict import Finding, plain, short
+from aprlab.onion.file_case import FileCase
+from aprlab.onion.verdict import Finding, short
 from aprlab.widgets.drawing import png
 
 _SIZE = (11, 3.9)  # inches; two axes side by side
@@ -32,7 +32,7 @@ class Evidence:
     rows: tuple[tuple[object, ...], ...] = ()
 
 
-def of_file(case: Case, finding: Finding, others: Sequence[Finding], prompt: str) -> Evidence:
+def of_file(case: FileCase, finding: Finding, others: Sequence[Finding], prompt: str) -> Evidence:
     """For a finding of two files."""
     if case.ref is None:
         return facts(finding)
@@ -40,7 +40,7 @@ def of_file(case: Case, finding: Finding, others: Sequence[Finding], prompt: str
     if finding.layer != "naming":
         return Evidence(pictures.caption(finding), image)
     found = [match for match in case.matches if match.true in finding.tensors]
-    rows = tuple((m.piece.name, case.due_name(m.true or ""), m.true or "", m.by) for m in found)
+    rows = tuple((m.piece.name, case.expected_name(m.true or ""), m.true or "", m.by) for m in found)
     return Evidence(pictures.caption(finding), image, ("in the file", "should be", "is (GGUF)", "known by"), rows)
 
 
@@ -54,7 +54,7 @@ def of_runs(healthy: Session, other: Session, finding: Finding, prompt: str) -> 
 
 def facts(finding: Finding) -> Evidence:
     """The finding's own figures as a table."""
-    rows = tuple((key, short(plain(value))) for key, value in finding.evidence.items())
+    rows = tuple((key, short(value)) for key, value in finding.evidence.items())
     return Evidence(finding.mechanism, columns=("figure", "value"), rows=rows)
 
 

@@ -15,9 +15,10 @@ from aprlab.faults import FAULTS, Fault, convert_with, session_with
 from aprlab.inference.session import Session
 from aprlab.lab.pairs import given_for
 from aprlab.model.model import Model
-from aprlab.onion.layers import Case, Deviation
-from aprlab.onion.peeling import examine, reference_of
-from aprlab.onion.repairs import Mend, drafted
+from aprlab.onion.file_case import Deviation, FileCase, by_cause
+from aprlab.onion.fixes import Fix, drafted
+from aprlab.onion.peeling import examine
+from aprlab.onion.references import reference_of
 from aprlab.onion.run_peeling import examine_sessions
 from aprlab.onion.verdict import Finding, Verdict
 from aprlab.published import QUESTION
@@ -32,14 +33,14 @@ STAGES: dict[Form, dict[str, str]] = {
         "instruments": "are the instruments sound?", "open": "open both files", "naming": "names",
         "container": "counts, spans, order", "dtype": "types", "layout": "layout", "weights": "values",
         "config": "config", "tokenizer": "tokenizer",
-        "hypotheses": "which known fault makes these very bytes?", "reference run": "what does the healthy file say?",
-        "run": "where do both runs part?", "repair": "mend, run again, leave out what was not needed",
+        "hypotheses": "which known fault gives exactly these bytes?", "reference run": "what does the healthy file say?",
+        "run": "where do the runs diverge?", "repair": "repair, run again, drop what was not needed",
     },
     "reader": {
         "instruments": "are the instruments sound?", "config": "config", "tokenizer": "tokenizer",
         "golden": "what does the healthy reader say?", "forward": "each operation on the same input",
-        "hypotheses": "which known fault computes this?", "run": "where do both runs part?",
-        "repair": "mend, run again, leave out what was not needed",
+        "hypotheses": "which known fault computes this?", "run": "where do the runs diverge?",
+        "repair": "repair, run again, drop what was not needed",
     },
 }  # fmt: skip
 
@@ -56,7 +57,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Answer:
+class SideAnswer:
     """What a side says with some of its findings mended. `refusal` is why it says nothing."""
 
     mended: tuple[str, ...]
@@ -95,15 +96,15 @@ class OnionExplorer(Observable):
     def _forget(self) -> None:
         self.stages: list[Stage] = [Stage(name, words) for name, words in STAGES[self.form].items()]
         self.verdict: Verdict | None = None
-        self.healthy: Answer | None = None
-        self.answers: list[Answer] = []
+        self.healthy: SideAnswer | None = None
+        self.answers: list[SideAnswer] = []
         self.mended: tuple[str, ...] = ()
         self.evidence: Evidence | None = None
         self.shown: int = -1
-        self._mends: list[Mend] = []
-        self._case: Case | None = None
+        self._mends: list[Fix] = []
+        self._case: FileCase | None = None
         self._sessions: tuple[Session, Session] | None = None
-        self._build: Callable[[Sequence[Mend]], Session | AprlabError] | None = None
+        self._build: Callable[[Sequence[Fix]], Session | AprlabError] | None = None
 
     # -- choosing
 
@@ -179,7 +180,7 @@ class OnionExplorer(Observable):
         case = self._case
         if case is not None:
 
-            def build(some: Sequence[Mend]) -> Session | AprlabError:
+            def build(some: Sequence[Fix]) -> Session | AprlabError:
                 model = drafted(case, some)
                 return model if isinstance(model, AprlabError) else Session(model, engine=engine)
 
@@ -206,8 +207,7 @@ class OnionExplorer(Observable):
             stage.state = "running"
         else:
             stage.state, stage.clean = "done", all(d.harmless for d in found)
-            causes = list(dict.fromkeys(d.how for d in found))
-            stage.found = [f"{sum(d.how == how for d in found)} × {how}" for how in causes]
+            stage.found = [f"{len(group)} × {group[0].mechanism}" for group in by_cause(found)]
         self.work.tell(stage.words, 0.05 + 0.9 * at / len(self.stages))
 
     # -- looking
@@ -266,7 +266,7 @@ class OnionExplorer(Observable):
         self.mended = labels
         self.answers = [answer for answer in self.answers if answer.mended != labels] + [found]
 
-    def _answer(self, labels: tuple[str, ...]) -> Answer:
+    def _answer(self, labels: tuple[str, ...]) -> SideAnswer:
         known = next((answer for answer in self.answers if answer.mended == labels), None)
         if known is not None:
             return known
@@ -278,19 +278,19 @@ class OnionExplorer(Observable):
         assert self._sessions is not None
         return self._sessions[0]
 
-    def _ask(self, labels: tuple[str, ...], make: Callable[[], Session | AprlabError]) -> Answer:
+    def _ask(self, labels: tuple[str, ...], make: Callable[[], Session | AprlabError]) -> SideAnswer:
         try:
             session = make()
             if isinstance(session, AprlabError):
-                return Answer(labels, "", session.message)
-            return Answer(labels, session.generate(self.prompt, max_tokens=self.max_tokens, raw=session.wants_raw).text)
+                return SideAnswer(labels, "", session.message)
+            return SideAnswer(labels, session.generate(self.prompt, max_tokens=self.max_tokens, raw=session.wants_raw).text)
         except AprlabError as error:
-            return Answer(labels, "", error.message)
+            return SideAnswer(labels, "", error.message)
         except BROKEN as error:
-            return Answer(labels, "", f"{type(error).__name__}: {error}")
+            return SideAnswer(labels, "", f"{type(error).__name__}: {error}")
 
     @property
-    def answer(self) -> Answer | None:
+    def answer(self) -> SideAnswer | None:
         """With the mends that are applied now."""
         return next((answer for answer in self.answers if answer.mended == self.mended), None)
 
@@ -301,4 +301,4 @@ class OnionExplorer(Observable):
         return now is not None and self.healthy is not None and not now.refusal and now.text == self.healthy.text
 
 
-__all__ = ["STAGES", "Answer", "OnionExplorer", "Stage"]
+__all__ = ["STAGES", "OnionExplorer", "SideAnswer", "Stage"]

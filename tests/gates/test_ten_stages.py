@@ -15,8 +15,8 @@ from aprlab.engines.delegating import DelegatingEngine
 from aprlab.errors import UsageError
 from aprlab.faults import convert_with, session_with, upstream
 from aprlab.formats import open_model
-from aprlab.gates import stages as module
-from aprlab.gates.stages import STAGES, check
+from aprlab.gates import ten_stages as module
+from aprlab.gates.ten_stages import STAGES, check
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
 
@@ -103,18 +103,27 @@ def test_a_file_that_the_strict_reader_refuses_fails_every_stage_and_says_why(mo
 
 
 def test_an_engine_that_is_not_to_be_had_is_no_fault_of_the_files(model, monkeypatch, capfd) -> None:
-    assert run_cli(["check", str(model.path), "--backend", "abacus"]) == 2
+    assert run_cli(["check", str(model.path), "--engine", "abacus"]) == 2
     assert capfd.readouterr().err.startswith("aprlab: unknown engine 'abacus'")
     monkeypatch.setitem(engines._ENGINES, "abacus", ("aprlab.engines.abacus", "Abacus"))
     with pytest.raises(UsageError, match="engine 'abacus' is not available here"):
         check(model, engine="abacus")
 
 
+def read_stages(capfd) -> list[dict[str, Any]]:
+    said = json.loads(capfd.readouterr().out)
+    assert said["schema"] == 2
+    return said["stages"]
+
+
 def test_the_verb(tiny, tmp_path, capfd) -> None:
     assert run_cli(["check", str(tiny), "--json"]) == 0
-    assert [row["ok"] for row in json.loads(capfd.readouterr().out)] == [True] * 10
+    assert [row["ok"] for row in read_stages(capfd)] == [True] * 10
     convert_with(tiny, tmp_path / "broken.apr", ["rope-norm"])
     assert run_cli(["check", str(tmp_path / "broken.apr")]) == 3
     assert "positions" in capfd.readouterr().out
+    assert run_cli(["check", str(tmp_path / "broken.apr"), "--json"]) == 3
+    codes = {row["stage"]: row["code"] for row in read_stages(capfd)}
+    assert codes["positions"] == "stage.positions.rope-type" and codes["embedding"] == "stage.embedding"
     with pytest.raises(UsageError):
         check(tmp_path / "none.apr")

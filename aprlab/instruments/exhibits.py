@@ -1,0 +1,39 @@
+"""Exhibits: instruments of the ticket's history, shown in notebook 05 next to the faulty ones that were used then.
+
+No gate and no verdict of this package is measured with them. They take the self-test like every other instrument,
+since a faulty one of each is in the catalogue (section G).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from aprlab.errors import UsageError
+from aprlab.instruments.predicates import garbage
+
+GARBAGE_STATUS = 3
+
+
+def spread(values: np.ndarray, reference: np.ndarray) -> float:
+    """Ratio of the standard deviations of two activations ``(T, n)`` over the same positions.
+
+    Raises:
+        UsageError: unlike shapes.
+    """
+    if values.shape != reference.shape:
+        message = f"unlike positions: {values.shape} against {reference.shape}"
+        raise UsageError(message, code="instruments.unlike-positions")
+    return float(np.std(values, dtype=np.float64) / np.std(reference, dtype=np.float64))
+
+
+def status(text: str) -> int:
+    """Exit status for an answer: 0, or `GARBAGE_STATUS` where it is garbage."""
+    return GARBAGE_STATUS if garbage(text) else 0
+
+
+def better(before: float, after: float) -> bool:
+    """Whether a repair that moved the distance from `before` to `after` stays in the running: it did something.
+
+    Nearer or farther is asked of sets only: of two faults that mask each other, each repaired alone makes things worse.
+    """
+    return after != before

@@ -1,0 +1,136 @@
+"""The suspected file in memory, with some of its deviations fixed: a model where it can be one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from aprlab.errors import FormatError
+from aprlab.formats import apr
+from aprlab.formats.raw import CONFIG_FIELDS, MISSING, NEEDED, TOKENIZER_FIELDS, Conflict
+from aprlab.model import names
+from aprlab.model.config import ModelConfig, TokenizerData, check_config, require_qwen2
+from aprlab.model.model import Model
+from aprlab.model.tensor import Origin, Tensor
+from aprlab.onion.file_case import Deviation, FileCase
+from aprlab.quants.types import TensorType
+
+
+@dataclass(eq=False)
+class Slot:
+    """A row of the index in a draft.
+
+    Attributes:
+        stated: the GGUF name that its name stands for, None where no naming knows it.
+        kind: its type, None where the label does not tell one.
+        raw: its bytes, and `offset` where they stand in the file, -1 where they are not the file's.
+        name: as written.
+    """
+
+    stated: str | None
+    kind: TensorType | None
+    shape: tuple[int, ...]
+    raw: np.ndarray
+    offset: int
+    name: str
+
+
+class Draft:
+    """The file with some of its deviations fixed; the layers change its fields, see `aprlab.onion.layers`.
+
+    Whatever is not fixed stays broken: a name of another naming is not found, a label that breaks the size law is refused, and
+    so on, exactly as the strict reader would have it.
+
+    Attributes:
+        slots: place in the case's matches -> row; written by the layers naming, dtype, layout, weights, container.
+        added: GGUF name -> tensor that the file lacks; written by the naming layer.
+        config, tokenizer: field -> value; written by the layers of that name.
+        seals: what is wrong with the container as a whole; removed by the container layer.
+    """
+
+    def __init__(self, case: FileCase) -> None:
+        self.case = case
+        naming = case.file.dialect.naming
+        self.slots: dict[int, Slot] = {}
+        for n, match in enumerate(case.matches):
+            p = match.piece
+            fitting = p.fitting()
+            kind = fitting[0] if len(fitting) == 1 else None
+            # Equal bytes are read from the reference's file: one copy in memory serves both sides.
+            raw = match.of.raw if match.equal and match.of is not None else p.raw
+            self.slots[n] = Slot(names.to_gguf(p.name, naming), kind, p.shape, raw, p.offset, p.name)
+        self._order = {id(match): n for n, match in enumerate(case.matches)}
+        self.config = dict(case.file.config)
+        self.tokenizer = dict(case.file.tokenizer)
+        self.added: dict[str, Tensor] = {}
+        self.seals = {id(d): d for d in case.deviations if d.kind == "seal"}
+
+    def slot(self, deviation: Deviation) -> Slot | None:
+        """The row that a deviation concerns; None where another fix has taken it out."""
+        return self.slots.get(self._order[id(deviation.match)]) if deviation.match is not None else None
+
+    def drop(self, deviation: Deviation) -> None:
+        """Take the row of a deviation out."""
+        self.slots.pop(self._order[id(deviation.match)], None)
+
+    def refill(self, deviation: Deviation) -> tuple[Slot, Tensor] | None:
+        """Give a row the bytes of the expected tensor; the row and that tensor, None where the row is out."""
+        slot, good = self.slot(deviation), deviation.expected
+        if slot is None:
+            return None
+        slot.raw = good.raw
+        slot.offset = good.origin.offset if good.origin.path == self.case.file.path else -1
+        return slot, good
+
+    def model(self) -> Model:
+        """The draft as a model; raises FormatError for what a strict reader would refuse."""
+        path = self.case.file.path
+        for deviation in self.seals.values():
+            raise FormatError(deviation.mechanism, code="onion.broken-container", path=path)
+        tensors: dict[str, Tensor] = {}
+        for slot in self.slots.values():
+            if slot.stated is None:
+                raise FormatError("unknown tensor name", code="onion.unknown-name", path=path, tensor=slot.name)
+            if slot.stated in tensors:
+                raise FormatError("stands there twice", code="onion.listed-twice", path=path, tensor=slot.name)
+            if slot.kind is None or not slot.kind.fits(slot.shape, len(slot.raw)):
+                raise FormatError("breaks the size law", code="onion.size-law", path=path, tensor=slot.name)
+            origin = Origin(path, slot.name, slot.offset)
+            tensors[slot.stated] = Tensor(slot.stated, slot.kind, slot.shape, slot.raw, origin)
+        for name, tensor in self.added.items():
+            tensors[name] = tensor.replace(name=name)
+        config, data = self.config, self.tokenizer
+        return Model(
+            path=path, format="apr" if self.case.file.format == "apr" else "gguf", dialect=self.case.file.dialect.name,
+            tensors=tensors, metadata=self.case.file.metadata,
+            make_config=lambda: made_config(config, tensors, path), make_tokenizer=lambda: made_tokenizer(data, path),
+        )  # fmt: skip
+
+
+def made_config(found: dict[str, Any], tensors: dict[str, Tensor], path: Any) -> ModelConfig:
+    """A config from fields, checked as the readers check theirs."""
+    for name in CONFIG_FIELDS:
+        value = found.get(name, MISSING)
+        if value == MISSING or isinstance(value, Conflict):
+            raise FormatError(f"config field {name!r} is {value!r}", code="onion.config-field", path=path)
+        if name not in ("architecture", "rope_type") and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise FormatError(f"config field {name!r} is {value!r}, not a number", code="onion.config-field", path=path)
+    require_qwen2(str(found["architecture"]), path)
+    if found["rope_type"] not in apr.ROPE_TYPES.values():
+        raise FormatError(f"rope_type is {found['rope_type']!r}", code="onion.config-field", path=path)
+    config = ModelConfig(**{name: found[name] for name in CONFIG_FIELDS}, tied_embeddings="output.weight" not in tensors)
+    return check_config(config, path)
+
+
+def made_tokenizer(found: dict[str, Any], path: Any) -> TokenizerData:
+    """Tokenizer data from fields; what is optional may be missing."""
+    for name in NEEDED:
+        if found.get(name, MISSING) == MISSING:
+            raise FormatError(f"tokenizer has no {name!r}", code="onion.tokenizer-field", path=path)
+    values: dict[str, Any] = {name: None if (v := found.get(name, MISSING)) == MISSING else v for name in TOKENIZER_FIELDS}
+    return TokenizerData(**values)
+
+
+__all__ = ["Draft", "Slot", "made_config", "made_tokenizer"]

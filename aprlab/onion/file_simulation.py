@@ -1,0 +1,314 @@
+"""What a converter with some faults of the catalogue would have written, and whether that is the file.
+
+Each fault is tried at its own seam on the reference's tensors. Names, labels, dims, config and tokenizer are compared at
+once, bytes only where they are asked for.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+
+from aprlab.conversion.recode import chunks_of, re_encoded
+from aprlab.conversion.seams import Seams, healthy_seams
+from aprlab.errors import AprlabError
+from aprlab.faults import Fault
+from aprlab.formats import apr
+from aprlab.formats.raw import CONFIG_FIELDS, TOKENIZER_FIELDS, Seen, meaning
+from aprlab.model.tensor import Tensor
+from aprlab.onion.file_case import FileCase
+from aprlab.quants.types import TensorType
+
+Key = tuple[str, str]  # what, of which tensor or field
+
+
+@dataclass(frozen=True, eq=False)
+class _Content:
+    """The bytes of a simulated tensor, made when asked for; remembers whose they are."""
+
+    source: str
+    tensor: Tensor | None
+    healthy: bool
+    make: Callable[[], Tensor]
+
+    def __call__(self) -> Iterator[Any]:
+        return chunks_of(self.tensor if self.tensor is not None else self.make())()
+
+
+_KEPT = 1 << 20  # bytes
+
+
+def _held(raw: np.ndarray) -> Callable[[], Iterator[Any]]:
+    """Bytes of the file as a content."""
+    return lambda: iter([np.ascontiguousarray(raw).data])
+
+
+@dataclass
+class SimulatedFile:
+    """What a set of faults would have written, as keys; `content` holds bytes that are compared only on demand."""
+
+    plain: dict[Key, Any] = field(default_factory=dict)
+    content: dict[Key, Callable[[], Iterator[Any]]] = field(default_factory=dict)
+    untouched: set[str] = field(default_factory=set)  # tensors whose bytes are the healthy ones, by identity
+
+
+class Simulator:
+    """Writes the file as faults of the catalogue would have, and compares it with the file that there is.
+
+    Args:
+        case: with matches and deviations of all file layers.
+        target: the type that a healthy converter was asked to re-encode to, None for none.
+        settled: identities of deviations that the container explains; their bytes are not asked about again.
+        budget: seconds of CPU for bytes; what could not be verified in time lowers no claim, but is counted.
+    """
+
+    def __init__(self, case: FileCase, target: TensorType | None, settled: set[int], budget: float = 8.0) -> None:
+        assert case.ref is not None
+        self.settled = settled
+        self.case, self.ref, self.target = case, case.ref, target
+        self.deadline = time.process_time() + budget
+        self.dialect = case.file.dialect
+        self.tried = self.verified = 0
+        self._made: dict[str, Tensor] = {}
+        self._agree: dict[tuple[int, Key], bool] = {}
+
+    # -- the two sides -----------------------------------------------------------------------------------------
+
+    def _healthy(self, tensor: Tensor) -> Tensor:
+        if self.target is None:
+            return tensor
+        if tensor.name not in self._made:
+            out = re_encoded(tensor, self.target)
+            self._made[tensor.name] = tensor if out is tensor else self.case.healthy(tensor, out.type)
+        return self._made[tensor.name]
+
+    @cached_property
+    def base_seams(self) -> Seams:
+        """A healthy converter."""
+        return replace(healthy_seams(self.dialect), tensor=self._healthy)
+
+    @cached_property
+    def base_metadata(self) -> dict[str, Any]:
+        """What a healthy converter would have written, as the files of the day had it: without a record of the source."""
+        return apr.metadata_of(self.ref.model, list(self.ref.tensors.values()), self.dialect)
+
+    @cached_property
+    def actual(self) -> SimulatedFile:
+        """The file as it stands."""
+        out = SimulatedFile()
+        extra = 0
+        shaken = {id(d.match): d for d in self.case.deviations if d.kind == "span"}
+        cut = {id(d.match) for d in self.case.deviations if d.kind == "bytes" and id(d) in self.settled}
+        for match in self.case.matches:
+            p = match.piece
+            who = match.true
+            if who is None:
+                who, extra = f"+{p.name}", extra + 1
+            out.plain["name", who] = p.name
+            out.plain["code", who] = p.code
+            out.plain["shape", who] = p.shape
+            out.plain["size", who] = p.size
+            raw = shaken[id(match)].expected.raw if id(match) in shaken else p.raw
+            if id(match) not in cut:
+                out.content["bytes", who] = _held(raw)
+                if match.equal or match.by == "span":
+                    out.untouched.add(who)
+        out.plain |= {("config", name): _hashable(self.case.file.config[name]) for name in CONFIG_FIELDS}
+        out.plain |= {("tokenizer", name): _hashable(self.case.file.tokenizer[name]) for name in TOKENIZER_FIELDS}
+        return out
+
+    def outcome(self, faults: Sequence[Fault], only: set[str] | None = None) -> SimulatedFile | None:
+        """What these faults would have written; None where they cannot. `only` looks at some tensors (and no lists)."""
+        out = SimulatedFile()
+        seams = self.base_seams
+        for fault in faults:
+            seams = fault.seams(seams) if fault.seams is not None else seams
+        plans: list[apr.Plan] = []
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                for tensor in self.ref.tensors.values():
+                    if only is not None and tensor.name not in only:
+                        continue
+                    t = seams.tensor(tensor)
+                    whole = t is self._healthy(tensor)
+                    # What a fault makes of a large tensor is made again when it is asked for, and not kept.
+                    kept = whole or t.nbytes < _KEPT or not t.content.at_hand
+                    content = _Content(tensor.name, t if kept else None, whole, partial(seams.tensor, tensor))
+                    plans.append(apr.Plan(seams.name(t.name), seams.code(t.type), seams.dims(t.shape), t.nbytes, content))
+                plans = seams.plans(plans) if only is None else plans
+                metadata = seams.metadata(dict(self.base_metadata)) if only is None else {}
+        except (AprlabError, ValueError, KeyError, StopIteration, IndexError):
+            return None
+        self._add(out, plans)
+        if only is None:
+            out.plain |= self._fields(metadata)
+        return out
+
+    def _fields(self, metadata: dict[str, Any]) -> dict[Key, Any]:
+        """Config and tokenizer as this metadata has them; what no fault touched is looked at once."""
+        base = self.base_metadata
+        if metadata.keys() == base.keys() and all(metadata[key] is value for key, value in base.items()):
+            return self._base_fields
+        return self._made_fields(metadata)
+
+    @cached_property
+    def _base_fields(self) -> dict[Key, Any]:
+        return self._made_fields(self.base_metadata)
+
+    def _made_fields(self, metadata: dict[str, Any]) -> dict[Key, Any]:
+        apart = Seen(self.case.file.path, "apr", self.dialect, [], metadata, [])
+        found: dict[Key, Any] = {("config", name): _hashable(apart.config[name]) for name in CONFIG_FIELDS}
+        return found | {("tokenizer", name): _hashable(apart.tokenizer[name]) for name in TOKENIZER_FIELDS}
+
+    def _add(self, out: SimulatedFile, plans: list[apr.Plan]) -> None:
+        """Plans under the name of the tensor that they are: by content first, as the naming layer does it."""
+        stated = [meaning(plan.name, self.dialect.naming)[0] for plan in plans]
+        who: dict[int, str] = {}
+        spent: set[str] = set()
+
+        def claim(n: int, name: str | None) -> None:
+            if n not in who and name is not None and name not in spent and name in self.ref.tensors:
+                who[n] = name
+                spent.add(name)
+
+        sources = [plan.chunks.source if isinstance(plan.chunks, _Content) else None for plan in plans]
+        for n, source in enumerate(sources):  # those under their own name first
+            claim(n, source if stated[n] == source else None)
+        for n, source in enumerate(sources):
+            claim(n, source)
+        for n, name in enumerate(stated):
+            claim(n, name)
+        for n, plan in enumerate(plans):
+            w = who.get(n, f"+{plan.name}")
+            shape = plan.dims if self.dialect.dims == "rows" else plan.dims[::-1]
+            out.plain |= {("name", w): plan.name, ("code", w): plan.code, ("shape", w): tuple(shape), ("size", w): plan.nbytes}
+            out.content["bytes", w] = plan.chunks
+            if isinstance(plan.chunks, _Content) and plan.chunks.source == w and plan.chunks.healthy:
+                out.untouched.add(w)
+
+    # -- comparing ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def base(self) -> SimulatedFile:
+        """What a healthy converter would have written."""
+        out = self.outcome([])
+        assert out is not None
+        return out
+
+    @cached_property
+    def open(self) -> set[Key]:
+        """Keys in which the file is not what a healthy converter would have written."""
+        return self.difference(self.base)
+
+    def difference(self, out: SimulatedFile) -> set[Key]:
+        """Keys in which an outcome is not the file; bytes are compared where neither side is known to be healthy."""
+        keys = {k for k in out.plain.keys() | self.actual.plain.keys() if out.plain.get(k) != self.actual.plain.get(k)}
+        for key in out.content.keys() & self.actual.content.keys():
+            if not self.agree(out, key):
+                keys.add(key)
+        return keys
+
+    def agree(self, out: SimulatedFile, key: Key) -> bool:
+        """Whether the bytes of one tensor are those of the file, to the last one."""
+        who = key[1]
+        if who in out.untouched and who in self.actual.untouched and self.target is None:
+            return True
+        if who in out.untouched and who in self.actual.untouched and len(self.ref.tensors[who].shape) == 1:
+            return True
+        if out.plain["size", who] != self.actual.plain["size", who]:
+            return False
+        content = out.content[key]
+        tensor = content.tensor if isinstance(content, _Content) else None
+        memo = (id(tensor), key)
+        if who in out.untouched and memo in self._agree:
+            return self._agree[memo]
+        wanted = np.concatenate([np.frombuffer(part, np.uint8) for part in self.actual.content[key]()])
+        at, equal = 0, True
+        for chunk in out.content[key]():
+            part = np.frombuffer(chunk, np.uint8)
+            if not np.array_equal(part, wanted[at : at + len(part)]):
+                equal = False
+                break
+            at += len(part)
+        self.verified += equal
+        if who in out.untouched:
+            self._agree[memo] = equal
+        return equal
+
+    def reproduces(self, faults: Sequence[Fault]) -> bool:
+        """Whether these faults would have written this file: cheap keys first, then bytes, small tensors first."""
+        self.tried += 1
+        out = self._probed(faults)
+        if out is None:
+            return False
+        if out.plain.keys() != self.actual.plain.keys():
+            return False
+        if any(out.plain[k] != v for k, v in self.actual.plain.items()):
+            return False
+        keys = sorted(out.content.keys() & self.actual.content.keys(), key=lambda k: out.plain["size", k[1]])
+        late = 0
+        for key in keys:
+            if time.process_time() > self.deadline and late > 8:
+                break
+            if key[1] not in out.untouched or key[1] not in self.actual.untouched:
+                late += 1
+            if not self.agree(out, key):
+                return False
+        return True
+
+    def _probed(self, faults: Sequence[Fault]) -> SimulatedFile | None:
+        """The outcome, unless a few small tensors already say no: then None, before the large ones are touched."""
+        probe = self.outcome(faults, self.probes)
+        if probe is None:
+            return None
+        for key in probe.content:
+            if key[1] in probe.untouched or key not in self.actual.content or key[1] not in self.ref.tensors:
+                continue
+            like = all(probe.plain.get((w, key[1])) == self.actual.plain.get((w, key[1])) for w in ("size", "shape"))
+            if like and not self.agree(probe, key):
+                # Only lists (plans) could still put it right, and those do not change bytes of tensors that stay.
+                return None
+        return self.outcome(faults)
+
+    @cached_property
+    def probes(self) -> set[str]:
+        """The smallest tensors whose bytes are in question, one of each kind, in the source and in the file; and one of
+        each kind that is as it was."""
+        held = {m.true: m.kind for m in self.case.matches}
+        chosen: dict[tuple[Any, ...], str] = {}
+        for name, tensor in sorted(self.ref.tensors.items(), key=lambda item: item[1].nbytes):
+            chosen.setdefault((("bytes", name) in self.open, tensor.type, held.get(name), len(tensor.shape)), name)
+        return set(chosen.values())
+
+    def footprint(self, fault: Fault) -> tuple[set[Key], set[Key]] | None:
+        """What a fault changes in a healthy file, and what of that stands in this file as it would have left it."""
+        out = self.outcome([fault])
+        if out is None:
+            return None
+        keys = out.plain.keys() | self.base.plain.keys()
+        touched = {k for k in keys if out.plain.get(k) != self.base.plain.get(k)}
+        held = {k for k in touched if out.plain.get(k) == self.actual.plain.get(k)}
+        for key in out.content:
+            if key[1] in out.untouched or key[1] not in self.ref.tensors:
+                continue
+            if key in self.actual.content and time.process_time() < self.deadline:
+                touched.add(key)
+                if self.agree(out, key):
+                    held.add(key)
+                elif key not in self.open:
+                    break  # it would have changed what is as it was
+        return touched, held
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+__all__ = ["Key", "SimulatedFile", "Simulator"]

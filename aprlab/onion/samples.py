@@ -1,0 +1,73 @@
+"""A look at the values of a tensor: a few rows, decoded, and how alike two of them are."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from aprlab.errors import AprlabError
+from aprlab.formats import apr
+from aprlab.formats.raw import Piece
+from aprlab.model.tensor import Tensor
+from aprlab.quants import dequantise, types
+from aprlab.quants.types import TensorType
+
+SAMPLE_ROWS = 8
+ALIKE = 0.8  # correlation of decoded values from which on two tensors are one; unrelated weights stay below 0.1
+
+
+def sample_rows(rows: int) -> np.ndarray:
+    """A few row numbers spread over a tensor, first and last among them."""
+    return np.unique(np.linspace(0, rows - 1, min(rows, SAMPLE_ROWS)).astype(np.int64))
+
+
+def sample(raw: np.ndarray, kind: TensorType, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Decoded values of a few rows, float32 (rows, cols); None where the bytes are not there or nobody can decode."""
+    if not kind.fits(shape, len(raw)):
+        return None
+    cols = shape[-1]
+    rows = int(np.prod(shape[:-1], dtype=np.int64)) if len(shape) > 1 else 1
+    blocks = raw[kind.tensor_bytes :].reshape(rows, kind.row_bytes(cols))[sample_rows(rows)]
+    part = np.concatenate([raw[: kind.tensor_bytes], blocks.reshape(-1)])
+    try:
+        return dequantise(part, kind, (len(blocks), cols))
+    except AprlabError:
+        return None
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Cosine of two arrays of one shape, in float64; 0 where either is zero or not finite."""
+    x, y = a.astype(np.float64).reshape(-1), b.astype(np.float64).reshape(-1)
+    with np.errstate(all="ignore"):
+        found = float(x @ y) / float(np.linalg.norm(x) * np.linalg.norm(y) or np.nan)
+    return found if np.isfinite(found) else 0.0
+
+
+_SAMPLES: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+
+
+def reference_sample(tensor: Tensor) -> np.ndarray | None:
+    """Decoded rows of a reference's tensor, remembered while its bytes live."""
+    kept = _SAMPLES.get(id(tensor.raw))
+    if kept is None or kept[0] is not tensor.raw:
+        if len(_SAMPLES) > 4096:
+            _SAMPLES.clear()
+        kept = _SAMPLES[id(tensor.raw)] = (tensor.raw, sample(tensor.raw, tensor.type, tensor.shape))
+    return kept[1]
+
+
+# Types a Qwen2 file is met in; what nobody here can decode is not among them.
+LIKELY: tuple[TensorType, ...] = (
+    types.F32, types.F16, types.BF16, types.Q8_0, types.Q4_K, types.Q5_K, types.Q6_K, types.Q4_0, types.Q4_1, types.Q5_0,
+    types.Q5_1, types.Q3_K, types.Q2_K, types.APR_Q4, types.APR_Q8,
+)  # fmt: skip
+
+
+def kinds_for(piece: Piece, tensor: Tensor) -> list[TensorType]:
+    """Types the bytes can be by the size law, the reference's own and the labelled ones first."""
+    label = [t for t in apr.candidates(piece.code) if t.fits(tensor.shape, piece.size)]
+    own = [tensor.type] if tensor.type.fits(tensor.shape, piece.size) else []
+    rest = [t for t in LIKELY if t.fits(tensor.shape, piece.size)]
+    return list(dict.fromkeys([*own, *label, *rest]))
+
+
+__all__ = ["ALIKE", "LIKELY", "correlation", "kinds_for", "reference_sample", "sample", "sample_rows"]

@@ -1,0 +1,230 @@
+"""Words for people: one table from codes to sentences, and one function that fills them in.
+
+A code is ``layer.mechanism`` and stable: programs decide by it. The sentences may be reworded at any time, since nothing
+in the package reads them. `docs/peel.md` lists this table.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aprlab.errors import AprlabError
+from aprlab.faults import FAULTS
+
+# Placeholders are the parameters of a code. `list`, `reprs` and `and` join a list; `plural` is an "s" for several, `singular`
+# for one alone.
+TEMPLATES: dict[str, str] = {
+    "catalogue.fault": "{title}",
+    # ── container
+    "container.header-changed": "the header was changed after it was written",
+    "container.checksum": "bytes were changed after the file was written: its seal is broken",
+    "container.truncated": "the file is cut off: the index asks for bytes beyond its end",
+    "container.length-differs": "the file is shorter or longer than its writer made it",
+    "container.index-unsorted": "the index is not sorted",
+    "container.misaligned": "data do not start on a multiple of 64 bytes",
+    "container.overlap": "bytes of two tensors overlap",
+    "container.offset-too-small": "the offset is {bytes} bytes too small: the right bytes stand there",
+    "container.offset-too-large": "the offset is {bytes} bytes too large: the right bytes stand there",
+    "container.listed-twice": "a tensor stands in the index twice",
+    "container.tensor-cut-off": "the file ends before the tensor does",
+    "container.refused": "{message}",
+    "container.unreadable": "{message}",
+    # ── naming
+    "naming.other-generation": "names of the {found!r} generation, where {expected!r} ones are wanted",
+    "naming.unknown-name": "content under a name that no Qwen2 model has",
+    "naming.unknown-tensor": "a tensor that no Qwen2 model has",
+    "naming.layers-exchanged": "content of layers {first} and {second} under each other's number",
+    "naming.modules-exchanged": "content of {first} and {second} under each other's name",
+    "naming.biases-missing": "Q, K and V biases are not in the file",
+    "naming.tensors-missing": "tensors are not in the file",
+    "naming.other-model": "these are not two files of one model",
+    # ── dtype
+    "dtype.several-types-fit": "label {label} breaks the size law, and the bytes do not tell between {types:and}",
+    "dtype.no-type-fits": "label {label} with a size that fits no known type",
+    "dtype.shared-code": "{type} under byte {label}, which two types have had; the size law tells them apart",
+    "dtype.code-of-another-type": "{type} blocks under byte {label} ({means})",
+    "dtype.file-rounded": "values of the file are those of the reference rounded to {type}",
+    "dtype.reference-rounded": "values of the reference are those of the file rounded to {type}",
+    "dtype.decoded": "decoded from {before} and kept as {after}, value for value",
+    "dtype.re-encoded": "re-encoded from {before} to {after}",
+    # ── layout
+    "layout.dims-reversed": "dims are in the reverse order",
+    "layout.dims-differ": "dims are not those of this tensor",
+    "layout.transposed": "data transposed, dims left as they were",
+    "layout.transposed-back": "data taken for column-major and transposed back",
+    "layout.columns-reversed": "columns of every row reversed",
+    "layout.rows-reversed": "rows in reverse order",
+    "layout.rows-permuted-for-llama": "rows of each head permuted as for Llama (halves to pairs)",
+    "layout.rows-permuted-from-llama": "rows of each head permuted back from Llama's order, though never in it",
+    "layout.rows-rotated": "rows rotated by {by}",
+    "layout.values-rotated": "values rotated by {by}",
+    "layout.rows-reordered": "{moved} of {of} rows in another order",
+    "layout.values-reordered": "{moved} of {of} values in another order",
+    "layout.size-differs": "{found} bytes where {expected} are due",
+    # ── decode
+    "decode.scales-exchanged": "d and dmin exchanged in every block",
+    "decode.minimum-zero": "the minimum of every block is zero",
+    "decode.nibbles-exchanged": "the two nibbles of every byte exchanged",
+    "decode.subnormals-flushed": "subnormal scales flushed to zero",
+    "decode.fields-changed-in-every-block": "field{fields:plural} {fields:reprs} changed in every block",
+    "decode.fields-changed-in-most-blocks": "field{fields:plural} {fields:reprs} changed in most blocks",
+    "decode.products-differ": "products with weights of type {types:list} differ on the same input",
+    # ── weights
+    "weights.all-zeros": "{part}: all zeros",
+    "weights.bytes-of-another-tensor": "{part}: holds the bytes of {other}",
+    "weights.values-differ": "values differ",
+    "weights.field-of-one-block": "field {field!r} of one block changed",
+    "weights.range-overwritten": "one range of bytes overwritten",
+    "weights.bytes-changed": "{bytes} bytes changed in {blocks} of {of} blocks",
+    "weights.bytes-changed-in-one-block": "{bytes} bytes changed in one block",
+    "weights.values-changed": "values changed throughout (correlation {correlation:.2f})",
+    "weights.values-unlike": "values unlike the reference's throughout",
+    "weights.scales-not-finite": "scales that are not finite numbers",
+    "weights.implausible-size": "values of a size that no trained weight has",
+    "weights.constant-added": "products differ by one constant vector at every position: a bias",
+    # ── config
+    "config.missing": "{field} is missing; upstream would assume {default}",
+    "config.conflict": "{field} stands there twice: {found}",
+    "config.value-differs": "{field} is {found!r}, not {expected!r}",
+    "config.field-differs": "{field} differs",
+    "config.does-not-run": "does not run: {message}",
+    # ── tokenizer
+    "tokenizer.missing": "{field} is missing",
+    "tokenizer.missing-or-empty": "{field} is missing or empty",
+    "tokenizer.unexpected": "{field} is there, and the reference has none",
+    "tokenizer.rotated": "{field} are rotated by {by}",
+    "tokenizer.reordered": "{field} are in another order",
+    "tokenizer.entries-differ": "{differing} of {of} {field} differ",
+    "tokenizer.lost": "{field} are all lost",
+    "tokenizer.cut-off": "{field} are cut off",
+    "tokenizer.count-differs": "{field} differ in number",
+    "tokenizer.field-differs": "{field} differs",
+    "tokenizer.value-differs": "{field} is {found!r}, not {expected!r}",
+    "tokenizer.unknown-pre-tokenizer": "pre-tokeniser {found!r} is not Qwen2's",
+    "tokenizer.specials-ordinary": "{tokens:list} are marked as ordinary text",
+    "tokenizer.ends-elsewhere": "eos_token_id {found} is {token!r}",
+    "tokenizer.end-is-no-token": "eos_token_id is {found!r}",
+    "tokenizer.behaviour-differs": "{what:list} differ from what its data demand",
+    # ── forward
+    "forward.operations-differ": "{operations:list} differ{operations:singular} on the same input",
+    "forward.loop-differs": "the loop feeds other tokens, or at other positions",
+    "forward.decoded-again": "weights are decoded anew at every product",
+    # ── instrument
+    "instrument.failed": "instrument {instrument!r} does not tell a known pair apart: all findings are void",
+    "instrument.unequal-runs": "equal files gave unequal runs",
+    "instrument.contracts-differ":
+        "unlike activation contracts: {first!r} against {second!r}; compare like with like",
+}  # fmt: skip
+
+
+class _Filler(string.Formatter):
+    def format_field(self, value: Any, spec: str) -> str:
+        match spec:
+            case "list":
+                return ", ".join(map(str, value))
+            case "reprs":
+                return ", ".join(map(repr, value))
+            case "and":
+                return " and ".join(map(str, value))
+            case "plural":
+                return "s" if len(value) > 1 else ""
+            case "singular":
+                return "s" if len(value) == 1 else ""
+            case _:
+                return str(super().format_field(value, spec))
+
+
+_FILLER = _Filler()
+
+
+def words(code: str, parameters: Mapping[str, Any]) -> str:
+    """The sentence for a code; a fault of the catalogue has its title.
+
+    Raises:
+        KeyError: unknown code, or a parameter that the sentence needs is not there.
+    """
+    if code == "catalogue.fault":
+        parameters = {**parameters, "title": FAULTS[parameters["fault"]].title}
+    return _FILLER.vformat(TEMPLATES[code], (), parameters)
+
+
+def parameters_of(code: str) -> list[str]:
+    """Names of the parameters that the sentence of a code needs, each once, in order."""
+    found = [name for _, name, _, _ in _FILLER.parse(TEMPLATES[code]) if name]
+    return list(dict.fromkeys("fault" if name == "title" else name for name in found))
+
+
+def table_of_codes() -> str:
+    """All codes with their sentences, as the Markdown table of `docs/peel.md`."""
+    lines = ["| code | parameters | words |", "|---|---|---|"]
+    for code, template in TEMPLATES.items():
+        names = ", ".join(f"`{name}`" for name in parameters_of(code))
+        shown = re.sub(r"\{\w+:(plural|singular)\}", "(s)", template)
+        shown = re.sub(r"\{(\w+)[^}]*\}", r"{\1}", shown)
+        lines.append(f"| `{code}` | {names} | {shown} |")
+    return "\n".join(lines)
+
+
+QUOTED = ("message",)  # parameters that quote an error for people; they tell no causes apart
+
+
+@dataclass(frozen=True, eq=False)
+class Mechanism:
+    """What was done to what: a code with its parameters; printed in words.
+
+    Attributes:
+        code: a key of `TEMPLATES`.
+        parameters: plain values that the sentence needs, or that tell causes apart.
+    """
+
+    code: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.code not in TEMPLATES:
+            raise ValueError(f"unknown code {self.code!r}")
+
+    @property
+    def layer(self) -> str:
+        """The first half of the code."""
+        return self.code.partition(".")[0]
+
+    @property
+    def key(self) -> tuple[str, Any]:
+        """Equal for two mechanisms of one cause; hashable."""
+        return self.code, frozen({k: v for k, v in self.parameters.items() if k not in QUOTED})
+
+    @property
+    def label(self) -> str:
+        """The cause on one line: ``layout.rows-rotated(by=3)``."""
+        parts = [f"{k}={_short(v)}" for k, v in self.parameters.items() if k not in QUOTED]
+        return f"{self.code}({', '.join(parts)})" if parts else self.code
+
+    def __str__(self) -> str:
+        return words(self.code, self.parameters)
+
+
+def refused(error: AprlabError, code: str) -> Mechanism:
+    """What a reader or a run says no to, with the rule that was broken; the message is quoted for people."""
+    return Mechanism(code, {"rule": error.code, "message": error.message})
+
+
+def frozen(value: Any) -> Any:
+    """A plain value as a hashable one: lists as tuples, dicts as sorted pairs."""
+    if isinstance(value, Mapping):
+        return tuple((key, frozen(value[key])) for key in sorted(value))
+    if isinstance(value, list | tuple):
+        return tuple(map(frozen, value))
+    return value
+
+
+def _short(value: Any) -> str:
+    text = "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+__all__ = ["QUOTED", "TEMPLATES", "Mechanism", "frozen", "parameters_of", "refused", "table_of_codes", "words"]
