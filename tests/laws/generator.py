@@ -47,8 +47,9 @@ KEYS = ("qwen2.block_count", "qwen2.context_length", "qwen2.embedding_length", "
         "tokenizer.ggml.merges", "tokenizer.ggml.pre", "tokenizer.ggml.model", "tokenizer.ggml.eos_token_id",
         "tokenizer.ggml.bos_token_id", "tokenizer.ggml.add_bos_token", "tokenizer.ggml.padding_token_id",
         "tokenizer.chat_template", "general.architecture", "general.name", "general.file_type")  # fmt: skip
-VALUES: dict[str, Any] = {"zero": 0, "one": 1, "large": 2**31, "negative": -1.0, "text": "x", "list": ["x", "y"], "numbers": [1, 2],
-                          "yes": True, "nan": float("nan"), "tiny": 1e-30}  # fmt: skip
+VALUES: dict[str, Any] = {"zero": 0, "one": 1, "large": 2**31, "negative": -1.0, "text": "x", "list": ["x", "y"],
+                          "numbers": [1, 2], "yes": True, "nan": float("nan"),
+                          "tiny": 1e-30}  # fmt: skip
 
 
 def healthy(source: Path) -> Iterator[FileCase]:
@@ -67,7 +68,7 @@ def healthy(source: Path) -> Iterator[FileCase]:
     for dialect in ("aprender", "realizar"):
         for compress in (None, "lz4", "zstd"):
             apr = f"APR {dialect} {compress}"
-            yield FileCase(apr, lambda out, d=dialect, c=compress: _converted(source, out.with_suffix(".apr"), dialect=d, compress=c), True)
+            yield FileCase(apr, lambda out, d=dialect, c=compress: _apr(source, out, dialect=d, compress=c), True)
     for kind in (types.F16, types.BF16):
         for name in ("blk.2.attn_norm.weight", "output_norm.weight"):
             exact = FileCase(f"{name} as {kind.name}", lambda out, k=kind, n=name: _retyped(source, out, n, k), True)
@@ -85,16 +86,17 @@ APR_KEYS = ("architecture", "num_layers", "hidden_size", "num_heads", "num_kv_he
             "max_position_embeddings", "rope_theta", "rope_type", "rms_norm_eps", "head_dim", "tokenizer.vocabulary",
             "tokenizer.merges", "tokenizer.token_type", "tokenizer.pre_type", "tokenizer.eos_token_id",
             "tokenizer.bos_token_id", "tokenizer.add_bos_token", "chat_template")  # fmt: skip
-APR_VALUES: dict[str, Any] = {"nothing": None, "zero": 0, "one": 1, "huge": 10**400, "tiny": 1e-30, "text": "x", "list": [1], "texts": ["a b"],
-                              "object": {"a": 1}, "yes": True, "negative": -3}  # fmt: skip
+APR_VALUES: dict[str, Any] = {"nothing": None, "zero": 0, "one": 1, "huge": 10**400, "tiny": 1e-30, "text": "x", "list": [1],
+                              "texts": ["a b"], "object": {"a": 1}, "yes": True, "negative": -3}  # fmt: skip
 
 
 def changed_metadata(source: Path) -> Iterator[FileCase]:
     for key in APR_KEYS:
         for what, value in APR_VALUES.items():
-            yield FileCase(f"APR {key} = {what}", lambda out, k=key, v=value: _with_metadata(source, out.with_suffix(".apr"), k, v))
-    for key, value in {"rope_scaling": {"type": "linear", "factor": 2.0}, "hidden_act": "gelu", "use_sliding_window": True}.items():
-        yield FileCase(f"APR {key}", lambda out, k=key, v=value: _with_metadata(source, out.with_suffix(".apr"), k, v))
+            yield FileCase(f"APR {key} = {what}", lambda out, k=key, v=value: _with_metadata(source, out, k, v))
+    scaled = {"type": "linear", "factor": 2.0}
+    for key, value in {"rope_scaling": scaled, "hidden_act": "gelu", "use_sliding_window": True}.items():
+        yield FileCase(f"APR {key}", lambda out, k=key, v=value: _with_metadata(source, out, k, v))
 
 
 def changed_tensors(source: Path) -> Iterator[FileCase]:
@@ -102,7 +104,8 @@ def changed_tensors(source: Path) -> Iterator[FileCase]:
         yield FileCase(f"without {name}", lambda out, n=name: variant(source, out, tensors={n: None}))
         for what, change in EDITS.items():
             yield FileCase(f"{name} {what}", lambda out, n=name, c=change: _edited(source, out, n, c))
-    for name, shape in {"blk.0.attn_q_norm.weight": (32,), "rope_freqs.weight": (16,), "output.bias": (840,), "nobody": (3,)}.items():
+    extra = {"blk.0.attn_q_norm.weight": (32,), "rope_freqs.weight": (16,), "output.bias": (840,), "nobody": (3,)}
+    for name, shape in extra.items():
         yield FileCase(f"with {name}", lambda out, n=name, s=shape: variant(source, out, tensors={n: _made(n, s)}))
     for share in (0.1, 0.5, 0.9, 0.999):
         yield FileCase(f"cut at {share}", lambda out, s=share: _cut(source, out, s))
@@ -138,7 +141,8 @@ def _infinite(x: np.ndarray) -> np.ndarray:
 
 
 EDITS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "× 1.02": _scaled, "rows lost": _rows_zero, "with Inf": _infinite, "zero": np.zeros_like, "reversed": lambda x: x[::-1].copy(),
+    "× 1.02": _scaled, "rows lost": _rows_zero, "with Inf": _infinite, "zero": np.zeros_like,
+    "reversed": lambda x: x[::-1].copy(),
     "+ 0.01": lambda x: x + np.float32(0.01), "negated": lambda x: -x,
 }  # fmt: skip
 
@@ -161,10 +165,9 @@ def _retyped(source: Path, out: Path, name: str, kind: TensorType) -> Path:
 
 
 def _with_values(tensor: Tensor, values: np.ndarray, kind: TensorType) -> Tensor:
-    raw = quantise(np.ascontiguousarray(values, np.float32).reshape(-1, values.shape[-1]), kind).reshape(-1) if kind is not types.F32 else (
-        np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint8)
-    )  # fmt: skip
-    return Tensor(tensor.name, kind, tensor.shape, raw, tensor.origin)
+    values = np.ascontiguousarray(values, np.float32).reshape(-1, tensor.shape[-1])
+    raw = values.view(np.uint8) if kind is types.F32 else quantise(values, kind)  # an encoder refuses Inf
+    return Tensor(tensor.name, kind, tensor.shape, raw.reshape(-1), tensor.origin)
 
 
 def _made(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -183,12 +186,17 @@ def _converted(source: Path, out: Path, **options: Any) -> Path:
     return out
 
 
+def _apr(source: Path, out: Path, **options: Any) -> Path:
+    return _converted(source, out.with_suffix(".apr"), **options)
+
+
 def _with_metadata(source: Path, out: Path, key: str, value: Any) -> Path | None:
     from dataclasses import replace
 
     def changed(metadata: dict[str, Any]) -> dict[str, Any]:
         return {**{k: v for k, v in metadata.items() if k != "source_metadata"}, key: value}
 
+    out = out.with_suffix(".apr")
     try:
         convert(source, out, force=True, seams=lambda s: replace(s, metadata=changed))
     except (AprlabError, ValueError):
