@@ -14,7 +14,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from aprlab.version import __version__  # noqa: F401
 
 # verb or noun -> where it lives: "module" or "module:attribute"
 _PUBLIC = {

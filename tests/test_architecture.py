@@ -8,26 +8,43 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# From left to right; a room imports from rooms on its left alone. `aprlab` itself is the list of what is public, by name.
-ROOMS = ["aprlab", "errors", "in_use", "paths", "published", "display", "quants", "model", "formats", "conversion", "kernels", "engines", "architectures", "inference", "tracing", "sources", "instruments", "faults", "figures", "onion", "forensics", "gates", "lab", "qualification", "widgets", "cli", "__main__"]
+# From left to right; a room imports from rooms on its left alone. `aprlab` itself lists what is public, of all of them.
+ROOMS = (
+    "errors", "in_use", "version", "paths", "published", "display", "quants", "model", "formats", "conversion", "kernels",
+    "engines", "architectures", "inference", "tracing", "sources", "instruments", "faults", "figures", "onion", "forensics",
+    "gates", "lab", "qualification", "widgets", "cli", "aprlab", "__main__",
+)  # fmt: skip
 FILE_LINES, FUNCTION_LINES = 600, 60
 
 Graph = dict[str, set[str]]
 
 
-def modules(root: Path) -> dict[str, ast.Module]:
-    """Every module of the package by its dotted name, parsed."""
+@cache
+def modules(root: Path, *, fresh: bool = False) -> dict[str, ast.Module]:
+    """Every module of the package by its dotted name, parsed once; `fresh`: once more, for who changes the trees."""
     found = {}
     for path in sorted(root.glob("aprlab/**/*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text(), str(path))
     return found
+
+
+@cache
+def nodes(root: Path) -> dict[str, list[ast.AST]]:
+    """Everything in each module, in no order."""
+    return {name: list(ast.walk(tree)) for name, tree in modules(root).items()}
+
+
+def is_name(node: ast.AST, *names: str) -> bool:
+    """Whether an expression is one of these names and nothing more."""
+    return isinstance(node, ast.Name) and node.id in names
 
 
 def imports(name: str, tree: ast.Module, known: Graph | dict[str, ast.Module], package: bool) -> Iterator[str]:
@@ -42,16 +59,26 @@ def imports(name: str, tree: ast.Module, known: Graph | dict[str, ast.Module], p
                 yield from (full if (full := f"{base}.{alias.name}") in known else base for alias in node.names)
 
 
-def graph(root: Path) -> Graph:
-    """Module -> the modules that it imports."""
-    trees = modules(root)
+class WithoutTypes(ast.NodeTransformer):
+    """Drops what stands under ``if TYPE_CHECKING``: it is never loaded, and so makes no order of loading."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        return node.orelse if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING") else self.generic_visit(node)
+
+
+@cache
+def graph(root: Path, types: bool = True) -> Graph:
+    """Module -> the modules that it imports; `types`: those that it names for types alone, too."""
+    trees = modules(root, fresh=not types)
+    if not types:
+        trees = {name: WithoutTypes().visit(tree) for name, tree in trees.items()}
     packages = {".".join(path.parent.relative_to(root).parts) for path in root.glob("aprlab/**/__init__.py")}
     return {name: set(imports(name, tree, trees, name in packages)) - {name} for name, tree in trees.items()}
 
 
 def room(module: str) -> str:
     """``aprlab.model.tensor`` -> ``model``."""
-    return (module.split(".") + ["aprlab"])[1] if module != "aprlab" else "aprlab"
+    return module.split(".")[1] if "." in module else module
 
 
 def wrong_arrows(root: Path) -> list[str]:
@@ -89,8 +116,8 @@ def circles(edges: Graph) -> list[str]:
 
 
 def module_circles(root: Path) -> list[str]:
-    """Modules that import each other, directly or by way of others."""
-    return circles(graph(root))
+    """Modules that load each other, directly or by way of others, at once or later."""
+    return circles(graph(root, types=False))
 
 
 def room_circles(root: Path) -> list[str]:
@@ -130,8 +157,8 @@ def long_functions(root: Path) -> list[str]:
 def callable_modules(root: Path) -> list[str]:
     """Modules that turn themselves into something else: a class of `ModuleType`, or another `__class__` for one."""
     wrong = []
-    for name, tree in modules(root).items():
-        for node in ast.walk(tree):
+    for name, inside in nodes(root).items():
+        for node in inside:
             bases = [ast.unparse(base).split(".")[-1] for base in node.bases] if isinstance(node, ast.ClassDef) else []
             targets = node.targets if isinstance(node, ast.Assign) else []
             if "ModuleType" in bases or any(isinstance(t, ast.Attribute) and t.attr == "__class__" for t in targets):
@@ -149,8 +176,45 @@ def duplicate_classes(root: Path) -> list[str]:
     return [f"{name} in {' and '.join(where)}" for name, where in sorted(places.items()) if len(where) > 1]
 
 
+def own_attributes(everything: list[ast.AST]) -> dict[ast.AST, set[str]]:
+    """Each node inside a class -> what that class keeps in itself: its methods may set it on another object of theirs."""
+    found: dict[ast.AST, set[str]] = {}
+    for kind in everything:
+        if isinstance(kind, ast.ClassDef):
+            inside = [node for node in ast.walk(kind) if isinstance(node, ast.Attribute)]
+            kept = {node.attr for node in inside if is_name(node.value, "self") and isinstance(node.ctx, ast.Store)}
+            found |= dict.fromkeys(inside, kept)
+    return found
+
+
+def reaching_in(root: Path) -> list[str]:
+    """Places that change another object's inside, or ask for one exact class where an attribute should answer."""
+    wrong = []
+    for name, everything in nodes(root).items():
+        kept = own_attributes(everything)
+        for node in everything:
+            if isinstance(node, ast.Attribute):
+                own = is_name(node.value, "self", "cls") or (isinstance(node.value, ast.Name) and node.attr in kept.get(node, ()))
+                private = node.attr.startswith("_") and not node.attr.startswith("__")
+                stored = not isinstance(node.ctx, ast.Load)
+                bad = not own and ((private and stored) or node.attr == "__dict__")
+            elif isinstance(node, ast.Call):
+                setting = isinstance(node.func, ast.Attribute) and node.func.attr == "__setattr__" and bool(node.args)
+                bad = setting and is_name(node.func.value, "object") and not is_name(node.args[0], "self")
+            elif isinstance(node, ast.Compare) and isinstance(node.left, ast.Call) and is_name(node.left.func, "type"):
+                right = ast.unparse(node.comparators[0]).split(".")[-1]
+                is_class = right.isidentifier() and right[0].isupper() and not right.isupper()
+                bad = is_class and isinstance(node.ops[0], ast.Is | ast.IsNot)
+            else:
+                continue
+            if bad:
+                wrong.append(f"{name}: line {node.lineno}: {ast.unparse(node)}")
+    return wrong
+
+
 RULES: tuple[Callable[[Path], list[str]], ...] = (
     wrong_arrows, room_circles, module_circles, long_files, long_functions, callable_modules, duplicate_classes,
+    reaching_in,
 )  # fmt: skip
 
 
@@ -205,6 +269,12 @@ MUTANTS: list[tuple[Callable[[Path], list[str]], dict[str, str], str]] = [
     (long_functions, {"tests__test_a": "async def f():\n" + "    x = 1\n" * 59}, "tests/test_a.py: f has 60 lines"),
     (callable_modules, {"aprlab__model__a": "import types\nclass M(types.ModuleType): ..."}, "aprlab.model.a: line 2"),
     (callable_modules, {"aprlab__model__a": "import sys\nsys.modules[__name__].__class__ = M"}, "aprlab.model.a: line 2"),
+    (reaching_in, {"aprlab__model__a": "def f(x):\n    x._kept = None"}, "aprlab.model.a: line 2: x._kept"),
+    (reaching_in, {"aprlab__model__a": "class A:\n    def f(self, x):\n        x._kept = None"}, "a: line 3: x._kept"),
+    (reaching_in, {"aprlab__model__a": "def f(x):\n    del x.y._kept"}, "aprlab.model.a: line 2: x.y._kept"),
+    (reaching_in, {"aprlab__model__a": "def f(x):\n    x.__dict__.update(a=1)"}, "aprlab.model.a: line 2: x.__dict__"),
+    (reaching_in, {"aprlab__model__a": "object.__setattr__(tensor, 'a', 1)"}, "aprlab.model.a: line 1: object"),
+    (reaching_in, {"aprlab__model__a": "def f(x):\n    return type(x) is not Tensor"}, "line 2: type(x) is not Tensor"),
     (duplicate_classes, {"aprlab__cli__a": "class Tensor: ..."}, "Tensor in aprlab.cli.a and aprlab.model.tensor"),
 ]  # fmt: skip
 
@@ -219,3 +289,14 @@ def test_a_rule_sees_what_breaks_it(
 
 def test_every_rule_has_a_mutant() -> None:
     assert Counter(rule for rule, _, _ in MUTANTS).keys() == set(RULES)
+
+
+def test_types_alone_make_an_arrow_but_no_circle_of_modules(tmp_path: Path) -> None:
+    named = "if TYPE_CHECKING:\n    from aprlab.model.b import B\nelse:\n    B = None\n"
+    root = tree(tmp_path, aprlab__model__a=named, aprlab__model__b="from aprlab.model import a")
+    assert module_circles(root) == [] and "aprlab.model.b" in graph(root)["aprlab.model.a"]
+
+
+def test_a_class_may_set_what_it_keeps_on_another_of_its_kind(tmp_path: Path) -> None:
+    text = "class A:\n    def f(self):\n        self._kept = 1\n    def twin(self):\n        a = A()\n        a._kept = 2\n"
+    assert reaching_in(tree(tmp_path, aprlab__model__a=text)) == []

@@ -43,29 +43,41 @@ def test_ci_runs_the_readmes_test_line_word_for_word() -> None:
     subprocess.run(["bash", "-n", ROOT / ".ci/run"], check=True)
 
 
-def test_the_readme_knows_every_verb_and_its_links_lead_somewhere() -> None:
-    from aprlab.cli.app import app
+def test_the_readme_knows_every_verb_and_links_lead_somewhere() -> None:
+    from aprlab.cli.verbs import GROUPS, VERBS
 
-    for command in app.registered_commands:
-        name = command.name or command.callback.__name__
-        assert f"`aprlab {name}" in README, name
+    section = README.split("## Commands\n")[1].split("\n## ")[0]
+    assert "](docs/commands.md)" in section
+    lines = [line for line in section.splitlines() if line.startswith("aprlab ")]
+    assert len(lines) == 5, "five lines and a link"
+    for verb in VERBS:
+        if not verb.within and verb.panel != "machine room":
+            assert re.search(rf"\b{verb.name}\b", "\n".join(lines)), verb.name
+    commands = (ROOT / "docs/commands.md").read_text()
+    for name in [*(verb.path for verb in VERBS), *(group.name for group in GROUPS)]:
+        assert f"`aprlab {name}" in commands, name
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_options_in_the_readme_exist() -> None:
+def test_command_lines_in_the_readme_exist() -> None:
     import typer
 
     from aprlab.cli.app import app
 
-    commands = typer.main.get_command(app).commands
-    rows = [line for line in README.splitlines() if line.startswith("| `aprlab ")]
-    assert len(rows) >= 7
-    for row in rows:
-        verb = row.split()[2].rstrip("`")
-        known = {option for parameter in commands[verb].params for option in parameter.opts}
-        assert set(re.findall(r"--[a-z][a-z-]+", row)) <= known, verb
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+    lines = [line for line in blocks.splitlines() if line.startswith("aprlab ")]
+    lines += [part for part in re.findall(r"`(?:\.venv/bin/)?(aprlab [^`]+)`", README) if part.split()[1] != "VERB"]
+    assert len(lines) >= 8
+    for line in lines:
+        words = line.split("#")[0].split("aprlab ")[1].split(" -- ")[0].split()
+        if words[0].startswith("-"):
+            words = ["", *words]
+        parameters = commands[words[0]].params if words[0] else typer.main.get_command(app).params
+        known = {option for parameter in parameters for option in parameter.opts} | {"--help"}
+        assert {word for word in words if word.startswith("--")} <= known, line
 
 
 def test_the_environment_is_thin_and_reaches_the_eight_packages() -> None:

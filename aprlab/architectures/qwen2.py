@@ -77,7 +77,6 @@ def forward(
         h = see(f"{at}.down", engine.matmul(h, f"{w}.ffn_down.weight"))  # (T, E)
         x = see(f"{at}.out", engine.add(x, h))  # (T, E), the stream after the layer
     cache.advance(len(ids))
-
     if last_only:
         x = x[-1:]
     x = see("norm", engine.norm(x, "output_norm.weight", eps))  # (T, E)

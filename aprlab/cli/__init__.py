@@ -1,4 +1,4 @@
-"""The command line: one small function a verb, no knowledge of its own."""
+"""The command line: one small function for each verb, no knowledge of its own."""
 
 from aprlab.cli.app import app, main, run_cli
 

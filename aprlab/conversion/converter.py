@@ -12,7 +12,6 @@ from typing import Any
 
 import xxhash
 
-from aprlab import __version__
 from aprlab.conversion import mixes
 from aprlab.conversion.provenance import GAP_LIMIT, describe, header_for, promised
 from aprlab.conversion.recode import chunks_of, encodable, re_encoded, recoded
@@ -28,6 +27,7 @@ from aprlab.model.tensor import Tensor
 from aprlab.model.vocabulary import check_tokenizer, end_of_generation, merge_pairs
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
+from aprlab.version import __version__
 
 FORMATS = ("gguf", "safetensors")  # what `export` writes
 
@@ -63,12 +63,8 @@ def convert(
         UsageError, FormatError, UnsupportedError; no file is left behind.
     """
     started = time.perf_counter()
-    if dialect not in apr.DIALECTS:
-        raise UsageError(f"unknown dialect {dialect!r}; known: {', '.join(apr.DIALECTS)}", code="conversion.unknown-dialect")
-    if compress not in (None, "lz4", "zstd"):
-        raise UsageError(f"unknown compression {compress!r}; known: lz4, zstd", code="conversion.unknown-compression")
-    _known_target(quantize)
     output = Path(output)
+    _check_options(quantize, dialect, compress)
     model = source if isinstance(source, Model) else open_model(source)
     check_output(output, _inputs(model), force=force)
     if output.suffix == ".safetensors":
@@ -77,18 +73,35 @@ def convert(
             code="conversion.output-is-safetensors", path=output,
         )  # fmt: skip
     _only_qwen2(model)
-    into = apr.DIALECTS[dialect]
     retype = _retyping(model, quantize)
-    if output.suffix == ".gguf":
-        if dialect != "aprender" or compress is not None or seams is not None:
-            raise UsageError(
-                "dialect, compression and faults are for APR; the output is called .gguf",
-                code="conversion.options-not-for-gguf", path=output,
-            )  # fmt: skip
-        return _to_gguf(model, output, [retype(t) for t in model.tensors.values()], quantize, force, progress, started)
-    healthy = healthy_seams(into, retype=retype)
-    used = healthy if seams is None else seams(healthy)
+    if output.suffix != ".gguf":
+        healthy = healthy_seams(apr.DIALECTS[dialect], retype=retype)
+        used = healthy if seams is None else seams(healthy)
+        report = _to_apr(model, output, used, quantize, dialect, compress, force, progress, started)
+        report.reversible = seams is None and report.reversible
+        return report
+    if dialect != "aprender" or compress is not None or seams is not None:
+        raise UsageError(
+            "dialect, compression and faults are for APR; the output is called .gguf",
+            code="conversion.options-not-for-gguf", path=output,
+        )  # fmt: skip
+    return _to_gguf(model, output, [retype(t) for t in model.tensors.values()], quantize, force, progress, started)
 
+
+def _check_options(quantize: str | None, dialect: str, compress: str | None) -> None:
+    if dialect not in apr.DIALECTS:
+        raise UsageError(f"unknown dialect {dialect!r}; known: {', '.join(apr.DIALECTS)}", code="conversion.unknown-dialect")
+    if compress not in (None, "lz4", "zstd"):
+        raise UsageError(f"unknown compression {compress!r}; known: lz4, zstd", code="conversion.unknown-compression")
+    _known_target(quantize)
+
+
+def _to_apr(
+    model: Model, output: Path, used: Seams, quantize: str | None, dialect: str, compress: str | None, force: bool,
+    progress: Progress | None, started: float,
+) -> ConversionReport:  # fmt: skip
+    """Write what the seams make of `model`; `reversible` is said of them as if they were healthy."""
+    into = apr.DIALECTS[dialect]
     plans, lines, written = [], [], []
     for tensor in model.tensors.values():
         out = used.tensor(tensor)
@@ -103,8 +116,7 @@ def convert(
     size = apr.write(
         output, metadata, used.plans(plans), replace(into, flags=flags), compress=compress, force=force, progress=progress
     )
-    reversible = seams is None and promised(metadata, written)
-    return report_of(model, output, dialect, size, lines, written, started, quantize, reversible)
+    return report_of(model, output, dialect, size, lines, written, started, quantize, promised(metadata, written))
 
 
 def _inputs(model: Model) -> list[Path]:
@@ -218,7 +230,7 @@ def _to_safetensors(
     torch = {types.F32: "float32", types.F16: "float16", types.BF16: "bfloat16"}[kind]
     files = huggingface.companions(model.config, tok, torch, ends)
     written = [t if t.type is kind else recoded(t, kind) for t in model.tensors.values()]
-    plans = [safetensors.Plan(names.from_gguf(t.name), t.type, t.shape, chunks_of(t)) for t in written]
+    plans = [safetensors.SafetensorsPlan(names.from_gguf(t.name), t.type, t.shape, chunks_of(t)) for t in written]
     named = {key: apr.text_of(model, f"general.{key}", key) for key in ("name", "license")}
     about = {"format": "pt", **named, "writer": f"aprlab {__version__}"}
     with atomic_folder(output, force=force, ours=huggingface.WRITTEN.__contains__) as folder:

@@ -11,7 +11,6 @@ import numpy as np
 import xxhash
 from gguf.constants import LlamaFileType
 
-from aprlab import __version__
 from aprlab.conversion import mixes
 from aprlab.conversion.report import count_of
 from aprlab.errors import FormatError, UnsupportedError
@@ -22,6 +21,7 @@ from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 from aprlab.quants import types
+from aprlab.version import __version__
 
 GAP_LIMIT = 1 << 16  # bytes of non-zero padding that a file may keep; more is not padding
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab import __version__, quants
+from aprlab import quants
 from aprlab.conversion import mixes
 from aprlab.conversion.provenance import made_fields, natural_order, with_file_type
 from aprlab.errors import UnsupportedError, UsageError
@@ -24,11 +24,13 @@ from aprlab.formats import gguf
 from aprlab.formats.reading import padding
 from aprlab.formats.writing import atomic, check_output, write_all
 from aprlab.model.config import ModelConfig, TokenizerData
+from aprlab.model.content import Content
 from aprlab.model.inventory import shapes as tensor_shapes
 from aprlab.model.vocabulary import BYTE_ALPHABET, CONTROL, NORMAL, UNUSED, USER_DEFINED
 from aprlab.published import KnownModel, known_model
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
+from aprlab.version import __version__
 
 CHUNK = 1 << 22
 CONTEXT = 32768  # positions, of all five
@@ -178,7 +180,7 @@ def write(
         size = write_all(file, gguf.pack_header(fields, infos))
         for name, (kind, shape) in listed.items():
             by_type[kind.name] = by_type.get(kind.name, 0) + 1
-            for chunk in _blocks_of(name, kind, shape, seed):
+            for chunk in RandomBlocks(name, kind, shape, seed).chunks():
                 size += (written := write_all(file, chunk))
                 if progress is not None:
                     progress(written)
@@ -186,18 +188,36 @@ def write(
     return Synthesis(output, like, seed, size, time.perf_counter() - started, by_type)
 
 
-def _blocks_of(name: str, kind: TensorType, shape: tuple[int, ...], seed: int) -> Iterator[memoryview]:
-    """The bytes of one tensor, in chunks; they depend on its name and the seed alone."""
-    rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(name.encode())]))
-    count = kind.nbytes(shape) // kind.block_bytes
-    if len(shape) < 2:  # norms around 1, biases around 0
-        values = rng.standard_normal(shape, np.float32) * np.float32(0.1) + np.float32(name.endswith("norm.weight"))
-        yield quants.quantise(values, kind).reshape(-1).data
-        return
-    scale = Scale(kind, 1 / np.sqrt(shape[-1]))
-    step = max(1, CHUNK // kind.block_bytes)
-    for start in range(0, count, step):
-        yield scale.blocks(min(step, count - start), rng).data
+class RandomBlocks(Content):
+    """Bytes that are made anew each time; they depend on the tensor's name and the seed alone."""
+
+    __slots__ = ("kind", "name", "seed", "shape")
+
+    def __init__(self, name: str, kind: TensorType, shape: tuple[int, ...], seed: int) -> None:
+        self.name, self.kind, self.shape, self.seed = name, kind, shape, seed
+
+    @property
+    def nbytes(self) -> int:
+        return self.kind.nbytes(self.shape)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.whole()[start:stop]
+
+    def whole(self) -> np.ndarray:
+        return np.concatenate([np.frombuffer(chunk, np.uint8) for chunk in self.chunks()])
+
+    def chunks(self, step: int = CHUNK) -> Iterator[memoryview]:
+        """In the one step that the bytes are made in: another would draw other numbers."""
+        name, kind, shape = self.name, self.kind, self.shape
+        rng = np.random.Generator(np.random.SFC64([self.seed, zlib.crc32(name.encode())]))
+        if len(shape) < 2:  # norms around 1, biases around 0
+            values = rng.standard_normal(shape, np.float32) * np.float32(0.1) + np.float32(name.endswith("norm.weight"))
+            yield quants.quantise(values, kind).reshape(-1).data
+            return
+        scale, count = Scale(kind, 1 / np.sqrt(shape[-1])), self.nbytes // kind.block_bytes
+        step = max(1, CHUNK // kind.block_bytes)
+        for start in range(0, count, step):
+            yield scale.blocks(min(step, count - start), rng).data
 
 
 class Scale:

@@ -1,4 +1,4 @@
-"""An engine in another's clothes: everything passes through, a fault overrides the one primitive it breaks."""
+"""An engine that passes everything on to another; a fault overrides the one primitive that it breaks."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from aprlab.formats import open_model
 from aprlab.formats.writing import check_output, drafted
 from aprlab.inference.session import Session
 from aprlab.inference.tokenizer import Qwen2Tokenizer
+from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.content import Held, Rows
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
@@ -227,9 +228,35 @@ def session_faulty(
             convert_faulty(model, Path(folder) / "broken.apr", files)
             model = open_model(Path(folder) / "broken.apr")
 
+    config, data, registry = _faulty_parts(model, runs)
+    tokenizer = owner.tokenizer if owner is not None and data is owner.model.tokenizer else Qwen2Tokenizer(data)
+    if owner is not None and registry is REGISTRY and not files:
+        runner: Engine = BorrowedEngine(owner.engine, model.with_changes(tokenizer=data))
+    else:
+        if engine == "reference":
+            model = misread(model, registry, as_floats=False)
+        else:
+            model = for_other_engines(model, [fault for fault in runs if fault.registry is not None])
+        runner = engines.create(engine, model.with_changes(tokenizer=data), threads, **options)
+    plain = runner
+    for fault in runs:
+        if fault.engine is not None:
+            runner = fault.engine(runner)
+    for fault in runs:
+        if fault.prompt is not None:
+            tokenizer = fault.prompt(tokenizer)
+    loop = loop_of(runs)
+    # where the passes are healthy, what is cached is
+    healthy = isinstance(plain, BorrowedEngine) and runner is plain and loop is Session
+    same = healthy and owner is not None and config == owner.config
+    return loop(runner, config=config, tokenizer=tokenizer, cache_of=owner if same else None)
+
+
+def _faulty_parts(model: Model, faults: Sequence[Fault]) -> tuple[ModelConfig, TokenizerData, Registry]:
+    """Config, tokenizer data and decoders with these faults; raises UsageError for one that changes nothing in `model`."""
     config, data = model.config, model.tokenizer
     registry: Registry = REGISTRY
-    for fault in runs:
+    for fault in faults:
         if fault.config is not None:
             config = _changed(fault, config, fault.config(config))
         if fault.tokenizer is not None:
@@ -241,25 +268,7 @@ def session_faulty(
             registry = faulty
         if not fault.fits(model):
             _no_use(fault)
-    tokenizer = owner.tokenizer if owner is not None and data is owner.model.tokenizer else Qwen2Tokenizer(data)
-    if owner is not None and registry is REGISTRY and not files:
-        runner: Engine = BorrowedEngine(owner.engine, model.with_changes(tokenizer=data))
-    else:
-        if engine == "reference":
-            model = misread(model, registry, as_floats=False)
-        else:
-            model = for_other_engines(model, [fault for fault in runs if fault.registry is not None])
-        runner = engines.create(engine, model.with_changes(tokenizer=data), threads, **options)
-    for fault in runs:
-        if fault.engine is not None:
-            runner = fault.engine(runner)
-    for fault in runs:
-        if fault.prompt is not None:
-            tokenizer = fault.prompt(tokenizer)
-    loop = loop_of(runs)
-    # where the passes are healthy, what is cached is
-    same = owner is not None and type(runner) is BorrowedEngine and loop is Session and config == owner.config
-    return loop(runner, config=config, tokenizer=tokenizer, cache_of=owner if same else None)
+    return config, data, registry
 
 
 def loop_of(faults: Sequence[Fault]) -> type[Session]:

@@ -26,7 +26,7 @@ from aprlab.quants.legacy import pack_halves
 from aprlab.quants.types import TensorType
 
 
-class Step(Quant):
+class DecodeStep(Quant):
     """A step of a decoder, mixed into whatever decoder is there already; `super()` is that one's."""
 
 
@@ -132,7 +132,7 @@ SIXTEEN_BYTES = _reordered(lambda qs: unpack_runs(qs, 16, 4))
 # ── other types ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class AdjacentPairs(Step):
+class AdjacentPairs(DecodeStep):
     """Q4_0, Q4_1: byte i holds values 2i and 2i+1, as in AprQ4, instead of i and i+16."""
 
     def unpack_nibbles(self, qs: Bytes) -> Bytes:
@@ -143,7 +143,7 @@ def to_adjacent_pairs(b: Fields) -> None:
     b["qs"] = pack_halves(pairs(b["qs"]))
 
 
-class HighBitsReversed(Step):
+class HighBitsReversed(DecodeStep):
     """Q5_0, Q5_1: the fifth bits of each byte from the top down."""
 
     def unpack_high_bits(self, qh: Bytes) -> Bytes:
@@ -159,7 +159,7 @@ def flat(packed: Bytes, size: int) -> Bytes:
     return np.stack([bits(packed, size * i, size) for i in range(8 // size)], axis=-1).reshape(len(packed), -1)
 
 
-class InventedQ5K(Step):
+class InventedQ5K(DecodeStep):
     """Q5_K as one would guess it: nibbles in pairs, high bits in a row."""
 
     def unpack_nibbles(self, qs: Bytes) -> Bytes:
@@ -173,7 +173,7 @@ def invent_q5k(b: Fields) -> None:
     b["qs"], b["qh"] = pack_runs(flat(b["qs"], 4), 32, 4), pack_runs(flat(b["qh"], 1), 32, 1)
 
 
-class InventedQ3K(Step):
+class InventedQ3K(DecodeStep):
     """Q3_K as one would guess it: two-bit numbers in a row, high bits in a row."""
 
     def unpack_quants(self, qs: Bytes) -> Bytes:
@@ -187,7 +187,7 @@ def invent_q3k(b: Fields) -> None:
     b["qs"], b["hmask"] = pack_runs(flat(b["qs"], 2), 32, 2), pack_runs(flat(b["hmask"], 1), 32, 1)
 
 
-class InventedQ2K(Step):
+class InventedQ2K(DecodeStep):
     """Q2_K as one would guess it: two-bit numbers in a row."""
 
     def unpack_quants(self, qs: Bytes) -> Bytes:
@@ -198,7 +198,7 @@ def invent_q2k(b: Fields) -> None:
     b["qs"] = pack_runs(flat(b["qs"], 2), 32, 2)
 
 
-class Stride36(Step):
+class Stride36(DecodeStep):
     """Q8_0 in blocks of 36 bytes, scale, sum and 32 numbers, which is Q8_1's: from the second block on out of step."""
 
     def decode(self, blocks: Bytes, out: Floats | None = None) -> Floats:
@@ -220,14 +220,14 @@ def _subnormal(field: NDArray[np.float16]) -> NDArray[np.bool_]:
     return (field != 0) & (np.abs(field) < SMALLEST_NORMAL)
 
 
-class Flushed(Step):
+class Flushed(DecodeStep):
     """Scales below 2**-14, float16's smallest normal number, become 0."""
 
     def half(self, field: NDArray[np.float16]) -> Floats:
         return np.where(_subnormal(field), np.float32(0), super().half(field))
 
 
-class Floored(Step):
+class Floored(DecodeStep):
     """Scales below 2**-14 are raised to it, their sign kept."""
 
     def half(self, field: NDArray[np.float16]) -> Floats:
@@ -254,14 +254,14 @@ def has_subnormal_scales(model: Model) -> bool:
     return False
 
 
-class DefaultKernel(Step):
+class DefaultKernel(DecodeStep):
     """Q6_K blocks given to Q4_K's decoder, which takes 144 bytes a block from where the tensor begins."""
 
     def decode(self, blocks: Bytes, out: Floats | None = None) -> Floats:
         return _Q4_K.decode(blocks.reshape(-1)[: len(blocks) * 144].reshape(-1, 144), out)
 
 
-class FlooredBlocks(Step):
+class FlooredBlocks(DecodeStep):
     """The bytes of a row counted in whole super-blocks of 256: what is left over is lost."""
 
     def dequantise(self, raw: Bytes, shape: tuple[int, ...], out: Floats | None = None) -> Floats:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-
-from tokenizers import Regex, pre_tokenizers
 
 from aprlab.conversion.seams import Seams
 from aprlab.faults.base import Fault, lines
@@ -108,11 +105,7 @@ GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s
 
 def gpt2_words(tokenizer: Qwen2Tokenizer) -> Qwen2Tokenizer:
     """Text is cut into words as GPT-2 does it: numbers in one piece, with the space before them."""
-    words = pre_tokenizers.Split(Regex(GPT2_PATTERN), behavior="isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    other = _as(type(tokenizer), tokenizer, fresh=True)
-    other._tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
-    return other
+    return tokenizer.working_as(type(tokenizer), words=GPT2_PATTERN)
 
 
 LOST_PROMPT = 1  # what many readers take for a beginning of text; in Qwen2 it is a double quote
@@ -134,19 +127,13 @@ LLAMA_EOS = 2
 
 def hard_coded_eos(tokenizer: Qwen2Tokenizer) -> Qwen2Tokenizer:
     """Only Llama's token 2 ends an answer."""
-    other = _as(type(tokenizer), tokenizer)
-    other.eog = frozenset({LLAMA_EOS})
-    return other
+    return tokenizer.working_as(type(tokenizer), eog=frozenset({LLAMA_EOS}))
 
 
-def _as(kind: type[Qwen2Tokenizer], tokenizer: Qwen2Tokenizer, *, fresh: bool = False) -> Qwen2Tokenizer:
+def _as(kind: type[Qwen2Tokenizer], tokenizer: Qwen2Tokenizer) -> Qwen2Tokenizer:
     """A copy of `tokenizer` that does what `kind` does differently, on top of what it does differently itself."""
     mixed = kind if issubclass(kind, type(tokenizer)) else type(kind.__name__, (kind, type(tokenizer)), {})
-    other = copy.copy(tokenizer)
-    other.__class__ = mixed
-    if fresh:
-        other._tokenizer = type(tokenizer._tokenizer).from_str(tokenizer._tokenizer.to_str())
-    return other
+    return tokenizer.working_as(mixed)
 
 
 FAULTS = (

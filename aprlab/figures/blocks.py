@@ -11,7 +11,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import NullLocator
 
 from aprlab.errors import UsageError
-from aprlab.figures.core import axes_or_new, need_data, nth_colour, style
+from aprlab.figures.core import axes_or_new, need_data, nth_colour, plain, style, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,13 +52,9 @@ def block_microscope(
     ax = axes_or_new(ax, 9, 0.3 * rows + 1)
     with style():
         colours = [nth_colour(_FIELDS[n % len(_FIELDS)]) for n in range(len(layout.fields))]
-        painted = np.ones((rows * width, 8, 3))
         names = sorted(layout.fields, key=lambda name: layout.fields[name][1])  # type: ignore[index]
-        for name, colour in zip(names, colours, strict=True):
-            kind, start = layout.fields[name][:2]
-            bits = np.unpackbits(block[start : start + kind.itemsize]).reshape(-1, 8, 1)
-            dark = np.array(mpl.colors.to_rgb(colour))
-            painted[start : start + kind.itemsize] = np.where(bits == 1, dark, 1 - (1 - dark) * (1 - _PALE))
+        spans = [(layout.fields[name][1], layout.fields[name][0].itemsize) for name in names]
+        painted = _painted(block, spans, colours, rows * width)
         for row, line in enumerate(painted.reshape(rows, width * 8, 3)):
             top = row * (1 + _ROOM)
             ax.imshow(line[None], extent=(0, width * 8, top + 1, top), aspect="auto", interpolation="nearest")
@@ -84,6 +80,16 @@ def block_microscope(
     return ax
 
 
+def _painted(block: np.ndarray, spans: Sequence[tuple[int, int]], colours: Sequence[str], size: int) -> np.ndarray:
+    """Colours of `size` bytes' bits, ``(size, 8, 3)``: those of each span (start, bytes) in its colour, dark where 1."""
+    painted = np.ones((size, 8, 3))
+    for (start, nbytes), colour in zip(spans, colours, strict=True):
+        bits = np.unpackbits(block[start : start + nbytes]).reshape(-1, 8, 1)
+        dark = np.array(mpl.colors.to_rgb(colour))
+        painted[start : start + nbytes] = np.where(bits == 1, dark, 1 - (1 - dark) * (1 - _PALE))
+    return painted
+
+
 def _framed(ax: Axes, marks: Mapping[str, Sequence[tuple[int, int]]], width: int) -> list[Patch]:
     """Frames round the marked bits; neighbours in a byte share one. Returns what the legend shows."""
     shown: list[Patch] = []
@@ -103,7 +109,7 @@ def _framed(ax: Axes, marks: Mapping[str, Sequence[tuple[int, int]]], width: int
         for byte, high, low in runs:
             corner = (byte % width * 8 + 7 - high, byte // width * (1 + _ROOM) - 0.08)
             ax.add_patch(Rectangle(corner, high - low + 1, 1.16, zorder=3, **frame))
-        shown.append(Patch(label=label, **frame))
+        shown.append(Patch(label=plain(label), **frame))
     return shown
 
 
@@ -128,7 +134,7 @@ def block_values(sides: Mapping[str, np.ndarray], ax: Axes | None = None, *, gro
     with style():
         for n, (label, values) in enumerate(sides.items()):
             drawn = np.where(np.isfinite(values), values, np.nan)
-            ax.plot(range(count), drawn, label=label, color=nth_colour(n), linewidth=2.2 - 0.9 * min(n, 1), alpha=0.9)
+            ax.plot(range(count), drawn, label=plain(label), color=nth_colour(n), linewidth=2.2 - 0.9 * min(n, 1), alpha=0.9)
         for edge in range(group, count, group):
             ax.axvline(edge - 0.5, color="0.6", linewidth=0.7, zorder=0)
         ax.set_xticks(range(0, count + 1, group))
@@ -190,9 +196,9 @@ def value_scatter(
                 corner: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": 7, "color": "0.3"}
                 ax.text(0.99, 0.01, f"{outside.sum()} points beyond", transform=ax.transAxes, **corner)
         above: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "fontsize": 8, "color": "0.3"}
-        ax.annotate(note, (0.5, 1), xycoords="axes fraction", **above)
-        ax.set_xlabel(labels[0])
-        ax.set_ylabel(labels[1])
+        ax.annotate(plain(note), (0.5, 1), xycoords="axes fraction", **above)
+        ax.set_xlabel(whole(labels[0]))
+        ax.set_ylabel(whole(labels[1]))
         if ax.get_xscale() == "linear":
             ax.locator_params(axis="x", nbins=4)
         ax.set_box_aspect(1)

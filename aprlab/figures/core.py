@@ -29,10 +29,26 @@ def style() -> Iterator[None]:
 
 
 def axes_or_new(ax: Axes | None, width: float = 9, height: float = 4) -> Axes:
-    if ax is not None:
-        return ax
-    with style():
-        return plt.subplots(figsize=(width, height))[1]
+    """The axes to draw on. Their title and labels are words, never formulas: names from a file may hold ``$``."""
+    if ax is None:
+        with style():
+            ax = plt.subplots(figsize=(width, height))[1]
+    for text in (ax.title, ax.xaxis.label, ax.yaxis.label):
+        text.set_parse_math(False)
+    return ax
+
+
+def plain(text: object) -> str:
+    """Words that may come from a file, for a legend, a tick or a note: ``$`` begins no formula.
+
+    Ticks and legends are made anew at every drawing, so that the text itself has to say so; matplotlib drops the backslash.
+    """
+    return whole(text).replace("$", r"\$")
+
+
+def whole(text: object) -> str:
+    """Text without half characters (from a file name that is no UTF-8), which no font can draw."""
+    return str(text).encode("utf-8", "replace").decode()
 
 
 def nth_colour(n: int) -> str:

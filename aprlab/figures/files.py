@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 
 from aprlab.errors import UsageError
-from aprlab.figures.core import axes_or_new, need_data, nth_colour, style
+from aprlab.figures.core import axes_or_new, need_data, nth_colour, plain, style, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,9 +32,9 @@ def inventory_bars(sides: Mapping[str, Mapping[str, int]], ax: Axes | None = Non
         for n, (label, side) in enumerate(sides.items()):
             values = [side.get(kind, 0) / scale for kind in kinds]
             places = np.arange(len(kinds)) + (n - (len(sides) - 1) / 2) * width
-            bars = ax.bar(places, values, width, label=label, color=nth_colour(n))
+            bars = ax.bar(places, values, width, label=plain(label), color=nth_colour(n))
             ax.bar_label(bars, fmt="%.3g" if unit == "MiB" else "%d", fontsize=8)
-        ax.set_xticks(range(len(kinds)), kinds)
+        ax.set_xticks(range(len(kinds)), [plain(kind) for kind in kinds])
         ax.set_ylabel(unit)
         ax.grid(visible=False, axis="x")
         ax.legend()
@@ -67,7 +67,7 @@ def dtype_flow(
         for name, way in ways.items():
             heights = [height(n, word, name) for n, word in enumerate(way)]
             colour, stroke = (nth_colour(0), "-") if right[name] else (nth_colour(1), "--")
-            ax.plot(range(len(stages)), heights, label=name, zorder=1, color=colour, linestyle=stroke)
+            ax.plot(range(len(stages)), heights, label=plain(name), zorder=1, color=colour, linestyle=stroke)
         for n, words in enumerate(boxes):
             for word in words:  # a box as high as its bundle of lines
                 through = [height(n, word, name) for name, way in ways.items() if way[n] == word]
@@ -75,8 +75,8 @@ def dtype_flow(
                 corner = n - wide / 2, height(n, word) - high / 2
                 frame = mpl.patches.Rectangle(corner, wide, high, facecolor="white", edgecolor="0.4", linewidth=0.8, zorder=2)
                 ax.add_patch(frame)
-                ax.text(n, height(n, word), word, ha="center", va="center", fontsize=9)
-        ax.set_xticks(range(len(stages)), stages)
+                ax.text(n, height(n, word), plain(word), ha="center", va="center", fontsize=9)
+        ax.set_xticks(range(len(stages)), [plain(stage) for stage in stages])
         ax.xaxis.tick_top()
         ax.tick_params(length=0)
         ax.set_yticks([])
@@ -107,7 +107,7 @@ def magnitude_histogram(sides: Mapping[str, np.ndarray], ax: Axes | None = None)
             share = np.histogram(logs[label], bins)[0] / x.size
             zero, bad = float(np.mean(x == 0)), float(np.mean(~np.isfinite(x)))
             text = f"{label} ({zero:.1%} zero, {bad:.2%} NaN or Inf)"
-            ax.stairs(share, bins, label=text, color=nth_colour(n), linewidth=1.6, fill=False)
+            ax.stairs(share, bins, label=plain(text), color=nth_colour(n), linewidth=1.6, fill=False)
         ax.set_yscale("log")
         ax.set_ylim(top=10)  # room for the legend above the lines
         ax.set_xlabel("order of magnitude: log10 |value|")
@@ -137,6 +137,6 @@ def quantile_plot(a: np.ndarray, b: np.ndarray, labels: tuple[str, str], ax: Axe
             largest = float(np.abs(values).max()) or near
             ticks = 10.0 ** np.unique(np.linspace(np.ceil(np.log10(near)), np.floor(np.log10(largest)), 3).round()[1:])
             axis.set_ticks([*-ticks[::-1], 0, *ticks])
-        ax.set_xlabel(f"quantiles, {labels[0]}")
-        ax.set_ylabel(f"quantiles, {labels[1]}")
+        ax.set_xlabel(f"quantiles, {whole(labels[0])}")
+        ax.set_ylabel(f"quantiles, {whole(labels[1])}")
     return ax

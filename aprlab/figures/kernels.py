@@ -10,13 +10,13 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from aprlab.errors import UsageError
-from aprlab.figures.core import axes_or_new, need_data, nth_colour, style
+from aprlab.figures.core import axes_or_new, need_data, nth_colour, plain, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class Line(Protocol):
+class LineCost(Protocol):
     """What a source line cost; `aprlab.kernels.ptx` counts it."""
 
     file: str
@@ -33,7 +33,7 @@ _LONGEST = 72  # letters of a source line that are shown
 
 
 def ptx_profile(
-    lines: Sequence[Line],
+    lines: Sequence[LineCost],
     source: Mapping[str, str] | None = None,
     ax: Axes | None = None,
     *,
@@ -68,18 +68,18 @@ def ptx_profile(
             bar: dict[str, Any] = {"color": "white", "edgecolor": "0.5", "hatch": "///", "height": 0.75}
             ax.barh(len(shown), rest / scale, **bar)
             names.append(f"the other {len(lines) - len(shown)} lines")
-        ax.set_yticks(range(len(names)), names, fontsize=7, family="monospace")
+        ax.set_yticks(range(len(names)), [plain(name) for name in names], fontsize=7, family="monospace")
         ax.set_xlabel("executed instructions: " + ("% of all" if per is None else "per weight"))
         ax.set_xlim(right=1.25 * max([*values, rest / scale]))
         ax.set_ylim(len(names) - 0.4, -0.6)
         ax.grid(visible=False, axis="y")
         ax.tick_params(axis="y", length=0)
         present = [kind for kind in _KINDS if kind in kinds]
-        ax.legend(handles=[Patch(color=colours[kind], label=kind) for kind in present], fontsize=8, **_ASIDE)
+        ax.legend(handles=[Patch(color=colours[kind], label=plain(kind)) for kind in present], fontsize=8, **_ASIDE)
     return ax
 
 
-def _name(line: Line, source: Mapping[str, str]) -> str:
+def _name(line: LineCost, source: Mapping[str, str]) -> str:
     """File, number and text of a line, cut to a length."""
     name = f"{line.file.rsplit('/', 1)[-1]}:{line.line}" if line.file else "(no line)"
     text = source.get(line.file, source.get(line.file.rsplit("/", 1)[-1], "")).splitlines()
@@ -119,7 +119,7 @@ def roofline(
     with style():
         for n, (name, (bandwidth, issue)) in enumerate(machines.items()):
             roof: dict[str, Any] = {"color": nth_colour(n), "linestyle": ("-", "--")[n % 2]}
-            ax.plot(x, np.minimum(bandwidth * x, issue), label=f"{name}: corner at {issue / bandwidth:.1f}", **roof)
+            ax.plot(x, np.minimum(bandwidth * x, issue), label=plain(f"{name}: corner at {issue / bandwidth:.1f}"), **roof)
             places = np.array(list(kernels.values()))
             points: dict[str, Any] = {"facecolors": "white", "edgecolors": nth_colour(n), "linewidths": 1.5, "s": 36, "zorder": 3}
             ax.scatter(places, np.minimum(bandwidth * places, issue), **points)
@@ -135,7 +135,7 @@ def roofline(
             ax.axvline(place, color="0.7", linewidth=0.7, zorder=0)
             at = max(place, previous * 1.09)  # labels that would lie on each other move aside
             ax.annotate(
-                name, (place, bottom), xytext=(at, bottom * 1.15), rotation=90, ha="center", va="bottom", fontsize=8,
+                plain(name), (place, bottom), xytext=(at, bottom * 1.15), rotation=90, ha="center", va="bottom", fontsize=8,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             )  # fmt: skip
             previous = at

@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 
 from aprlab.errors import UsageError
-from aprlab.figures.core import axes_or_new, need_data, nth_colour, style
+from aprlab.figures.core import axes_or_new, need_data, nth_colour, plain, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,9 +49,9 @@ def state_map(
         ax.imshow(index, cmap=palette, vmin=-0.5, vmax=len(states) - 0.5, aspect="auto", alpha=0.35, interpolation="nearest")
         for row, line in enumerate(cells):
             for column, cell in enumerate(line):
-                ax.text(column, row, cell, ha="center", va="center", fontsize=8)
-        ax.set_xticks(range(len(columns)), columns)
-        ax.set_yticks(range(len(rows)), rows)
+                ax.text(column, row, plain(cell), ha="center", va="center", fontsize=8)
+        ax.set_xticks(range(len(columns)), [plain(column) for column in columns])
+        ax.set_yticks(range(len(rows)), [plain(row) for row in rows])
         ax.tick_params(length=0)
         ax.grid(visible=False)
     return ax
@@ -77,9 +77,9 @@ def kill_plot(cells: Mapping[str, Sequence[str]], gates: Sequence[str], ax: Axes
     with style():
         ax.imshow(values, cmap="Reds", vmin=0, vmax=1.3, aspect="auto", interpolation="nearest")
         heads = [f"{gate} ({int((column == 1).sum())})" for gate, column in zip(gates, values.T, strict=True)]
-        ax.set_xticks(range(len(gates)), heads)
+        ax.set_xticks(range(len(gates)), [plain(head) for head in heads])
         ax.tick_params(axis="x", rotation=90, labeltop=True, labelbottom=False, length=0)
-        ax.set_yticks(range(len(cells)), list(cells), fontsize=6)
+        ax.set_yticks(range(len(cells)), [plain(cell) for cell in cells], fontsize=6)
         ax.tick_params(axis="y", length=0)
         ax.grid(visible=False)
         for at in np.arange(0.5, len(gates) - 1):

@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 
 from aprlab.errors import UsageError
-from aprlab.figures.core import axes_or_new, layer_axis, need_data, nth_colour, nth_stroke, style
+from aprlab.figures.core import axes_or_new, layer_axis, need_data, nth_colour, nth_stroke, plain, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ def ratio_plot(sides: Mapping[str, Sequence[float]], ax: Axes | None = None, *, 
     with style():
         ax.axhline(1, color=nth_colour(7), linewidth=0.8, zorder=1)
         for n, (label, values) in enumerate(sides.items()):
-            ax.plot(range(len(values)), values, label=label, color=nth_colour(n), **{**nth_stroke(n), "linewidth": 1.6})
+            ax.plot(range(len(values)), values, label=plain(label), color=nth_colour(n), **{**nth_stroke(n), "linewidth": 1.6})
         layer_axis(ax)
         ax.set_ylabel(ylabel)
         ax.legend()
@@ -50,10 +50,10 @@ def coverage_bars(sides: Mapping[str, Mapping[str, int]], ax: Axes | None = None
         places, start = np.arange(len(sides)), np.zeros(len(sides))
         for n, part in enumerate(parts):
             counts = np.array([side.get(part, 0) for side in sides.values()], float)
-            bars = ax.barh(places, counts, 0.6, left=start, label=part, color=nth_colour((2, 1, 5, 3)[n % 4]), alpha=0.75)
+            bars = ax.barh(places, counts, 0.6, left=start, label=plain(part), color=nth_colour((2, 1, 5, 3)[n % 4]), alpha=0.75)
             ax.bar_label(bars, [f"{int(count)}" if count else "" for count in counts], label_type="center", fontsize=9)
             start += counts
-        ax.set_yticks(places, list(sides))
+        ax.set_yticks(places, [plain(side) for side in sides])
         ax.invert_yaxis()
         ax.set_xlabel(xlabel)
         ax.grid(visible=False, axis="y")
@@ -88,7 +88,7 @@ def band_plot(values: Mapping[str, float], band: tuple[float, float], ax: Axes |
         )
         for n, (name, x) in enumerate(sorted(outside.items(), key=lambda item: item[1])):
             up = 9 if n % 2 == 0 else -16
-            ax.annotate(name, (x, 0), textcoords="offset points", xytext=(0, up), ha="center", fontsize=8)
+            ax.annotate(plain(name), (x, 0), textcoords="offset points", xytext=(0, up), ha="center", fontsize=8)
         ax.margins(x=0.08)
         ax.set_ylim(-1, 1)
         ax.set_yticks([])
@@ -137,7 +137,7 @@ def distance_bars(distances: Mapping[str, float], ax: Axes | None = None, *, xla
         bars = ax.barh(range(len(values)), values, 0.6, color=colours, alpha=0.75)
         ax.bar_label(bars, [f" {value:.2f}" for value in values], fontsize=9)
         ax.axvline(values[0], color=nth_colour(7), linewidth=0.8, linestyle=":")
-        ax.set_yticks(range(len(values)), list(distances))
+        ax.set_yticks(range(len(values)), [plain(name) for name in distances])
         ax.invert_yaxis()
         ax.set_xlabel(xlabel)
         ax.set_xlim(right=1.1 * (float(values.max()) or 1.0))
@@ -178,7 +178,7 @@ def tensor_map(cells: Mapping[str, str], states: Sequence[str], ax: Axes | None 
         ax.grid(visible=True, which="minor", color="white", linewidth=1, alpha=1)
         ax.set_axisbelow(False)
         ax.tick_params(which="both", length=0)
-        ax.set_yticks(range(len(rows)), rows, fontsize=8)
+        ax.set_yticks(range(len(rows)), [plain(row) for row in rows], fontsize=8)
         layer_axis(ax)
         used = [(state, colour) for state, colour in zip(states, colours, strict=False) if state in cells.values()]
         patches = [mpl.patches.Patch(color=colour, label=f"{state}: {_count(cells, state)}") for state, colour in used]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from matplotlib.patches import Patch
 
 from aprlab.errors import UsageError
-from aprlab.figures.core import axes_or_new, need_data, nth_colour, style
+from aprlab.figures.core import axes_or_new, need_data, nth_colour, plain, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +49,7 @@ def ranking_bars(
             ax.annotate(
                 "explains", (enough, len(scores) - 0.5), xytext=(4, 3), textcoords="offset points", fontsize=8, color="0.3"
             )
-        ax.set_yticks(range(len(scores)), list(scores), fontsize=8)
+        ax.set_yticks(range(len(scores)), [plain(name) for name in scores], fontsize=8)
         ax.set(xlim=(0, 1.06), ylim=(len(scores) - 0.4, -0.6))
         ax.set_xlabel("how well the fault explains the text (1: the same words in the same order)")
         ax.grid(visible=False, axis="y")

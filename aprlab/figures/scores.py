@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aprlab.errors import UsageError
-from aprlab.figures.core import axes_or_new, need_data, nth_colour, style
+from aprlab.figures.core import axes_or_new, need_data, nth_colour, plain, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,14 +30,14 @@ def area_bars(sides: Mapping[str, Mapping[str, float | None]], ax: Axes | None =
             if any(share is not None and not 0 <= share <= 1 for share in shares):
                 raise UsageError(f"shares lie in 0..1, {label} has {shares}", code="figures.share-out-of-range")
             places = np.arange(len(areas)) + (n - (len(sides) - 1) / 2) * width
-            bars = ax.bar(places, [100 * (share or 0) for share in shares], width, label=label, color=nth_colour(n))
+            bars = ax.bar(places, [100 * (share or 0) for share in shares], width, label=plain(label), color=nth_colour(n))
             for bar, share in zip(bars, shares, strict=True):
                 words = "no rows" if share is None else f"{100 * share:.0f}"
                 ax.annotate(
                     words, (bar.get_x() + width / 2, bar.get_height()), textcoords="offset points", xytext=(0, 2), ha="center",
                     va="bottom", fontsize=8, rotation=90 if share is None else 0,
                 )  # fmt: skip
-        ax.set_xticks(range(len(areas)), areas)
+        ax.set_xticks(range(len(areas)), [plain(area) for area in areas])
         ax.set_ylim(0, 112)
         ax.set_ylabel("% of the area's maximum")
         ax.grid(visible=False, axis="x")
@@ -59,7 +59,7 @@ def interval_plot(
     counts = sorted(rows)
     score, low, high = (np.array([rows[n][k] for n in counts]) for k in range(3))
     with style():
-        ax.errorbar(counts, score, yerr=[score - low, high - score], fmt="o", capsize=4, color=nth_colour(0), label=label)
+        ax.errorbar(counts, score, yerr=[score - low, high - score], fmt="o", capsize=4, color=nth_colour(0), label=plain(label))
         if floor is not None:
             ax.axhline(floor, color=nth_colour(1), linestyle="--", linewidth=1, label="lower end required for release")
         ax.set_xlabel("scenarios run")

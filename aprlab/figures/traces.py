@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 
 from aprlab.errors import UsageError
-from aprlab.figures.core import axes_or_new, layer_axis, need_data, nth_colour, nth_stroke, style
+from aprlab.figures.core import axes_or_new, layer_axis, need_data, nth_colour, nth_stroke, plain, style, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def trace_plot(sides: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None
         for n, (label, rows) in enumerate(sides.items()):
             layers = [row["layer"] for row in rows]
             mean, std = (np.array([row[key] for row in rows], dtype=float) for key in ("mean", "std"))
-            (line,) = ax.plot(layers, mean, label=label, color=nth_colour(n), **nth_stroke(n))
+            (line,) = ax.plot(layers, mean, label=plain(label), color=nth_colour(n), **nth_stroke(n))
             if spread:
                 ax.fill_between(layers, mean - std, mean + std, color=line.get_color(), alpha=0.15, linewidth=0)
         layer_axis(ax)
@@ -45,8 +45,9 @@ def norm_plot(sides: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None 
     with style():
         for n, (label, rows) in enumerate(sides.items()):
             ax.plot(
-                [row["layer"] for row in rows], [row["l2"] for row in rows], label=label, color=nth_colour(n), **nth_stroke(n)
-            )
+                [row["layer"] for row in rows], [row["l2"] for row in rows],
+                label=plain(label), color=nth_colour(n), **nth_stroke(n),
+            )  # fmt: skip
         if diverged is not None:
             ax.axvline(diverged, color=nth_colour(7), linewidth=1, linestyle=":", label=f"first difference: layer {diverged}")
         ax.set_yscale("log")
@@ -72,10 +73,11 @@ def logits_plot(
             place = float(a[token]), float(b[token])
             line = {"arrowstyle": "-", "color": "0.4", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 2}
             ax.annotate(
-                repr(text), place, textcoords="offset points", xytext=side, ha=align, va="center", fontsize=8, arrowprops=line
-            )
-        ax.set_xlabel(f"logit, {labels[0]}")
-        ax.set_ylabel(f"logit, {labels[1]}")
+                plain(repr(text)), place, textcoords="offset points", xytext=side, ha=align, va="center", fontsize=8,
+                arrowprops=line,
+            )  # fmt: skip
+        ax.set_xlabel(f"logit, {whole(labels[0])}")
+        ax.set_ylabel(f"logit, {whole(labels[1])}")
         ax.set_aspect("equal")
     return ax
 
@@ -118,7 +120,7 @@ def error_map(
             ax.add_patch(mpl.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=BROKEN, linewidth=0))
         for axis, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
             if all(isinstance(name, str) for name in names):
-                axis.set_ticks(range(len(names)), names)
+                axis.set_ticks(range(len(names)), [plain(name) for name in names])
             else:
                 step = -(-len(names) // 16)
                 axis.set_ticks(range(0, len(names), step), [str(name) for name in names[::step]])
@@ -127,5 +129,5 @@ def error_map(
         ax.set_xlabel(xlabel)
         ax.set_ylabel(ylabel)
         ax.grid(visible=False)
-        ax.figure.colorbar(image, ax=ax, label=label)
+        ax.figure.colorbar(image, ax=ax, label=plain(label))
     return ax

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aprlab.engines.base import Array, Engine
-from aprlab.engines.delegating import DelegatingEngine
+from aprlab.engines.base import Array
 from aprlab.forensics.answer_scoring import Suspect
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
-from aprlab.inference.tokenizer import Qwen2Tokenizer
 from aprlab.model.model import Model
 from aprlab.tracing.comparisons import log_softmax
 from aprlab.tracing.golden_rule import is_small
@@ -41,20 +39,6 @@ class _AnswerDecided(Exception):
     """The rest of an answer would tell nothing new."""
 
 
-class _LogitsTap(DelegatingEngine):
-    """An engine whose logits somebody sees on their way: float32 ``(vocab,)`` of each pass's last position."""
-
-    def __init__(self, inner: Engine, see: Callable[[np.ndarray], None]) -> None:
-        super().__init__(inner)
-        self._see = see
-
-    def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
-        y = self.inner.matmul(x, weight, bias)
-        if weight in _HEADS:
-            self._see(self.to_numpy(y)[-1])
-        return y
-
-
 class AnswerFollower:
     """Follows an answer token by token, and leaves when the rest would tell nothing new. `cut` then says why.
 
@@ -63,8 +47,9 @@ class AnswerFollower:
     none of the text's telling tokens, and none of those has been near so far, among the `NEAR`-th part that is likeliest.
     """
 
-    def __init__(self, telling: Sequence[int], run: HealthyRun, tokenizer: Qwen2Tokenizer) -> None:
-        self.telling, self.run, self.tokenizer = np.array(telling, np.int64), run, tokenizer
+    def __init__(self, telling: Sequence[int], run: HealthyRun, broken: Session) -> None:
+        self.telling, self.run, self.tokenizer = np.array(telling, np.int64), run, broken.tokenizer
+        self.to_numpy = broken.engine.to_numpy
         self.tokens: list[int] = []
         self.passes = self.alike = 0
         self.best: int | None = None  # the best rank of any telling token so far, 0 the likeliest of all
@@ -73,8 +58,13 @@ class AnswerFollower:
         self.silent = False
         self.cut = ""
 
+    def on_matmul(self, y: Array, x: Array, weight: str, bias: str | None = None) -> None:
+        """Called after each product; those with the output's weight are the logits of a pass, of all its positions."""
+        if weight in _HEADS:
+            self.on_logits(self.to_numpy(y)[-1])
+
     def on_logits(self, logits: np.ndarray) -> None:
-        """Called with the logits of each pass."""
+        """Called with the logits of each pass: float32 ``(vocab,)`` of its last position."""
         if self.passes < len(self.run.logits) and self.tokens == list(self.run.healthy.tokens[: self.passes]):
             healthy = self.run.logits[self.passes]
             self.alike += bool(np.abs(logits - healthy).max() <= ROUNDING * np.abs(healthy).max())
@@ -131,18 +121,15 @@ class HealthyRun:
 
     def answer_of(self, broken: Session, faults: tuple[str, ...], telling: Sequence[int] = ()) -> Suspect:
         """What `broken` answers; without `telling` tokens only silence cuts it short."""
-        follower = AnswerFollower(telling, self, broken.tokenizer)
-        engine = broken.engine
-        broken.engine = _LogitsTap(engine, follower.on_logits)
+        follower = AnswerFollower(telling, self, broken)
         started = time.process_time()
         try:
-            answer = broken.generate(self.prompt, max_tokens=self.length, on_token=follower.on_token, **self.options)
+            with broken.engine.hooked("matmul", follower.on_matmul):
+                answer = broken.generate(self.prompt, max_tokens=self.length, on_token=follower.on_token, **self.options)
             text, tokens = answer.text, tuple(answer.tokens)
         except _AnswerDecided:
             tokens = self.healthy.tokens if follower.silent else tuple(follower.tokens)
             text = broken.tokenizer.decode(tokens)
-        finally:
-            broken.engine = engine
         return Suspect(faults, text, tokens, None, None, follower.cut, follower.moved, time.process_time() - started)
 
 

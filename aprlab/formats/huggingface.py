@@ -97,7 +97,7 @@ def _read_text(path: Path) -> str:
         raise UsageError(f"cannot be read: {error.strerror}", code="reading.unreadable", path=path) from None
 
 
-def _headers(path: Path) -> list[safetensors.Header]:
+def _headers(path: Path) -> list[safetensors.SafetensorsHeader]:
     """The weight files, each checked against the index where there is one."""
     if not path.is_dir():
         return [safetensors.read_header(path)]
@@ -114,7 +114,7 @@ def _headers(path: Path) -> list[safetensors.Header]:
     )
 
 
-def _shards(index: Path) -> list[safetensors.Header]:
+def _shards(index: Path) -> list[safetensors.SafetensorsHeader]:
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(file, str) for file in listed.values()):
         raise FormatError("weight_map is not a map of tensor names to files", code="huggingface.bad-weight-map", path=index)

@@ -37,7 +37,7 @@ _NAMES = {kind: name for name, kind in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class SafetensorsEntry:
     """One tensor of the header: `start` and `stop` are absolute offsets in the file."""
 
     name: str
@@ -48,17 +48,17 @@ class Entry:
 
 
 @dataclass
-class Header:
+class SafetensorsHeader:
     """Everything in front of the data, in the order of the data."""
 
     path: Path
-    entries: list[Entry]
+    entries: list[SafetensorsEntry]
     metadata: dict[str, str]
     data_offset: int
     file: np.ndarray = field(repr=False)
 
 
-def read_header(path: str | Path) -> Header:
+def read_header(path: str | Path) -> SafetensorsHeader:
     """Read and check the header: length, JSON, dtypes, the size law, and that the data is covered without hole or overlap.
 
     Raises:
@@ -99,10 +99,10 @@ def read_header(path: str | Path) -> Header:
                           code="reading.tensor-beyond-end", path=path, tensor=last.name, offset=last.start)  # fmt: skip
     if end < at.size:
         raise FormatError(f"{at.size - end} bytes follow the last tensor", code="reading.trailing-bytes", path=path, offset=end)
-    return Header(path, entries, metadata, at.offset, file)
+    return SafetensorsHeader(path, entries, metadata, at.offset, file)
 
 
-def _entry(name: str, item: Any, at: Cursor) -> Entry:
+def _entry(name: str, item: Any, at: Cursor) -> SafetensorsEntry:
     where: dict[str, Any] = {"path": at.path, "tensor": name, "offset": 8}
     if not isinstance(item, dict) or item.keys() != {"dtype", "shape", "data_offsets"}:
         raise FormatError(
@@ -124,7 +124,7 @@ def _entry(name: str, item: Any, at: Cursor) -> Entry:
     if not kind.fits(tuple(shape), stop - start):
         due = f"{kind.name} of shape {shape} takes {kind.nbytes(tuple(shape))}"
         raise FormatError(f"{stop - start} bytes break the size law: {due}", code="safetensors.size-law", **where)
-    return Entry(name, kind, tuple(shape), start, stop)
+    return SafetensorsEntry(name, kind, tuple(shape), start, stop)
 
 
 def _wholes(values: Any) -> bool:
@@ -135,7 +135,7 @@ def _wholes(values: Any) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SafetensorsPlan:
     """One tensor to be written, and where its bytes come from, in chunks."""
 
     name: str
@@ -144,7 +144,7 @@ class Plan:
     chunks: Callable[[], Iterator[Any]]
 
 
-def pack_header(plans: Iterable[Plan], metadata: dict[str, str]) -> bytes:
+def pack_header(plans: Iterable[SafetensorsPlan], metadata: dict[str, str]) -> bytes:
     """The bytes in front of the data of `plans`, in that order, as the `safetensors` package would write them."""
     listed: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0
@@ -163,7 +163,7 @@ def pack_header(plans: Iterable[Plan], metadata: dict[str, str]) -> bytes:
 
 def write(
     output: str | Path,
-    plans: Iterable[Plan],
+    plans: Iterable[SafetensorsPlan],
     metadata: dict[str, str],
     progress: Callable[[int], None] | None = None,
 ) -> int:

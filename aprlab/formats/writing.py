@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import IO, Any
 
 from aprlab.display.plain_text import json_text
 from aprlab.errors import AprlabError, UsageError
+from aprlab.formats.leftovers import claim, exchange, sweep_parts, token
 from aprlab.in_use import PARTS
 
 _THERE = "exists already; use --force to replace it"
@@ -40,13 +40,15 @@ def atomic(output: Path, *, force: bool = True) -> Iterator[IO[bytes]]:
     elsewhere a hidden ``.part`` file. A symbolic link is written through, not replaced. Without `force` a file that is there
     when the block ends is not replaced either, whoever has made it meanwhile.
     """
-    target = output.resolve()
+    target = _target(output)
+    sweep_parts(target)
     name = ""
     try:
         handle = _nameless(target.parent)
         if handle is None:
             handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
             PARTS.add(name)
+        claim(handle)
     except OSError as error:
         raise _unwritten(error, output) from None
     try:
@@ -58,7 +60,7 @@ def atomic(output: Path, *, force: bool = True) -> Iterator[IO[bytes]]:
             os.fsync(handle)
             if not name:
                 if force:
-                    PARTS.add(name := str(target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")))
+                    PARTS.add(name := str(target.with_name(f".{target.name}.{token()}.part")))
                 # with a folder's descriptor (not looked at: the path is absolute) Python calls linkat, which can follow links
                 os.link(f"/proc/self/fd/{handle}", name or target, src_dir_fd=handle, follow_symlinks=True)
         if name:
@@ -112,9 +114,10 @@ def _standing_for(output: Path, made: Path) -> Iterator[None]:
 @contextmanager
 def drafted(output: Path, *, force: bool) -> Iterator[Path]:
     """A path in a hidden folder beside `output`; the file that the block makes there becomes `output` when it ends well."""
-    target = output.resolve()
+    target = _target(output)
+    sweep_parts(target)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".part", dir=target.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".part", dir=target.parent) as folder, _held(folder):
             PARTS.add(folder)
             draft = Path(folder) / output.name
             try:
@@ -146,7 +149,8 @@ def atomic_folder(output: Path, *, force: bool = False, ours: Callable[[str], bo
     The block fills the folder that it is given. An empty `output` is replaced; one with files only if `force`, and only if
     `ours` knows every name in it, so that nothing is deleted that this project does not write.
     """
-    target = output.resolve()
+    target = _target(output)
+    sweep_parts(target)
 
     def occupied() -> bool:
         """Whether there are files to be replaced; raises where they may not be."""
@@ -172,24 +176,20 @@ def atomic_folder(output: Path, *, force: bool = False, ours: Callable[[str], bo
         raise _unwritten(error, output) from None
     PARTS.add(str(made))
     try:
-        with _standing_for(output, made):
-            yield made
-        for path in made.iterdir():
-            path.chmod(0o666 & ~_umask())
-            _sync(path)
-        made.chmod(0o777 & ~_umask())
-        _sync(made)
-        if occupied():  # asked again: minutes have passed, and somebody may have put a file there
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-            os.replace(target, old)  # a folder with files cannot be replaced in one step: for a moment there is none
-            try:
+        with _held(made):
+            with _standing_for(output, made):
+                yield made
+            for path in made.iterdir():
+                path.chmod(0o666 & ~_umask())
+                _sync(path)
+            made.chmod(0o777 & ~_umask())
+            _sync(made)
+            if occupied():  # asked again: minutes have passed, and somebody may have put a file there
+                if not exchange(made, target):
+                    _replace_in_two_steps(made, target)
+                shutil.rmtree(made, ignore_errors=True)  # the old one, by now
+            else:
                 os.replace(made, target)
-            except BaseException:
-                os.replace(old, target)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(made, target)
     except BaseException as error:
         shutil.rmtree(made, ignore_errors=True)
         if isinstance(error, OSError):
@@ -198,6 +198,39 @@ def atomic_folder(output: Path, *, force: bool = False, ours: Callable[[str], bo
     finally:
         PARTS.discard(str(made))
     _sync(target.parent)
+
+
+def _replace_in_two_steps(made: Path, target: Path) -> None:
+    """Where names cannot be swapped there is an instant without the folder; `sweep_parts` of the next run puts it back."""
+    old = target.with_name(f".{target.name}.{token()}.old")
+    with _held(target):
+        os.rename(target, old)
+        try:
+            os.rename(made, target)
+        except BaseException:
+            os.rename(old, target)
+            raise
+        os.rename(old, made)
+
+
+@contextmanager
+def _held(folder: str | Path) -> Iterator[None]:
+    """A folder that no other process takes for a leftover meanwhile."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        claim(handle)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _target(output: Path) -> Path:
+    """Where an output really goes: through links; a circle of them, or a name that none can have, is one line."""
+    try:
+        return output.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError is what Python 3.11 calls a circle of links
+        said = error.strerror if isinstance(error, OSError) and error.strerror else "a circle of links, or no name of a file"
+        raise UsageError(f"cannot be written: {said}", code="writing.output-name", path=output) from None
 
 
 def write_all(file: IO[bytes], data: Any) -> int:

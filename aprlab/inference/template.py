@@ -10,6 +10,7 @@ remembered.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -57,7 +58,7 @@ def _render(template: str, variables: str) -> str:
         "path": sys.path, "template": template, "variables": json.loads(variables),
         "seconds": SECONDS, "memory": MEMORY, "characters": CHARACTERS,
     }  # fmt: skip
-    answer = _ask(json.dumps(request).encode())
+    answer = _ask(json.dumps(request | {"parent": os.getpid()}).encode())
     match answer:
         case {"text": str(text)}:
             return text

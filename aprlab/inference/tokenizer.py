@@ -46,6 +46,25 @@ class Qwen2Tokenizer:
         self._tokenizer = _build(data, self._ids)
         self.eog = end_of_generation(data, self._ids)
 
+    def working_as(
+        self, kind: type[Qwen2Tokenizer], *, eog: frozenset[int] | None = None, words: str | None = None
+    ) -> Qwen2Tokenizer:
+        """This tokenizer, but a `kind`: of the same parts, none of them built again.
+
+        Args:
+            kind: the class; a subclass that works in another way.
+            eog: other ids that end a generation.
+            words: another pattern by which text is cut into words.
+        """
+        other = kind.__new__(kind)
+        other.data, other.vocab_size, other._ids = self.data, self.vocab_size, self._ids
+        other.eog = self.eog if eog is None else eog
+        other._tokenizer = self._tokenizer
+        if words is not None:
+            other._tokenizer = Tokenizer.from_str(self._tokenizer.to_str())
+            other._tokenizer.pre_tokenizer = _cutter(words)
+        return other
+
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
         """Ids of `text` (NFC-normalised first, as Qwen2 does).
 
@@ -123,8 +142,7 @@ def _build(data: TokenizerData, ids: dict[str, int]) -> Tokenizer:
     merges = merge_pairs(data, ids)  # checked here: the Rust side panics where a merge gives no token
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges))
     tokenizer.normalizer = normalizers.NFC()
-    words = pre_tokenizers.Split(Regex(PRE_TOKENIZERS[data.pre]), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = _cutter(PRE_TOKENIZERS[data.pre])
     tokenizer.decoder = decoders.ByteLevel()
     added = [
         AddedToken(token, special=type_ == CONTROL, normalized=False)
@@ -133,3 +151,9 @@ def _build(data: TokenizerData, ids: dict[str, int]) -> Tokenizer:
     ]
     tokenizer.add_tokens(added)
     return tokenizer
+
+
+def _cutter(pattern: str) -> pre_tokenizers.PreTokenizer:
+    """Cuts text into words, and words into bytes."""
+    words = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])

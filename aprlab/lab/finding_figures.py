@@ -143,7 +143,7 @@ def _pair(axes: Sequence[Axes] | None) -> tuple[Axes, Axes]:
 
 def _say(ax: Axes, text: str) -> None:
     ax.set_axis_off()
-    ax.text(0.5, 0.5, text, ha="center", va="center", wrap=True)
+    ax.text(0.5, 0.5, text, parse_math=False, ha="center", va="center", wrap=True)
 
 
 def _where(finding: Finding, case: FileCase, others: Sequence[Finding], ax: Axes) -> None:

@@ -20,7 +20,7 @@ from urllib.parse import quote
 from aprlab import paths
 from aprlab.display.page import page
 from aprlab.errors import AprlabError, UsageError
-from aprlab.formats.writing import write_json, write_text
+from aprlab.formats.writing import drafted, write_json, write_text
 
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 
@@ -132,7 +132,10 @@ def run_notebook(
         )
     for stale in (executed, page, report):  # an old result must never be taken for this run's
         stale.unlink(missing_ok=True)
-    failure = _execute(source, executed, parameters, progress)
+    with drafted(executed, force=True) as draft:  # papermill writes it again after each cell, never whole in one step
+        failure = _execute(source, draft, parameters, progress, folder)
+        there, here = (json.dumps(str(path), ensure_ascii=False).encode() for path in (draft, executed))
+        draft.write_bytes(draft.read_bytes().replace(there, here))  # papermill notes where it wrote
     _write_page(executed, page)
     if failure:
         raise NotebookError(failure, code="lab.notebook-failed", path=executed)
@@ -315,8 +318,8 @@ def index_page(steps: Sequence[Step], parameters: Mapping[str, Any]) -> str:
     return page("aprlab: the walk", head, *(section(step) for step in steps))
 
 
-def _execute(source: Path, executed: Path, parameters: dict[str, Any], progress: bool) -> str:
-    """Run `source` into `executed`; the failing cell and its error in one line, or nothing when all cells ran."""
+def _execute(source: Path, executed: Path, parameters: dict[str, Any], progress: bool, folder: Path) -> str:
+    """Run `source` in `folder`, into `executed`; the failing cell and its error in one line, or nothing when all cells ran."""
     papermill = _papermill()
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -325,7 +328,7 @@ def _execute(source: Path, executed: Path, parameters: dict[str, Any], progress:
         "kernel_name": "python3",
         "progress_bar": progress,
         "log_output": False,
-        "cwd": str(executed.parent),
+        "cwd": str(folder),
     }
     options["extra_arguments"] = ["--IPKernelApp.log_level=50"]  # the kernel's own warnings are not ours to show
     settings = {"MPLBACKEND": None, "TQDM_DISABLE": "1"}  # agg would make inline figures vanish; bars are no output

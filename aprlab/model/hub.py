@@ -92,16 +92,8 @@ def fetch(
     folder = Path(folder) if folder is not None else paths.models_dir()
     target, note = folder / known.file, folder / f"{known.file}.sha256"
     if target.is_file() and not force:
-        due = known.sha256 or _noted(note)
-        if due is None and offline:
-            raise UsageError("is here, but without network nobody knows its SHA-256", code="hub.hash-unknown", path=target)
-        if due is None:
-            due = _offer(known, endpoint).sha256
-        found = sha256(target, progress)
-        if found == due:
-            return Fetched(target, target.stat().st_size, found, False, 0, time.perf_counter() - started)
-        said = f"is here, but its SHA-256 is {found}, not {due}; --force fetches it again"
-        raise UsageError(said, code="hub.hash-unlike", path=target)
+        found = _found_here(known, target, note, endpoint, offline, progress)
+        return Fetched(target, target.stat().st_size, found, False, 0, time.perf_counter() - started)
     if offline:
         said = f"is not here; without --offline it would be fetched from {known.repository}"
         raise UsageError(said, code="hub.not-here", path=target)
@@ -124,6 +116,22 @@ def fetch(
     if known.sha256 is None:
         note.write_text(f"{found}  {known.file}\n")  # as sha256sum has it
     return Fetched(target, offer.size, found, True, resumed, time.perf_counter() - started)
+
+
+def _found_here(
+    known: KnownModel, target: Path, note: Path, endpoint: str | None, offline: bool, progress: Callable[[int], None] | None
+) -> str:
+    """SHA-256 of the file that is here, which must be the known one's."""
+    due = known.sha256 or _noted(note)
+    if due is None and offline:
+        raise UsageError("is here, but without network nobody knows its SHA-256", code="hub.hash-unknown", path=target)
+    if due is None:
+        due = _offer(known, endpoint).sha256
+    found = sha256(target, progress)
+    if found != due:
+        said = f"is here, but its SHA-256 is {found}, not {due}; --force fetches it again"
+        raise UsageError(said, code="hub.other-file-here", path=target)
+    return found
 
 
 def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:

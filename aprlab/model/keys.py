@@ -55,7 +55,7 @@ Neutral = Callable[[Any, ModelConfig], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
+class _KeyRule:
     neutral: Neutral  # whether this value changes nothing
     reason: str  # what any other value does
 
@@ -84,66 +84,66 @@ def _scaling(of: str) -> Neutral:
 
 
 # Of ``qwen2.*``; a key without a row is refused, whatever it holds.
-ARCHITECTURE_KEYS: dict[str, _Rule] = {
-    "vocab_size": _Rule(lambda value, config: _same(value, config.vocab_size), "the embedding has another number of rows"),
-    "rope.dimension_count": _Rule(_head_dim, "only a part of each head is rotated"),
-    "attention.value_length": _Rule(_head_dim, "values have a length of their own"),
-    "attention.causal": _Rule(_is(True), "every position sees every other"),
-    "attention.sliding_window": _Rule(
+ARCHITECTURE_KEYS: dict[str, _KeyRule] = {
+    "vocab_size": _KeyRule(lambda value, config: _same(value, config.vocab_size), "the embedding has another number of rows"),
+    "rope.dimension_count": _KeyRule(_head_dim, "only a part of each head is rotated"),
+    "attention.value_length": _KeyRule(_head_dim, "values have a length of their own"),
+    "attention.causal": _KeyRule(_is(True), "every position sees every other"),
+    "attention.sliding_window": _KeyRule(
         lambda value, config: _same(value, 0) or (isinstance(value, int) and value >= config.context_length),
         "attention sees only a window of the last positions",
     ),
-    "attention.sliding_window_pattern": _Rule(_is(0, 1), "some layers see only a window of the last positions"),
-    "attention.scale": _Rule(
+    "attention.sliding_window_pattern": _KeyRule(_is(0, 1), "some layers see only a window of the last positions"),
+    "attention.scale": _KeyRule(
         lambda value, config: isinstance(value, float) and bool(np.float32(value) == np.float32(config.head_dim**-0.5)),
         "attention scores are scaled by another factor than 1/√head_dim",
     ),
-    "attention.clamp_kqv": _Rule(_is(0.0), "queries, keys and values are clamped"),
-    "attention.max_alibi_bias": _Rule(_is(0.0), "attention has ALiBi biases"),
-    "attention.layer_norm_epsilon": _Rule(_anything, ""),  # of LayerNorm, which Qwen2 does not have
-    "rope.scaling.type": _Rule(_is("none"), "RoPE is scaled"),
-    "rope.scaling.factor": _Rule(_is(1.0, 0.0), "RoPE is scaled"),
-    "rope.scale_linear": _Rule(_is(1.0, 0.0), "RoPE is scaled"),
-    "rope.scaling.attn_factor": _Rule(_is(1.0), "attention scores are scaled with RoPE"),
-    "rope.scaling.original_context_length": _Rule(_scaling("yarn"), ""),
-    "rope.scaling.finetuned": _Rule(_anything, ""),  # says how the model was trained; nothing computes with it
-    "rope.scaling.yarn_log_multiplier": _Rule(_scaling("yarn"), ""),
-    "rope.scaling.yarn_ext_factor": _Rule(_scaling("yarn"), ""),
-    "rope.scaling.yarn_attn_factor": _Rule(_scaling("yarn"), ""),
-    "rope.scaling.yarn_beta_fast": _Rule(_scaling("yarn"), ""),
-    "rope.scaling.yarn_beta_slow": _Rule(_scaling("yarn"), ""),
-    "attn_logit_softcapping": _Rule(_is(0.0), "attention scores are soft-capped"),
-    "final_logit_softcapping": _Rule(_is(0.0), "logits are soft-capped"),
-    "logit_scale": _Rule(_is(1.0, 0.0), "logits are scaled"),
-    "residual_scale": _Rule(_is(1.0, 0.0), "the residual stream is scaled"),
-    "embedding_scale": _Rule(_is(1.0, 0.0), "embeddings are scaled"),
-    "use_parallel_residual": _Rule(_is(False), "attention and feed forward run in parallel"),
-    "tensor_data_layout": _Rule(_is("reference"), "rows of Q and K are permuted"),
-    "expert_count": _Rule(_is(0), "the feed forward is a mixture of experts"),
-    "expert_used_count": _Rule(_is(0), "the feed forward is a mixture of experts"),
-    "pooling_type": _Rule(_is(0), "the model gives pooled embeddings, not tokens"),
+    "attention.clamp_kqv": _KeyRule(_is(0.0), "queries, keys and values are clamped"),
+    "attention.max_alibi_bias": _KeyRule(_is(0.0), "attention has ALiBi biases"),
+    "attention.layer_norm_epsilon": _KeyRule(_anything, ""),  # of LayerNorm, which Qwen2 does not have
+    "rope.scaling.type": _KeyRule(_is("none"), "RoPE is scaled"),
+    "rope.scaling.factor": _KeyRule(_is(1.0, 0.0), "RoPE is scaled"),
+    "rope.scale_linear": _KeyRule(_is(1.0, 0.0), "RoPE is scaled"),
+    "rope.scaling.attn_factor": _KeyRule(_is(1.0), "attention scores are scaled with RoPE"),
+    "rope.scaling.original_context_length": _KeyRule(_scaling("yarn"), ""),
+    "rope.scaling.finetuned": _KeyRule(_anything, ""),  # says how the model was trained; nothing computes with it
+    "rope.scaling.yarn_log_multiplier": _KeyRule(_scaling("yarn"), ""),
+    "rope.scaling.yarn_ext_factor": _KeyRule(_scaling("yarn"), ""),
+    "rope.scaling.yarn_attn_factor": _KeyRule(_scaling("yarn"), ""),
+    "rope.scaling.yarn_beta_fast": _KeyRule(_scaling("yarn"), ""),
+    "rope.scaling.yarn_beta_slow": _KeyRule(_scaling("yarn"), ""),
+    "attn_logit_softcapping": _KeyRule(_is(0.0), "attention scores are soft-capped"),
+    "final_logit_softcapping": _KeyRule(_is(0.0), "logits are soft-capped"),
+    "logit_scale": _KeyRule(_is(1.0, 0.0), "logits are scaled"),
+    "residual_scale": _KeyRule(_is(1.0, 0.0), "the residual stream is scaled"),
+    "embedding_scale": _KeyRule(_is(1.0, 0.0), "embeddings are scaled"),
+    "use_parallel_residual": _KeyRule(_is(False), "attention and feed forward run in parallel"),
+    "tensor_data_layout": _KeyRule(_is("reference"), "rows of Q and K are permuted"),
+    "expert_count": _KeyRule(_is(0), "the feed forward is a mixture of experts"),
+    "expert_used_count": _KeyRule(_is(0), "the feed forward is a mixture of experts"),
+    "pooling_type": _KeyRule(_is(0), "the model gives pooled embeddings, not tokens"),
 }
 
 # Of ``tokenizer.*``; a key without a row is refused, whatever it holds.
-TOKENIZER_KEYS: dict[str, _Rule] = {
-    "tokenizer.ggml.scores": _Rule(_anything, ""),  # of SentencePiece; byte-level BPE goes by merges
-    "tokenizer.ggml.token_type_count": _Rule(_anything, ""),  # of BERT
-    "tokenizer.ggml.add_eos_token": _Rule(_is(False), "an end token is put behind every prompt"),
-    "tokenizer.ggml.add_sep_token": _Rule(_is(False), "a separator is put behind every prompt"),
-    "tokenizer.ggml.add_space_prefix": _Rule(_is(False), "a space is put in front of every prompt"),
-    "tokenizer.ggml.remove_extra_whitespaces": _Rule(_is(False), "runs of spaces in a prompt become one"),
-    "tokenizer.ggml.precompiled_charsmap": _Rule(lambda value, config: len(value) == 0, "prompts are normalised by a table"),
-    "tokenizer.ggml.unknown_token_id": _Rule(_anything, ""),  # byte-level BPE knows every text
-    "tokenizer.ggml.separator_token_id": _Rule(_anything, ""),  # of BERT
-    "tokenizer.ggml.seperator_token_id": _Rule(_anything, ""),  # as gguf-py spelt it
-    "tokenizer.ggml.cls_token_id": _Rule(_anything, ""),  # of BERT
-    "tokenizer.ggml.mask_token_id": _Rule(_anything, ""),  # of BERT
-    "tokenizer.ggml.prefix_token_id": _Rule(_anything, ""),  # fill-in-the-middle prompts, which are not made here
-    "tokenizer.ggml.suffix_token_id": _Rule(_anything, ""),
-    "tokenizer.ggml.middle_token_id": _Rule(_anything, ""),
-    "tokenizer.huggingface.json": _Rule(_anything, ""),  # a copy; ggml does not read it
-    "tokenizer.rwkv.world": _Rule(_anything, ""),  # ggml reads it for RWKV only
-    "tokenizer.chat_templates": _Rule(_anything, ""),  # names of the alternatives below
+TOKENIZER_KEYS: dict[str, _KeyRule] = {
+    "tokenizer.ggml.scores": _KeyRule(_anything, ""),  # of SentencePiece; byte-level BPE goes by merges
+    "tokenizer.ggml.token_type_count": _KeyRule(_anything, ""),  # of BERT
+    "tokenizer.ggml.add_eos_token": _KeyRule(_is(False), "an end token is put behind every prompt"),
+    "tokenizer.ggml.add_sep_token": _KeyRule(_is(False), "a separator is put behind every prompt"),
+    "tokenizer.ggml.add_space_prefix": _KeyRule(_is(False), "a space is put in front of every prompt"),
+    "tokenizer.ggml.remove_extra_whitespaces": _KeyRule(_is(False), "runs of spaces in a prompt become one"),
+    "tokenizer.ggml.precompiled_charsmap": _KeyRule(lambda value, config: len(value) == 0, "prompts are normalised by a table"),
+    "tokenizer.ggml.unknown_token_id": _KeyRule(_anything, ""),  # byte-level BPE knows every text
+    "tokenizer.ggml.separator_token_id": _KeyRule(_anything, ""),  # of BERT
+    "tokenizer.ggml.seperator_token_id": _KeyRule(_anything, ""),  # as gguf-py spelt it
+    "tokenizer.ggml.cls_token_id": _KeyRule(_anything, ""),  # of BERT
+    "tokenizer.ggml.mask_token_id": _KeyRule(_anything, ""),  # of BERT
+    "tokenizer.ggml.prefix_token_id": _KeyRule(_anything, ""),  # fill-in-the-middle prompts, which are not made here
+    "tokenizer.ggml.suffix_token_id": _KeyRule(_anything, ""),
+    "tokenizer.ggml.middle_token_id": _KeyRule(_anything, ""),
+    "tokenizer.huggingface.json": _KeyRule(_anything, ""),  # a copy; ggml does not read it
+    "tokenizer.rwkv.world": _KeyRule(_anything, ""),  # ggml reads it for RWKV only
+    "tokenizer.chat_templates": _KeyRule(_anything, ""),  # names of the alternatives below
 }
 _HARMLESS = re.compile(
     r"tokenizer\.chat_template\.\w+"  # alternatives by name; the default one is `tokenizer.chat_template`
@@ -153,19 +153,19 @@ _HARMLESS = re.compile(
 END_KEYS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 
 # Of config.json and of APR's metadata, which has Hugging Face's names: key -> rule.
-HUGGINGFACE_KEYS: dict[str, _Rule] = {
-    "hidden_act": _Rule(_is("silu"), "another activation than SiLU"),
-    "use_sliding_window": _Rule(_is(False), "attention sees only a window of the last positions"),
-    "quantization_config": _Rule(_is(None), "weights are quantised in a way of their own"),
-    "partial_rotary_factor": _Rule(_is(1.0), "only a part of each head is rotated"),
-    "final_logit_softcapping": _Rule(_is(0.0), "logits are soft-capped"),
-    "attn_logit_softcapping": _Rule(_is(0.0), "attention scores are soft-capped"),
-    "logit_scale": _Rule(_is(1.0), "logits are scaled"),
-    "residual_multiplier": _Rule(_is(1.0), "the residual stream is scaled"),
-    "embedding_multiplier": _Rule(_is(1.0), "embeddings are scaled"),
-    "num_experts": _Rule(_is(0), "the feed forward is a mixture of experts"),
-    "is_decoder": _Rule(_is(True, False), ""),
-    "layer_types": _Rule(
+HUGGINGFACE_KEYS: dict[str, _KeyRule] = {
+    "hidden_act": _KeyRule(_is("silu"), "another activation than SiLU"),
+    "use_sliding_window": _KeyRule(_is(False), "attention sees only a window of the last positions"),
+    "quantization_config": _KeyRule(_is(None), "weights are quantised in a way of their own"),
+    "partial_rotary_factor": _KeyRule(_is(1.0), "only a part of each head is rotated"),
+    "final_logit_softcapping": _KeyRule(_is(0.0), "logits are soft-capped"),
+    "attn_logit_softcapping": _KeyRule(_is(0.0), "attention scores are soft-capped"),
+    "logit_scale": _KeyRule(_is(1.0), "logits are scaled"),
+    "residual_multiplier": _KeyRule(_is(1.0), "the residual stream is scaled"),
+    "embedding_multiplier": _KeyRule(_is(1.0), "embeddings are scaled"),
+    "num_experts": _KeyRule(_is(0), "the feed forward is a mixture of experts"),
+    "is_decoder": _KeyRule(_is(True, False), ""),
+    "layer_types": _KeyRule(
         lambda value, config: isinstance(value, list) and all(kind == "full_attention" for kind in value),
         "some layers have another attention",
     ),
@@ -188,7 +188,7 @@ def gguf_problems(fields: Mapping[str, Any], config: ModelConfig) -> Iterator[Ke
         elif key.startswith("tokenizer."):
             rule = TOKENIZER_KEYS.get(key)
         elif key == "general.type":
-            rule = _Rule(_is("model"), "the file is something else than a model")
+            rule = _KeyRule(_is("model"), "the file is something else than a model")
         else:
             continue  # describes the file
         if rule is None:

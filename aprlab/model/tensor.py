@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
@@ -29,9 +29,10 @@ class Origin:
         return self.offset + at if self.offset >= 0 else None
 
 
+@final
 @dataclass(frozen=True, slots=True, eq=False, init=False)
 class Tensor:
-    """One tensor, still in its blocks.
+    """One tensor, still in its blocks. What is particular about it is said by its content, never by a subclass.
 
     Attributes:
         name: GGUF name, e.g. ``blk.0.attn_q.weight``.

@@ -16,7 +16,7 @@ from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase
 from aprlab.onion.layers import OWNERS
 from aprlab.onion.verdict import Finding, Repair
-from aprlab.tracing.golden_rule import Outcome
+from aprlab.tracing.golden_rule import GoldenOutcome
 
 
 @dataclass(eq=False)
@@ -82,11 +82,11 @@ class Search:
     """What the search found, and the runs before and after."""
 
     repair: Repair | None
-    before: Outcome
-    after: Outcome
+    before: GoldenOutcome
+    after: GoldenOutcome
 
 
-def search(fixes: Sequence[Fix], measure: Callable[[Sequence[Fix]], Outcome], *, cost: bool) -> Search:
+def search(fixes: Sequence[Fix], measure: Callable[[Sequence[Fix]], GoldenOutcome], *, cost: bool) -> Search:
     """The smallest set of fixes under which the golden rule holds again.
 
     Args:
@@ -95,9 +95,9 @@ def search(fixes: Sequence[Fix], measure: Callable[[Sequence[Fix]], Outcome], *,
         cost: the file is held in other types on purpose, so that logits can only be those of the fully fixed file.
     """
     order = {id(m): n for n, m in enumerate(fixes)}
-    runs: dict[tuple[int, ...], Outcome] = {}
+    runs: dict[tuple[int, ...], GoldenOutcome] = {}
 
-    def run(some: Sequence[Fix]) -> Outcome:
+    def run(some: Sequence[Fix]) -> GoldenOutcome:
         key = tuple(sorted(order[id(m)] for m in some))
         if key not in runs:
             runs[key] = measure([fixes[n] for n in key])

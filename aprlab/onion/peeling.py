@@ -29,7 +29,7 @@ from aprlab.onion.run_peeling import peel_engines
 from aprlab.onion.verdict import Finding, Repair, Verdict, Word
 from aprlab.onion.words import Mechanism, refused
 from aprlab.published import QUESTION
-from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, Outcome, best_engine
+from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, GoldenOutcome, best_engine
 
 
 def peel(
@@ -178,7 +178,7 @@ def _run(
     with clock("repair"):
         possible = [m for m in fixes if m.possible]
 
-        def measure(some: Sequence[Fix]) -> Outcome:
+        def measure(some: Sequence[Fix]) -> GoldenOutcome:
             return golden.measure(drafted(case, some))
 
         found = search(possible, measure, cost=cost)

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.engines.base import Array, Engine
-from aprlab.engines.delegating import DelegatingEngine
+from aprlab.engines.base import Array
 from aprlab.errors import BROKEN, AprlabError
 from aprlab.faults import FAULTS, Fault
 from aprlab.faults.apply import loop_of
@@ -224,31 +223,23 @@ def tokenizer_parts(b: Session) -> list[RunPart]:
 # ── loop ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def fed(loop: type[Session], a: Session, ids: Sequence[int]) -> list[tuple[int, list[int]]]:
-    """What a loop feeds to a sound engine for a prompt: position of the first token and tokens of each pass."""
-    watched = _Fed(a.engine)
-    session = loop(watched, config=a.config, tokenizer=a.tokenizer)
-    session.generate(list(ids), max_tokens=_FED)
-    return watched.passes
-
-
 _FED = 4  # tokens of an answer for which a loop is watched
 
 
-class _Fed(DelegatingEngine):
-    """Notes tokens and positions of every pass."""
+def fed(loop: type[Session], a: Session, ids: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """What a loop feeds to a sound engine for a prompt: position of the first token and tokens of each pass."""
+    passes: list[tuple[int, list[int]]] = []
 
-    def __init__(self, inner: Engine) -> None:
-        super().__init__(inner)
-        self.passes: list[tuple[int, list[int]]] = []
+    def on_embed(y: Array, tokens: np.ndarray, weight: str) -> None:
+        passes.append((-1, np.asarray(tokens).tolist()))
 
-    def embed(self, tokens: np.ndarray, weight: str) -> Array:
-        self.passes.append((-1, np.asarray(tokens).tolist()))
-        return super().embed(tokens, weight)
+    def on_rope(y: Array, x: Array, positions: np.ndarray, theta: float, style: str) -> None:
+        passes[-1] = (int(positions[0]), passes[-1][1])
 
-    def rope(self, x: Array, positions: np.ndarray, theta: float, style: str) -> Array:
-        self.passes[-1] = (int(positions[0]), self.passes[-1][1])
-        return super().rope(x, positions, theta, style)
+    session = loop(a.engine, config=a.config, tokenizer=a.tokenizer)
+    with a.engine.hooked("embed", on_embed), a.engine.hooked("rope", on_rope):
+        session.generate(list(ids), max_tokens=_FED)
+    return passes
 
 
 def loop_parts(a: Session, b: Session, ids: Sequence[int]) -> list[RunPart]:

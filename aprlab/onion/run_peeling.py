@@ -36,7 +36,7 @@ from aprlab.onion.run_parts import (
 from aprlab.onion.shadow import shadow
 from aprlab.onion.verdict import Finding, Verdict, Word
 from aprlab.onion.words import Mechanism, refused
-from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, Outcome
+from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, GoldenOutcome
 
 
 def side(model: Model, spec: str | Session, threads: int | None = None) -> Session:
@@ -127,7 +127,7 @@ def examine_sessions(
     return verdict, fixes, fixed
 
 
-def _measured(golden: Golden, fixed: Callable[[Sequence[Fix]], Session], some: Sequence[Fix]) -> Outcome:
+def _measured(golden: Golden, fixed: Callable[[Sequence[Fix]], Session], some: Sequence[Fix]) -> GoldenOutcome:
     try:
         return golden.measure(fixed(some))
     except AprlabError as error:

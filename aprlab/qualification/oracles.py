@@ -12,10 +12,11 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from typing import Any
 
 from aprlab.instruments.garbage_detector import is_garbage
-from aprlab.qualification.playbook import ASKS
+from aprlab.qualification.terms import ASKS
 
 GAP = 0.3  # nats between llama.cpp's first choice and ours that still count as a near tie
 
@@ -199,15 +200,25 @@ def _script(answer: Answer, wanted: str, prompt: Any) -> tuple[bool, str]:
 
 # ── numbers ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
+_DIGITS = 1000  # of a number that is still one; beyond, an answer is a run of digits
 _NUMBER = r"(?<![\w.])[-−]?\d+(?:,\d{3})*(?:\.\d+)?(?![\d])"
 _PLAIN = {"×": "*", "·": "*", "÷": "/", "−": "-", "\\times": "*", "\\cdot": "*", "\\div": "/", "times": "*", "plus": "+",
           "minus": "-", "divided by": "/", "multiplied by": "*", "等于": "=", "equals": "=", "is equal to": "=",
           "加": "+", "减": "-", "乘以": "*", "は": "="}  # fmt: skip
-_SUM = re.compile(r"(-?\d+(?:\.\d+)?)\s*([-+*/])\s*(-?\d+(?:\.\d+)?)(?:\s*=\s*(-?\d+(?:\.\d+)?))?")
+# A first number begins at its sign or its first digit: tried at every digit, a long run of them would take quadratic time.
+_SUM = re.compile(r"((?:-|(?<!\d))\d+(?:\.\d+)?)\s*([-+*/])\s*(-?\d+(?:\.\d+)?)(?:\s*=\s*(-?\d+(?:\.\d+)?))?")
 
 
 def _numbers(text: str) -> list[Fraction]:
-    return [Fraction(n.replace(",", "").replace("−", "-")) for n in re.findall(_NUMBER, unicodedata.normalize("NFKC", text))]
+    found = [n.replace(",", "").replace("−", "-") for n in re.findall(_NUMBER, unicodedata.normalize("NFKC", text))]
+    return [Fraction(n) for n in found if len(n) <= _DIGITS]
+
+
+def _shown(number: Fraction) -> str:
+    try:
+        return f"{float(number):g}"
+    except OverflowError:
+        return f"a number of {len(str(abs(int(number))))} digits"
 
 
 def _finite(value: Any) -> str:
@@ -224,7 +235,9 @@ def _arithmetic(answer: Answer, wanted: float, prompt: Any) -> tuple[bool, str]:
     stands in its question.
     """
     text = unicodedata.normalize("NFKC", answer.text)
-    text = re.sub(r"(?m)^\s*\d+[.)]\s", " ", re.sub(r"(?<=\d),(?=\d{3})", "", text))
+    if long := re.search(rf"\d{{{_DIGITS + 1},}}", text):
+        return False, f"a run of {len(long.group())} digits"
+    text = re.sub(r"(?m)^[^\S\n]*\d+[.)]\s", " ", re.sub(r"(?<=\d),(?=\d{3})", "", text))
     for word, sign in _PLAIN.items():
         text = text.replace(word, f" {sign} " if not word.startswith("\\") else sign)
     text = re.sub(r"(?<=\d)\s*[^\W\d_]+\s*(?=[-+*/=]\s*-?\d)", " ", text)  # "3 apples + 2 apples = 5 apples"
@@ -236,7 +249,7 @@ def _arithmetic(answer: Answer, wanted: float, prompt: Any) -> tuple[bool, str]:
     brought = [n for n in _numbers(left) if n not in asked]
     if not brought:
         return False, "no number that the question has not"
-    return brought[-1] == Fraction(str(wanted)), f"says {float(brought[-1]):g}"
+    return brought[-1] == Fraction(str(wanted)), f"says {_shown(brought[-1])}"
 
 
 def _true(a: Fraction, sign: str, b: Fraction, result: Fraction) -> bool:
@@ -247,6 +260,7 @@ def _true(a: Fraction, sign: str, b: Fraction, result: Fraction) -> bool:
 
 # ── code ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+_CODE, _CUTS = 100_000, 200  # characters that are parsed, and shorter versions that are tried
 LANGUAGES = ("python", "rust", "javascript")
 
 
@@ -272,7 +286,9 @@ def _code(answer: Answer, wanted: Mapping[str, str], prompt: Any) -> tuple[bool 
         text = prompt + text
     parse = _python if wanted["language"] == "python" else _grown
     first = ""
-    for part in _shorter(text) if cut else [text]:
+    if len(text) > _CODE:
+        return False, f"{len(text)} characters; at most {_CODE} are parsed"
+    for part in islice(_shorter(text), _CUTS) if cut else [text]:
         try:
             found = parse(part, wanted["language"])
         except SyntaxError as error:

@@ -15,15 +15,11 @@ from typing import Any
 
 from aprlab import paths
 from aprlab.errors import FormatError, UsageError
+from aprlab.gates import GATES
 from aprlab.lab import yaml_files as yamlfile
+from aprlab.qualification import oracles
+from aprlab.qualification.terms import AREAS, ASKS, DOINGS, FORMATS
 
-AREAS: dict[str, str] = {
-    "QUAL": "quality of answers", "PERF": "speed and memory", "STAB": "stability", "COMP": "conversions",
-    "EDGE": "edge cases", "REGR": "known bugs",
-}  # fmt: skip
-FORMATS = ("gguf", "apr", "safetensors")
-ASKS = ("ask", "complete", "talk")  # a user's message, raw text, a conversation
-DOINGS = ("load", "serial", "speed", "memory", "convert", "gate")
 _LIMIT = 20_000  # characters of a prompt before it is filled up
 
 
@@ -124,7 +120,8 @@ def find(name: str | Path) -> Path:
     if path.suffix not in (".yaml", ".yml"):
         path = paths.data_dir() / "playbooks" / f"{name}.yaml"
         if not path.is_file():
-            raise UsageError(f"there is no playbook {str(name)!r}; known: {', '.join(names())}")
+            said = f"there is no playbook {str(name)!r}; known: {', '.join(names())}"
+            raise UsageError(said, code="playbook.unknown")
     return path
 
 
@@ -218,84 +215,79 @@ def load(name: str | Path) -> Playbook:
     path = find(name)
     data, line_of = yamlfile.load(path)
 
-    def bad(message: str, *keys: str | int) -> FormatError:
-        return FormatError(f"line {line_of(*keys)}: {message}", path=path)
+    def refuse(message: str, *keys: str | int, code: str) -> FormatError:
+        return FormatError(f"line {line_of(*keys)}: {message}", code=code, path=path)
 
     def checked(value: Any, known: Mapping[str, Check], *at: str | int) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise bad(f"wants keys with values, got {value!r}", *at)
+            raise refuse(f"wants keys with values, got {value!r:.200}", *at, code="playbook.no-mapping")
         for key, item in value.items():
             if key not in known:
-                raise bad(f"unknown key {key!r}; known: {', '.join(known)}", *at, key)
+                raise refuse(f"unknown key {key!r}; known: {', '.join(known)}", *at, key, code="playbook.key-unknown")
             if said := known[key](item):
-                raise bad(f"{key}: {said}", *at, key)
+                raise refuse(f"{key}: {said}", *at, key, code="playbook.value")
         return value
 
     top = checked(data, _TOP)
     for key in ("name", "title", "formats", "scenarios"):
         if key not in top:
-            raise bad(f"{key} is missing")
+            raise refuse(f"{key} is missing", code="playbook.key-missing")
     defaults = checked(top.get("defaults", {}), _SETTINGS, "defaults")
     scenarios: list[Scenario] = []
+    used: set[str] = set()
     for n, entry in enumerate(top["scenarios"]):
         at = ("scenarios", n)
         given = checked(entry, _KEYS, *at)
         for key in ("id", "area"):
             if key not in given:
-                raise bad(f"{key} is missing", *at)
-        if any(s.id == given["id"] for s in scenarios):
-            raise bad(f"id {given['id']!r} again", *at, "id")
+                raise refuse(f"{key} is missing", *at, code="playbook.key-missing")
+        if given["id"] in used:
+            raise refuse(f"id {given['id']!r} again", *at, "id", code="playbook.id-again")
+        used.add(given["id"])
         kinds = [key for key in (*ASKS, "do") if key in given]
         if len(kinds) != 1:
-            raise bad(f"exactly one of {', '.join((*ASKS, 'do'))} is wanted, got {', '.join(kinds) or 'none'}", *at)
-        try:
-            scenarios.append(_scenario(given, kinds[0], defaults, line_of(*at)))
-        except _Bad as error:
-            raise bad(error.message, *at, *error.keys) from None
+            said = f"exactly one of {', '.join((*ASKS, 'do'))} is wanted, got {', '.join(kinds) or 'none'}"
+            raise refuse(said, *at, code="playbook.kind")
+        scenarios.append(_scenario(given, kinds[0], defaults, at, line_of(*at), refuse))
     return Playbook(
         top["name"], top["title"], tuple(top["formats"]), tuple(scenarios),
         tuple(top.get("golden", ("What is 2+2?",))), top.get("about", ""), path,
     )  # fmt: skip
 
 
-class _Bad(Exception):
-    def __init__(self, message: str, *keys: str | int) -> None:
-        self.message, self.keys = message, keys
-
-
-def _scenario(given: dict[str, Any], kind: str, defaults: Mapping[str, Any], line: int) -> Scenario:
-    from aprlab.gates import GATES
-    from aprlab.qualification import oracles
-
+def _scenario(
+    given: dict[str, Any], kind: str, defaults: Mapping[str, Any], at: tuple[str | int, ...], line: int,
+    refuse: Callable[..., FormatError],
+) -> Scenario:  # fmt: skip
     settings = {**defaults, **{key: given[key] for key in _SETTINGS if key in given}}
     if "stop" in settings:
         settings["stop"] = tuple(settings["stop"])
     doing = given["do"] if kind == "do" else kind
     for key, of in {"from": "convert", "to": "convert", "gate": "gate"}.items():
         if (key in given) != (doing == of):
-            raise _Bad(f"{key} is wanted for do: {of}, and only there", key)
+            raise refuse(f"{key} is wanted for do: {of}, and only there", *at, key, code="playbook.key-place")
     if doing == "convert" and given["from"] == given["to"]:
-        raise _Bad("from and to are the same", "to")
+        raise refuse("from and to are the same", *at, "to", code="playbook.same-format")
     if doing == "gate" and given["gate"] not in GATES:
-        raise _Bad(f"unknown gate {given['gate']!r}; known: {', '.join(GATES)}", "gate")
+        raise refuse(f"unknown gate {given['gate']!r}; known: {', '.join(GATES)}", *at, "gate", code="playbook.gate-unknown")
     if kind == "do":
         for key in ("fill", "repeat", "restart"):
             if key in given:
-                raise _Bad(f"{key} is of no use to do: {doing}", key)
+                raise refuse(f"{key} is of no use to do: {doing}", *at, key, code="playbook.key-useless")
     elif kind == "talk" and "fill" in given:
-        raise _Bad("fill is of no use to talk", "fill")
+        raise refuse("fill is of no use to talk", *at, "fill", code="playbook.key-useless")
     expect: list[tuple[str, Any]] = []
     prompt = given.get(kind, "") if kind != "do" else ""
     for m, item in enumerate(given.get("expect", ())):
         if not isinstance(item, dict) or len(item) != 1:
-            raise _Bad(f"wants one oracle and its argument, got {item!r}", "expect", m)
+            raise refuse(f"wants one oracle and its argument, got {item!r:.200}", *at, "expect", m, code="playbook.expect")
         ((oracle, argument),) = item.items()
         if said := oracles.check(oracle, argument, doing, prompt):
-            raise _Bad(said, "expect", m)
+            raise refuse(said, *at, "expect", m, code="playbook.expect")
         expect.append((oracle, argument))
     repeated = "repeat" in given or given.get("restart", False)
     if not expect and doing not in ("convert", "gate", "load") and not repeated:
-        raise _Bad("expect is missing: without an oracle nothing could fail")
+        raise refuse("expect is missing: without an oracle nothing could fail", *at, code="playbook.expect-missing")
     fill = given.get("fill")
     return Scenario(
         id=given["id"], area=given["area"], kind=doing, prompt=prompt, expect=tuple(expect), why=given.get("why", ""),

@@ -15,7 +15,7 @@ from aprlab.formats.writing import write_text
 from aprlab.qualification import scoring
 from aprlab.qualification.playbook import AREAS, ASKS
 from aprlab.qualification.runner import Qualification
-from aprlab.qualification.scoring import FIT, PASS, SKIP, THIN, UNFIT, Row
+from aprlab.qualification.scoring import FIT, PASS, SKIP, THIN, UNFIT, ScenarioRow
 
 STATUS = {FIT: 0, UNFIT: 3, THIN: 4}  # exit statuses
 AREA_COLUMNS = ("area", "passed", "run", "not run", "upstream's points")
@@ -32,7 +32,7 @@ def area_rows(found: Qualification) -> list[tuple[str, ...]]:
     return rows
 
 
-def reason(row: Row) -> str:
+def reason(row: ScenarioRow) -> str:
     """Why a row did not pass, in a line."""
     said = "; ".join(f"{w['oracle']}: {w['said']}" for w in row.words if w["passed"] is False)
     return said or row.note or "; ".join(f"{w['oracle']}: {w['said']}" for w in row.words)
@@ -157,7 +157,7 @@ def _times(found: Qualification) -> list[tuple[str, str, str]]:
 
 
 def _details(found: Qualification) -> list[str]:
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[ScenarioRow]] = {}
     for row in found.rows:
         if row.kind not in ("gate", "convert"):
             groups.setdefault(row.scenario, []).append(row)
@@ -205,7 +205,7 @@ def least_for_release() -> int:
     return next(n for n in range(1, 1000) if 100 * scoring.wilson(n, n)[0] >= scoring.SURE)
 
 
-def what_if(rows: Sequence[Row]) -> list[Row]:
+def what_if(rows: Sequence[ScenarioRow]) -> list[ScenarioRow]:
     """The rows as if all of them had passed."""
     return [replace(row, outcome=PASS) for row in rows]
 

@@ -7,6 +7,7 @@ result of the scenario it happened in, and of no other.
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -18,16 +19,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import aprlab
 from aprlab.errors import FormatError, UsageError
 from aprlab.formats import open_model
+from aprlab.formats.leftovers import claim, claimed_folder, release_folder, sweep_temporary
+from aprlab.formats.reading import read_bytes
 from aprlab.formats.writing import write_text
-from aprlab.qualification import oracles, scoring, worker
+from aprlab.qualification import scoring, worker
 from aprlab.qualification.oracles import Answer
 from aprlab.qualification.playbook import FORMATS, Playbook, Scenario
-from aprlab.qualification.scoring import CRASH, ERROR, FAIL, MEMORY, PASS, SKIP, TIMEOUT, Row
+from aprlab.qualification.scoring import CRASH, ERROR, FAIL, MEMORY, PASS, SKIP, TIMEOUT, ScenarioRow
+from aprlab.version import __version__
 
 START = 300.0  # seconds for a child to open a model
+JUDGE_SECONDS, JUDGE_MEMORY = 30.0, 4 << 30  # of an oracle; bytes of address space, of which NumPy alone reserves one GB
+FILE_LIMIT = 64 << 20  # bytes of a qualification
 _OTHERS = ("What colour is the sky?", "Name a fruit.")  # asked between repetitions, so that the cache is another's
 
 
@@ -46,7 +51,7 @@ class Child:
         self._serve, self._memory, self._start = serve, memory, start
         self._process: Any = None
         self._link: Any = None
-        self._errors = ""
+        self._log, self._errors = -1, ""  # what the child prints: descriptor and path
         self._failed: Broken | None = None  # a child that cannot even start is not tried again
 
     def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
@@ -60,8 +65,9 @@ class Child:
         if self._process is None:
             context = multiprocessing.get_context("spawn")
             self._link, far = context.Pipe()
-            handle, self._errors = tempfile.mkstemp(prefix="aprlab-child-", suffix=".log")
-            os.close(handle)
+            sweep_temporary("aprlab-child-")
+            self._log, self._errors = tempfile.mkstemp(prefix="aprlab-child-", suffix=".log")
+            claim(self._log)
             self._process = context.Process(target=self._serve, args=(far, self._errors, self._memory), daemon=True)
             self._process.start()
             far.close()
@@ -109,6 +115,7 @@ class Child:
             self._process = None
         if self._errors:
             Path(self._errors).unlink(missing_ok=True)
+            os.close(self._log)
             self._errors = ""
 
 
@@ -129,7 +136,7 @@ class Qualification:
     engine: str
     threads: int | None
     formats: tuple[str, ...]
-    rows: list[Row]
+    rows: list[ScenarioRow]
     resumed: int = 0
     environment: dict[str, Any] = field(default_factory=dict)
 
@@ -157,7 +164,7 @@ class Qualification:
         """What `to_json` gave; the scores are computed anew."""
         return Qualification(
             data["model"], data["playbook"], data["engine"], data["threads"], tuple(data["formats"]),
-            [Row(**row) for row in data["rows"]], environment=data.get("environment", {}),
+            [ScenarioRow(**row) for row in data["rows"]], environment=data.get("environment", {}),
         )  # fmt: skip
 
 
@@ -171,7 +178,7 @@ def qualify(
     journal: str | Path | None = None,
     memory: int | None = None,
     minutes: float | None = None,
-    on_row: Callable[[Row], None] = lambda row: None,
+    on_row: Callable[[ScenarioRow], None] = lambda row: None,
     serve: worker.Serve = worker.serve,
 ) -> Qualification:
     """Put a model through a playbook.
@@ -192,38 +199,53 @@ def qualify(
         UsageError: no such model, or an unknown format.
         FormatError, UnsupportedError: the model itself cannot be opened, or the journal is none.
     """
-    with open_model(model) as opened:
-        source_format = opened.format
-        facts = {
-            "file": Path(model).name, "format": source_format, "bytes": opened.nbytes, "by_type": opened.by_type(),
-            "parameters": sum(t.size for t in opened.tensors.values()),
-        }  # fmt: skip
-    chosen = tuple(formats or playbook.formats)
-    for name in chosen:
-        if name not in FORMATS:
-            raise UsageError(f"unknown format {name!r}; known: {', '.join(FORMATS)}")
-    run = _Run(Path(model).resolve(), source_format, playbook, chosen, engine, threads, memory, serve)
-    facts_of_run = {"aprlab": aprlab.__version__, "peer": _peer_version()}
-    header = {**run.header, **facts_of_run}
-    rows: list[Row] = []
-    resumed, began = 0, time.monotonic()
+    facts = _facts(model)
+    chosen = _known_formats(formats or playbook.formats)
+    run = _Run(Path(model).resolve(), facts["format"], playbook, chosen, engine, threads, memory, serve)
+    programs = {"aprlab": __version__, "peer": _peer_version()}
     try:
-        kept = _Journal(journal, header)
-        for scenario, format in run.plan():
-            key = f"{scenario.id}@{format}"
-            row = kept.rows.get(key)
-            if row is None:
-                late = minutes is not None and time.monotonic() - began > 60 * minutes
-                row = run.row(scenario, format, scoring.LATE) if late else run.do(scenario, format)
-                kept.add(key, row)
-            else:
-                resumed += 1
-            rows.append(row)
-            on_row(row)
+        kept = _Journal(journal, {**run.header, **programs})
+        rows, resumed = _rows(run, kept, None if minutes is None else time.monotonic() + 60 * minutes, on_row)
     finally:
         run.close()
     described = {"name": playbook.name, "title": playbook.title, "digest": playbook.digest}
-    return Qualification(facts, described, engine, threads, chosen, rows, resumed, facts_of_run)
+    return Qualification(facts, described, engine, threads, chosen, rows, resumed, programs)
+
+
+def _facts(model: str | Path) -> dict[str, Any]:
+    """File name, format, bytes and numbers of the model, which has to open."""
+    with open_model(model) as opened:
+        return {
+            "file": Path(model).name, "format": opened.format, "bytes": opened.nbytes, "by_type": opened.by_type(),
+            "parameters": sum(t.size for t in opened.tensors.values()),
+        }  # fmt: skip
+
+
+def _known_formats(wanted: Sequence[str]) -> tuple[str, ...]:
+    for name in wanted:
+        if name not in FORMATS:
+            raise UsageError(f"unknown format {name!r}; known: {', '.join(FORMATS)}", code="qualification.format-unknown")
+    return tuple(wanted)
+
+
+def _rows(
+    run: _Run, kept: _Journal, deadline: float | None, on_row: Callable[[ScenarioRow], None]
+) -> tuple[list[ScenarioRow], int]:  # fmt: skip
+    """Every row of the plan, and how many of them are an earlier run's; past the deadline nothing is begun."""
+    rows: list[ScenarioRow] = []
+    resumed = 0
+    for scenario, format in run.plan():
+        key = f"{scenario.id}@{format}"
+        row = kept.rows.get(key)
+        if row is None:
+            late = deadline is not None and time.monotonic() > deadline
+            row = run.row(scenario, format, scoring.LATE) if late else run.do(scenario, format)
+            kept.add(key, row)
+        else:
+            resumed += 1
+        rows.append(row)
+        on_row(row)
+    return rows, resumed
 
 
 def count(playbook: Playbook, formats: Sequence[str]) -> int:
@@ -258,7 +280,7 @@ class _Journal:
 
     def __init__(self, path: str | Path | None, header: Mapping[str, Any]) -> None:
         self.path = Path(path) if path is not None else None
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, ScenarioRow] = {}
         if self.path is None:
             return
         first = json.dumps({"journal": header}, sort_keys=True)
@@ -269,23 +291,34 @@ class _Journal:
             for n, line in enumerate(lines[1:], 2):
                 try:
                     entry = json.loads(line)
-                    self.rows[entry["key"]] = Row(**entry["row"])
+                    self.rows[entry["key"]] = ScenarioRow(**entry["row"])
                 except (ValueError, KeyError, TypeError):
-                    raise FormatError(f"not a journal: line {n} holds no row; --fresh begins anew", path=self.path) from None
+                    said = f"not a journal: line {n} holds no row; --fresh begins anew"
+                    raise FormatError(said, code="qualification.journal", path=self.path) from None
         else:
             whole = first + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if whole.encode() != found:
             write_text(self.path, whole)
 
-    def add(self, key: str, row: Row) -> None:
+    def add(self, key: str, row: ScenarioRow) -> None:
         """Keep a row, on disk before the next one begins. What was not run, or met an error, is tried again next time."""
         if self.path is None or row.outcome in (SKIP, ERROR):
             return
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "row": row.to_json()}, ensure_ascii=False, allow_nan=False) + "\n")
+            entry = finite({"key": key, "row": row.to_json()})
+            file.write(json.dumps(entry, ensure_ascii=True, allow_nan=False) + "\n")  # ASCII: half a character cannot be written
             file.flush()
             os.fsync(file.fileno())
+
+
+def finite(value: Any) -> Any:
+    """Plain data without NaN and infinities, which JSON has no word for: None stands for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class _Run:
@@ -299,10 +332,12 @@ class _Run:
         self.memory, self.serve = memory, serve
         self.files: dict[str, Path | Broken] = {format: model}
         self.source = format
-        self.folder = Path(tempfile.mkdtemp(prefix="aprlab-qualify-"))
+        sweep_temporary("aprlab-qualify-")
+        self.folder = claimed_folder("aprlab-qualify-")
         self._format = ""
         self._child: Child | None = None
         self._peer: Child | None = None
+        self._judge: Child | None = None
         self._peers: dict[str, dict[str, Any]] = {}
         self._words: dict[str, dict[str, Any]] | Broken | None = None
         stats = [file.stat() for file in (model.iterdir() if model.is_dir() else [model]) if file.is_file()]
@@ -312,20 +347,20 @@ class _Run:
         }  # fmt: skip
 
     def close(self) -> None:
-        for child in (self._child, self._peer):
+        for child in (self._child, self._peer, self._judge):
             if child is not None:
                 child.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        release_folder(self.folder)
 
     def plan(self) -> Iterator[tuple[Scenario, str]]:
         return _plan(self.playbook, self.formats)
 
     @staticmethod
-    def row(scenario: Scenario, format: str, note: str = "") -> Row:
+    def row(scenario: Scenario, format: str, note: str = "") -> ScenarioRow:
         """A row that was not run."""
-        return Row(scenario.id, scenario.area, scenario.kind, format, SKIP, prompt=scenario.words, note=note)
+        return ScenarioRow(scenario.id, scenario.area, scenario.kind, format, SKIP, prompt=scenario.words, note=note)
 
-    def do(self, scenario: Scenario, format: str) -> Row:
+    def do(self, scenario: Scenario, format: str) -> ScenarioRow:
         """One row."""
         row = self.row(scenario, format)
         try:
@@ -372,7 +407,7 @@ class _Run:
 
     # -- answers -------------------------------------------------------------------------------------------------
 
-    def _answer(self, scenario: Scenario, format: str, row: Row) -> None:
+    def _answer(self, scenario: Scenario, format: str, row: ScenarioRow) -> None:
         child = self._child_of(format)
         answer = Answer()
         try:
@@ -396,7 +431,7 @@ class _Run:
             words += self._again(child, scenario, answer, row)
         if any(name == "agreement" for name, _ in scenario.expect):
             answer.peer = self._asked_peer(answer.prompt_tokens, scenario.max_tokens)
-        words += [asdict(oracles.judge(name, answer, argument, scenario.prompt)) for name, argument in scenario.expect]
+        words += [self._word(name, answer, argument, scenario.prompt) for name, argument in scenario.expect]
         row.words = words
         said = [word["passed"] for word in words]
         if any(passed is False for passed in said):
@@ -406,6 +441,22 @@ class _Run:
         else:
             row.outcome = PASS
 
+    def _word(self, name: str, answer: Answer, argument: Any, prompt: Any) -> dict[str, Any]:
+        """An oracle's word, from a process with limits on time and memory: an answer may be made to exhaust it.
+
+        An answer that an oracle cannot finish does not pass it; an oracle that fails by a fault of its own is an error.
+        """
+        if self._judge is None:
+            self._judge = Child(worker.serve, JUDGE_MEMORY)
+        try:
+            request = {"op": "judge", "name": name, "answer": asdict(answer), "argument": argument, "prompt": prompt}
+            word: dict[str, Any] = self._judge.ask(request, JUDGE_SECONDS)["word"]
+        except Broken as error:
+            if error.outcome == ERROR:
+                raise Broken(ERROR, f"oracle {name}: {error.note}", error.kind) from None
+            return {"oracle": name, "passed": False, "said": f"cannot be judged: {error.outcome}, {error.note}"}
+        return word
+
     def _once(self, child: Child, scenario: Scenario, prompt: Any) -> dict[str, Any]:
         return child.ask(
             {"op": "ask", "kind": scenario.kind, "prompt": prompt, "system": scenario.system,
@@ -414,7 +465,7 @@ class _Run:
             scenario.timeout,
         )  # fmt: skip
 
-    def _again(self, child: Child, scenario: Scenario, answer: Answer, row: Row) -> list[dict[str, Any]]:
+    def _again(self, child: Child, scenario: Scenario, answer: Answer, row: ScenarioRow) -> list[dict[str, Any]]:
         """The same question again, after others and in a fresh process."""
         words = []
         for name, times in (("repeat", scenario.repeat - 1), ("restart", int(scenario.restart))):
@@ -448,7 +499,7 @@ class _Run:
 
     # -- conversions and gates -----------------------------------------------------------------------------------
 
-    def _convert(self, scenario: Scenario, row: Row) -> None:
+    def _convert(self, scenario: Scenario, row: ScenarioRow) -> None:
         if not {scenario.source, scenario.target} <= set(self.formats):
             row.note = f"{' and '.join(sorted({scenario.source, scenario.target} - set(self.formats)))} is not asked for"
             return
@@ -485,7 +536,7 @@ class _Run:
         ]  # fmt: skip
         row.outcome = PASS if all(w["passed"] for w in row.words) else FAIL
 
-    def _gate(self, scenario: Scenario, row: Row) -> None:
+    def _gate(self, scenario: Scenario, row: ScenarioRow) -> None:
         if not {"gguf", "apr"} <= set(self.formats):
             row.note = "the gates want a GGUF and an APR file"
             return
@@ -523,9 +574,10 @@ class _Run:
 def read(path: str | Path) -> Qualification:
     """A qualification as `aprlab qualify` left it; raises FormatError where the file is none."""
     try:
-        return Qualification.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"not a qualification: {type(error).__name__} {error}", path=path) from None
+        return Qualification.from_json(json.loads(read_bytes(Path(path), FILE_LIMIT)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        said = f"not a qualification: {type(error).__name__} {error}"
+        raise FormatError(said, code="qualification.file", path=path) from None
 
 
 __all__ = ["Broken", "Child", "Qualification", "count", "qualify", "read"]

@@ -29,7 +29,7 @@ Z = 1.959963984540054  # two-sided 95 %
 
 
 @dataclass(slots=True)
-class Row:
+class ScenarioRow:
     """One scenario in one format: what was asked, what came back, what the oracles say.
 
     Attributes:
@@ -102,7 +102,7 @@ def grade(score: float) -> str:
     return next((letter for least, letter in GRADES if score >= least), "F")
 
 
-def upstream_score(rows: Iterable[Row]) -> UpstreamScore:
+def upstream_score(rows: Iterable[ScenarioRow]) -> UpstreamScore:
     """Rows under upstream's rules: a row that was not run counts as one that did not pass, an area without rows is 0."""
     kept = list(rows)
     areas: dict[str, tuple[int, int, int, int]] = {}
@@ -120,7 +120,7 @@ def upstream_score(rows: Iterable[Row]) -> UpstreamScore:
     return UpstreamScore(areas, penalty, points, score, grade(score), upstream.score(bound), closed)
 
 
-def gateways(rows: Sequence[Row]) -> tuple[str, ...]:
+def gateways(rows: Sequence[ScenarioRow]) -> tuple[str, ...]:
     """Those of G0 to G4 that do not hold."""
     asked = [row for row in rows if row.kind in ASKS and row.outcome in (PASS, FAIL)]
     garbage = sum(any(w["oracle"] == "garbage" and w["passed"] is False for w in row.words) for row in asked)
@@ -135,16 +135,16 @@ def gateways(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(name for name, good in holds.items() if not good)
 
 
-def ticket_rows() -> list[Row]:
+def ticket_rows() -> list[ScenarioRow]:
     """The rows behind the ticket's 83/200: all in QUAL, 10 of 24 passed.
 
     Its table has 22 (ten questions, twelve conversions). 83 points, though, come out of ten passes for 24 rows and for no
     other number, so there were two more that did not pass; nothing is known of them.
     """
-    asked = [Row(f"scenario-{n}", "QUAL", "ask", "gguf", PASS, tokens=[1]) for n in range(1, 11)]
+    asked = [ScenarioRow(f"scenario-{n}", "QUAL", "ask", "gguf", PASS, tokens=[1]) for n in range(1, 11)]
     names = [f"{a}→{b} ({d})" for d in ("cpu", "gpu") for a in FORMATS for b in FORMATS if a != b]
-    converted = [Row(f"conversion {n}", "QUAL", "convert", n, FAIL) for n in names]
-    unknown = [Row(f"unknown-{n}", "QUAL", "?", "", FAIL) for n in (1, 2)]
+    converted = [ScenarioRow(f"conversion {n}", "QUAL", "convert", n, FAIL) for n in names]
+    unknown = [ScenarioRow(f"unknown-{n}", "QUAL", "?", "", FAIL) for n in (1, 2)]
     return asked + converted + unknown
 
 
@@ -213,9 +213,9 @@ class OwnScore:
         return f"{self.verdict}: {seen}" + (f"; {'; '.join(reasons)}" if reasons else "")
 
 
-def own_score(rows: Iterable[Row]) -> OwnScore:
+def own_score(rows: Iterable[ScenarioRow]) -> OwnScore:
     """The project's score and verdict."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[ScenarioRow]] = {}
     for row in rows:
         groups.setdefault(row.scenario, []).append(row)
     passed: list[str] = []
@@ -263,7 +263,7 @@ def own_score(rows: Iterable[Row]) -> OwnScore:
     )  # fmt: skip
 
 
-def _blocks(tried: Sequence[Row], bad: Sequence[Row]) -> tuple[int, str] | None:
+def _blocks(tried: Sequence[ScenarioRow], bad: Sequence[ScenarioRow]) -> tuple[int, str] | None:
     """Why a scenario that did not pass forbids a release, with its rank; None for a model's own wrong answer."""
     row = bad[0]
     where = f"{row.scenario} ({', '.join(r.format for r in bad)})"
@@ -285,6 +285,6 @@ def _blocks(tried: Sequence[Row], bad: Sequence[Row]) -> tuple[int, str] | None:
 
 __all__ = [
     "BROKEN", "CRASH", "ERROR", "FAIL", "FIT", "GRADES", "LATE", "MEMORY", "NEEDED", "OUTCOMES", "PASS", "PENALTY", "SKIP",
-    "SURE", "THIN", "TIMEOUT", "UNFIT", "OwnScore", "Row", "UpstreamScore", "gateways", "grade", "own_score", "rows_for",
+    "SURE", "THIN", "TIMEOUT", "UNFIT", "OwnScore", "ScenarioRow", "UpstreamScore", "gateways", "grade", "own_score", "rows_for",
     "ticket_rows", "upstream_score", "wilson",
 ]  # fmt: skip

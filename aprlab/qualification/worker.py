@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from aprlab.errors import AprlabError, NumericError
+from aprlab.paths import leave_with_parent
 
 Request = dict[str, Any]
 Reply = dict[str, Any]
 
 
-def serve(link: Connection, errors: str, memory: int | None, bench: type[Bench] | None = None) -> None:
+def serve(link: Connection, errors: str, memory: int | None, bench: type[ChildOperations] | None = None) -> None:
     """Answer requests until the other end is gone.
 
     Args:
@@ -32,10 +33,11 @@ def serve(link: Connection, errors: str, memory: int | None, bench: type[Bench] 
     log = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    leave_with_parent()
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     if memory is not None:
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    hands = (bench or Bench)()
+    hands = (bench or ChildOperations)()
     while True:
         try:
             request = link.recv()
@@ -55,7 +57,7 @@ def serve(link: Connection, errors: str, memory: int | None, bench: type[Bench] 
 
 
 def _leave_with(parent: int) -> None:
-    """End this process soon after its parent, even in the middle of a hang: nobody would read the answer."""
+    """End this process soon after its parent, where the system cannot (`leave_with_parent`)."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
@@ -70,7 +72,7 @@ def peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-class Bench:
+class ChildOperations:
     """What a child can be asked to do; one method an operation."""
 
     def __init__(self) -> None:
@@ -120,7 +122,7 @@ class Bench:
         with np.errstate(all="ignore"):
             far = np.linalg.norm(together - single, axis=1) / np.linalg.norm(together, axis=1)
         if not np.isfinite(far).all():
-            raise NumericError("the logits are no numbers, or all zero")
+            raise NumericError("the logits are no numbers, or all zero", code="qualification.logits-not-finite")
         return {"figures": {"relative_l2": float(far.max()), "tokens": len(tokens)}}
 
     def do_speed(self) -> Reply:
@@ -136,6 +138,14 @@ class Bench:
         return {"figures": {"peak_mib": peak() / mib, "file_mib": size / mib, "beyond_file_mib": (peak() - size) / mib}}
 
     # -- files ---------------------------------------------------------------------------------------------------
+
+    def do_judge(self, name: str, answer: Reply, argument: Any, prompt: Any) -> Reply:
+        """An oracle's word on an answer, which may be made to keep it busy: so it is asked in a process with limits."""
+        from dataclasses import asdict
+
+        from aprlab.qualification import oracles
+
+        return {"word": asdict(oracles.judge(name, oracles.Answer(**answer), argument, prompt))}
 
     def do_convert(self, source: str, output: str, format: str) -> Reply:
         """A file into another format; SafeTensors as f32, so that no value changes."""
@@ -224,4 +234,4 @@ def _equal(x: Any, y: Any) -> bool:
 
 
 Serve = Callable[[Connection, str, int | None], None]
-__all__ = ["Bench", "Serve", "make", "peak", "serve"]
+__all__ = ["ChildOperations", "Serve", "make", "peak", "serve"]

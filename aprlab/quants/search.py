@@ -26,6 +26,14 @@ def ordered_sum(a: Floats) -> Floats:
     return total
 
 
+def _levels(x: Floats, inv: Floats, base: Floats, nmax: int) -> Floats:
+    """``(x - base) * inv``, rounded and kept within 0..nmax."""
+    q = x - base
+    q *= inv
+    np.rint(q, out=q)
+    return np.clip(q, np.float32(0), np.float32(nmax), out=q)
+
+
 def make_qkx2_quants(
     x: Floats, weights: Floats, nmax: int, rmin: float, rdelta: float, nstep: int, *, absolute: bool
 ) -> tuple[Floats, Floats, Floats]:
@@ -41,12 +49,6 @@ def make_qkx2_quants(
     low = np.minimum(x.min(axis=0), np.float32(0))
     flat = top == low  # all values equal and not positive: scale 0, the minimum says it all
 
-    def quants(inv: Floats, base: Floats) -> Floats:
-        q = x - base
-        q *= inv
-        np.rint(q, out=q)
-        return np.clip(q, np.float32(0), np.float32(nmax), out=q)
-
     def error(q: Floats, scale: Floats, low: Floats) -> Floats:
         diff = q * scale
         diff += low
@@ -60,11 +62,11 @@ def make_qkx2_quants(
 
     inv: Floats = np.float32(nmax) / (top - low)
     best_scale: Floats = np.float32(1) / inv
-    best_error = error(quants(inv, low), best_scale, low)
+    best_error = error(_levels(x, inv, low, nmax), best_scale, low)
     best_inv, best_base = inv, low
     for step in range(nstep + 1):
         inv = (np.float32(rmin) + np.float32(rdelta) * np.float32(step) + np.float32(nmax)) / (top - low)
-        q = quants(inv, low)
+        q = _levels(x, inv, low, nmax)
         wq = weights * q
         sum_l = ordered_sum(wq)
         sum_l2 = ordered_sum(wq * q)
@@ -82,7 +84,7 @@ def make_qkx2_quants(
         best_scale = np.where(better, scale, best_scale)
         best_inv, best_base = np.where(better, inv, best_inv), np.where(better, low, best_base)
         low = np.where(better, new_low, low)
-    best_q = quants(best_inv, best_base)
+    best_q = _levels(x, best_inv, best_base, nmax)
     best_scale[flat] = 0
     best_q[:, flat] = 0
     return best_scale, -low, best_q

@@ -23,7 +23,7 @@ _PROBE = "Add 12 and 345:\n<|im_start|>x<|im_end|> naïve\n"  # digits, a line's
 
 
 @dataclass
-class Outcome:
+class GoldenOutcome:
     """One candidate under the golden rule.
 
     Attributes:
@@ -105,27 +105,29 @@ class Golden:
         tokenizer = self.session.tokenizer if model.tokenizer == self.session.model.tokenizer else None
         return Session(model, engine=self.engine, threads=self.threads, tokenizer=tokenizer)
 
-    def measure(self, model: Model | Session | AprlabError) -> Outcome:
+    def measure(self, model: Model | Session | AprlabError) -> GoldenOutcome:
         """A candidate under the rule; whatever it refuses is part of the outcome."""
         if isinstance(model, AprlabError):
-            return Outcome(error=str(model.message))
+            return GoldenOutcome(error=str(model.message))
         try:
             session = model if isinstance(model, Session) else self.session_of(model)
             ids, probe = _ids(session, self.prompt)
             logits = self._logits(session)
             loops = type(session) is type(self.session) or session.generate(ids, max_tokens=self.max_tokens).tokens == self.answer
         except BROKEN as error:
-            return Outcome(error=f"{type(error).__name__}: {reason(error)}")
+            return GoldenOutcome(error=f"{type(error).__name__}: {reason(error)}")
         return self.judge(session, ids, probe, logits, loops=loops)
 
-    def judge(self, session: Session, ids: list[int], probe: list[int], logits: np.ndarray, *, loops: bool = True) -> Outcome:
+    def judge(
+        self, session: Session, ids: list[int], probe: list[int], logits: np.ndarray, *, loops: bool = True
+    ) -> GoldenOutcome:  # fmt: skip
         """The outcome of what a session gave; `loops`: its own loop around these passes gives the answer, too."""
         if logits.shape != self.logits.shape:
-            return Outcome(error=f"logits of shape {logits.shape}, not {self.logits.shape}")
+            return GoldenOutcome(error=f"logits of shape {logits.shape}, not {self.logits.shape}")
         chosen = np.argmax(logits, axis=-1).tolist()
         ends = session.tokenizer.eog == self.eog
         finite = bool(np.isfinite(logits).all())
-        return Outcome(
+        return GoldenOutcome(
             ids=ids == self.prompt_ids and probe == self.probe,
             tokens=chosen == self.chosen and ends and finite and loops,
             text=_text(session, self.ids) == _text(self.session, self.ids),
@@ -175,4 +177,4 @@ def best_engine(model: Model) -> str:
         return "reference"
 
 
-__all__ = ["MAX_TOKENS", "Golden", "Outcome", "best_engine", "is_small"]
+__all__ = ["MAX_TOKENS", "Golden", "GoldenOutcome", "best_engine", "is_small"]

@@ -8,6 +8,7 @@ the last on the other have been taken for a bug before.
 from __future__ import annotations
 
 import json
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab import __version__, engines
+from aprlab import engines
 from aprlab.architectures.qwen2 import check, forward
 from aprlab.architectures.qwen2 import points as all_points
 from aprlab.display import html as richview
@@ -30,11 +31,13 @@ from aprlab.inference.template import Message
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
 from aprlab.tracing import _stored
+from aprlab.version import __version__
 
 _VERSION = 1
 # what zipfile, NumPy and JSON raise on bytes that are not what they should be, and a header of another shape here
 _BROKEN = (
     ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error,
+    SyntaxError, tokenize.TokenError,
 )  # fmt: skip
 
 
@@ -191,7 +194,8 @@ class Trace:
         except OSError as error:
             raise UsageError(f"cannot be read: {error.strerror or error}", code="trace.unreadable", path=path) from None
         except _BROKEN as error:
-            raise FormatError(f"is not a trace of aprlab: {error}", code="trace.damaged", path=path) from None
+            said = f"is not a trace of aprlab: {' '.join(str(error).split())}"
+            raise FormatError(said, code="trace.damaged", path=path) from None
 
     def __str__(self) -> str:
         return "\n".join(str(line) for line in self.summary())

@@ -14,8 +14,8 @@ from aprlab.faults.base import SECTIONS
 from aprlab.onion.verdict import some
 from aprlab.widgets.models.blocks import Block, BlockMicroscope
 from aprlab.widgets.models.evidence import Evidence
-from aprlab.widgets.models.kernel import KernelStepper, Line
-from aprlab.widgets.models.onion import Answer, OnionExplorer
+from aprlab.widgets.models.kernel import KernelStepper, ListingLine
+from aprlab.widgets.models.onion import OnionExplorer, SideAnswer
 from aprlab.widgets.models.tensors import COLUMNS, TensorBrowser
 from aprlab.widgets.models.traces import TraceExplorer
 
@@ -138,7 +138,7 @@ def answers(onion: OnionExplorer) -> str:
     return table(("side", f"answer to {onion.prompt!r}", ""), rows, strong=now)
 
 
-def _said(answer: Answer) -> str | Cell:
+def _said(answer: SideAnswer) -> str | Cell:
     if answer.refusal:
         return Cell(f"refused: {answer.refusal}", "bad")
     return repr(answer.text) if answer.text else Cell("nothing: the first token ends the answer", "open")
@@ -352,7 +352,7 @@ def _spans(numbers: Sequence[int]) -> str:
 # ── kernel ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def code(lines: Sequence[Line], prefix: str, name: str, height: str = "26em", *, costs: bool = False) -> str:
+def code(lines: Sequence[ListingLine], prefix: str, name: str, height: str = "26em", *, costs: bool = False) -> str:
     """Lines of a text, each a button; with what each cost beside its number."""
     out = []
     for line in lines:

@@ -18,11 +18,11 @@ import pytest
 import typer
 
 from aprlab import __version__
-from aprlab.cli.app import _ask, app, run_cli
-from aprlab.cli.peel import show_peel
+from aprlab.cli.app import run_cli
+from aprlab.cli.find import peel
+from aprlab.cli.look import ask
+from aprlab.cli.verbs import VERBS
 from aprlab.errors import UsageError
-
-VERBS = {command.name or command.callback.__name__ for command in app.registered_commands}
 
 
 @pytest.fixture
@@ -63,9 +63,9 @@ def test_start_up_loads_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "0 []"
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS))
+@pytest.mark.parametrize("verb", sorted(verb.path for verb in VERBS))
 def test_every_verb_has_help_with_an_example_of_itself(cli, verb: str) -> None:
-    status, out, _ = cli(verb, "--help")
+    status, out, _ = cli(*verb.split(), "--help")
     assert status == 0
     assert f"Example: aprlab {verb}" in " ".join(out.split())
 
@@ -185,7 +185,7 @@ def test_an_interrupted_conversion_leaves_nothing(tiny: Path, tmp_path: Path, nu
 
 def test_the_shell_completes_verbs() -> None:
     environment = {**os.environ, "_APRLAB_COMPLETE": "complete_bash", "COMP_WORDS": "aprlab in", "COMP_CWORD": "1"}
-    script = "import sys; sys.argv = ['aprlab']; from aprlab.cli import app; app(prog_name='aprlab')"
+    script = "import sys; sys.argv = ['aprlab']; from aprlab.cli.app import app; app(prog_name='aprlab')"
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["inspect", "investigate"]
 
@@ -306,7 +306,7 @@ def test_run_traces_the_prompt(cli, tiny: Path, tmp_path: Path) -> None:
         ["-p", ""],
         ["-p", "hi", "--trace", "no.such.point"],
         ["-p", "hi", "--trace-out", "x.npz"],
-        ["-p", "hi", "--backend", "abacus"],
+        ["-p", "hi", "--engine", "abacus"],
         ["-p", "hi", "--raw", "--system", "be brief"],
     ],
 )
@@ -332,7 +332,7 @@ def test_chat_remembers_and_survives_a_refusal(tiny: Path) -> None:
 def test_what_is_piped_into_chat_is_utf8(monkeypatch: pytest.MonkeyPatch, errors: str) -> None:
     def piped(line: bytes) -> str | None:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(line), "utf-8", errors))
-        return _ask()
+        return ask()
 
     assert piped("größer\n".encode()) == "größer"
     with pytest.raises(UsageError, match="not UTF-8"):
@@ -367,8 +367,7 @@ def test_the_title_of_a_verdict_is_escaped(tmp_path: Path, monkeypatch: pytest.M
             return "<p>"
 
     monkeypatch.setattr(sys.modules["aprlab.onion.peeling"], "peel", lambda *args, **options: Verdict())
-    options: dict[str, Any] = {"fast": False, "backend": None, "threads": None, "prompt": "", "as_json": True}
-    assert show_peel([Path("<b>&.gguf")], [], out=tmp_path, **options) == 0
+    assert peel([Path("<b>&.gguf")], [], reports=tmp_path, prompt="", as_json=True) == 0
     assert "<title>&lt;b&gt;&amp;</title>" in (tmp_path / "<b>&.html").read_text()
 
 
@@ -406,7 +405,7 @@ def test_investigate_fails_where_the_rule_does(cli, tmp_path: Path) -> None:
 
 
 def test_investigate_refuses_an_unknown_engine_before_it_starts(cli, tmp_path: Path) -> None:
-    status, _, err = cli("investigate", "--out", tmp_path / "out", "--backend", "abacus")
+    status, _, err = cli("investigate", "--out", tmp_path / "out", "--engine", "abacus")
     assert status == 2
     assert "unknown engine 'abacus'; known: reference" in err
     assert not (tmp_path / "out").exists()
@@ -415,7 +414,7 @@ def test_investigate_refuses_an_unknown_engine_before_it_starts(cli, tmp_path: P
 @pytest.mark.real
 def test_the_golden_rule_on_the_real_model(cli, real_05b: Path, tmp_path: Path) -> None:
     status, out, err = cli(
-        "investigate", "--model", real_05b, "--expected", "2 + 2 equals 4.", "--backend", "jit", "--out", tmp_path
+        "investigate", "--model", real_05b, "--expected", "2 + 2 equals 4.", "--engine", "jit", "--out", tmp_path
     )
     assert status == 0, err
     assert "NO" not in out
@@ -424,8 +423,7 @@ def test_the_golden_rule_on_the_real_model(cli, real_05b: Path, tmp_path: Path) 
 
 
 def test_typer_classes_are_where_they_are_expected() -> None:
-    module = sys.modules["aprlab.cli.app"]
-
-    assert module._ClickUsageError.__name__ == "UsageError"
-    assert module._ClickException.__name__ == "ClickException"
-    assert issubclass(typer.BadParameter, module._ClickUsageError)
+    frame = sys.modules["aprlab.cli.app"]
+    assert frame._ClickUsageError.__name__ == "UsageError"
+    assert frame._ClickException.__name__ == "ClickException"
+    assert issubclass(typer.BadParameter, frame._ClickUsageError)

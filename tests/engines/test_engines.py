@@ -324,3 +324,31 @@ def test_a_weight_of_one_dimension_is_no_matrix(model: Model) -> None:
     broken.tensors["output.weight"] = tensor("output.weight", values, types.F32)
     with pytest.raises(FormatError, match=r"output\.weight.*\(256,\)"):
         ReferenceEngine(broken).matmul(np.ones((1, 256), np.float32), "output.weight")
+
+
+def test_hooks_come_and_go(engine: Engine) -> None:
+    seen: list[tuple[str, Any]] = []
+
+    def first(y: Any, x: Any, weight: str, bias: str | None = None) -> None:
+        seen.append((weight, y))
+
+    def second(y: Any, *args: Any, **named: Any) -> None:
+        seen.append(("second", y))
+
+    name = "blk.0.ffn_up.weight"
+    x = rows(engine, (2, engine.model.tensor(name).cols))[1]
+    plain = engine.to_numpy(engine.matmul(x, name)).copy()
+    with engine.hooked("matmul", first), engine.hooked("matmul", second):
+        y = engine.matmul(x, name)
+        assert seen == [(name, y), ("second", y)]
+        engine.remove_hook("matmul", first)
+        engine.matmul(x, weight=name)
+        assert [who for who, _ in seen] == [name, "second", "second"]
+        engine.add_hook("matmul", first)
+    np.testing.assert_array_equal(engine.to_numpy(y), plain)
+    engine.matmul(x, name)
+    assert len(seen) == 3 and "matmul" not in vars(engine)  # without hooks the class's own method, and nothing between
+    with pytest.raises(UsageError, match="no primitive 'jump'"):
+        engine.add_hook("jump", first)
+    with pytest.raises(ValueError, match="no such hook"):
+        engine.remove_hook("matmul", first)

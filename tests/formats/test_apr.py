@@ -126,7 +126,7 @@ def test_compressed_bodies(kind: str, tiny: Path, tmp_path: Path) -> None:
 def test_more_than_one_lz4_block_holds_is_refused_before_a_byte(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apr, "LZ4_LIMIT", 1_000_000)
+    monkeypatch.setattr(writer, "LZ4_LIMIT", 1_000_000)
     with pytest.raises(UnsupportedError, match="zstd can"):
         convert(tiny, tmp_path / "a.apr", compress="lz4", progress=lambda n: pytest.fail("written already"))
     assert list(tmp_path.iterdir()) == []

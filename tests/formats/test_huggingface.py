@@ -88,7 +88,7 @@ def shard(folder: Path, parts: int = 3) -> None:
         file = f"model-{n + 1:05}-of-{parts:05}.safetensors"
         mine = header.entries[n::parts]
         plans = [
-            safetensors.Plan(e.name, e.type, e.shape, lambda e=e: iter([header.file[e.start : e.stop].tobytes()]))  # type: ignore[misc]
+            safetensors.SafetensorsPlan(e.name, e.type, e.shape, lambda e=e: iter([header.file[e.start : e.stop].tobytes()]))  # type: ignore[misc]
             for e in mine
         ]
         safetensors.write(folder / file, plans, {"format": "pt"})

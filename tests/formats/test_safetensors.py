@@ -24,7 +24,7 @@ def test_the_same_bytes_as_the_package_writes(tmp_path: Path) -> None:
     arrays = {name: rng.normal(size=shape).astype(np.float16) for name, shape in shapes.items()}
     package.save_file(arrays, tmp_path / "theirs.safetensors", {"format": "pt"})
     plans = [
-        safetensors.Plan(name, types.F16, x.shape, lambda x=x: iter([x.tobytes()[:3], x.tobytes()[3:]]))  # type: ignore[misc]
+        safetensors.SafetensorsPlan(name, types.F16, x.shape, lambda x=x: iter([x.tobytes()[:3], x.tobytes()[3:]]))  # type: ignore[misc]
         for name, x in arrays.items()
     ]
     size = safetensors.write(tmp_path / "ours.safetensors", plans, {"format": "pt"})
@@ -100,7 +100,7 @@ def test_every_cut_and_every_flipped_header_byte_is_noticed(tmp_path: Path) -> N
     """Whatever a header says, reading it either gives the tensors that stand there or raises one of our errors."""
     path = tmp_path / "small.safetensors"
     plans = [
-        safetensors.Plan(f"layer.{n}", kind, (n + 2, 3), lambda n=n, kind=kind: iter([bytes(kind.nbytes((n + 2, 3)))]))  # type: ignore[misc]
+        safetensors.SafetensorsPlan(f"layer.{n}", kind, (n + 2, 3), lambda n=n, kind=kind: iter([bytes(kind.nbytes((n + 2, 3)))]))  # type: ignore[misc]
         for n, kind in enumerate(DTYPES.values())
     ]
     safetensors.write(path, plans, {"format": "pt"})

@@ -103,7 +103,7 @@ def test_a_file_that_the_strict_reader_refuses_fails_every_stage_and_says_why(mo
 
 
 def test_an_engine_that_is_not_to_be_had_is_no_fault_of_the_files(model, monkeypatch, capfd) -> None:
-    assert run_cli(["check", str(model.path), "--backend", "abacus"]) == 2
+    assert run_cli(["check", str(model.path), "--engine", "abacus"]) == 2
     assert capfd.readouterr().err.startswith("aprlab: unknown engine 'abacus'")
     monkeypatch.setitem(engines._ENGINES, "abacus", ("aprlab.engines.abacus", "Abacus"))
     with pytest.raises(UsageError, match="engine 'abacus' is not available here"):

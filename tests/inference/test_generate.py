@@ -318,3 +318,18 @@ def test_nan_weights_end_in_a_numeric_error() -> None:
 def test_generation_prints_without_its_logits(session: Session) -> None:
     answer: Generation = session.generate(PROMPT, max_tokens=2, keep_logits=True)
     assert "logits" not in repr(answer)
+
+
+def test_a_session_takes_over_what_another_has_run_and_forgets_it(model: Model) -> None:
+    first = Session(model)
+    answer = first.generate([5, 6, 7], max_tokens=3, keep_logits=True)
+    second = Session(first.engine, cache_of=first)
+    calls: list[int] = []
+    with first.engine.hooked("embed", lambda y, tokens, weight: calls.append(len(tokens))):
+        again = second.generate([5, 6, 7], max_tokens=3, keep_logits=True)
+        assert calls[0] == 1  # of the prompt's three tokens only the last
+        second.forget()
+        calls.clear()
+        once_more = second.generate([5, 6, 7], max_tokens=3)
+        assert calls[0] == 3
+    assert answer.tokens == again.tokens == once_more.tokens

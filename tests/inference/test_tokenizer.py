@@ -165,3 +165,23 @@ def test_a_token_that_is_not_bytes_is_refused() -> None:
 def test_lone_surrogates_are_refused() -> None:
     with pytest.raises(UsageError, match="not Unicode"):
         TOKENIZER.encode("a\ud800")
+
+
+@pytest.mark.parametrize("merges", [["a b"], ["Ġa zz"], ["zz a"]])
+def test_a_merge_that_gives_or_takes_no_token_is_one_line(merges: list[str]) -> None:
+    data = tokenizer_data(merges=merges)
+    with pytest.raises(FormatError, match=r"vocabulary and merges do not fit: Token `(ab|Ġa|zz)` out of vocabulary"):
+        Qwen2Tokenizer(data)
+
+
+def test_a_tokenizer_that_works_in_another_way_shares_the_parts() -> None:
+    class Loud(Qwen2Tokenizer):
+        def token_bytes(self, id: int) -> bytes:
+            return super().token_bytes(id).upper()
+
+    plain = Qwen2Tokenizer(tokenizer_data())
+    loud = plain.working_as(Loud, eog=frozenset({1}))
+    assert loud.decode(plain.encode("hello")) == "HELLO" and plain.decode(plain.encode("hello")) == "hello"
+    assert loud.eog == {1} != plain.eog and loud.data is plain.data
+    apart = plain.working_as(Qwen2Tokenizer, words="l")
+    assert apart.encode("hello") != plain.encode("hello") == loud.encode("hello")

@@ -14,6 +14,7 @@ import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+import aprlab.lab
 from aprlab import gates
 from aprlab.cli.app import run_cli
 from aprlab.errors import UsageError
@@ -230,7 +231,7 @@ def test_investigate_with_a_fault_or_a_candidate_is_notebook_07(
         asked.append((list(names), dict(parameters)))
         return []
 
-    monkeypatch.setattr(lab, "walk", walk)
+    monkeypatch.setattr(aprlab.lab, "walk", walk)
     for options in (["--fault", "gh-191,lost-v-biases"], ["--candidate", str(tiny)], [], ["--only", "02_dtype,04_forward_pass"]):
         assert run_cli(["investigate", "--out", str(tmp_path), *options]) == 0
     assert asked == [

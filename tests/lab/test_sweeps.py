@@ -16,6 +16,7 @@ from aprlab import lab
 from aprlab.cli.app import run_cli
 from aprlab.errors import AprlabError, FormatError, UsageError
 from aprlab.lab import sweeps as sweep
+from aprlab.lab.sweep_matrix import SweepCell
 
 PARAMETERS = """\
 model: str = ""  # file
@@ -131,10 +132,10 @@ def test_a_sweep_goes_on_where_it_stopped(
 
     ran: list[str] = []
 
-    def run_cell(cell: sweep.Cell) -> sweep.Result:
+    def run_cell(cell: SweepCell) -> sweep.CellResult:
         ran.append(cell.id)
         files = {path.name: path.read_bytes() for path in (out / good.id).iterdir() if path.name != "cell.json"}
-        return sweep.Result(cell.id, "", files)
+        return sweep.CellResult(cell.id, "", files)
 
     monkeypatch.setattr(sweep, "run_cell", run_cell)
     outcomes = sweep.sweep(matrix, out)
@@ -165,12 +166,12 @@ def test_a_cell_changes_with_the_file_that_it_names(folder: Path) -> None:
 def test_what_changes_while_it_runs_is_run_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 
-    def run_cell(cell: sweep.Cell) -> sweep.Result:
+    def run_cell(cell: SweepCell) -> sweep.CellResult:
         source = cell.notebook.read_bytes()
         if not ran:
             cell.notebook.write_bytes(source + b"\n")  # saved by somebody in the middle of the run
         ran.append(cell.id)
-        return sweep.Result(cell.id, "", {"sample.ipynb": source, "sample.json": b'{"checks": {"a": true}}'})
+        return sweep.CellResult(cell.id, "", {"sample.ipynb": source, "sample.json": b'{"checks": {"a": true}}'})
 
     monkeypatch.setattr(sweep, "run_cell", run_cell)
     matrix = write(folder, "notebooks: [sample.ipynb]\n")
@@ -216,7 +217,7 @@ def test_a_killed_process_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPa
     assert capsys.readouterr().err.splitlines()[-1].startswith("aprlab: a worker process was killed")
 
 
-def check_two(outcomes: list[sweep.Outcome], out: Path) -> None:
+def check_two(outcomes: list[sweep.CellOutcome], out: Path) -> None:
     assert [outcome.cell.axes["fault"] for outcome in outcomes] == ["good", "bad"]
     assert [outcome.holds for outcome in outcomes] == [True, False]
     assert "ValueError: no bad ones" in outcomes[1].step.failure

@@ -13,7 +13,7 @@ from aprlab.errors import NumericError
 from aprlab.qualification import worker
 
 
-class Stub(worker.Bench):
+class Stub(worker.ChildOperations):
     """No model at all: the prompt says what is to happen."""
 
     asked = 0

@@ -13,24 +13,24 @@ from aprlab.cli.app import run_cli
 from aprlab.errors import UsageError
 from aprlab.qualification import report, runner
 from aprlab.qualification.runner import Qualification
-from aprlab.qualification.scoring import FAIL, PASS, SKIP, Row
+from aprlab.qualification.scoring import FAIL, PASS, SKIP, ScenarioRow
 
 MODEL = {"file": "m.gguf", "format": "gguf", "bytes": 5, "by_type": {"Q4_K": 2}, "parameters": 7}
 
 
-def made(rows: list[Row]) -> Qualification:
+def made(rows: list[ScenarioRow]) -> Qualification:
     return Qualification(MODEL, {"name": "p", "title": "T", "digest": "d"}, "reference", 1, ("gguf", "apr"), rows)
 
 
-def rows() -> list[Row]:
+def rows() -> list[ScenarioRow]:
     word = {"oracle": "exact", "passed": False, "said": "'<b>5'"}
     return [
-        Row("ask", "QUAL", "ask", "gguf", FAIL, prompt="2+2\x07?", text="<b>5", stop="eos", tokens=[1], words=[word]),
-        Row("ask", "QUAL", "ask", "apr", FAIL, prompt="2+2\x07?", text="<b>5", stop="eos", tokens=[1], words=[word]),
-        Row("other", "EDGE", "ask", "gguf", PASS, prompt="hi", text="hello", tokens=[1]),
-        Row("F-X", "REGR", "gate", "gguf→apr", PASS, prompt="F-X", words=[{**word, "passed": True, "said": "9 tensors"}]),
-        Row("there", "COMP", "convert", "gguf→apr", SKIP, prompt="gguf → apr", note="apr is not asked for"),
-        Row("fast", "PERF", "speed", "gguf", PASS, figures={"decode_tokens_per_second": 12.5}),
+        ScenarioRow("ask", "QUAL", "ask", "gguf", FAIL, prompt="2+2\x07?", text="<b>5", stop="eos", tokens=[1], words=[word]),
+        ScenarioRow("ask", "QUAL", "ask", "apr", FAIL, prompt="2+2\x07?", text="<b>5", stop="eos", tokens=[1], words=[word]),
+        ScenarioRow("other", "EDGE", "ask", "gguf", PASS, prompt="hi", text="hello", tokens=[1]),
+        ScenarioRow("F-X", "REGR", "gate", "gguf→apr", PASS, prompt="F-X", words=[{**word, "passed": True, "said": "9 tensors"}]),
+        ScenarioRow("there", "COMP", "convert", "gguf→apr", SKIP, prompt="gguf → apr", note="apr is not asked for"),
+        ScenarioRow("fast", "PERF", "speed", "gguf", PASS, figures={"decode_tokens_per_second": 12.5}),
     ]
 
 

@@ -14,7 +14,7 @@ import children
 import numpy as np
 import pytest
 
-from aprlab.cli.qualification import _called
+from aprlab.cli.prove import report_name
 from aprlab.errors import FormatError, NumericError, UsageError
 from aprlab.qualification import playbook, runner, scoring
 from aprlab.qualification.runner import Broken, Child, Qualification, qualify
@@ -82,7 +82,7 @@ def test_a_run_goes_on_where_it_stopped(tiny: Path, tmp_path: Path) -> None:
     done: list[str] = []
     stop_at = 2
 
-    def stop(row: scoring.Row) -> None:
+    def stop(row: scoring.ScenarioRow) -> None:
         done.append(row.scenario)
         if len(done) == stop_at:
             raise KeyboardInterrupt
@@ -108,7 +108,7 @@ def test_a_run_goes_on_where_it_stopped(tiny: Path, tmp_path: Path) -> None:
 def test_a_journal_is_read_again_whatever_the_answers_hold(tmp_path: Path) -> None:
     path, header = tmp_path / "j.jsonl", {"model": "x"}
     texts = [f"a{end}b" for end in "\x85\u2028\u2029\x0b日"]
-    rows = {f"{n}@gguf": scoring.Row(str(n), "QUAL", "ask", "gguf", PASS, text=text) for n, text in enumerate(texts)}
+    rows = {f"{n}@gguf": scoring.ScenarioRow(str(n), "QUAL", "ask", "gguf", PASS, text=text) for n, text in enumerate(texts)}
     first = runner._Journal(path, header)
     for key, row in rows.items():
         first.add(key, row)
@@ -129,7 +129,7 @@ def test_folders_are_told_apart_by_their_names_and_by_their_files(tmp_path: Path
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"weights")
     monkeypatch.chdir(folders[0])
-    assert [_called(path) for path in (*folders, Path(), Path("m.v1.gguf"))] == [
+    assert [report_name(path) for path in (*folders, Path(), Path("m.v1.gguf"))] == [
         "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-0.5b", "m.v1",
     ]  # fmt: skip
     plan = book(tmp_path, [ask("a", "x")])
@@ -151,7 +151,7 @@ def test_folders_are_told_apart_by_their_names_and_by_their_files(tmp_path: Path
 def test_logits_that_are_no_numbers_are_an_error_in_words(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     seen = {"logits": SimpleNamespace(values=np.full((2, 3), value, np.float32))}
     monkeypatch.setattr(sys.modules["aprlab.tracing.traces"], "trace", lambda *args, **options: seen)
-    bench = runner.worker.Bench()
+    bench = runner.worker.ChildOperations()
     bench.session = SimpleNamespace(chat_tokens=lambda text: [1, 2])
     with pytest.raises(NumericError, match="no numbers, or all zero"):
         bench.do_serial()
@@ -162,7 +162,7 @@ def test_a_pair_of_silent_models_is_still_plain_json(tiny: Path, tmp_path: Path)
 
     convert_with(tiny, tmp_path / "silent.apr", ["zero-lm-head"])
     path = str(tmp_path / "silent.apr")
-    pair = runner.worker.Bench().do_pair(path, path, "reference", 1, ["Hi"], 1)
+    pair = runner.worker.ChildOperations().do_pair(path, path, "reference", 1, ["Hi"], 1)
     assert json.loads(json.dumps(pair, allow_nan=False))["pair"]["answers"][0]["relative_l2"] == 0
 
 
@@ -255,10 +255,10 @@ def test_a_real_model_through_one_scenario_of_each_kind(small: Qualification) ->
 def test_a_faulty_conversion_is_told_by_pair_and_gate(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pair and gates of a file with a fault: what a child would say is asked in this process."""
     from aprlab.faults import convert_with
-    from aprlab.qualification.worker import Bench
+    from aprlab.qualification.worker import ChildOperations
 
     convert_with(tiny, tmp_path / "bad.apr", ["q4k-min-lost"])
-    bench = Bench()
+    bench = ChildOperations()
     how = {"engine": "reference", "prompts": ["What is 2+2?"], "max_tokens": 6}
     pair = bench.do_pair(source=str(tiny), output=str(tmp_path / "bad.apr"), threads=1, **how)["pair"]
     assert not pair["answers"][0]["golden"]
@@ -270,13 +270,13 @@ def test_a_faulty_conversion_is_told_by_pair_and_gate(tiny: Path, tmp_path: Path
 
 
 def test_safetensors_and_back_keep_every_value_and_token(tiny: Path, tmp_path: Path) -> None:
-    from aprlab.qualification.worker import Bench, make
+    from aprlab.qualification.worker import ChildOperations, make
 
     make(tiny, tmp_path / "st", "safetensors")
     make(tmp_path / "st", tmp_path / "back.gguf", "gguf")
     how = {"engine": "reference", "prompts": ["What is 2+2?"], "max_tokens": 12, "threads": 1}
     for a, b in ((tiny, tmp_path / "st"), (tmp_path / "st", tmp_path / "back.gguf")):
-        pair = Bench().do_pair(source=str(a), output=str(b), **how)["pair"]
+        pair = ChildOperations().do_pair(source=str(a), output=str(b), **how)["pair"]
         assert (pair["same"], pair["other"], pair["answers"][0]["golden"]) == (99, 0, True)
         assert set(pair["types"][1]) == {"F32"}
 
@@ -326,3 +326,22 @@ def test_an_orphan_ends_itself_in_the_middle_of_a_hang(tmp_path: Path) -> None:
             return
         time.sleep(0.1)
     pytest.fail(f"process {pid} still hangs")
+
+
+def test_an_answer_that_exhausts_an_oracle_does_not_pass_and_ends_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oracle runs in a child with limits: the run goes on, and a second run finds the row in the journal."""
+    monkeypatch.setattr(runner, "JUDGE_SECONDS", 0.001)
+    scenarios = [ask("first", "x"), ask("second", "y")]
+    book_ = book(tmp_path, scenarios)
+    found = qualify(tiny, book_, serve=children.stub, journal=tmp_path / "journal")
+    assert [row.outcome for row in found.rows] == [FAIL, FAIL]
+    assert all("cannot be judged: timeout" in row.words[0]["said"] for row in found.rows)
+    again = qualify(tiny, book_, serve=children.stub, journal=tmp_path / "journal")
+    assert again.resumed == 2
+
+
+def test_numbers_that_json_has_no_word_for_reach_no_journal() -> None:
+    given = {"a": [float("nan"), 1.5], "b": {"c": float("-inf")}, "d": (1, "x")}
+    assert json.dumps(runner.finite(given), allow_nan=False) == '{"a": [null, 1.5], "b": {"c": null}, "d": [1, "x"]}'

@@ -8,20 +8,22 @@ import random
 import pytest
 
 from aprlab.qualification import report, scoring
-from aprlab.qualification.scoring import CRASH, ERROR, FAIL, FIT, MEMORY, PASS, SKIP, THIN, TIMEOUT, UNFIT, Row
+from aprlab.qualification.scoring import CRASH, ERROR, FAIL, FIT, MEMORY, PASS, SKIP, THIN, TIMEOUT, UNFIT, ScenarioRow
 
 AREAS = ("QUAL", "PERF", "STAB", "COMP", "EDGE", "REGR")
 
 
-def row(name: str, outcome: str = PASS, area: str = "QUAL", format: str = "gguf", text: str = "x", kind: str = "ask") -> Row:
-    return Row(name, area, kind, format, outcome, prompt=name, text=text, tokens=[1])
+def row(
+    name: str, outcome: str = PASS, area: str = "QUAL", format: str = "gguf", text: str = "x", kind: str = "ask"
+) -> ScenarioRow:  # fmt: skip
+    return ScenarioRow(name, area, kind, format, outcome, prompt=name, text=text, tokens=[1])
 
 
-def many(count: int, area: str = "QUAL", outcome: str = PASS) -> list[Row]:
+def many(count: int, area: str = "QUAL", outcome: str = PASS) -> list[ScenarioRow]:
     return [row(f"{area}-{outcome}-{n}", outcome, area) for n in range(count)]
 
 
-def everywhere(each: int) -> list[Row]:
+def everywhere(each: int) -> list[ScenarioRow]:
     return [r for area in AREAS for r in many(each, area)]
 
 
@@ -60,19 +62,19 @@ def test_upstream_counts_what_was_not_run_as_failed_and_takes_off_for_crashes() 
 @pytest.mark.parametrize(
     ("change", "closed"),
     [
-        (Row("l", "STAB", "load", "gguf", FAIL), "G0 integrity"),
-        (Row("l", "STAB", "load", "gguf", ERROR), "G1 load"),
+        (ScenarioRow("l", "STAB", "load", "gguf", FAIL), "G0 integrity"),
+        (ScenarioRow("l", "STAB", "load", "gguf", ERROR), "G1 load"),
         (row("c", CRASH), "G3 no crash"),
         (row("m", MEMORY), "G3 no crash"),
     ],
 )
-def test_a_closed_gateway_makes_zero(change: Row, closed: str) -> None:
+def test_a_closed_gateway_makes_zero(change: ScenarioRow, closed: str) -> None:
     score = scoring.upstream_score([*everywhere(3), change])
     assert (score.closed, score.points, score.score, score.grade) == ((closed,), 0, 0, "F")
 
 
 def test_inference_and_garbage_are_gateways() -> None:
-    mute = [Row("a", "QUAL", "ask", "gguf", ERROR)]
+    mute = [ScenarioRow("a", "QUAL", "ask", "gguf", ERROR)]
     assert scoring.upstream_score(mute).closed == ("G2 inference",)
     rows = many(8)
     for n in range(3):
@@ -158,7 +160,7 @@ def test_broken_software_forbids_a_release(outcome: str) -> None:
         (row("r", FAIL, "REGR", kind="serial"), "r (gguf): known bugs"),
     ],
 )
-def test_what_else_forbids_a_release(bad: Row, said: str) -> None:
+def test_what_else_forbids_a_release(bad: ScenarioRow, said: str) -> None:
     own = scoring.own_score([*everywhere(20), bad])
     assert (own.verdict, own.blockers) == (UNFIT, (said,))
     bad.outcome = PASS

@@ -101,6 +101,26 @@ def write(
         The size of the file in bytes.
     """
     plans = sorted(plans, key=lambda p: p.name) if dialect.sorted_index else list(plans)
+    header, front = _front(metadata, plans, dialect, compress, output)
+    with atomic(Path(output), force=force) as file:
+        if compress is None:
+            return _write_body(_Crc(file), header, front, plans, dialect, progress)
+        with tempfile.TemporaryFile(dir=Path(output).resolve().parent) as plain:
+            size = _write_body(_Crc(plain), header, front, plans, dialect, progress)
+            image = np.memmap(plain, np.uint8, "r", shape=(size,))
+            file.write(header)
+            compress_body(image[HEADER_SIZE:], compress, file)
+            packed = file.tell() - HEADER_SIZE
+            if size > EXPANSION_FREE + EXPANSION * packed:  # no reader of ours would take it
+                said = f"packs {size} bytes into {packed}, more than {EXPANSION} times: write it without compression"
+                raise UnsupportedError(said, code="apr.packs-too-well", path=output)
+        return file.tell()
+
+
+def _front(
+    metadata: dict[str, Any], plans: list[Plan], dialect: Dialect, compress: str | None, output: str | Path
+) -> tuple[bytearray, list[bytes]]:
+    """The header, and what stands between it and the data: metadata, index, padding."""
     entries, offset = [], 0
     for plan in plans:
         entries.append(Entry(plan.name, plan.code, plan.dims, offset, plan.nbytes))
@@ -126,19 +146,7 @@ def write(
     if compress == "lz4" and (due := sum(map(len, front)) + body) > LZ4_LIMIT:
         raise UnsupportedError(f"an LZ4 block holds {LZ4_LIMIT} bytes, and {due} are to be packed; zstd can",
                                code="apr.lz4-limit", path=output)  # fmt: skip
-    with atomic(Path(output), force=force) as file:
-        if compress is None:
-            return _write_body(_Crc(file), header, front, plans, dialect, progress)
-        with tempfile.TemporaryFile(dir=Path(output).resolve().parent) as plain:
-            size = _write_body(_Crc(plain), header, front, plans, dialect, progress)
-            image = np.memmap(plain, np.uint8, "r", shape=(size,))
-            file.write(header)
-            compress_body(image[HEADER_SIZE:], compress, file)
-            packed = file.tell() - HEADER_SIZE
-            if size > EXPANSION_FREE + EXPANSION * packed:  # no reader of ours would take it
-                said = f"packs {size} bytes into {packed}, more than {EXPANSION} times: write it without compression"
-                raise UnsupportedError(said, code="apr.packs-too-well", path=output)
-        return file.tell()
+    return header, front
 
 
 def _write_body(

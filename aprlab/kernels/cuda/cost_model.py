@@ -44,7 +44,7 @@ GPUS = (Gpu.of("H100 SXM", 3350, 132, 1.755), Gpu.of("RTX 4090", 1008, 128, 2.52
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class MatvecCost:
     """Of one mat-vec kernel at `COLS`: executed PTX instructions by weight, as threads and as full warps."""
 
     kind: TensorType
@@ -63,7 +63,7 @@ def bytes_a_weight(kind: TensorType) -> float:
     return kind.block_bytes / kind.block_elements
 
 
-def count(device: Device, kind: TensorType, contract: str, rows: int = 8) -> Cost:
+def count(device: Device, kind: TensorType, contract: str, rows: int = 8) -> MatvecCost:
     """Runs one block of rows on the PTX machine. `device` is a `PtxDevice`: it keeps the last launch's report."""
     bench = verify.Bench(device)
     raw, x = verify.random_weights(kind, rows, COLS), verify.random_activations(1, COLS)
@@ -75,10 +75,10 @@ def count(device: Device, kind: TensorType, contract: str, rows: int = 8) -> Cos
     bench.run(launches.matvec(kind, contract, bench.put(raw), ready, bench.put(np.zeros(rows, np.float32)), y, 1, rows, COLS))
     report = device.last  # type: ignore[attr-defined]
     weights = rows * COLS
-    return Cost(kind, contract, report.thread_instructions / weights, 32 * report.warp_instructions / weights)
+    return MatvecCost(kind, contract, report.thread_instructions / weights, 32 * report.warp_instructions / weights)
 
 
-def costs(device: Device) -> Iterator[Cost]:
+def costs(device: Device) -> Iterator[MatvecCost]:
     """Every type under both contracts (plain floats know one)."""
     for kind in (*launches.PACKED, types.F16, types.BF16):
         for contract in launches.CONTRACTS if kind in launches.PACKED else ("f32",):

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-import aprlab
 from aprlab import quants
 from aprlab.kernels.cuda import launch as launches
 from aprlab.kernels.cuda.device import Device
@@ -23,6 +22,7 @@ from aprlab.kernels.cuda.launch import Launch
 from aprlab.model.tensor import Tensor
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
+from aprlab.version import __version__
 
 UNIT = 2.0**-24
 SEED = 20_260_101
@@ -42,7 +42,7 @@ _LOWEST: dict[str, tuple[slice, int]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class KernelOutcome:
     """`error`: the largest deviation in units of what is allowed, where bits must be equal the number of unequal values."""
 
     error: float
@@ -55,11 +55,11 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class KernelCase:
     """One comparison: `run` takes a `Bench` and returns the outcome."""
 
     name: str
-    run: Callable[[Bench], Outcome]
+    run: Callable[[Bench], KernelOutcome]
 
 
 class Bench:
@@ -102,17 +102,17 @@ def decode(device: Device, tensor: Tensor) -> np.ndarray:
     return bench.get(room, tensor.shape, np.float32)
 
 
-def unequal(got: np.ndarray, expected: np.ndarray) -> Outcome:
+def unequal(got: np.ndarray, expected: np.ndarray) -> KernelOutcome:
     """Bits compared; any NaN equals any other."""
     same = (got.view(f"u{got.itemsize}") == expected.view(f"u{got.itemsize}")) | (np.isnan(got) & np.isnan(expected))
-    return Outcome(float(np.count_nonzero(~same)), True)
+    return KernelOutcome(float(np.count_nonzero(~same)), True)
 
 
-def within(got: np.ndarray, truth: np.ndarray, bound: np.ndarray | float) -> Outcome:
+def within(got: np.ndarray, truth: np.ndarray, bound: np.ndarray | float) -> KernelOutcome:
     """Deviation from float64 `truth`, in units of `bound`."""
     with np.errstate(invalid="ignore", divide="ignore"):
         off = np.abs(got.astype(np.float64) - truth) / bound
-    return Outcome(float("inf") if np.isnan(off).any() else float(off.max()), False)
+    return KernelOutcome(float("inf") if np.isnan(off).any() else float(off.max()), False)
 
 
 def rng(*key: int) -> np.random.Generator:
@@ -166,10 +166,10 @@ def round_to_q8(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # ---- cases ---------------------------------------------------------------------------------------------------------
 
 
-def dequantise_case(kind: TensorType, to: str, raw: np.ndarray, values: int) -> Case:
+def dequantise_case(kind: TensorType, to: str, raw: np.ndarray, values: int) -> KernelCase:
     """Bytes to values, bit for bit."""
 
-    def run(bench: Bench) -> Outcome:
+    def run(bench: Bench) -> KernelOutcome:
         dtype = np.float32 if to == "f32" else np.float16
         at, room = bench.room(values * np.dtype(dtype).itemsize)
         bench.run(launches.dequantise(kind, bench.put(raw), at, values, to))
@@ -177,13 +177,13 @@ def dequantise_case(kind: TensorType, to: str, raw: np.ndarray, values: int) -> 
             expected = quants.dequantise(raw, kind, (1, values)).reshape(-1).astype(dtype)
         return unequal(bench.get(room, (values,), dtype), expected)
 
-    return Case(f"dequantise {kind.name} to {to}", run)
+    return KernelCase(f"dequantise {kind.name} to {to}", run)
 
 
-def embed_case(kind: TensorType, cols: int) -> Case:
+def embed_case(kind: TensorType, cols: int) -> KernelCase:
     """Rows by token, one of them NaN's word -1."""
 
-    def run(bench: Bench) -> Outcome:
+    def run(bench: Bench) -> KernelOutcome:
         raw = random_weights(kind, 7, cols)
         ids = np.array([6, 0, -1, 3], np.int32)
         at, room = bench.room(4 * cols * 4)
@@ -192,13 +192,13 @@ def embed_case(kind: TensorType, cols: int) -> Case:
         expected[2] = 0
         return unequal(bench.get(room, (4, cols), np.float32), expected)
 
-    return Case(f"embed {kind.name}", run)
+    return KernelCase(f"embed {kind.name}", run)
 
 
-def matvec_case(kind: TensorType, contract: str, tokens: int, rows: int, cols: int, *, with_bias: bool) -> Case:
+def matvec_case(kind: TensorType, contract: str, tokens: int, rows: int, cols: int, *, with_bias: bool) -> KernelCase:
     """W x + bias against float64. Under q8 the truth is the product with the *rounded* activations."""
 
-    def run(bench: Bench) -> Outcome:
+    def run(bench: Bench) -> KernelOutcome:
         raw, x = random_weights(kind, rows, cols), random_activations(tokens, cols)
         bias = rng(rows).standard_normal(rows).astype(np.float32) if with_bias else np.zeros(rows, np.float32)
         at, room = bench.room(4 * tokens * rows)
@@ -219,7 +219,7 @@ def matvec_case(kind: TensorType, contract: str, tokens: int, rows: int, cols: i
         size = np.abs(used) @ magnitudes(raw, kind, rows, cols).T + np.abs(bias)
         return within(bench.get(room, (tokens, rows), np.float32), truth, _roundings(kind, contract, cols) * UNIT * size)
 
-    return Case(f"matvec {kind.name} {contract} {rows}x{cols} T={tokens}", run)
+    return KernelCase(f"matvec {kind.name} {contract} {rows}x{cols} T={tokens}", run)
 
 
 def _roundings(kind: TensorType, contract: str, cols: int) -> int:
@@ -231,10 +231,10 @@ def _roundings(kind: TensorType, contract: str, cols: int) -> int:
     return chain + 8 * steps + 12
 
 
-def quantise_case(tokens: int, cols: int) -> Case:
+def quantise_case(tokens: int, cols: int) -> KernelCase:
     """The q8 activations themselves, bit for bit: quants, scales, and both kinds of sums."""
 
-    def run(bench: Bench) -> Outcome:
+    def run(bench: Bench) -> KernelOutcome:
         x = random_activations(tokens, cols)
         x[0, 32:64] = 0  # a block without any size
         steps = -(-cols // launches.STEP_VALUES)
@@ -256,15 +256,15 @@ def quantise_case(tokens: int, cols: int) -> Case:
         expected = np.concatenate([lanes(q, 8), lanes(d, 1), lanes(halves, 2), lanes(wholes, 1)], 2)
         written = np.arange(steps * 16).reshape(steps, 16) < chunks
         differ = (got != expected) & written[None, :, None, :, None]
-        return Outcome(float(np.count_nonzero(differ)), True)
+        return KernelOutcome(float(np.count_nonzero(differ)), True)
 
-    return Case(f"quantise T={tokens} {cols}", run)
+    return KernelCase(f"quantise T={tokens} {cols}", run)
 
 
-def rms_norm_case(n: int) -> Case:
+def rms_norm_case(n: int) -> KernelCase:
     """Against float64."""
 
-    def run(bench: Bench) -> Outcome:
+    def run(bench: Bench) -> KernelOutcome:
         x, w = random_activations(3, n), rng(n).standard_normal(n).astype(np.float32)
         at, room = bench.room(4 * 3 * n)
         bench.run(launches.rms_norm(bench.put(x), bench.put(w), at, 3, n, 1e-6))
@@ -273,13 +273,13 @@ def rms_norm_case(n: int) -> Case:
         # squares add up in chains of n / 256, a tree and eight parts; half of that error under the root, and six more
         return within(bench.get(room, (3, n), np.float32), truth, ((-(-n // 256) + 14) / 2 + 6) * UNIT * np.abs(truth))
 
-    return Case(f"rms_norm {n}", run)
+    return KernelCase(f"rms_norm {n}", run)
 
 
-def rope_case(style: str, heads: int, head_dim: int) -> Case:
+def rope_case(style: str, heads: int, head_dim: int) -> KernelCase:
     """Against complex float64."""
 
-    def run(bench: Bench) -> Outcome:
+    def run(bench: Bench) -> KernelOutcome:
         half, positions = head_dim // 2, np.array([0, 1, 77])
         x = random_activations(3, heads * head_dim).reshape(3, heads, head_dim)
         angles = positions[:, None] * 1e6 ** (-np.arange(half) / half)
@@ -294,13 +294,13 @@ def rope_case(style: str, heads: int, head_dim: int) -> Case:
         size[..., first] = size[..., second] = np.abs(x[..., first]).astype(np.float64) + np.abs(x[..., second])
         return within(bench.get(room, x.shape, np.float32), truth, 4 * UNIT * size)
 
-    return Case(f"rope {style} {heads}x{head_dim}", run)
+    return KernelCase(f"rope {style} {heads}x{head_dim}", run)
 
 
-def attend_case(head_dim: int, heads: int, kv_heads: int, seen: int) -> Case:
+def attend_case(head_dim: int, heads: int, kv_heads: int, seen: int) -> KernelCase:
     """Three queries behind `seen` cached positions, against float64."""
 
-    def run(bench: Bench) -> Outcome:
+    def run(bench: Bench) -> KernelOutcome:
         tokens, n = 3, kv_heads * head_dim
         capacity = seen + tokens + 2
         draw = rng(head_dim, heads, seen)
@@ -329,13 +329,13 @@ def attend_case(head_dim: int, heads: int, kv_heads: int, seen: int) -> Case:
             bound[t, head] = (2 * off + (2 * len(keys) / 4 + 24) * UNIT) * (p @ np.abs(values))
         return within(bench.get(room, q.shape, np.float32), truth, bound)
 
-    return Case(f"attend {heads}/{kv_heads}x{head_dim} behind {seen}", run)
+    return KernelCase(f"attend {heads}/{kv_heads}x{head_dim} behind {seen}", run)
 
 
-def swiglu_case() -> Case:
+def swiglu_case() -> KernelCase:
     """Gates from one end of float32's exponentials to the other."""
 
-    def run(bench: Bench) -> Outcome:
+    def run(bench: Bench) -> KernelOutcome:
         gate = np.concatenate([np.linspace(-120, 120, 997), [0.0, -0.0, -87.5, -103.9, 1e30, -1e30]]).astype(np.float32)
         up = rng(1).standard_normal(len(gate)).astype(np.float32)
         at, room = bench.room(gate.nbytes)
@@ -347,25 +347,25 @@ def swiglu_case() -> Case:
         bound = 8 * UNIT * np.abs(truth) + 128 * 2.0**-128 * np.abs(up) + 2.0**-149
         return within(bench.get(room, gate.shape, np.float32), truth, bound)
 
-    return Case("swiglu", run)
+    return KernelCase("swiglu", run)
 
 
-def add_case() -> Case:
+def add_case() -> KernelCase:
     """Bit for bit."""
 
-    def run(bench: Bench) -> Outcome:
+    def run(bench: Bench) -> KernelOutcome:
         a, b = (random_activations(i, 1000).reshape(-1)[:777] for i in (1, 2))
         at, room = bench.room(a.nbytes)
         bench.run(launches.add(bench.put(a), bench.put(b), at, len(a)))
         return unequal(bench.get(room, a.shape, np.float32), a + b)
 
-    return Case("add", run)
+    return KernelCase("add", run)
 
 
-def argmax_case(n: int) -> Case:
+def argmax_case(n: int) -> KernelCase:
     """Ties go to the first; a NaN anywhere gives -1; all minus infinity gives 0."""
 
-    def run(bench: Bench) -> Outcome:
+    def run(bench: Bench) -> KernelOutcome:
         x = rng(n).standard_normal((5, n)).astype(np.float32)
         x[1, [n - 1, n // 2]] = 9
         x[2, n - 2] = np.nan
@@ -373,12 +373,12 @@ def argmax_case(n: int) -> Case:
         at, room = bench.room(4 * 5)
         bench.run(launches.argmax(bench.put(x), at, 5, n))
         expected = np.array([x[0].argmax(), n // 2, -1, 0, x[4].argmax()])
-        return Outcome(float(np.count_nonzero(bench.get(room, (5,), np.int32) != expected)), True)
+        return KernelOutcome(float(np.count_nonzero(bench.get(room, (5,), np.int32) != expected)), True)
 
-    return Case(f"argmax {n}", run)
+    return KernelCase(f"argmax {n}", run)
 
 
-def cases() -> Iterator[Case]:
+def cases() -> Iterator[KernelCase]:
     """All of them: every kernel, shapes that are not square, rows that end inside a chunk, a step or a pair."""
     for kind in launches.DEQUANTISED:
         values = 24 * max(kind.block_elements, 44)
@@ -411,7 +411,7 @@ def verify(device: Device) -> list[dict[str, Any]]:
         try:
             outcome, fault = case.run(Bench(device)), None
         except Exception as error:  # a launch may die in as many ways as there are drivers
-            outcome, fault = Outcome(float("inf"), False), f"{type(error).__name__}: {error}"
+            outcome, fault = KernelOutcome(float("inf"), False), f"{type(error).__name__}: {error}"
         seconds = time.perf_counter() - start
         results.append(
             {"case": case.name, "passed": outcome.passed, "fault": fault, "seconds": round(seconds, 4), **asdict(outcome)}
@@ -452,7 +452,7 @@ def report(device: Any) -> dict[str, Any]:
     """Everything about one run on a GPU, ready for JSON; `passed` says whether every case did."""
     results = verify(device)
     return {
-        "aprlab": aprlab.__version__,
+        "aprlab": __version__,
         "machine": device.describe(),
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -4,17 +4,17 @@
 >>> report = Machine(module).launch("kernel", grid, block, [weights, x, out, rows], checks=True)
 """
 
-from aprlab.kernels.ptx.checks import Finding
+from aprlab.kernels.ptx.checks import KernelFinding
 from aprlab.kernels.ptx.counters import Counters, LineProfile, Traffic
 from aprlab.kernels.ptx.machine import KernelFault, LaunchReport, Machine
 from aprlab.kernels.ptx.memory import Pointer
 from aprlab.kernels.ptx.parser import Module, parse
-from aprlab.kernels.ptx.stepper import Stepper, View
+from aprlab.kernels.ptx.stepper import Stepper, WarpView
 
 __all__ = [
     "Counters",
-    "Finding",
     "KernelFault",
+    "KernelFinding",
     "LaunchReport",
     "LineProfile",
     "Machine",
@@ -22,6 +22,6 @@ __all__ = [
     "Pointer",
     "Stepper",
     "Traffic",
-    "View",
+    "WarpView",
     "parse",
 ]

@@ -18,14 +18,14 @@ from aprlab.kernels.ptx.memory import Buffer, Lanes
 from aprlab.kernels.ptx.parser import Location
 
 if TYPE_CHECKING:
-    from aprlab.kernels.ptx.machine import Launch, State
+    from aprlab.kernels.ptx.machine import LaunchInProgress, State
     from aprlab.kernels.ptx.program import Access
 
 Index3 = tuple[int, int, int]
 
 
 @dataclass
-class Finding:
+class KernelFinding:
     """One kind of mistake at one instruction: the first thread that made it, and how many times it was seen.
 
     `offset` is in bytes from the start of `buffer`. `other` is the second thread of a race.
@@ -106,10 +106,10 @@ class Checks:
 
     MOST = 200  # findings kept; a broken kernel repeats itself
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: LaunchInProgress) -> None:
         self.launch = launch
-        self.findings: list[Finding] = []
-        self._known: dict[tuple[str, int, str], Finding] = {}
+        self.findings: list[KernelFinding] = []
+        self._known: dict[tuple[str, int, str], KernelFinding] = {}
         self._shadows: dict[int, _Shadow] = {}
         self._reads: dict[int, list[_Read]] = {}
         self._chunk: tuple[State, _Shadow] | None = None
@@ -125,7 +125,7 @@ class Checks:
                 valid[:nbytes] = 1
             self._inside[space] = valid
 
-    def add(self, finding: Finding) -> None:
+    def add(self, finding: KernelFinding) -> None:
         key = (finding.kind, finding.pc, finding.buffer)
         known = self._known.get(key)
         if known is not None:

@@ -12,19 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from aprlab.errors import AprlabError, UsageError
-from aprlab.kernels.ptx.checks import Checks, Finding
+from aprlab.kernels.ptx.checks import Checks, KernelFinding
 from aprlab.kernels.ptx.counters import Counters, LineProfile
 from aprlab.kernels.ptx.memory import AddressSpace, Buffer, Lanes, Pointer, merge
 from aprlab.kernels.ptx.parser import TYPE_BYTES, Location, Module
 from aprlab.kernels.ptx.program import MOST_SHARED, Access, Getter, Program, Setter, build
-
-if TYPE_CHECKING:
-    from aprlab.kernels.ptx.stepper import Stepper
 
 Dim = int | Sequence[int]
 _CONTAINERS: dict[int, np.dtype[Any]] = {
@@ -38,7 +35,7 @@ BYTES_A_CHUNK = 64 << 20  # of shared and local memory; one block is run whateve
 class KernelFault(AprlabError):
     """A kernel did what a GPU would stop for: an illegal address, a deadlock, a trap. `finding` says where."""
 
-    def __init__(self, finding: Finding) -> None:
+    def __init__(self, finding: KernelFinding) -> None:
         super().__init__(str(finding), code="ptx.fault")
         self.finding = finding
 
@@ -65,7 +62,7 @@ class LaunchReport:
     warp_counts: list[int]
     thread_counts: list[int]
     approximate: list[int] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[KernelFinding] = field(default_factory=list)
     counters: Counters | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -117,12 +114,6 @@ class Machine:
             if v.space in ("global", "const")
         }
 
-    def step(self, entry: str, grid: Dim, block: Dim, args: Sequence[Any] | Mapping[str, Any], **options: Any) -> Stepper:
-        """A `Stepper` on this launch; options are its own: block_number, warp, shared, checks."""
-        from aprlab.kernels.ptx.stepper import Stepper  # it builds on this module
-
-        return Stepper(self, entry, grid, block, args, **options)
-
     def program(self, entry: str, *, checks: bool = False, dynamic_shared: int = 0) -> Program:
         """The decoded entry. Raises as `program.build` does."""
         key = (entry, checks, dynamic_shared)
@@ -151,7 +142,7 @@ class Machine:
         Raises `KernelFault` for what a GPU would stop for, unless `checks` collects it in the report; `UsageError` if
         arguments and parameters do not match.
         """
-        run = Launch(
+        run = LaunchInProgress(
             self, entry, grid, block, args, shared=shared, checks=checks, counters=counters, blocks=blocks, max_steps=max_steps
         )
         with np.errstate(all="ignore"):
@@ -170,7 +161,7 @@ def extents(value: Dim, what: str) -> tuple[int, int, int]:
     return x, y, z
 
 
-class Launch:
+class LaunchInProgress:
     """One launch in progress: arguments mapped into memory, then one `State` a chunk of blocks."""
 
     def __init__(
@@ -311,7 +302,7 @@ class _AddressInfo:
 class State:
     """One chunk of blocks in flight. B blocks × T threads; n = B · T lanes, block-major."""
 
-    def __init__(self, launch: Launch, blocks: Sequence[int]) -> None:
+    def __init__(self, launch: LaunchInProgress, blocks: Sequence[int]) -> None:
         self.launch, self.program, self.memory = launch, launch.program, launch.memory
         self.checks, self.counters = launch.checks, launch.counters
         self.watched = self.checks is not None or self.counters is not None
@@ -935,10 +926,6 @@ class State:
         out[self.lanes.key] = value
         return out
 
-    def _gather(self, full: Any) -> Any:
-        """(n,) → the form that results have in the current mode."""
-        return full.reshape(self.shape) if self.sel is None else full[self.lanes.key]
-
     def _members(self, pc: int, mask: Any, what: str) -> None:
         """Report lanes that the member mask names and that are not here, and lanes here that it does not name."""
         if self.checks is None:
@@ -1084,10 +1071,13 @@ class State:
         bx, by, _ = self.launch.block
         return (block % gx, block // gx % gy, block // (gx * gy)), (thread % bx, thread // bx % by, thread // (bx * by))
 
-    def finding(self, kind: str, pc: int, lane: int, message: str, *, buffer: str = "", offset: int | None = None) -> Finding:
+    def finding(
+        self, kind: str, pc: int, lane: int, message: str, *, buffer: str = "", offset: int | None = None
+    ) -> KernelFinding:  # fmt: skip
         block, thread = self.place(lane)
         item = self.program.ops[pc].instruction
-        return Finding(kind, message, self.program.entry.name, block, thread, buffer, offset, pc, item.line, item.loc, str(item))
+        where = (self.program.entry.name, block, thread, buffer, offset, pc, item.line, item.loc, str(item))
+        return KernelFinding(kind, message, *where)
 
 
 def _elements(raw: Any, access: Access) -> list[Any]:

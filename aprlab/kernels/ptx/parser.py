@@ -65,7 +65,7 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Vector:
+class VectorOperand:
     """`{a, b, …}`."""
 
     items: tuple[Operand, ...]
@@ -75,7 +75,7 @@ class Vector:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ValueAndPredicate:
     """`d|p`: a value and a predicate result."""
 
     first: Operand
@@ -105,7 +105,7 @@ class Group:
         return "(" + ", ".join(map(str, self.items)) + ")"
 
 
-Operand = Reg | Imm | Address | Vector | Pair | Not | Group
+Operand = Reg | Imm | Address | VectorOperand | ValueAndPredicate | Not | Group
 
 # ---- statements ----------------------------------------
 
@@ -724,7 +724,7 @@ class _Parser:
     def operand(self) -> Operand:
         first = self.simple_operand()
         if self.accept("|"):
-            return Pair(first, self.simple_operand())
+            return ValueAndPredicate(first, self.simple_operand())
         return first
 
     def simple_operand(self) -> Operand:
@@ -740,7 +740,7 @@ class _Parser:
             while not self.accept("}"):
                 items.append(self.operand())
                 self.accept(",")
-            return Vector(tuple(items))
+            return VectorOperand(tuple(items))
         if token.text == "(" and self.tokens[self.at + 1].kind == "name":
             self.next()
             items = []

@@ -32,10 +32,10 @@ from aprlab.kernels.ptx.parser import (
     Module,
     Not,
     Operand,
-    Pair,
     Reg,
+    ValueAndPredicate,
     Variable,
-    Vector,
+    VectorOperand,
     constant_bytes,
 )
 
@@ -153,12 +153,12 @@ class _Flattener:
                     return Reg(names.get(name, name))
                 case Address(base, offset):
                     return Address(names.get(base, base) if base else None, offset)
-                case Vector(items):
-                    return Vector(tuple(map(operand, items)))
+                case VectorOperand(items):
+                    return VectorOperand(tuple(map(operand, items)))
                 case Group(items):
                     return Group(tuple(map(operand, items)))
-                case Pair(first, second):
-                    return Pair(operand(first), operand(second))
+                case ValueAndPredicate(first, second):
+                    return ValueAndPredicate(operand(first), operand(second))
                 case Not(inner):
                     return Not(operand(inner))
                 case _:
@@ -177,11 +177,12 @@ class _Flattener:
             return item
         kind = item.parts[-1]
         other = item.operands[0 if base == "ld" else 1]
-        items = other.items if isinstance(other, Vector) else (other,)
+        items = other.items if isinstance(other, VectorOperand) else (other,)
         slots = tuple(self.slot(address.base, address.offset + i * TYPE_BYTES[kind], kind) for i in range(len(items)))
         ends = (items, slots) if base == "ld" else (slots, items)
         # The machine's own opcode: several moves in one instruction.
-        return replace(item, opcode=f"_moves.{kind}", operands=(Vector(tuple(ends[0])), Vector(tuple(ends[1]))), shown=str(item))
+        operands = (VectorOperand(tuple(ends[0])), VectorOperand(tuple(ends[1])))
+        return replace(item, opcode=f"_moves.{kind}", operands=operands, shown=str(item))
 
     def slot(self, name: str, offset: int, kind: str) -> Reg:
         size = TYPE_BYTES[kind]
@@ -344,10 +345,10 @@ def _symbols(item: Instruction) -> list[str]:
         match o:
             case Reg(name) | Address(str(name), _):
                 out.append(name)
-            case Vector(items) | Group(items):
+            case VectorOperand(items) | Group(items):
                 for inner in items:
                     walk(inner)
-            case Pair(first, second):
+            case ValueAndPredicate(first, second):
                 walk(first)
                 walk(second)
             case Not(inner):
@@ -566,7 +567,7 @@ class _Builder:
     def alu(self, alu: ops.Alu) -> Run:
         operands = list(self.item.operands)
         first = operands.pop(0)
-        targets = [first.first, first.second] if isinstance(first, Pair) else [first]
+        targets = [first.first, first.second] if isinstance(first, ValueAndPredicate) else [first]
         if len(targets) > len(alu.dst):
             raise self.fail(f"{self.item.opcode} has one result")
         kinds = alu.src
@@ -605,7 +606,7 @@ class _Builder:
         kind = m.kind(*TYPE_BYTES)
         m.done()
         target, source = self.item.operands
-        if isinstance(source, Vector):
+        if isinstance(source, VectorOperand):
             part = f"b{TYPE_BYTES[kind] * 8 // len(source.items)}"
             gets = [self.get(o, part) for o in source.items]
             put = self.put(target, kind)
@@ -618,7 +619,7 @@ class _Builder:
                 put(st, out)
 
             return pack
-        if isinstance(target, Vector):
+        if isinstance(target, VectorOperand):
             part = f"b{TYPE_BYTES[kind] * 8 // len(target.items)}"
             get = self.get(source, f"b{TYPE_BYTES[kind] * 8}")
             puts = [self.put(o, part) for o in target.items]
@@ -637,8 +638,8 @@ class _Builder:
         """The call parameters' own: element by element from one vector of registers to another."""
         kind = m.kind(*TYPE_BYTES)
         targets, sources = self.item.operands
-        assert isinstance(targets, Vector)
-        assert isinstance(sources, Vector)
+        assert isinstance(targets, VectorOperand)
+        assert isinstance(sources, VectorOperand)
         pairs = [(self.put(t, kind), self.get(s, kind)) for t, s in zip(targets.items, sources.items, strict=True)]
 
         def run(st: State) -> None:
@@ -715,7 +716,7 @@ class _Builder:
         target, source = self.item.operands
         access, kind = self.access(m, "load")
         access = self.placed(access, source)
-        targets = target.items if isinstance(target, Vector) else (target,)
+        targets = target.items if isinstance(target, VectorOperand) else (target,)
         if len(targets) != access.lanes:
             raise self.fail(f"{self.item.opcode} with {len(targets)} destinations")
         number, base, offset = self.address(source)
@@ -749,7 +750,7 @@ class _Builder:
         access = self.placed(access, target)
         if access.space in ("param", "const"):
             raise self.unsupported(f"a store to .{access.space}")
-        sources = source.items if isinstance(source, Vector) else (source,)
+        sources = source.items if isinstance(source, VectorOperand) else (source,)
         if len(sources) != access.lanes:
             raise self.fail(f"{self.item.opcode} with {len(sources)} sources")
         number, base, offset = self.address(target)
@@ -831,7 +832,7 @@ class _Builder:
         m.kind("b32")
         m.done()
         first, a, b, c, mask = self.item.operands
-        target, flag = (first.first, first.second) if isinstance(first, Pair) else (first, None)
+        target, flag = (first.first, first.second) if isinstance(first, ValueAndPredicate) else (first, None)
         put, put_flag = self.put(target, "b32"), self.put(flag, "pred") if flag is not None else None
         gets = [self.get(o, "b32") for o in (a, b, c, mask)]
         pc = self.pc
@@ -868,7 +869,7 @@ class _Builder:
         kind = m.kind("b32", "b64")
         m.done()
         first = self.item.operands[0]
-        target, flag = (first.first, first.second) if isinstance(first, Pair) else (first, None)
+        target, flag = (first.first, first.second) if isinstance(first, ValueAndPredicate) else (first, None)
         put, put_flag = self.put(target, "b32"), self.put(flag, "pred") if flag is not None else None
         get, mask = self.get(self.item.operands[1], kind), self.get(self.item.operands[2], "b32")
         pc = self.pc

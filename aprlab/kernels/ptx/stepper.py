@@ -1,6 +1,6 @@
 """Step a kernel by source line or instruction and look at one warp: registers, shared memory, who is active.
 
-Only the chosen warp's block runs, so other blocks' writes are not seen. Everything a `View` holds is plain Python,
+Only the chosen warp's block runs, so other blocks' writes are not seen. Everything a `WarpView` holds is plain Python,
 ready for a table.
 """
 
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from aprlab.errors import UsageError
-from aprlab.kernels.ptx.checks import Finding
-from aprlab.kernels.ptx.machine import Dim, Launch, LaunchReport, Machine, State
+from aprlab.kernels.ptx.checks import KernelFinding
+from aprlab.kernels.ptx.machine import Dim, LaunchInProgress, LaunchReport, Machine, State
 from aprlab.kernels.ptx.ops import DTYPES
 from aprlab.kernels.ptx.parser import Location
 
@@ -22,7 +22,7 @@ Number = int | float | bool
 
 
 @dataclass(frozen=True)
-class View:
+class WarpView:
     """The warp just before its next instruction.
 
     `active[i]` says whether lane i takes part in it; `registers` has one value a lane for each register that was
@@ -71,7 +71,7 @@ class Stepper:
         checks: bool = False,
         max_steps: int = 1_000_000,
     ) -> None:
-        self.launch = Launch(
+        self.launch = LaunchInProgress(
             machine,
             entry,
             grid,
@@ -101,10 +101,10 @@ class Stepper:
         return self._pc < 0
 
     @property
-    def findings(self) -> list[Finding]:
+    def findings(self) -> list[KernelFinding]:
         return self.launch.checks.findings if self.launch.checks else []
 
-    def step(self, by: str = "line", count: int = 1) -> View:
+    def step(self, by: str = "line", count: int = 1) -> WarpView:
         """Go on by `count` source lines or instructions of the warp ("line", "instruction"); returns the new view,
         also kept as `view`.
         """
@@ -120,7 +120,7 @@ class Stepper:
         self.view = self._look()
         return self.view
 
-    def run_to(self, line: int, file: str = "") -> View:
+    def run_to(self, line: int, file: str = "") -> WarpView:
         """Go on until the warp stands at source line `line` (of a file whose name ends in `file`), or ends."""
         while not self.finished:
             self._advance()
@@ -190,10 +190,10 @@ class Stepper:
         out: list[Number] = full.view(dtype).tolist()
         return out
 
-    def _look(self) -> View:
+    def _look(self) -> WarpView:
         place = self.state.place(self.lanes.start)[0]
         if self.finished:
-            return View(self._steps, True, place, self.warp)
+            return WarpView(self._steps, True, place, self.warp)
         program = self.launch.program
         registers = {
             name: self._values(self.state.regs[number], program.types[number])
@@ -205,4 +205,5 @@ class Stepper:
         index = self.state.lanes.index
         active = np.isin(np.arange(self.lanes.start, self.lanes.stop), index).tolist()
         item = program.ops[self._pc].instruction
-        return View(self._steps, False, place, self.warp, self._pc, str(item), item.line, item.loc, active, registers, changed)
+        now = (self._pc, str(item), item.line, item.loc)
+        return WarpView(self._steps, False, place, self.warp, *now, active, registers, changed)

@@ -46,7 +46,7 @@ _OUTPUTS = ("f32", "f16")
 
 
 @dataclass(frozen=True)
-class Step:
+class PlannedLaunch:
     """One launch: the entry, its grid and block (expressions), argument specifications, dynamic shared memory in
     bytes.
     """
@@ -59,7 +59,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class KernelComparison:
     """A kernel's output beside the right one.
 
     `worst` is the largest |difference|, `scale` the largest |right value|, `allowed` what rounding can explain at the
@@ -88,12 +88,12 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class KernelRun:
     """What `run` returns: the report of the last launch, the output and its comparison."""
 
     report: LaunchReport
     output: np.ndarray[Any, Any]
-    comparison: Comparison
+    comparison: KernelComparison
 
 
 def load(path: str | Path) -> Module:
@@ -142,7 +142,7 @@ class Job:
     activations.
     """
 
-    def __init__(self, module: Module, tensor: Tensor, steps: Sequence[Step], *, rows: int = 0, seed: int = 0) -> None:
+    def __init__(self, module: Module, tensor: Tensor, steps: Sequence[PlannedLaunch], *, rows: int = 0, seed: int = 0) -> None:
         if not steps:
             raise UsageError("nothing to launch", code="ptx.steps-missing")
         if not any(spec.split(":")[0].strip() == "out" for step in steps for spec in step.args):
@@ -169,7 +169,7 @@ class Job:
         uses_x = any(spec.split(":")[0] == "x" for step in self.steps for spec in step.args)
         return "matvec" if uses_x else "dequantise"
 
-    def arguments(self, step: Step) -> dict[str, Any]:
+    def arguments(self, step: PlannedLaunch) -> dict[str, Any]:
         """Name → value for `Machine.launch`, from the specifications."""
         out: dict[str, Any] = {}
         for number, spec in enumerate(step.args):
@@ -241,7 +241,7 @@ class Job:
         assert report is not None
         return report
 
-    def compare(self) -> Comparison:
+    def compare(self) -> KernelComparison:
         """The last output beside the right one."""
         if self.out is None:
             raise UsageError("launch first", code="ptx.not-launched")
@@ -252,20 +252,20 @@ class Job:
         return compare_product(self.out, weights, x)
 
 
-def run(job: Job, *, checks: bool = False, counters: bool = False) -> Outcome:
+def run(job: Job, *, checks: bool = False, counters: bool = False) -> KernelRun:
     """Launch and compare."""
     report = job.launch(checks=checks, counters=counters)
     comparison = job.compare()
     assert job.out is not None
-    return Outcome(report, job.out, comparison)
+    return KernelRun(report, job.out, comparison)
 
 
-def profile(job: Job) -> Outcome:
+def profile(job: Job) -> KernelRun:
     """Launch with counters and compare."""
     return run(job, counters=True)
 
 
-def check(job: Job) -> Outcome:
+def check(job: Job) -> KernelRun:
     """Launch with checks and compare; a kernel stopped by its first fault still gives a report."""
     return run(job, checks=True)
 
@@ -307,7 +307,7 @@ def activations(x: np.ndarray[Any, Any], kind: str) -> tuple[np.ndarray[Any, Any
     return raw, (scale.astype(np.float64)[:, None] * quants).reshape(-1)
 
 
-def compare_exactly(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> Comparison:
+def compare_exactly(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> KernelComparison:
     """Bit for bit; a float16 output is compared with the rounded values. Which NaN it is does not count."""
     with np.errstate(all="ignore"):
         right = want.astype(got.dtype)
@@ -317,7 +317,7 @@ def compare_exactly(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> Co
     return _comparison("dequantise", got, right.astype(np.float64), wrong & ~unwritten, unwritten, np.zeros(got.shape))
 
 
-def compare_product(got: np.ndarray[Any, Any], weights: np.ndarray[Any, Any], x: np.ndarray[Any, Any]) -> Comparison:
+def compare_product(got: np.ndarray[Any, Any], weights: np.ndarray[Any, Any], x: np.ndarray[Any, Any]) -> KernelComparison:
     """Against the float64 product. A float32 sum of n terms may differ by (n + 8) 2^-24 times the sum of |w x|, in
     any order.
     """
@@ -332,7 +332,7 @@ def compare_product(got: np.ndarray[Any, Any], weights: np.ndarray[Any, Any], x:
     return _comparison("matvec", got, want, wrong, unwritten, allowed)
 
 
-def _comparison(operation: str, got: Any, want: Any, wrong: Any, unwritten: Any, allowed: Any) -> Comparison:
+def _comparison(operation: str, got: Any, want: Any, wrong: Any, unwritten: Any, allowed: Any) -> KernelComparison:
     with np.errstate(all="ignore"):
         difference = np.abs(got.astype(np.float64) - want)
     ranked = np.where(unwritten, -1.0, np.where(np.isnan(difference), np.where(wrong, np.inf, 0.0), difference))
@@ -340,7 +340,7 @@ def _comparison(operation: str, got: Any, want: Any, wrong: Any, unwritten: Any,
         ranked = np.where(wrong, ranked + 1e-300, -1.0)
     at = np.unravel_index(int(np.argmax(ranked)), got.shape)
     finite = np.abs(want[np.isfinite(want)])
-    return Comparison(
+    return KernelComparison(
         operation, int(got.size), int(np.count_nonzero(wrong)), int(np.count_nonzero(unwritten)), max(float(ranked[at]), 0.0),
         float(finite.max()) if finite.size else 0.0, float(allowed[at]), tuple(int(i) for i in at),
         float(got[at]), float(want[at]),
@@ -375,12 +375,12 @@ def entries(module: Module) -> list[EntryInfo]:
 
 
 __all__ = [
-    "Comparison",
     "EntryInfo",
     "Job",
+    "KernelComparison",
     "KernelFault",
-    "Outcome",
-    "Step",
+    "KernelRun",
+    "PlannedLaunch",
     "check",
     "entries",
     "load",

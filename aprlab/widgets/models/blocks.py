@@ -23,7 +23,7 @@ _CHUNK = 1 << 20  # values decoded at a time while looking for the worst block
 
 
 @dataclass(frozen=True)
-class Field:
+class BlockField:
     """A named run of bytes of a block, ``start`` to ``stop``, and what its numbers are as they stand."""
 
     name: str
@@ -60,7 +60,7 @@ class Block:
             return (quant or self.quant).dequantise(whole, (1, self.size))[0]
 
     @cached_property
-    def fields(self) -> list[Field]:
+    def fields(self) -> list[BlockField]:
         """In the order of the bytes."""
         layout, count = self.quant.layout, len(self.raw) // self.kind.block_bytes
         places: Mapping[str, Any] = layout.fields or {}
@@ -70,10 +70,10 @@ class Block:
             numbers = self.raw.view(layout)[name].reshape(-1)
             text = ", ".join(f"{x:.6g}" if numbers.dtype.kind == "f" else str(x) for x in numbers[:WINDOW].tolist())
             stop = start + kind.itemsize if count == 1 else len(self.raw)
-            found.append(Field(name, start, stop, text + (" …" if len(numbers) > WINDOW else "")))
+            found.append(BlockField(name, start, stop, text + (" …" if len(numbers) > WINDOW else "")))
         return found
 
-    def field_of(self, byte: int) -> Field:
+    def field_of(self, byte: int) -> BlockField:
         """The field that a byte belongs to."""
         return next(field for field in self.fields if field.start <= byte < field.stop)
 
@@ -302,4 +302,4 @@ class BlockMicroscope(Observable):
         ]
 
 
-__all__ = ["WINDOW", "Block", "BlockMicroscope", "Field", "faults_of"]
+__all__ = ["WINDOW", "Block", "BlockField", "BlockMicroscope", "faults_of"]

@@ -19,8 +19,8 @@ from aprlab.kernels.ptx import Machine, parse
 from aprlab.kernels.ptx.counters import LineProfile
 from aprlab.kernels.ptx.machine import LaunchReport
 from aprlab.kernels.ptx.memory import Pointer
-from aprlab.kernels.ptx.stepper import Number, Stepper, View
-from aprlab.kernels.ptx.tool import Comparison, compare_exactly, compare_product
+from aprlab.kernels.ptx.stepper import Number, Stepper, WarpView
+from aprlab.kernels.ptx.tool import KernelComparison, compare_exactly, compare_product
 from aprlab.model.tensor import Tensor
 from aprlab.quants import types
 from aprlab.widgets.models.base import Observable, Stopped
@@ -30,7 +30,7 @@ ROWS = 8  # of the tensor that a kernel is run on: a block of the mat-vec does e
 
 
 @dataclass(frozen=True)
-class Line:
+class ListingLine:
     """One line of a text: its number, what stands there, and what it cost in the whole launch (None: nothing)."""
 
     number: int
@@ -71,7 +71,7 @@ class KernelStepper(Observable):
         self.operation, self.fault = operation, ""
         self.block_number, self.warp, self.lane, self.register = 0, 0, 0, ""
         self.report: LaunchReport | None = None
-        self.comparison: Comparison | None = None
+        self.comparison: KernelComparison | None = None
         quantised = [n for n, t in self.model.tensors.items() if t.type is types.Q4_K and len(t.shape) == 2] or self.names
         if not name and not quantised:
             kinds = ", ".join(sorted(kind.name for kind in launch.PACKED))
@@ -143,7 +143,7 @@ class KernelStepper(Observable):
             raise UsageError(f"there is no kernel {entry!r}", code="widgets.no-kernel", tensor=tensor.name)
         return launch.KERNELS[entry]
 
-    def _launch(self) -> tuple[launch.Launch, np.ndarray, Callable[[], Comparison]]:
+    def _launch(self) -> tuple[launch.Launch, np.ndarray, Callable[[], KernelComparison]]:
         """The launch on fresh buffers, its result, and what holds it against the right one."""
         tensor = self.model.tensor(self.name)
         rows, cols = min(ROWS, tensor.rows), tensor.cols
@@ -178,7 +178,7 @@ class KernelStepper(Observable):
     # -- going on
 
     @property
-    def view(self) -> View:
+    def view(self) -> WarpView:
         """The warp now."""
         return self.stepper.view
 
@@ -248,15 +248,15 @@ class KernelStepper(Observable):
         """The source file in which the warp stands (or stood last)."""
         return self.view.file or f"{self.kernel.module}.cu"
 
-    def source(self, file: str = "") -> list[Line]:
+    def source(self, file: str = "") -> list[ListingLine]:
         """A source file with its costs."""
         name = file or self.file
         costs = {p.line: p for p in self.report.by_line() if p.file == name} if self.report is not None else {}
-        return [Line(n, text, costs.get(n)) for n, text in enumerate(self.sources.get(name, []), 1)]
+        return [ListingLine(n, text, costs.get(n)) for n, text in enumerate(self.sources.get(name, []), 1)]
 
-    def ptx(self) -> list[Line]:
+    def ptx(self) -> list[ListingLine]:
         """The PTX text of this kernel alone."""
-        return [Line(n, text.expandtabs(4)) for n, text in enumerate(self._text.splitlines(), 1)]
+        return [ListingLine(n, text.expandtabs(4)) for n, text in enumerate(self._text.splitlines(), 1)]
 
     def registers(self) -> list[tuple[str, Number, bool]]:
         """(name, value in the watched lane, whether the last step changed it), changed ones first."""
@@ -290,4 +290,4 @@ def _changing(module: str, entry: str) -> list[str]:
     return [name for name, text in texts.items() if text is not None and nvrtc.one_entry(text, entry) != healthy]
 
 
-__all__ = ["OPERATIONS", "KernelStepper", "Line"]
+__all__ = ["OPERATIONS", "KernelStepper", "ListingLine"]

@@ -57,7 +57,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Answer:
+class SideAnswer:
     """What a side says with some of its findings mended. `refusal` is why it says nothing."""
 
     mended: tuple[str, ...]
@@ -96,8 +96,8 @@ class OnionExplorer(Observable):
     def _forget(self) -> None:
         self.stages: list[Stage] = [Stage(name, words) for name, words in STAGES[self.form].items()]
         self.verdict: Verdict | None = None
-        self.healthy: Answer | None = None
-        self.answers: list[Answer] = []
+        self.healthy: SideAnswer | None = None
+        self.answers: list[SideAnswer] = []
         self.mended: tuple[str, ...] = ()
         self.evidence: Evidence | None = None
         self.shown: int = -1
@@ -266,7 +266,7 @@ class OnionExplorer(Observable):
         self.mended = labels
         self.answers = [answer for answer in self.answers if answer.mended != labels] + [found]
 
-    def _answer(self, labels: tuple[str, ...]) -> Answer:
+    def _answer(self, labels: tuple[str, ...]) -> SideAnswer:
         known = next((answer for answer in self.answers if answer.mended == labels), None)
         if known is not None:
             return known
@@ -278,19 +278,19 @@ class OnionExplorer(Observable):
         assert self._sessions is not None
         return self._sessions[0]
 
-    def _ask(self, labels: tuple[str, ...], make: Callable[[], Session | AprlabError]) -> Answer:
+    def _ask(self, labels: tuple[str, ...], make: Callable[[], Session | AprlabError]) -> SideAnswer:
         try:
             session = make()
             if isinstance(session, AprlabError):
-                return Answer(labels, "", session.message)
-            return Answer(labels, session.generate(self.prompt, max_tokens=self.max_tokens, raw=session.wants_raw).text)
+                return SideAnswer(labels, "", session.message)
+            return SideAnswer(labels, session.generate(self.prompt, max_tokens=self.max_tokens, raw=session.wants_raw).text)
         except AprlabError as error:
-            return Answer(labels, "", error.message)
+            return SideAnswer(labels, "", error.message)
         except BROKEN as error:
-            return Answer(labels, "", f"{type(error).__name__}: {error}")
+            return SideAnswer(labels, "", f"{type(error).__name__}: {error}")
 
     @property
-    def answer(self) -> Answer | None:
+    def answer(self) -> SideAnswer | None:
         """With the mends that are applied now."""
         return next((answer for answer in self.answers if answer.mended == self.mended), None)
 
@@ -301,4 +301,4 @@ class OnionExplorer(Observable):
         return now is not None and self.healthy is not None and not now.refusal and now.text == self.healthy.text
 
 
-__all__ = ["STAGES", "Answer", "OnionExplorer", "Stage"]
+__all__ = ["STAGES", "OnionExplorer", "SideAnswer", "Stage"]

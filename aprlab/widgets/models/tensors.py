@@ -19,7 +19,7 @@ STATUSES = ("same", "bytes", "type", "shape", "unreadable", "only here", "only t
 
 
 @dataclass(frozen=True)
-class Row:
+class TensorRow:
     """One tensor. `status` is one of `STATUSES`, or '' where there is only one file."""
 
     name: str
@@ -38,7 +38,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Detail:
+class TensorDetail:
     """A tensor looked at: its fingerprint on each side, the values of a sample of its rows, and how they compare."""
 
     name: str
@@ -69,7 +69,7 @@ class TensorBrowser(Observable):
         self.order, self.descending = "", False
         self.text, self.statuses = "", frozenset[str]()
         self.chosen = ""
-        self.detail: Detail | None = None
+        self.detail: TensorDetail | None = None
         self.all = self._rows(lambda name: "")
         if len(sides) == 2:
             self.work.start("comparing both files", self._compare)
@@ -89,7 +89,7 @@ class TensorBrowser(Observable):
 
         self.all = self._rows(status)
 
-    def _rows(self, status: Callable[[str], str]) -> list[Row]:
+    def _rows(self, status: Callable[[str], str]) -> list[TensorRow]:
         here = self.sides[0]
         there = self.sides[1] if len(self.sides) == 2 else None
         names = [*here.names, *(name for name in (there.names if there else []) if name not in here.names)]
@@ -98,7 +98,7 @@ class TensorBrowser(Observable):
             home = here if name in here.names else there
             assert home is not None
             other = there.type_of(name) if there else ""
-            rows.append(Row(name, status(name), here.type_of(name), other, home.shape_of(name), home.nbytes_of(name)))
+            rows.append(TensorRow(name, status(name), here.type_of(name), other, home.shape_of(name), home.nbytes_of(name)))
         return rows
 
     @staticmethod
@@ -115,7 +115,7 @@ class TensorBrowser(Observable):
         return "same" if np.array_equal(a.raw, b.raw) else "bytes"
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TensorRow]:
         """What is shown now."""
         words = self.text.lower().split()
         kept = [row for row in self.all if all(word in row.name.lower() for word in words)]
@@ -177,7 +177,7 @@ class TensorBrowser(Observable):
             ]
         elif not prints:
             words = "no type that its label has ever meant fits its size: it cannot be decoded"
-        self.chosen, self.detail = name, Detail(name, prints, values, words)
+        self.chosen, self.detail = name, TensorDetail(name, prints, values, words)
 
 
-__all__ = ["COLUMNS", "STATUSES", "Detail", "Row", "TensorBrowser"]
+__all__ = ["COLUMNS", "STATUSES", "TensorBrowser", "TensorDetail", "TensorRow"]

@@ -25,7 +25,7 @@ MODES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Detail:
+class PointDetail:
     """One point of both runs.
 
     Attributes:
@@ -66,7 +66,7 @@ class TraceExplorer(Observable):
         self.engine, self.other_engine = engine, other_engine
         self.prompt, self.mode = QUESTION, "whole"
         self.chosen = ""
-        self.detail: Detail | None = None
+        self.detail: PointDetail | None = None
         self.runs: dict[str, Trace] = {}
         self._maps: dict[str, tuple[list[str], np.ndarray]] = {}  # by mode; drawn anew at every click
         self.words = ""
@@ -159,11 +159,11 @@ class TraceExplorer(Observable):
         order = [int(n) for n in np.argsort(-flat, kind="stable")[:count] if flat[n] > 0]
         width = x.shape[1]
         worst = [(n // width, n % width, float(x.flat[n]), float(y.flat[n])) for n in order]
-        self.chosen, self.detail = point, Detail(point, a, b, errors, worst)
+        self.chosen, self.detail = point, PointDetail(point, a, b, errors, worst)
 
 
 def _bits(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x).view(np.uint32)
 
 
-__all__ = ["MODES", "Detail", "TraceExplorer"]
+__all__ = ["MODES", "PointDetail", "TraceExplorer"]

@@ -188,8 +188,8 @@ def test_thread_instructions_of_q4_k() -> None:
 def test_the_roofline() -> None:
     gpu = cost_model.Gpu.of("half a terabyte", 500, 10, 1.0)
     assert gpu.allowed(by_name("Q4_K")) == pytest.approx(128 * 10 * 0.5625 / 500)
-    cost = cost_model.Cost(by_name("Q4_K"), "f32", 2.0, 2.5)
+    cost = cost_model.MatvecCost(by_name("Q4_K"), "f32", 2.0, 2.5)
     rows, cols = 8, 1024
     assert cost.predicted(gpu, rows, cols) == pytest.approx(rows * cols * 2.5 / (128 * 10 * 1e9))  # bound by issuing
-    idle = cost_model.Cost(by_name("Q4_K"), "f32", 2.0, 0.5)
+    idle = cost_model.MatvecCost(by_name("Q4_K"), "f32", 2.0, 0.5)
     assert idle.predicted(gpu, rows, cols) == pytest.approx(rows * cols * 0.5625 / 500e9)  # bound by memory

@@ -26,7 +26,7 @@ def device() -> PtxDevice:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_a_kernel_agrees_with_its_oracle_and_commits_no_offence(case: verify.Case, device: PtxDevice) -> None:
+def test_a_kernel_agrees_with_its_oracle_and_commits_no_offence(case: verify.KernelCase, device: PtxDevice) -> None:
     outcome = case.run(verify.Bench(device))
     assert outcome.passed, outcome
     assert device.findings == []

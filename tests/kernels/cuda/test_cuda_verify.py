@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from aprlab.cli.gpu import app
+from aprlab.cli.app import app
 from aprlab.engines import cuda
 from aprlab.engines.ptx import PtxDevice
 from aprlab.errors import NumericError, UnsupportedError
@@ -46,7 +46,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*words: str) -> Any:
-    return CliRunner().invoke(app, words)
+    return CliRunner().invoke(app, ["gpu", *words])
 
 
 def test_verify_writes_device_versions_results_and_timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,10 +105,10 @@ def test_compile_reports_resources_and_refuses_unknown_architectures(monkeypatch
 
 
 def test_outcomes_judge() -> None:
-    assert verify.Outcome(0, True).passed
-    assert not verify.Outcome(1, True).passed
-    assert verify.Outcome(1.0, False).passed
-    assert not verify.Outcome(1.01, False).passed
+    assert verify.KernelOutcome(0, True).passed
+    assert not verify.KernelOutcome(1, True).passed
+    assert verify.KernelOutcome(1.0, False).passed
+    assert not verify.KernelOutcome(1.01, False).passed
     nan, one = np.array([np.nan], np.float32), np.array([1], np.float32)
     assert not verify.within(nan, np.array([1.0]), 1.0).passed
     assert verify.unequal(nan, -nan).passed

@@ -28,7 +28,7 @@ ld.param.u64 %d0, [out]; mul.wide.u32 %d1, %r0, 4; add.s64 %d0, %d0, %d1; st.glo
 
 def stepper(warp: int = 0) -> tuple[Stepper, np.ndarray]:
     out = np.zeros(64, np.float32)
-    return Machine(parse(kernel(BODY, ".param .u64 out"))).step("k", 1, 64, [out], warp=warp), out
+    return Stepper(Machine(parse(kernel(BODY, ".param .u64 out"))), "k", 1, 64, [out], warp=warp), out
 
 
 def test_instructions_one_by_one() -> None:
@@ -71,7 +71,9 @@ def test_the_view_is_plain_python() -> None:
 def test_source_lines_of_a_compiled_kernel() -> None:
     kernel_ = CLEAN["reduce"]
     arguments = kernel_.arguments()
-    run = Machine(compiled(kernel_.source)).step("k", kernel_.grid, kernel_.block, arguments, block_number=2, warp=0, checks=True)
+    run = Stepper(
+        Machine(compiled(kernel_.source)), "k", kernel_.grid, kernel_.block, arguments, block_number=2, warp=0, checks=True
+    )
     text = kernel_.source.splitlines()
     first_barrier = next(i for i, line in enumerate(text, 1) if "// first" in line)
     view = run.run_to(first_barrier)
@@ -95,7 +97,7 @@ def test_source_lines_of_a_compiled_kernel() -> None:
 def test_stepping_finds_what_running_finds() -> None:
     kernel_ = CLEAN["reduce"]
     source = mutated(kernel_.source, "__syncthreads();  // first", "")
-    run = Machine(compiled(source)).step("k", kernel_.grid, kernel_.block, kernel_.arguments(), checks=True)
+    run = Stepper(Machine(compiled(source)), "k", kernel_.grid, kernel_.block, kernel_.arguments(), checks=True)
     while not run.step("line").finished:
         pass
     assert "race" in {f.kind for f in run.findings}

@@ -1,0 +1,222 @@
+"""Panel "find": which fault it is, where it is, and a repaired file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aprlab.cli import output as out
+from aprlab.cli.options import ModelFile, Prompt, Prompts, Raw, System, ids
+from aprlab.errors import UsageError
+from aprlab.published import QUESTION
+
+# -- the onion ----------------------------------------------------------------------------------------------------------
+
+
+def peel(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="[REF] CAND", help="The reference, if there is one, and the candidate.")
+    ],
+    engines: list[str],
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Stop at the first layer that finds something; run nothing.", show_default=False)
+    ] = False,
+    reports: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Also write the verdict here, as JSON and HTML.")
+    ] = None,
+    prompt: Prompt = QUESTION,
+    threads: int | None = None,
+    as_json: bool = False,
+) -> int:
+    """Find which layer of a file (or of an engine) is broken, in which tensors and how, and prove it by repair."""
+    from aprlab.display.page import page
+    from aprlab.formats.writing import check_output, write_json, write_text
+    from aprlab.lab import reports_folder
+    from aprlab.onion import peeling
+
+    choice = _peel_choice(files, engines)
+    stem = "-".join(file.stem for file in files)
+    if reports is not None:
+        reports_folder(reports)
+        for kind in ("json", "html"):  # refused before the work, not after it
+            check_output(reports / f"{stem}.{kind}", files, force=True)
+    reference, candidate = ([None, *files] if len(files) == 1 else files)[:2]
+    if "engines" in choice:
+        reference, candidate = candidate, None
+    verdict = peeling.peel(reference, candidate, fast=fast, threads=threads, prompt=prompt, **choice)
+    found = verdict.to_json()
+    if reports is not None:
+        write_json(reports / f"{stem}.json", found)
+        write_text(reports / f"{stem}.html", page(stem, verdict._repr_html_()))
+    if as_json:
+        out.say_json(found)
+    else:
+        out.say(verdict)
+    return verdict.exit_code
+
+
+def _peel_choice(files: list[Path], engines: list[str]) -> dict[str, Any]:
+    """One file or two with at most one engine, or one file with two: the only rule. Raises UsageError elsewhere."""
+    if len(files) == 1 and len(engines) == 2:
+        return {"engines": engines}
+    if len(files) not in (1, 2) or len(engines) > 1:
+        raise UsageError(
+            f"[REF] CAND with at most one --engine, or one MODEL with two: not {len(files)} files and {len(engines)} engines",
+            code="cli.files-and-engines",
+        )
+    if engines and "+" in engines[0]:
+        raise UsageError(
+            f"--engine {engines[0]}: an engine with faults is compared with another one on one MODEL: --engine A --engine B",
+            code="cli.faulty-engine-alone",
+        )
+    return {"engine": engines[0] if engines else None}
+
+
+def repair(
+    file: ModelFile,
+    output: Path,
+    reference: Annotated[
+        Path | None, typer.Option(metavar="REF", help="A good file of the same model.", show_default=False)
+    ] = None,
+    prompt: Prompt = QUESTION,
+    engine: str | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Repair a broken file: names, labels, dims and config from the file itself, lost bytes from a reference."""
+    from aprlab.onion import repair as run
+
+    verdict = run(file, output, reference, force=force, engine=engine, threads=threads, prompt=prompt)
+    after = "same"
+    if verdict.repair is not None:
+        after = verdict.repair.proof["written"]["verdict"]
+    if as_json:
+        out.say_json(verdict.to_json())
+    else:
+        out.say(verdict)
+        out.note(f"{output}: {after}")
+    return 0 if after in ("same", "equivalent") else 3
+
+
+# -- the catalogue ------------------------------------------------------------------------------------------------------
+
+
+def faults(
+    id: Annotated[str | None, typer.Argument(metavar="[ID]", help="Show all about this one.", show_default=False)] = None,
+    as_json: bool = False,
+) -> None:
+    """List the faults that `convert` and `run` can be given, or show one."""
+    from aprlab.faults import FAULTS, by_id
+    from aprlab.faults.catalogue import forms
+
+    if id is None:
+        if as_json:
+            out.say_json([fault.to_json() for fault in FAULTS.values()])
+            return
+        rows = [(f.id, f.layer, forms(f), "silent" if f.silent else "", f.title) for f in FAULTS.values()]
+        out.say_table(f"{len(FAULTS)} faults", ("id", "layer", "enters", "", "title"), rows, prose=("title",))
+        return
+    fault = by_id(id)
+    if as_json:
+        out.say_json(fault.to_json())
+        return
+    facts = {"title": fault.title, "layer": fault.layer, "enters": forms(fault)}
+    facts |= {"story": " ".join(fault.story.split()), "mark": " ".join(fault.mark.split())}
+    facts["silent"] = "yes, short answers stay right" if fault.silent else "no"
+    if fault.needs:
+        given = " ".join(f"--{key} {value}" for key, value in fault.given.items())
+        facts["needs"] = f"{fault.needs}{f' (convert {given})' if given else ''}"
+    out.say_table(fault.id, ("", " "), list(facts.items()), prose=(" ",))
+
+
+# -- from garbage to a fault --------------------------------------------------------------------------------------------
+
+
+def forensics(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A healthy GGUF or APR file.", show_default=False)],
+    saw: Annotated[str, typer.Option("--saw", metavar="TEXT", help="What the broken model said.", show_default=False)],
+    prompt: Prompt = QUESTION,
+    raw: Raw = False,
+    system: System = None,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Also try pairs: each of the best with every other.", show_default=False)
+    ] = False,
+    depth: Annotated[
+        int | None, typer.Option("--depth", min=1, max=5, metavar="N", help="Sets of up to this many faults.")
+    ] = None,
+    width: Annotated[int, typer.Option("--width", min=1, metavar="N", help="How many of the best sets grow.")] = 4,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="ID,ID+ID", help="Try only these faults or sets.", show_default=False),
+    ] = None,
+    engine: str = "jit",
+    threads: int | None = None,
+    top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="How many rows to print.")] = 12,
+    as_json: bool = False,
+) -> None:
+    """Rank the faults that would make a healthy model say the garbage that somebody saw."""
+    from aprlab.faults import run_faults
+    from aprlab.forensics import ranking
+    from aprlab.forensics.answer_scoring import Suspect
+
+    chosen = None if only is None else ids(only)
+    rounds = depth if depth is not None else 2 if pairs else 1
+    count = len(chosen if chosen is not None else run_faults())
+    with out.progress(count * (1 + width * (rounds - 1)), "set", "faults") as bar:
+
+        def show(suspect: Suspect) -> None:
+            bar.set_postfix_str(" + ".join(suspect.faults))
+            bar.update()
+
+        found = ranking.forensics(
+            file, saw, prompt=prompt, raw=raw, system=system, depth=rounds, width=width, faults=chosen,
+            engine=engine, threads=threads, progress=show,
+        )  # fmt: skip
+    if as_json:
+        out.say_json(found.to_json())
+        return
+    out.say(f"saw      {found.saw!r}  {found.saw_tokens}")
+    out.say(f"healthy  {found.healthy.text!r}")
+    rows = [(score, faults, text, why) for faults, score, text, why in found.rows(top)]
+    out.say_table("", ("score", "faults", "says", "why"), rows, prose=("says", "why"))
+    failed = sum(s.match is None for s in found.suspects)
+    if failed:
+        out.note(f"{failed} of {len(found.suspects)} sets could not run (refused or not a number)")
+    out.say(found.conclusion)
+
+
+def signatures(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A healthy GGUF or APR file.", show_default=False)],
+    prompt: Prompts = None,
+    max_tokens: int = 12,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Also rank by the likelihood of the texts (slow).", show_default=False)
+    ] = False,
+    engine: str = "jit",
+    threads: int | None = None,
+    as_json: bool = False,
+) -> None:
+    """Show what a model says under every fault (at least two prompts), and how well each fault is recognised by it."""
+    from aprlab.faults import run_faults
+    from aprlab.forensics.signatures import PROMPTS, fault_signatures
+
+    with out.progress(len(run_faults()), "fault", "faults") as bar:
+        found = fault_signatures(
+            file, prompt or PROMPTS, max_tokens=max_tokens, follow=follow, engine=engine, threads=threads,
+            progress=lambda id: bar.update(),
+        )  # fmt: skip
+    if as_json:
+        out.say_json(found.to_json())
+        return
+    rows = [(id, *map(repr, texts)) for id, texts in {"(healthy)": found.healthy, **found.said}.items()]
+    columns = ("fault", *(f"answer {n}" for n in range(1, len(rows[0]))))
+    out.say_table("", columns, rows, prose=columns[1:])
+    for id, reason in found.why_not.items():
+        out.note(f"{id:24} could not run: {reason}")
+    out.say(f"silent on these prompts: {', '.join(found.silent) or 'none'}")
+    out.say(
+        f"recognised by another answer: {found.top1:.0%} first, {found.top3:.0%} among the first three, of {found.counted}"
+    )
