@@ -230,7 +230,7 @@ def _target(output: Path) -> Path:
         return output.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError is what Python 3.11 calls a circle of links
         said = error.strerror if isinstance(error, OSError) and error.strerror else "a circle of links, or no name of a file"
-        raise UsageError(f"cannot be written: {said}", code="output.name", path=output) from None
+        raise UsageError(f"cannot be written: {said}", code="writing.output-name", path=output) from None
 
 
 def write_all(file: IO[bytes], data: Any) -> int:

@@ -5,7 +5,8 @@ NumPy's (rows first). ggml's order is called `ne` and only ever the reverse of `
 """
 
 from aprlab.model.config import ModelConfig, TokenizerData, require_qwen2
+from aprlab.model.content import Content
 from aprlab.model.model import Model
 from aprlab.model.tensor import Origin, Tensor
 
-__all__ = ["Model", "ModelConfig", "Origin", "Tensor", "TokenizerData", "require_qwen2"]
+__all__ = ["Content", "Model", "ModelConfig", "Origin", "Tensor", "TokenizerData", "require_qwen2"]

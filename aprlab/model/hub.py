@@ -130,7 +130,7 @@ def _found_here(
     found = sha256(target, progress)
     if found != due:
         said = f"is here, but its SHA-256 is {found}, not {due}; --force fetches it again"
-        raise UsageError(said, code="hub.another-file-here", path=target)
+        raise UsageError(said, code="hub.other-file-here", path=target)
     return found
 
 
