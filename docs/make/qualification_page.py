@@ -100,7 +100,7 @@ A conversion starts from its real source (APR to GGUF from the APR file, and so 
 value changes), and is compared by tokens, logits and every value of every tensor; the printed text is not used.
 
 This page is generated from the JSON in `docs/qualification/`: `python docs/make/qualification_page.py docs/qualification.md`.
-"""
+"""  # noqa: E501
 
 
 def markdown(found: Sequence[Qualification]) -> str:
