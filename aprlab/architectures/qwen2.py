@@ -111,7 +111,7 @@ def check(model: Model, config: ModelConfig) -> None:
                 f"has shape {found}, the config demands {shape}", code="model.tensor-shape", path=model.path, tensor=name
             )
     for name, tensor in model.tensors.items():
-        if name not in wanted:
+        if name not in wanted and name != "output.weight":  # whether that one is used is the config's word: `tied_embeddings`
             raise UnsupportedError(
                 f"is {foreign_tensor(name, config)}; a Qwen2 forward pass does not use it, so the answer would not be "
                 "this model's",
