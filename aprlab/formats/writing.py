@@ -249,8 +249,8 @@ def write_whole(output: Path, content: bytes) -> None:
 
 
 def write_text(output: Path, text: str) -> None:
-    """The same of a text, in UTF-8."""
-    write_whole(output, text.encode())
+    """The same of a text, in UTF-8; half a character (of a file name that is no UTF-8) as its escape, which JSON knows, too."""
+    write_whole(output, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, data: Any) -> None:
