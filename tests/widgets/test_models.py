@@ -476,7 +476,7 @@ def test_a_file_with_two_faults_is_peeled_shown_and_mended() -> None:
     assert [state for state in dict.fromkeys(states) if state in words] == words
     assert onion.healthy is not None
     assert onion.answers[0].refusal == "unknown tensor name"
-    for number, (words, rows) in enumerate([("who goes by the names", 98), ("lie on the thin line", 0)]):
+    for number, (words, rows) in enumerate([("what a reader finds by name", 98), ("on the thin line", 0)]):
         onion.look(number)
         onion.work.wait()
         assert onion.evidence is not None
