@@ -17,7 +17,7 @@ class AprlabError(Exception):
     exit_code = 1
 
     def __init__(
-        self, message: str, *, code: str = "", path: str | PathLike[str] | None = None, tensor: str | None = None,
+        self, message: str, *, code: str, path: str | PathLike[str] | None = None, tensor: str | None = None,
         offset: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__(message)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,25 @@ FILE_LINES, FUNCTION_LINES = 600, 60
 Graph = dict[str, set[str]]
 
 
-def modules(root: Path) -> dict[str, ast.Module]:
-    """Every module of the package by its dotted name, parsed."""
+@cache
+def modules(root: Path, *, fresh: bool = False) -> dict[str, ast.Module]:
+    """Every module of the package by its dotted name, parsed once; `fresh`: once more, for who changes the trees."""
     found = {}
     for path in sorted(root.glob("aprlab/**/*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text(), str(path))
     return found
+
+
+@cache
+def nodes(root: Path) -> dict[str, list[ast.AST]]:
+    """Everything in each module, in no order."""
+    return {name: list(ast.walk(tree)) for name, tree in modules(root).items()}
+
+
+def is_name(node: ast.AST, *names: str) -> bool:
+    """Whether an expression is one of these names and nothing more."""
+    return isinstance(node, ast.Name) and node.id in names
 
 
 def imports(name: str, tree: ast.Module, known: Graph | dict[str, ast.Module], package: bool) -> Iterator[str]:
@@ -53,9 +66,10 @@ class WithoutTypes(ast.NodeTransformer):
         return node.orelse if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING") else self.generic_visit(node)
 
 
+@cache
 def graph(root: Path, types: bool = True) -> Graph:
     """Module -> the modules that it imports; `types`: those that it names for types alone, too."""
-    trees = modules(root)
+    trees = modules(root, fresh=not types)
     if not types:
         trees = {name: WithoutTypes().visit(tree) for name, tree in trees.items()}
     packages = {".".join(path.parent.relative_to(root).parts) for path in root.glob("aprlab/**/__init__.py")}
@@ -143,8 +157,8 @@ def long_functions(root: Path) -> list[str]:
 def callable_modules(root: Path) -> list[str]:
     """Modules that turn themselves into something else: a class of `ModuleType`, or another `__class__` for one."""
     wrong = []
-    for name, tree in modules(root).items():
-        for node in ast.walk(tree):
+    for name, inside in nodes(root).items():
+        for node in inside:
             bases = [ast.unparse(base).split(".")[-1] for base in node.bases] if isinstance(node, ast.ClassDef) else []
             targets = node.targets if isinstance(node, ast.Assign) else []
             if "ModuleType" in bases or any(isinstance(t, ast.Attribute) and t.attr == "__class__" for t in targets):
@@ -162,31 +176,32 @@ def duplicate_classes(root: Path) -> list[str]:
     return [f"{name} in {' and '.join(where)}" for name, where in sorted(places.items()) if len(where) > 1]
 
 
-def own_attributes(tree: ast.Module) -> dict[ast.AST, set[str]]:
+def own_attributes(everything: list[ast.AST]) -> dict[ast.AST, set[str]]:
     """Each node inside a class -> what that class keeps in itself: its methods may set it on another object of theirs."""
     found: dict[ast.AST, set[str]] = {}
-    for kind in ast.walk(tree):
+    for kind in everything:
         if isinstance(kind, ast.ClassDef):
-            nodes = [node for node in ast.walk(kind) if isinstance(node, ast.Attribute)]
-            kept = {n.attr for n in nodes if ast.unparse(n.value) == "self" and isinstance(n.ctx, ast.Store)}
-            found |= dict.fromkeys(nodes, kept)
+            inside = [node for node in ast.walk(kind) if isinstance(node, ast.Attribute)]
+            kept = {node.attr for node in inside if is_name(node.value, "self") and isinstance(node.ctx, ast.Store)}
+            found |= dict.fromkeys(inside, kept)
     return found
 
 
 def reaching_in(root: Path) -> list[str]:
     """Places that change another object's inside, or ask for one exact class where an attribute should answer."""
     wrong = []
-    for name, tree in modules(root).items():
-        inside = own_attributes(tree)
-        for node in ast.walk(tree):
+    for name, everything in nodes(root).items():
+        kept = own_attributes(everything)
+        for node in everything:
             if isinstance(node, ast.Attribute):
-                own = isinstance(node.value, ast.Name) and (node.value.id in ("self", "cls") or node.attr in inside.get(node, ()))
+                own = is_name(node.value, "self", "cls") or (isinstance(node.value, ast.Name) and node.attr in kept.get(node, ()))
                 private = node.attr.startswith("_") and not node.attr.startswith("__")
                 stored = not isinstance(node.ctx, ast.Load)
                 bad = not own and ((private and stored) or node.attr == "__dict__")
             elif isinstance(node, ast.Call):
-                bad = ast.unparse(node.func) == "object.__setattr__" and ast.unparse(node.args[0]) != "self"
-            elif isinstance(node, ast.Compare) and ast.unparse(node.left).startswith("type("):
+                setting = isinstance(node.func, ast.Attribute) and node.func.attr == "__setattr__" and bool(node.args)
+                bad = setting and is_name(node.func.value, "object") and not is_name(node.args[0], "self")
+            elif isinstance(node, ast.Compare) and isinstance(node.left, ast.Call) and is_name(node.left.func, "type"):
                 right = ast.unparse(node.comparators[0]).split(".")[-1]
                 is_class = right.isidentifier() and right[0].isupper() and not right.isupper()
                 bad = is_class and isinstance(node.ops[0], ast.Is | ast.IsNot)

@@ -221,3 +221,8 @@ def test_an_error_that_is_passed_on_keeps_its_code_and_gains_a_place(tiny: Path,
     with pytest.raises(NumericError) as caught:
         export(model, tmp_path / "out", format="safetensors", dtype="f16")
     assert (caught.value.code, caught.value.tensor) == ("quants.out-of-range", tensor.name)
+
+
+def test_an_error_without_a_code_cannot_be_made() -> None:
+    with pytest.raises(TypeError, match="code"):
+        AprlabError("no")  # type: ignore[call-arg]

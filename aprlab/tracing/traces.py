@@ -8,6 +8,7 @@ the last on the other have been taken for a bug before.
 from __future__ import annotations
 
 import json
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,6 +37,7 @@ _VERSION = 1
 # what zipfile, NumPy and JSON raise on bytes that are not what they should be, and a header of another shape here
 _BROKEN = (
     ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error,
+    SyntaxError, tokenize.TokenError,
 )  # fmt: skip
 
 
@@ -192,7 +194,8 @@ class Trace:
         except OSError as error:
             raise UsageError(f"cannot be read: {error.strerror or error}", code="trace.unreadable", path=path) from None
         except _BROKEN as error:
-            raise FormatError(f"is not a trace of aprlab: {error}", code="trace.damaged", path=path) from None
+            said = f"is not a trace of aprlab: {' '.join(str(error).split())}"
+            raise FormatError(said, code="trace.damaged", path=path) from None
 
     def __str__(self) -> str:
         return "\n".join(str(line) for line in self.summary())

@@ -99,7 +99,7 @@ def measure(session: Session, name: str, parts: dict[str, Any], progress: Any = 
     which, options, purpose = PARTS[name]
     if name == "pairs":
         if "ranking" not in parts:
-            raise UsageError("the pairs are made from the ranking: record that first")
+            raise UsageError("the pairs are made from the ranking: record that first", code="forensics.ranking-not-recorded")
         options = {"faults": paired(parts["ranking"])}
     started = time.perf_counter()
     found: Forensics = forensics(session, TICKET[which], prompt=PROMPT, progress=progress, **options)

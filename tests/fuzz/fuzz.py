@@ -25,13 +25,14 @@ def fuzz(name: str, seconds: int, seed: int, found: Path, corpus: Path, runs: in
     resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
     packages = ["aprlab.formats", "aprlab.kernels.ptx", "aprlab.qualification", "aprlab.lab.yaml_files", "aprlab.model"]
     with atheris.instrument_imports(include=packages):
-        from targets import run
+        from targets import CORPUS_OF, run
 
     corpus.mkdir(parents=True, exist_ok=True)
     found.mkdir(parents=True, exist_ok=True)
     options = [f"-max_total_time={seconds}", f"-runs={runs}", f"-seed={seed}", "-max_len=60000"]
     options += ["-timeout=20", "-rss_limit_mb=0", f"-artifact_prefix={found}/", "-print_final_stats=1", "-verbosity=1"]
-    atheris.Setup([sys.argv[0], *options, str(corpus), str(CORPUS / name)], lambda data: run(name, data) and None)
+    options += [str(corpus), str(CORPUS / CORPUS_OF.get(name, name))]
+    atheris.Setup([sys.argv[0], *options], lambda data: run(name, data) and None)
     atheris.Fuzz()
 
 
@@ -42,6 +43,7 @@ def seeds() -> None:
 
     from aprlab.conversion.converter import convert, export
     from aprlab.quants import types
+    from aprlab.tracing.traces import trace
 
     config = dataclasses.replace(
         builders.CONFIG, block_count=1, embedding_length=32, feed_forward_length=64, head_count=2, head_count_kv=1, head_dim=16,
@@ -49,19 +51,20 @@ def seeds() -> None:
     )  # fmt: skip
     model = builders.random_model(5, config, (types.Q4_0, types.Q5_1, types.Q8_0, types.Q5_0, types.F16))
     model.format, model.path = "apr", Path(__file__)  # an export wants a file, and reports its size
-    for name in ("gguf", "apr", "safetensors", "yaml", "ptx"):
+    for name in ("gguf", "apr", "safetensors", "yaml", "ptx", "npz"):
         (CORPUS / name).mkdir(parents=True, exist_ok=True)
     export(model, CORPUS / "gguf/sound.gguf", force=True)
     convert(CORPUS / "gguf/sound.gguf", CORPUS / "apr/sound.apr", force=True)
     convert(CORPUS / "gguf/sound.gguf", CORPUS / "apr/realizar.apr", dialect="realizar", force=True)
     convert(CORPUS / "gguf/sound.gguf", CORPUS / "apr/zstd.apr", compress="zstd", force=True)
+    trace(builders.random_model(5, config), [1, 2, 3], "layers.0.*,logits").save(CORPUS / "npz/sound.npz", force=True)
     header = b'{"__metadata__":{"format":"pt"},"a.b":{"dtype":"BF16","shape":[2,3],"data_offsets":[0,12]}}'
     (CORPUS / "safetensors/sound.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(range(12)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("target", choices=["gguf", "apr", "safetensors", "yaml", "ptx", "seeds"])
+    parser.add_argument("target", choices=["gguf", "apr", "safetensors", "yaml", "ptx", "npz", "raw-gguf", "raw-apr", "seeds"])
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--found", type=Path, default=HERE / "found", help="Where bytes that break a target are written.")

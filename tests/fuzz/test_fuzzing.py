@@ -12,7 +12,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 from fuzz import CORPUS  # noqa: E402
-from targets import TARGETS, run  # noqa: E402
+from mutants import Count, mutants, sweep  # noqa: E402
+from targets import CORPUS_OF, TARGETS, run  # noqa: E402
 
 RUNS = 250
 STORED = sorted(path.relative_to(CORPUS).as_posix() for path in CORPUS.rglob("*") if path.is_file())
@@ -25,7 +26,7 @@ def test_the_corpus_is_read_or_refused(name: str) -> None:
 
 
 def test_each_target_has_a_sound_file_to_start_from() -> None:
-    assert {name.split("/")[0] for name in STORED if "refused" not in name} == set(TARGETS)
+    assert {name.split("/")[0] for name in STORED if "refused" not in name} == {CORPUS_OF.get(name, name) for name in TARGETS}
 
 
 def fuzz(name: str, place: Path, before: str = "") -> subprocess.CompletedProcess[str]:
@@ -48,3 +49,24 @@ def test_a_run_finds_a_reader_that_reads_past_the_end(tmp_path: Path) -> None:
     mutant = "from aprlab.formats import reading\nreading.Cursor.need = lambda self, n, what: self.offset"
     done = fuzz("safetensors", tmp_path, mutant)
     assert done.returncode != 0 and list((tmp_path / "found").iterdir())
+
+
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_mutants_are_read_or_refused(name: str) -> None:
+    """A few seconds of `mutants.py`, which has run a million; see docs/trust.md."""
+    count: Count = sweep(name, mutants_at_most=3000, seconds=4.0, seed=3)
+    assert count.found == [], count.found[0]
+    assert count.mutants > 20 and count.refused > count.mutants // 20, count
+
+
+def test_a_mutant_that_breaks_a_reader_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the bounds check of the cursor the mutants must find something, or they look at nothing."""
+    from aprlab.formats import reading
+
+    monkeypatch.setattr(reading.Cursor, "need", lambda self, nbytes, what: self.offset)
+    assert sweep("safetensors", mutants_at_most=3000, seconds=20.0, seed=3).found
+
+
+def test_mutants_are_the_same_for_a_seed() -> None:
+    first, again, other = (list(mutants(b"some bytes to change" * 9, 50, seed)) for seed in (1, 1, 2))
+    assert first == again != other and len(set(first)) > 45

@@ -326,3 +326,22 @@ def test_an_orphan_ends_itself_in_the_middle_of_a_hang(tmp_path: Path) -> None:
             return
         time.sleep(0.1)
     pytest.fail(f"process {pid} still hangs")
+
+
+def test_an_answer_that_exhausts_an_oracle_does_not_pass_and_ends_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oracle runs in a child with limits: the run goes on, and a second run finds the row in the journal."""
+    monkeypatch.setattr(runner, "JUDGE_SECONDS", 0.001)
+    scenarios = [ask("first", "x"), ask("second", "y")]
+    book_ = book(tmp_path, scenarios)
+    found = qualify(tiny, book_, serve=children.stub, journal=tmp_path / "journal")
+    assert [row.outcome for row in found.rows] == [FAIL, FAIL]
+    assert all("cannot be judged: timeout" in row.words[0]["said"] for row in found.rows)
+    again = qualify(tiny, book_, serve=children.stub, journal=tmp_path / "journal")
+    assert again.resumed == 2
+
+
+def test_numbers_that_json_has_no_word_for_reach_no_journal() -> None:
+    given = {"a": [float("nan"), 1.5], "b": {"c": float("-inf")}, "d": (1, "x")}
+    assert json.dumps(runner.finite(given), allow_nan=False) == '{"a": [null, 1.5], "b": {"c": null}, "d": [1, "x"]}'

@@ -8,10 +8,10 @@ the same bits as two operations.
 
 from __future__ import annotations
 
-from numba import njit
 from numba.extending import overload
 
 from aprlab.kernels.simd.blocks import FLOATS, INLINE, elements, factors, has_plus, integers, size
+from aprlab.kernels.simd.kernel_cache import njit
 from aprlab.kernels.simd.vectors import (
     fma,
     load_bfloat,

@@ -8,12 +8,13 @@ weight exactly before it is multiplied; symmetric types take their scale out of 
 
 from __future__ import annotations
 
-from numba import float32, njit
+from numba import float32
 from numba.extending import overload
 
 from aprlab.kernels.simd.blocks import FLOATS, K_TYPES, OFFSET, factors, integers, size
 from aprlab.kernels.simd.decode import FLAT, INLINE, LOADERS, OPTIONS
 from aprlab.kernels.simd.isa import AVX512
+from aprlab.kernels.simd.kernel_cache import njit
 from aprlab.kernels.simd.vectors import (
     add,
     f32x16,

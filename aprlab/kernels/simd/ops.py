@@ -9,9 +9,10 @@ that neither the number of threads nor the number of queries in a call can chang
 from __future__ import annotations
 
 import numpy as np
-from numba import float32, njit, prange
+from numba import float32, prange
 
 from aprlab.kernels.simd.decode import FLAT, OPTIONS, decode_span
+from aprlab.kernels.simd.kernel_cache import njit
 from aprlab.kernels.simd.vectors import (
     add,
     as_f32,

@@ -24,12 +24,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import float32, njit
+from numba import float32
 from numba.extending import overload
 
 from aprlab.kernels.simd.blocks import K_TYPES, OFFSET, ZERO_POINT, elements, size
 from aprlab.kernels.simd.decode import FLAT, INLINE, OPTIONS
 from aprlab.kernels.simd.isa import AVX512
+from aprlab.kernels.simd.kernel_cache import njit
 from aprlab.kernels.simd.q8 import _buffers, _round_rows
 from aprlab.kernels.simd.vectors import (
     absolute,

@@ -13,10 +13,11 @@ from typing import Any
 
 import numba
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import prange, types
 from numba.extending import intrinsic
 
 from aprlab.kernels.simd.decode import OPTIONS
+from aprlab.kernels.simd.kernel_cache import njit
 from aprlab.kernels.simd.packed import ROWS
 
 

@@ -14,11 +14,12 @@ activations exist, each for its block types, and each gives the integers and sca
 from __future__ import annotations
 
 import numpy as np
-from numba import float32, njit
+from numba import float32
 from numba.extending import overload
 
 from aprlab.kernels.simd.blocks import elements, heads, integers, steps
 from aprlab.kernels.simd.decode import FLAT, INLINE, OPTIONS
+from aprlab.kernels.simd.kernel_cache import njit
 from aprlab.kernels.simd.vectors import (
     absolute,
     add,
