@@ -18,7 +18,7 @@ from aprlab.errors import BROKEN, AprlabError, UsageError, reason
 from aprlab.faults import Fault, by_id, convert_with, session_with
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
-from aprlab.lab import finding_figures as pictures
+from aprlab.lab import finding_figures
 from aprlab.model.model import Model
 from aprlab.onion.file_case import FileCase
 from aprlab.onion.fixes import Fix, drafted
@@ -78,7 +78,7 @@ class Pair(ABC):
 
     def caption(self, finding: Finding) -> str:
         """What to see in `picture`."""
-        return pictures.caption(finding)
+        return finding_figures.caption(finding)
 
     @abstractmethod
     def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
@@ -141,8 +141,8 @@ class Files(Pair):
         self, finding: Finding, *, others: Sequence[Finding] = (), prompt: str = QUESTION, axes: Sequence[Axes] | None = None
     ) -> tuple[Axes, Axes]:
         if self._case is None or self._case.ref is None:
-            return pictures.of_words(finding, axes)
-        return pictures.of_file(finding, self._case, axes, others=others, prompt=prompt)
+            return finding_figures.of_words(finding, axes)
+        return finding_figures.of_file(finding, self._case, axes, others=others, prompt=prompt)
 
     def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
         case = self._case
@@ -183,10 +183,10 @@ class Engines(Pair):
     def picture(
         self, finding: Finding, *, others: Sequence[Finding] = (), prompt: str = QUESTION, axes: Sequence[Axes] | None = None
     ) -> tuple[Axes, Axes]:
-        return pictures.of_run(finding, self._a, self._b, axes, prompt=prompt)
+        return finding_figures.of_run(finding, self._a, self._b, axes, prompt=prompt)
 
     def caption(self, finding: Finding) -> str:
-        return pictures.caption(finding, run=True)
+        return finding_figures.caption(finding, run=True)
 
     def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
         sides: dict[str, Session | str] = {"reference": self._a, "candidate": self._b}

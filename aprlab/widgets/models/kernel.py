@@ -38,7 +38,7 @@ class ListingLine:
     cost: LineProfile | None = None
 
 
-class _Told(Stepper):
+class _WatchedStepper(Stepper):
     """A stepper that calls `tick` after every 256 instructions of its warp; what that raises ends the run."""
 
     def __init__(self, tick: Callable[[], None], *args: Any, **options: Any) -> None:
@@ -169,7 +169,7 @@ class KernelStepper(Observable):
         if not 0 <= block_number < blocks:
             raise UsageError(f"block {block_number} of {blocks}", code="widgets.no-such-block")
         self.grid, self.threads = made.grid, made.kernel.threads
-        self.stepper = _Told(
+        self.stepper = _WatchedStepper(
             self._tell, self._machine, made.kernel.entry, made.grid, made.block, made.arguments, block_number=block_number,
             warp=warp, shared=made.shared,
         )  # fmt: skip

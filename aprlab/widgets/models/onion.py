@@ -173,7 +173,7 @@ class OnionExplorer(Observable):
         if not self.candidate:
             convert_with(reference, path, self.faults, force=True, **given_for([FAULTS[id] for id in self.faults]))
         self.verdict, self._case, self._mends = examine(
-            self.files[self.model], path, prompt=self.prompt, max_tokens=self.max_tokens, progress=self._told
+            self.files[self.model], path, prompt=self.prompt, max_tokens=self.max_tokens, progress=self._on_stage
         )
         engine = best_engine(reference)
         healthy = Session(reference, engine=engine)
@@ -191,10 +191,10 @@ class OnionExplorer(Observable):
         engine = best_engine(reference)
         healthy = Session(reference, engine=engine)
         other = session_with(reference, self.faults, engine)
-        self.verdict, self._mends, mended = examine_sessions(healthy, other, prompt=self.prompt, progress=self._told)
+        self.verdict, self._mends, mended = examine_sessions(healthy, other, prompt=self.prompt, progress=self._on_stage)
         self._sessions, self._build = (healthy, other), mended
 
-    def _told(self, name: str, found: Sequence[Deviation] | None) -> None:
+    def _on_stage(self, name: str, found: Sequence[Deviation] | None) -> None:
         """From `peel`: a stage begins (None), or a layer has ended and found this."""
         at = next((n for n, stage in enumerate(self.stages) if stage.name == name), None)
         if at is None:  # a stage that nobody described is still a stage

@@ -13,7 +13,7 @@ from aprlab.instruments.fingerprints import Fingerprint, compare_fingerprints, f
 from aprlab.widgets.models.base import Observable
 from aprlab.widgets.models.files import Side
 
-_TOLD = 1 << 26  # bytes that are compared between two words about it
+_REPORT_EVERY = 1 << 26  # bytes that are compared between two words about it
 COLUMNS = ("name", "status", "type", "other type", "shape", "bytes")
 STATUSES = ("same", "bytes", "type", "shape", "unreadable", "only here", "only there")
 
@@ -77,13 +77,13 @@ class TensorBrowser(Observable):
     def _compare(self) -> None:
         here, there = self.sides
         total = sum(here.nbytes_of(name) for name in here.names) or 1
-        seen = told = 0
+        seen = reported = 0
 
         def status(name: str) -> str:
-            nonlocal seen, told
-            if seen - told >= _TOLD:
+            nonlocal seen, reported
+            if seen - reported >= _REPORT_EVERY:
                 self.work.tell(f"comparing {name}", seen / total)
-                told = seen
+                reported = seen
             seen += here.nbytes_of(name)
             return self._status(here, there, name)
 
