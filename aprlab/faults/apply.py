@@ -146,7 +146,7 @@ def _watched(fault: Fault, before: Seams, touched: set[str]) -> Seams:
 
 
 class Misread(Held):
-    """Bytes that are decoded by a faulty registry whenever somebody asks for values."""
+    """Bytes that are decoded by a faulty registry whenever values are asked for."""
 
     __slots__ = ("registry",)
     as_stored = False

@@ -1,8 +1,8 @@
-"""What a fault is: one historical bug, by name, at the one place where it really entered.
+"""What a fault is: one historical bug, by name, at the one place where it really happened.
 
 A fault is a small function that turns something healthy into something broken: a seam of the converter, a finished
 file, the block decoders, an engine's primitive, the config, the tokenizer, an instrument. Healthy code knows nothing
-of it. Many bugs can be met in two places, as a file that was written wrongly or as a reader that computes wrongly; such
+of it. Many bugs exist in two places, as a file that was written wrongly or as a reader that computes wrongly; such
 a fault has two functions that mean the same: its file form and its run form.
 """
 
@@ -45,14 +45,14 @@ class Fault:
     """One historical bug.
 
     Attributes:
-        id: the ticket's number where there is one (``GH-191``), else a speaking name (``lost-qkv-biases``).
+        id: the ticket's number where there is one (``GH-191``), else a descriptive name (``lost-qkv-biases``).
         title: one line.
         layer: the layer `peel` has to blame.
         section: the section of the catalogue, a key of `SECTIONS`.
         story: three lines: what was done, why it was wrong, how it hid.
         mark: what it leaves behind, and where.
         silent: a short greedy answer of a real model stays right, word for word; only logits, files or long contexts
-            tell. Measured on Qwen2.5-Coder 0.5B; a model with narrower margins may say otherwise.
+            show it. Measured on Qwen2.5-Coder 0.5B; a model with narrower margins may differ.
         seams, post: the file form: the converter's decisions, or an edit of the finished file (in place, by path).
         registry, engine, config, tokenizer, prompt, session: the run form: block decoders, an engine's primitives, the
             numbers of the forward pass, the tokenizer's data, its work (encoding, printing, stopping), or the loop that

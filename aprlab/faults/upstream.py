@@ -97,7 +97,7 @@ def read(path: str | Path) -> Model:
     Types go the way of `chain`. A tensor that is read as F32 without being it has too few bytes: the first values are
     its packed blocks taken for floats, the rest are zeros. Weights and norms are looked up under every form of name,
     Q/K/V biases only as ``model.layers.N…``; those not found are zeros. Missing config keys take upstream's defaults.
-    `warnings` of the model tell what it did.
+    `warnings` of the model say what it did.
 
     Raises:
         FormatError: what not even that reader survived: no parsable header, metadata or index, no tokenizer.

@@ -1,7 +1,7 @@
-"""GGUF, versions 2 and 3: an own header reader and a writer that gives back every byte.
+"""GGUF, versions 2 and 3: a header reader of our own and a writer that reproduces every byte.
 
 The `gguf` package needs seconds and half a gigabyte for a vocabulary of 150,000 tokens because it makes an array of
-every string; here string arrays stay offsets into the file until somebody asks. Layout: ggml's `docs/gguf.md`.
+every string; here string arrays stay offsets into the file until they are needed. Layout: ggml's `docs/gguf.md`.
 """
 
 from __future__ import annotations

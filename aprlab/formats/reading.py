@@ -62,7 +62,7 @@ class Span:
 
 
 def check_spans(spans: list[Span], end: int, path: Path) -> None:
-    """Every span lies before `end` and no two overlap; raises FormatError for the first that does not."""
+    """Every span ends before `end` and no two overlap; raises FormatError for the first that does not."""
     for span in spans:
         if span.stop > end:
             raise FormatError(

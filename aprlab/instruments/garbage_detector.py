@@ -1,8 +1,8 @@
 """Is this an answer, or garbage? Judged by the text alone: no model, no list of bad words.
 
 Each rule below looks for one thing that broken models do and answers do not: characters that no text has, one piece
-for ever, scripts in the middle of each other, brackets that close what nobody opened, words without grammar. A wrong
-answer in good order ("2 + 2 equals 5.") is no garbage, and is not called so. How often the rules are right is measured
+forever, scripts mixed within a word, brackets that close but were never opened, words without grammar. A wrong
+but well-formed answer ("2 + 2 equals 5.") is not garbage, and is not called so. How often the rules are right is measured
 on `data/garbage.jsonl`; see `docs/garbage.md`.
 """
 
@@ -54,7 +54,7 @@ _RULES: list[tuple[str, Callable[[str], str]]] = []
 def is_garbage(text: str, sound: Session | None = None, prompt: str | None = None) -> tuple[bool, str]:
     """Whether `text` is garbage, and why (or what was looked at in vain).
 
-    A cut-off last character (one U+FFFD at the very end) is held against nobody: answers end at a limit.
+    A cut-off last character (one U+FFFD at the very end) does not count: answers end at a limit.
 
     Args:
         text: what was answered.

@@ -1,4 +1,4 @@
-"""Every instrument is shown pairs that it must tell apart."""
+"""Every instrument is shown known pairs that it must distinguish."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from aprlab.tracing.comparisons import compare_logits, compare_tokens, compare_t
 
 
 class Failed(Exception):
-    """An instrument did not tell a known pair apart; the message says which."""
+    """An instrument did not distinguish a known pair; the message says which."""
 
 
 def _want(holds: object, otherwise: str) -> None:
@@ -250,7 +250,7 @@ INSTRUMENTS: dict[str, Instrument] = {
 
 @dataclass(frozen=True, slots=True)
 class InstrumentResult:
-    """Whether one instrument told its known pairs apart; `detail` says what was shown, or where it failed."""
+    """Whether one instrument distinguished its known pairs; `detail` says what was shown, or where it failed."""
 
     name: str
     ok: bool
@@ -271,7 +271,7 @@ def selftest(replaced: Mapping[str, Callable[..., Any]] | None = None) -> list[I
 
 
 class InstrumentSet:
-    """The instruments that somebody measures with: this package's, some of them replaced where that was asked for.
+    """The instruments to measure with: this package's, some of them replaced on request.
 
     Args:
         replaced: other functions for some instruments, by name.

@@ -100,7 +100,7 @@ def of_run(
     """Two axes about a finding in a run: error of each step on sound inputs, and error by position.
 
     Args:
-        a, b: the believed session and the suspected one.
+        a, b: the reference session and the candidate.
     """
     left, right = _pair(axes)
     try:
@@ -158,7 +158,7 @@ def _where(finding: Finding, case: FileCase, others: Sequence[Finding], ax: Axes
 
 
 def _reached(case: FileCase, ax: Axes) -> None:
-    """What a look-up by name gives, beside what is in the file at all."""
+    """What a look-up by name gives, next to what is in the file at all."""
     assert case.ref is not None
     by_name = {match.piece.name: match for match in case.matches}
     counts = {"by its name": [0, 0, 0], "by its bytes": [0, 0, 0]}

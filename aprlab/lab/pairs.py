@@ -1,6 +1,6 @@
 """Two sides to hold against each other, however they come: two files, a fault put into a file, a fault put into an engine.
 
-Notebook 07 asks everything it shows of a `Pair`. What is wrong is found by `peel`, which is not told how a pair was made.
+Everything that notebook 07 shows comes from a `Pair`. What is wrong is found by `peel`, which does not know how a pair was made.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ def pair(
 
 
 def given_for(chosen: Sequence[Fault]) -> dict[str, Any]:
-    """What a conversion has to be told so that all these faults can show: types that the source may not have.
+    """Options of a conversion so that all these faults can show: types that the source may not have.
 
     Raises:
         UsageError: two of them need different ones.

@@ -59,7 +59,7 @@ def read_matrix(path: str | Path) -> list[SweepCell]:
 
     ::
 
-        notebooks: [07_peel]                # names of the project's notebooks, or paths beside this file
+        notebooks: [07_peel]                # names of the project's notebooks, or paths relative to this file
         parameters: {prompt: What is 2+2?}  # the same for all runs
         matrix:                             # every combination is run
           fault: [GH-191, lost-qkv-biases]

@@ -1,6 +1,6 @@
-"""YAML files that people write: plain data, and the line where each part of it stands.
+"""YAML files that people write: plain data, and the line of each part.
 
-An error in such a file is of use only with its line, so `load` returns a way to ask for it beside the data. Tags are
+An error in such a file is useful only with its line, so `load` returns a way to ask for it, next to the data. Tags are
 refused (`yaml.SafeLoader`), and so are two keys of one name in one mapping, of which YAML would silently keep the last.
 """
 

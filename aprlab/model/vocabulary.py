@@ -18,7 +18,7 @@ PRE_TOKENIZERS: dict[str, str] = {
 # Other names that ggml gives the same pattern (`LLAMA_VOCAB_PRE_TYPE_QWEN2` in llama-vocab.cpp).
 PRE_TOKENIZERS |= dict.fromkeys(("deepseek-r1-qwen", "kormo"), PRE_TOKENIZERS["qwen2"])
 
-# Control tokens that end a generation besides the file's own eos, as llama.cpp has it: end of a turn, of a text, and
+# Control tokens that end a generation in addition to the file's own eos, as llama.cpp has it: end of a turn, of a text, and
 # the file and repository marks of the fill-in-the-middle format.
 END_OF_GENERATION = ("<|im_end|>", "<|endoftext|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
 

@@ -1,6 +1,6 @@
 """Oracles: does an answer hold? Each looks at one thing, says yes or no, and why; None where it cannot tell.
 
-What each takes as its argument, and what it can miss, stands at its function.
+What each takes as its argument, and what it can miss, is at its function.
 """
 
 from __future__ import annotations

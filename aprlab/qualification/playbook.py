@@ -1,6 +1,6 @@
-"""Playbooks: which scenarios a model is put through, and what counts as passing. The schema stands in `docs/qualification.md`.
+"""Playbooks: which scenarios a model is put through, and what counts as passing. The schema is in `docs/qualification.md`.
 
-A playbook is checked as a whole before anything runs; whatever is wrong is told with the line where it stands.
+A playbook is checked as a whole before anything runs; whatever is wrong is reported with its line.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ class Playbook:
     @property
     def digest(self) -> str:
         """SHA-256 (16 digits) over the scenarios, without titles and lines."""
-        told = [{k: v for k, v in asdict(s).items() if k not in ("line", "why")} for s in self.scenarios]
-        return hashlib.sha256(json.dumps([told, self.golden], sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+        rows = [{k: v for k, v in asdict(s).items() if k not in ("line", "why")} for s in self.scenarios]
+        return hashlib.sha256(json.dumps([rows, self.golden], sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def names() -> list[str]:

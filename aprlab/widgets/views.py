@@ -62,7 +62,7 @@ class View(w.VBox):
         raise NotImplementedError
 
     def try_(self, action: Callable[[], object]) -> None:
-        """An action of the user's: what is refused stands in the status line, not in a log that nobody sees."""
+        """An action of the user's: a refusal is shown in the status line, not in a hidden log."""
         try:
             action()
         except AprlabError as error:

@@ -251,7 +251,7 @@ def _decompress(path: Path, file: np.ndarray, kind: str, data_offset: int, count
     """The image a compressed file stands for: raw header, then the decompressed body.
 
     Never trusts a claimed size: the body ends where header and index say it must, or the file is refused. Before a byte
-    of the weights is unpacked, their claimed size is compared with what a body of this length can be believed to hold.
+    of the weights is unpacked, their claimed size is compared with what a body of this length can plausibly hold.
     """
     body = file[HEADER_SIZE:]
     most = EXPANSION_FREE + EXPANSION * len(body)

@@ -51,7 +51,7 @@ class Mutation:
         name: for the command line.
         summary: what is done wrong, in one line.
         types: names of the block types that decode wrongly.
-        mark: what the fault leaves behind, as its history tells it.
+        mark: what the fault leaves behind, as its history reports it.
         edits: what makes it.
         overrun: the faulty kernels read up to this many times the bytes of a tensor; buffers must be that long.
     """

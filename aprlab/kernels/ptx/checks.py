@@ -64,7 +64,7 @@ class _Read:
 
 
 class _Shadow:
-    """Who touched each byte of a buffer last. Threads are numbered through the grid; −1 is nobody."""
+    """Who touched each byte of a buffer last. Threads are numbered through the grid; −1 is no thread."""
 
     def __init__(self, nbytes: int) -> None:
         self.writer = np.full(nbytes, -1, np.int64)

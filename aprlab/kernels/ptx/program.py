@@ -263,7 +263,7 @@ class _Flattener:
 
 
 def _layout(variables: list[Variable], gap: int) -> tuple[dict[str, tuple[int, int]], int]:
-    """Offsets by declaration order and alignment. `gap` bytes lie between neighbours, so that an overrun can be seen;
+    """Offsets by declaration order and alignment. There are `gap` bytes between neighbours, so that an overrun can be seen;
     a multiple of 128 keeps every variable in its banks.
     """
     out: dict[str, tuple[int, int]] = {}
@@ -477,7 +477,7 @@ class _Builder:
             if value.dtype is not dtype:
                 value = value.view(dtype) if value.ndim else np.asarray(value).view(dtype)[()]
             if st.sel is None:
-                st.owned[number] = False  # whoever reads the whole array may keep it
+                st.owned[number] = False  # a reader of the whole array may keep it
                 return value
             return st.sel.pick(value)
 
