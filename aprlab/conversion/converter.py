@@ -133,7 +133,7 @@ def _only_qwen2(model: Model) -> None:
     for name in model.tensors:
         if names.template_of(name) not in known or "N" in name.split("."):
             raise UnsupportedError(
-                "is no tensor of a Qwen2 model", code="conversion.unknown-tensor", path=model.path, tensor=name
+                "is not a tensor of a Qwen2 model", code="conversion.unknown-tensor", path=model.path, tensor=name
             )
 
 

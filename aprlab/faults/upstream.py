@@ -308,7 +308,7 @@ def blocks_as_floats(raw: np.ndarray) -> dict[str, float]:
         ``largest``: largest finite magnitude.
     """
     if raw.size == 0 or raw.size % types.Q4_K.block_bytes:
-        raise FormatError(f"{raw.size} bytes are no whole Q4_K blocks", code="faults.not-whole-blocks")
+        raise FormatError(f"{raw.size} bytes are not whole Q4_K blocks", code="faults.not-whole-blocks")
     seen = np.ascontiguousarray(raw).reshape(-1).view("<f4")
     finite = np.isfinite(seen)
     elements = raw.size // types.Q4_K.block_bytes * types.Q4_K.block_elements

@@ -38,7 +38,7 @@ def ranking_bars(
         raise UsageError(f"{missing[0]!r} belongs to no group", code="figures.no-group")
     order = list(dict.fromkeys([*known, *(groups[name] for name in scores)]))
     if len(order) > 8:
-        raise UsageError(f"{len(order)} groups, but only 8 colours can be told apart", code="figures.too-many-groups")
+        raise UsageError(f"{len(order)} groups, but only 8 colours can be distinguished", code="figures.too-many-groups")
     ax = axes_or_new(ax, 9, 0.2 * len(scores) + 0.9)
     with style():
         colours = {group: nth_colour(n) for n, group in enumerate(order)}

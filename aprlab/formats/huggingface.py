@@ -294,7 +294,7 @@ def _added(raw: dict[str, Any], path: Path) -> dict[str, tuple[int, int]]:
             raise FormatError(f"added_tokens holds {_short(item)}", code="huggingface.bad-added-token", path=path)
         if any(item.get(flag) for flag in ("single_word", "lstrip", "rstrip")):
             what = f"added token {item['content']!r} strips or wants whole words"
-            raise UnsupportedError(f"{what}, which ggml cannot say", code="huggingface.unsupported-added-token", path=path)
+            raise UnsupportedError(f"{what}, which ggml cannot express", code="huggingface.unsupported-added-token", path=path)
         marked = item["content"].startswith("<|") and item["content"].endswith("|>")
         found[item["content"]] = item["id"], CONTROL if item.get("special") or marked else USER_DEFINED
     return found
@@ -339,7 +339,7 @@ def _special(name: str, settings: dict[str, Any], raw_config: dict[str, Any], id
     if token is not None:
         if not isinstance(token, str) or token not in ids:
             raise FormatError(
-                f"{name}_token {token!r:.60} is no token of {TOKENIZER}",
+                f"{name}_token {token!r:.60} is not a token of {TOKENIZER}",
                 code="huggingface.unknown-special-token", path=folder / TOKENIZER_CONFIG,
             )  # fmt: skip
         return ids[token]

@@ -75,7 +75,7 @@ def of_file(
         UsageError: the verdict was reached without a reference, and there is nothing to hold the file against.
     """
     if case.ref is None:
-        raise UsageError("a picture of a finding needs a reference; there is none in this case", code="lab.no-reference")
+        raise UsageError("a figure of a finding needs a reference; there is none here", code="lab.no-reference")
     if finding.layer in ("config", "tokenizer"):
         sides = _sides(case)
         if sides is not None:

@@ -270,7 +270,7 @@ def _refuse_rulers(chosen: Sequence[Fault]) -> None:
     for f in chosen:
         if f.instrument is not None:
             raise UsageError(
-                f"fault {f.id!r} is a measurement's: see notebook 05_instruments, or `aprlab selftest --fault {f.id}`",
+                f"fault {f.id!r} is a fault of a measurement: see notebook 05_instruments, or `aprlab selftest --fault {f.id}`",
                 code="faults.instrument",
             )  # fmt: skip
 

@@ -186,7 +186,7 @@ def _download(known: KnownModel, offer: _Offer, file: BinaryIO, part: Path) -> i
         file.truncate(file.seek(0))
     room = shutil.disk_usage(part.parent).free
     if offer.size - there > room:
-        said = f"{offer.size - there} bytes are to come, and the disk has room for {room}"
+        said = f"{offer.size - there} bytes are missing, and the disk has room for {room}"
         raise UsageError(said, code="hub.no-room", path=part.parent)
     with _plainly(known, part, offer), hub.utils.tqdm(
         desc=known.file[-40:], total=offer.size, initial=there, unit="B", unit_scale=True, disable=None

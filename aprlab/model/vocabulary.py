@@ -68,7 +68,7 @@ def _vocabulary(tokens: list[str]) -> dict[str, int]:
     if len(ids) != len(tokens):
         twice = next(id for id, token in enumerate(tokens) if ids[token] != id)
         raise FormatError(
-            f"token {tokens[twice]!r} stands twice in the vocabulary, as {twice} and {ids[tokens[twice]]}",
+            f"token {tokens[twice]!r} is listed twice in the vocabulary, as {twice} and {ids[tokens[twice]]}",
             code="tokenizer.duplicate-token",
         )  # fmt: skip
     missing = [byte for char, byte in BYTE_ALPHABET.items() if char not in ids]

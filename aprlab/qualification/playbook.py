@@ -246,7 +246,7 @@ def load(name: str | Path) -> Playbook:
         used.add(given["id"])
         kinds = [key for key in (*ASKS, "do") if key in given]
         if len(kinds) != 1:
-            said = f"exactly one of {', '.join((*ASKS, 'do'))} is wanted, got {', '.join(kinds) or 'none'}"
+            said = f"expected exactly one of {', '.join((*ASKS, 'do'))}, got {', '.join(kinds) or 'none'}"
             raise refuse(said, *at, code="playbook.kind")
         scenarios.append(_scenario(given, kinds[0], defaults, at, line_of(*at), refuse))
     return Playbook(
@@ -265,7 +265,7 @@ def _scenario(
     doing = given["do"] if kind == "do" else kind
     for key, of in {"from": "convert", "to": "convert", "gate": "gate"}.items():
         if (key in given) != (doing == of):
-            raise refuse(f"{key} is wanted for do: {of}, and only there", *at, key, code="playbook.key-place")
+            raise refuse(f"{key} is needed for do: {of}, and allowed only there", *at, key, code="playbook.key-place")
     if doing == "convert" and given["from"] == given["to"]:
         raise refuse("from and to are the same", *at, "to", code="playbook.same-format")
     if doing == "gate" and given["gate"] not in GATES:
@@ -273,9 +273,9 @@ def _scenario(
     if kind == "do":
         for key in ("fill", "repeat", "restart"):
             if key in given:
-                raise refuse(f"{key} is of no use to do: {doing}", *at, key, code="playbook.key-useless")
+                raise refuse(f"{key} has no use in do: {doing}", *at, key, code="playbook.key-useless")
     elif kind == "talk" and "fill" in given:
-        raise refuse("fill is of no use to talk", *at, "fill", code="playbook.key-useless")
+        raise refuse("fill has no use in talk", *at, "fill", code="playbook.key-useless")
     expect: list[tuple[str, Any]] = []
     prompt = given.get(kind, "") if kind != "do" else ""
     for m, item in enumerate(given.get("expect", ())):

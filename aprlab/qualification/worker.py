@@ -122,7 +122,7 @@ class ChildOperations:
         with np.errstate(all="ignore"):
             far = np.linalg.norm(together - single, axis=1) / np.linalg.norm(together, axis=1)
         if not np.isfinite(far).all():
-            raise NumericError("the logits are no numbers, or all zero", code="qualification.logits-not-finite")
+            raise NumericError("the logits are not numbers, or all zero", code="qualification.logits-not-finite")
         return {"figures": {"relative_l2": float(far.max()), "tokens": len(tokens)}}
 
     def do_speed(self) -> Reply:

@@ -82,7 +82,7 @@ exclude:
         ("notebooks: [sample.ipynb]\nmatrix:\n  fault: [null]\n", "line 3: 'fault' wants a word or a number, not nothing"),
         ("notebooks: [sample.ipynb]\nmatrix:\n  fault: [[a]]\n", "line 3: 'fault' wants a word or a number, not list"),
         ("notebooks: [sample.ipynb]\nmatrix:\n  out: [x]\n", "line 3: 'out' is set by the sweep"),
-        ("notebooks: [sample.ipynb]\nparameters: {count: 1}\nmatrix:\n  count: [1]\n", "line 4: 'count' stands under"),
+        ("notebooks: [sample.ipynb]\nparameters: {count: 1}\nmatrix:\n  count: [1]\n", "line 4: 'count' is under"),
         ("notebooks: [sample.ipynb]\nmatrix:\n  model: [a.gguf]\n", "line 3: there is no file 'a.gguf'"),
         ("notebooks:\n  - sample.ipynb\n  - 99_nothing\n", "line 3: there is no notebook '99_nothing'"),
         ("notebooks: [sample.ipynb, sample.ipynb]\n", "line 1: notebook 'sample.ipynb' again"),
@@ -91,7 +91,7 @@ exclude:
         ("- sample.ipynb\n", "line 1: a mapping with notebooks"),
         ("notebooks: [sample.ipynb]\nmatrix:\n  count: [1, 1]\n", "line 2: the same run twice"),
         ("notebooks: [sample.ipynb]\nmatrix:\n  count: [1]\nexclude:\n  - {count: 2}\n", "line 5: excludes nothing"),
-        ("notebooks: [sample.ipynb]\nmatrix:\n  count: [1]\nexclude:\n  - {cuont: 1}\n", "line 5: 'cuont' is no axis"),
+        ("notebooks: [sample.ipynb]\nmatrix:\n  count: [1]\nexclude:\n  - {cuont: 1}\n", "line 5: 'cuont' is not an axis"),
         ("notebooks: [sample.ipynb]\nmatrix:\n  count: [1]\nexclude:\n  - {count: 1}\n", "nothing is left to run"),
     ],
 )

@@ -154,7 +154,7 @@ class Checks:
                 bad = ~buffer.written[cells].all(axis=1)
                 if bad.any():
                     self._report(
-                        state, access, buffer, "uninitialised read", lanes, cells, bad, "reads bytes that nobody wrote", None
+                        state, access, buffer, "uninitialised read", lanes, cells, bad, "reads bytes never written", None
                     )
             if access.kind != "load":
                 buffer.written[cells] = True

@@ -566,7 +566,7 @@ class State:
         pc, lanes, _ = entries[0]
         wanted = next(iter(self.expected.values()))
         why = f"{wanted} threads were to come" if wanted else "not all threads of the block come"
-        self._stop("divergent barrier", pc, int(lanes.index[0]), f"deadlock: {lanes.count} threads wait here for ever, {why}")
+        self._stop("divergent barrier", pc, int(lanes.index[0]), f"deadlock: {lanes.count} threads wait here forever, {why}")
 
     def warp_sync(self, pc: int, mask: Any) -> None:
         self._members(pc, mask, "bar.warp.sync")

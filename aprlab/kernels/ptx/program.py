@@ -429,7 +429,7 @@ class _Builder:
                 return self.get_register(self.register(operand), dtype)
             case Reg(name) if name in SPECIALS:
                 if kind == "pred":
-                    raise self.fail(f"{name} is no predicate", "ptx.operand-type")
+                    raise self.fail(f"{name} is not a predicate", "ptx.operand-type")
                 return _get_special(name, dtype)
             case Reg(name) if name.startswith("%"):
                 raise self.unsupported(
@@ -724,7 +724,7 @@ class _Builder:
         if access.space == "param" and isinstance(source, Address) and source.base in self.program.params:
             start = self.program.params[str(source.base)] + offset
             if start + access.nbytes > self.program.param_bytes:
-                raise self.fail(f"{source} reads behind the parameters")
+                raise self.fail(f"{source} reads beyond the parameters")
             size, dtype = access.dtype.itemsize, access.dtype
 
             def load_param(st: State) -> None:

@@ -251,7 +251,7 @@ class BlockMicroscope(Observable):
         labels = list(self.sides)
         if not self.fault and len(labels) < 2:
             raise UsageError(
-                "nothing to hold this side against: choose a fault, or open two files", code="widgets.nothing-to-compare"
+                "nothing to compare this side with: choose a fault, or open two files", code="widgets.nothing-to-compare"
             )
         a = self.tensor()
         b = a if self.fault else self.tensor(label=labels[1])
