@@ -131,10 +131,10 @@ class Files(Pair):
         self.reference_name = "none: only what is known of such files" if reference is None else reference.name
         self.candidate_name = candidate.name
         self._case: FileCase | None = None
-        self._mends: list[Fix] = []
+        self._fixes: list[Fix] = []
 
     def peel(self, prompt: str = QUESTION) -> Verdict:
-        verdict, self._case, self._mends = examine(self.reference, self.candidate, engine=self.engine, prompt=prompt)
+        verdict, self._case, self._fixes = examine(self.reference, self.candidate, engine=self.engine, prompt=prompt)
         return verdict
 
     def picture(
@@ -153,7 +153,7 @@ class Files(Pair):
             sides["reference"] = self._session(case.ref.model)
         sides["candidate"] = self._session(drafted(case, []))
         if verdict.repair is not None:
-            sides["repaired"] = self._session(drafted(case, [m for m in self._mends if m.label in verdict.repair.set]))
+            sides["repaired"] = self._session(drafted(case, [m for m in self._fixes if m.label in verdict.repair.set]))
         return sides
 
     def _session(self, model: Model | AprlabError) -> Session | str:
@@ -174,10 +174,10 @@ class Engines(Pair):
         self.reference_name, self.candidate_name = f"engine {name}", f"another engine {name}"
         self._a = Session(model, engine=name)
         self._b = session_with(model, faults, engine=name)
-        self._mends: list[Fix] = []
+        self._fixes: list[Fix] = []
 
     def peel(self, prompt: str = QUESTION) -> Verdict:
-        verdict, self._mends, self._mended = examine_sessions(self._a, self._b, prompt=prompt)
+        verdict, self._fixes, self._repaired = examine_sessions(self._a, self._b, prompt=prompt)
         return verdict
 
     def picture(
@@ -191,7 +191,7 @@ class Engines(Pair):
     def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
         sides: dict[str, Session | str] = {"reference": self._a, "candidate": self._b}
         if verdict.repair is not None:
-            sides["repaired"] = self._mended([m for m in self._mends if m.label in verdict.repair.set])
+            sides["repaired"] = self._repaired([m for m in self._fixes if m.label in verdict.repair.set])
         return sides
 
 

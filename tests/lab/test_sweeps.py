@@ -88,7 +88,7 @@ exclude:
         ("notebooks: [sample.ipynb, sample.ipynb]\n", "line 1: notebook 'sample.ipynb' again"),
         ("notebooks: sample.ipynb\n", "line 1: 'notebooks' wants a list"),
         ("matrix:\n  count: [1]\n", "line 1: 'notebooks' wants a list"),
-        ("- sample.ipynb\n", "line 1: a mapping with notebooks"),
+        ("- sample.ipynb\n", "line 1: expected a mapping with notebooks"),
         ("notebooks: [sample.ipynb]\nmatrix:\n  count: [1, 1]\n", "line 2: the same run twice"),
         ("notebooks: [sample.ipynb]\nmatrix:\n  count: [1]\nexclude:\n  - {count: 2}\n", "line 5: excludes nothing"),
         ("notebooks: [sample.ipynb]\nmatrix:\n  count: [1]\nexclude:\n  - {cuont: 1}\n", "line 5: 'cuont' is not an axis"),
