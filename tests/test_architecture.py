@@ -188,14 +188,9 @@ def own_attributes(everything: list[ast.AST]) -> dict[ast.AST, set[str]]:
 
 
 def reaching_in(root: Path) -> list[str]:
-    """Places that change another object's inside, or ask for one exact class where an attribute should answer.
-
-    Kernels excepted: numba has no other door for a cache of one's own, and its functions get their documentation later.
-    """
+    """Places that change another object's inside, or ask for one exact class where an attribute should answer."""
     wrong = []
     for name, everything in nodes(root).items():
-        if room(name) == "kernels":
-            continue
         kept = own_attributes(everything)
         for node in everything:
             if isinstance(node, ast.Attribute):

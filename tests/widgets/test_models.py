@@ -179,7 +179,7 @@ def test_two_files_are_compared_beside_the_caller(tiny: Path, monkeypatch: pytes
         return "same"
 
     monkeypatch.setattr(TensorBrowser, "_status", staticmethod(status))
-    monkeypatch.setattr(tensors, "_TOLD", 1 << 18)
+    monkeypatch.setattr(tensors, "_REPORT_EVERY", 1 << 18)
     found = TensorBrowser(Side.open(tiny, "a"), Side.open(tiny, "b"))
     found.listen(lambda: told.append(found.work.done))
     assert found.work.busy
