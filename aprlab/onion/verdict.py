@@ -120,7 +120,7 @@ class Verdict:
         findings: in the order of the layers, cheapest first.
         first_divergence: first trace point at which the two runs differ, or None.
         repair: the smallest set of repairs, or None where nothing is broken or nothing helps.
-        instruments: each instrument -> true where it told a known pair apart, else how it failed.
+        instruments: each instrument -> true if it distinguished a known pair, else how it failed.
         seconds: by stage.
     """
 

@@ -21,20 +21,20 @@ TEMPLATES: dict[str, str] = {
     "catalogue.fault": "{title}",
     # ── container
     "container.header-changed": "the header was changed after it was written",
-    "container.checksum": "bytes were changed after the file was written: its seal is broken",
+    "container.checksum": "bytes were changed after the file was written: the checksum does not match",
     "container.truncated": "the file is cut off: the index asks for bytes beyond its end",
     "container.length-differs": "the file is shorter or longer than its writer made it",
     "container.index-unsorted": "the index is not sorted",
     "container.misaligned": "data do not start on a multiple of 64 bytes",
     "container.overlap": "bytes of two tensors overlap",
-    "container.offset-too-small": "the offset is {bytes} bytes too small: the right bytes stand there",
-    "container.offset-too-large": "the offset is {bytes} bytes too large: the right bytes stand there",
-    "container.listed-twice": "a tensor stands in the index twice",
+    "container.offset-too-small": "the offset is {bytes} bytes too small: the right bytes are where it should point",
+    "container.offset-too-large": "the offset is {bytes} bytes too large: the right bytes are where it should point",
+    "container.listed-twice": "a tensor is in the index twice",
     "container.tensor-cut-off": "the file ends before the tensor does",
     "container.refused": "{message}",
     "container.unreadable": "{message}",
     # ── naming
-    "naming.other-generation": "names of the {found!r} generation, where {expected!r} ones are wanted",
+    "naming.other-generation": "names of the {found!r} generation, expected {expected!r}",
     "naming.unknown-name": "content under a name that no Qwen2 model has",
     "naming.unknown-tensor": "a tensor that no Qwen2 model has",
     "naming.layers-exchanged": "content of layers {first} and {second} under each other's number",
@@ -43,9 +43,9 @@ TEMPLATES: dict[str, str] = {
     "naming.tensors-missing": "tensors are not in the file",
     "naming.other-model": "these are not two files of one model",
     # ── dtype
-    "dtype.several-types-fit": "label {label} breaks the size law, and the bytes do not tell between {types:and}",
+    "dtype.several-types-fit": "label {label} breaks the size law, and the bytes cannot decide between {types:and}",
     "dtype.no-type-fits": "label {label} with a size that fits no known type",
-    "dtype.shared-code": "{type} under byte {label}, which two types have had; the size law tells them apart",
+    "dtype.shared-code": "{type} under byte {label}, which two types have had; the size law decides",
     "dtype.code-of-another-type": "{type} blocks under byte {label} ({means})",
     "dtype.file-rounded": "values of the file are those of the reference rounded to {type}",
     "dtype.reference-rounded": "values of the reference are those of the file rounded to {type}",
@@ -64,7 +64,7 @@ TEMPLATES: dict[str, str] = {
     "layout.values-rotated": "values rotated by {by}",
     "layout.rows-reordered": "{moved} of {of} rows in another order",
     "layout.values-reordered": "{moved} of {of} values in another order",
-    "layout.size-differs": "{found} bytes where {expected} are due",
+    "layout.size-differs": "{found} bytes, expected {expected}",
     # ── decode
     "decode.scales-exchanged": "d and dmin exchanged in every block",
     "decode.minimum-zero": "the minimum of every block is zero",
@@ -88,7 +88,7 @@ TEMPLATES: dict[str, str] = {
     "weights.constant-added": "products differ by one constant vector at every position: a bias",
     # ── config
     "config.missing": "{field} is missing; upstream would assume {default}",
-    "config.conflict": "{field} stands there twice: {found}",
+    "config.conflict": "{field} is given twice: {found}",
     "config.value-differs": "{field} is {found!r}, not {expected!r}",
     "config.field-differs": "{field} differs",
     "config.does-not-run": "does not run: {message}",
@@ -108,13 +108,13 @@ TEMPLATES: dict[str, str] = {
     "tokenizer.specials-ordinary": "{tokens:list} are marked as ordinary text",
     "tokenizer.ends-elsewhere": "eos_token_id {found} is {token!r}",
     "tokenizer.end-is-no-token": "eos_token_id is {found!r}",
-    "tokenizer.behaviour-differs": "{what:list} differ from what its data demand",
+    "tokenizer.behaviour-differs": "{what:list} differ from what its data require",
     # ── forward
     "forward.operations-differ": "{operations:list} differ{operations:singular} on the same input",
     "forward.loop-differs": "the loop feeds other tokens, or at other positions",
-    "forward.decoded-again": "weights are decoded anew at every product",
+    "forward.decoded-again": "weights are decoded again for every product",
     # ── instrument
-    "instrument.failed": "instrument {instrument!r} does not tell a known pair apart: all findings are void",
+    "instrument.failed": "instrument {instrument!r} does not distinguish a known pair: all findings are void",
     "instrument.unequal-runs": "equal files gave unequal runs",
     "instrument.contracts-differ":
         "unlike activation contracts: {first!r} against {second!r}; compare like with like",
@@ -169,7 +169,7 @@ def table_of_codes() -> str:
     return "\n".join(lines)
 
 
-QUOTED = ("message",)  # parameters that quote an error for people; they tell no causes apart
+QUOTED = ("message",)  # parameters that quote an error for people; they do not distinguish causes
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +178,7 @@ class Mechanism:
 
     Attributes:
         code: a key of `TEMPLATES`.
-        parameters: plain values that the sentence needs, or that tell causes apart.
+        parameters: plain values that the sentence needs, or that distinguish causes.
     """
 
     code: str
@@ -209,7 +209,7 @@ class Mechanism:
 
 
 def refused(error: AprlabError, code: str) -> Mechanism:
-    """What a reader or a run says no to, with the rule that was broken; the message is quoted for people."""
+    """What a reader or a run refuses, with the rule that was broken; the message is quoted for people."""
     return Mechanism(code, {"rule": error.code, "message": error.message})
 
 

@@ -1,4 +1,4 @@
-"""The container: seals (CRC), spans, order of the index, tensors that stand twice."""
+"""The container: checksums, spans, order of the index, duplicate tensors."""
 
 from __future__ import annotations
 
