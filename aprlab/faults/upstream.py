@@ -145,7 +145,7 @@ def _read_as(kind: TensorType, shape: tuple[int, ...], raw: np.ndarray) -> np.nd
 
 
 def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], notes: list[str]) -> ModelConfig:
-    """The config under whichever key, upstream's default where there is none; each default is noted."""
+    """The config under any known key, upstream's default where there is none; each default is noted."""
 
     def value(name: str, default: Any) -> Any:
         keys = apr.CONFIG_KEYS[name][0]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def inventory_bars(sides: Mapping[str, Mapping[str, int]], ax: Axes | None = None, *, unit: str = "MiB") -> Axes:
-    """Bytes (or tensors) by type, a group of bars per type, a bar per side; the values stand on the bars.
+    """Bytes (or tensors) by type, a group of bars per type, a bar per side; the values are on the bars.
 
     Args:
         sides: label -> {type name: bytes or count}; a type that a side lacks is a bar of zero.
@@ -87,7 +87,7 @@ def dtype_flow(
 
 
 def magnitude_histogram(sides: Mapping[str, np.ndarray], ax: Axes | None = None) -> Axes:
-    """Share of a tensor's values by decimal order of magnitude, a line per side; zeros, NaN and Inf stand in the legend.
+    """Share of a tensor's values by decimal order of magnitude, a line per side; zeros, NaN and Inf are in the legend.
 
     Args:
         sides: label -> values, any shape. The share is of all values, so a side with many zeros has a lower line.

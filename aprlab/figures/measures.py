@@ -62,7 +62,7 @@ def coverage_bars(sides: Mapping[str, Mapping[str, int]], ax: Axes | None = None
 
 
 def band_plot(values: Mapping[str, float], band: tuple[float, float], ax: Axes | None = None, *, xlabel: str) -> Axes:
-    """Named values as dots, and the band in which a rule wants them; what lies outside is marked and named.
+    """Named values as dots, and the band that a rule allows; those outside are marked and named.
 
     Args:
         values: name -> value.

@@ -100,8 +100,8 @@ def error_map(
 
     Args:
         values: ``(rows, columns)``, not negative. 0 (equal bit for bit) is drawn grey, NaN and Inf orange.
-        rows, columns: what stands on the axes; numbers are thinned out, words are all written.
-        limits: ends of the colour scale, so that two maps can share one; what lies beyond takes the end's colour.
+        rows, columns: labels of the axes; numbers are thinned out, words are all written.
+        limits: ends of the colour scale, so that two maps can share one; values beyond take the end's colour.
     """
     values = np.asarray(values, np.float64)
     if values.shape != (len(rows), len(columns)) or not values.size or (values < 0).any():

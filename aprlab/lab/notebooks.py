@@ -102,7 +102,8 @@ def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dic
             value = float(value)
         if type(value) is not TYPES[wanted]:
             raise UsageError(
-                f"{path.stem}: parameter {name!r} wants {wanted}, got {type(value).__name__} {value!r}", code="lab.parameter-type"
+                f"{path.stem}: parameter {name!r} must be {wanted}, got {type(value).__name__} {value!r}",
+                code="lab.parameter-type",
             )
         checked[name] = value
     return checked
@@ -207,7 +208,7 @@ def walk(
 ) -> list[Step]:
     """Run several notebooks, one after another, and leave ``index.html`` with their verdicts, next to their results.
 
-    A notebook that fails does not stop the others. The page is written anew after each of them.
+    A notebook that fails does not stop the others. The page is rewritten after each of them.
 
     Args:
         names: which; none means all, in order.

@@ -186,7 +186,7 @@ def test_a_bad_file_in_its_place_is_told_and_kept_until_forced(server: Hub, know
     assert hub.fetch("tiny", folder=tmp_path, endpoint=server.url, force=True).path.read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize(("status", "message"), [(404, "has no owner/tiny"), (401, "wants a login"), (500, "HTTP 500")])
+@pytest.mark.parametrize(("status", "message"), [(404, "has no owner/tiny"), (401, "requires a login"), (500, "HTTP 500")])
 def test_errors_of_the_hub(status: int, message: str, server: Hub, known: KnownModel, tmp_path: Path) -> None:
     server.status = status
     with pytest.raises(hub.FetchError, match=message) as caught:

@@ -154,10 +154,10 @@ def test_figures_lie_within_their_bounds() -> None:
     [
         ("script", ["latin"], "ask", "unknown ['latin']"),
         ("script", {"latin": 1}, "ask", "unknown"),
-        ("figure", {"of": ["x"], "at_least": 1}, "speed", "wants the name of a figure"),
-        ("arithmetic", float("inf"), "ask", "wants a finite number, got inf"),
-        ("arithmetic", float("nan"), "ask", "wants a finite number, got nan"),
-        ("arithmetic", True, "ask", "wants a number"),
+        ("figure", {"of": ["x"], "at_least": 1}, "speed", "must be the name of a figure"),
+        ("arithmetic", float("inf"), "ask", "must be a finite number, got inf"),
+        ("arithmetic", float("nan"), "ask", "must be a finite number, got nan"),
+        ("arithmetic", True, "ask", "must be a number"),
         ("arithmetic", 10**400, "ask", ""),
     ],
 )
