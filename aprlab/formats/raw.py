@@ -87,12 +87,15 @@ class Seen:
         """The naming under which most names are known."""
         if self.format == "gguf":
             return "raw"
+        if self.format == "model":
+            return self.dialect.naming
         return "canonical" if self.box is None else apr.naming_of(self.box.entries)
 
     @cached_property
     def nbytes(self) -> int:
         """Size of the file; of the weights where it is a directory."""
-        return sum(piece.size for piece in self.pieces) if self.path.is_dir() else self.path.stat().st_size
+        apart = self.format == "model" or self.path.is_dir()
+        return sum(piece.size for piece in self.pieces) if apart else self.path.stat().st_size
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -256,6 +259,20 @@ def _look_safetensors(path: Path) -> Seen:
         for name, t in model.tensors.items()
     ]
     return Seen(path, "safetensors", dialect, pieces, apr.metadata_of(model, list(model.tensors.values()), dialect), [])
+
+
+def from_model(model: Model) -> Seen:
+    """An opened model taken apart as if it were a file of its own, with whatever was changed in it since."""
+    naming = "raw" if model.format == "gguf" or model.dialect.startswith("realizar") else "canonical"
+    dialect = apr.DIALECTS["realizar" if naming == "raw" else "aprender"]
+    pieces = []
+    for name, t in model.tensors.items():
+        at = t.origin.offset
+        pieces.append(
+            Piece(names.from_gguf(name, naming), t.type.code, t.shape, t.nbytes, at, at, 0, t.raw, name, naming)
+        )
+    metadata = apr.metadata_of(model, list(model.tensors.values()), dialect)
+    return Seen(model.path, "model", dialect, pieces, metadata, [])
 
 
 def from_container(box: apr.Container) -> Seen:

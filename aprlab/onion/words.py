@@ -122,6 +122,11 @@ TEMPLATES: dict[str, str] = {
     # ── forward
     "forward.refused": "{message}",
     "forward.not-finite": "{message}",
+    "forward.language": "{part}: {nats:.2f} nats per token, at most {allowed:g} are allowed for such a model",
+    "forward.language-unknown":
+        "{part}: {nats:.2f} nats per token; what a healthy model of this size has is not known",
+    "forward.garbage": "{garbage} of {of} answers are garbage",
+    "forward.serial": "logits token by token are off by {off:.2g} of their norm from those of one pass",
     "forward.operations-differ": "{operations:list} differ{operations:singular} on the same input",
     "forward.loop-differs": "the loop feeds other tokens, or at other positions",
     "forward.decoded-again": "weights are decoded anew at every product",
