@@ -120,6 +120,11 @@ def quantile_plot(a: np.ndarray, b: np.ndarray, labels: tuple[str, str], ax: Axe
     """Quantiles of the finite values of both sides against each other; on the diagonal both are spread alike.
 
     Both axes are linear near zero and logarithmic beyond the median magnitude of `a`.
+
+    Args:
+        a, b: values, in any shape.
+        labels: of the two axes.
+        points: number of quantiles.
     """
     x, y = (side[np.isfinite(side)].astype(np.float64) for side in (np.asarray(a), np.asarray(b)))
     if not x.size or not y.size:

@@ -330,8 +330,14 @@ def _refuse_unlike(a: Point, b: Point) -> None:
 def compare(a: Any, b: Any) -> Comparison:
     """Compare two things of one kind: model files (paths or opened), traces, arrays, token lists.
 
+    Args:
+        a, b: both of one kind; arrays have the same shape.
+
+    Returns:
+        A table with a row for each thing compared; `equal` says whether all are equal, bit for bit.
+
     Raises:
-        UsageError: unlike kinds, or a kind that nothing here compares.
+        UsageError: different kinds, or a kind that cannot be compared.
     """
     from aprlab.tracing.traces import Trace
 
