@@ -16,7 +16,7 @@ from aprlab.faults import FAULTS, convert_with, session_with
 from aprlab.model.model import Model
 
 
-def test_a_broken_file_stands_by_itself(model: Model, broken: Callable[[str], Path]) -> None:
+def test_a_broken_file_needs_no_source(model: Model, broken: Callable[[str], Path]) -> None:
     """No record of the source is left in it, and its footer is that of its writer: nothing but the fault is wrong."""
     assert "source_metadata" not in box(broken("GH-191")).metadata
     assert not box(broken("GH-191")).problems

@@ -189,7 +189,7 @@ def test_a_walk_goes_on_after_a_failure_and_indexes_all(tmp_path: Path, monkeypa
         assert fetched not in page
 
 
-def test_a_walk_with_a_parameter_that_nobody_has_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_walk_with_an_unknown_parameter_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_as(tmp_path, "a", "1 / 0")
     monkeypatch.setattr(lab.paths, "notebooks_dir", lambda: tmp_path)
     for names, parameters, message in (

@@ -178,7 +178,7 @@ def test_a_hub_with_another_file(server: Hub, tmp_path: Path, monkeypatch: pytes
     assert files(tmp_path) == [] and server.gets == []
 
 
-def test_a_bad_file_in_its_place_is_told_and_kept_until_forced(server: Hub, known: KnownModel, tmp_path: Path) -> None:
+def test_a_bad_file_in_its_place_is_reported_and_kept_until_forced(server: Hub, known: KnownModel, tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"something else")
     with pytest.raises(UsageError, match="is here, but its SHA-256"):
         hub.fetch("tiny", folder=tmp_path, endpoint=server.url)

@@ -161,7 +161,7 @@ def test_figures_lie_within_their_bounds() -> None:
         ("arithmetic", 10**400, "ask", ""),
     ],
 )
-def test_arguments_that_an_oracle_cannot_use_are_told(name: str, argument: object, kind: str, said: str) -> None:
+def test_arguments_that_an_oracle_cannot_use_are_reported(name: str, argument: object, kind: str, said: str) -> None:
     found = oracles.check(name, argument, kind, "What is 2+2?")
     assert found.startswith(f"{name}: ") == bool(said)
     assert said in found

@@ -107,7 +107,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("said", BAD)
-def test_whatever_is_wrong_is_told_with_its_line(tmp_path: Path, said: str) -> None:
+def test_whatever_is_wrong_is_reported_with_its_line(tmp_path: Path, said: str) -> None:
     with pytest.raises(FormatError) as error:
         load(tmp_path, BAD[said])
     assert said in error.value.message
