@@ -1,7 +1,7 @@
 """The shadow of a run: each of its operations computed once more, by the other engine, on the same input.
 
 That separates inherited from introduced error: what differs here was introduced here. An engine is a black box; its
-primitives are called with the reference's inputs and their results compared. Which class it is, or which fault somebody wrapped
+primitives are called with the reference's inputs and their results compared. Which class it is, or which fault was wrapped
 around it, is not looked at.
 """
 
@@ -128,7 +128,7 @@ class Shadow(Engine):
     def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
         out = self.a.attend(q, k, v, cache, layer, positions)
         assert isinstance(cache, PairCache)
-        # The other side's own cache may stand elsewhere by now; it is asked at the positions that it believes in.
+        # The other side's own cache may have moved on; it is asked at its own positions.
         own = cache.other
         at = positions if own.length == cache.length else np.arange(own.length, own.length + len(positions), dtype=np.int64)
         args = (q, k, v, layer, positions)

@@ -1,4 +1,4 @@
-"""Making a broken file: it stands by itself, nothing is left behind, and the command line says so."""
+"""Making a broken file: it needs no source, nothing is left behind, and the command line says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Instruments tell known pairs apart, and every lying one of the catalogue is caught at it."""
+"""Instruments distinguish known pairs, and every faulty one of the catalogue is caught."""
 
 from __future__ import annotations
 

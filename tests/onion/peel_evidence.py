@@ -43,7 +43,7 @@ class Row:
 
     @property
     def named(self) -> bool:
-        """Each fault under its id (or one that leaves the very same file), in its layer, and nothing else beside."""
+        """Each fault under its id (or one that leaves the same file), in its layer, and nothing else."""
         findings = [f for f in self.verdict.findings if f.fault is not None]
         names = [{f.fault, *(id for key in ALIKE for id in f.evidence.get(key, []))} for f in findings]
         layers = all(f.layer == FAULTS[f.fault].layer for f in findings if f.fault is not None)
@@ -114,7 +114,7 @@ def _hash(path: Path) -> str:
 
 
 def run_row(ids: tuple[str, ...]) -> Row | None:
-    """An engine with these faults on the healthy file, held against the healthy engine."""
+    """An engine with these faults on the healthy file, compared with the healthy engine."""
     try:
         broken = session_with(believed(), ids)
     except AprlabError:
