@@ -146,7 +146,7 @@ def _read_as(kind: TensorType, shape: tuple[int, ...], raw: np.ndarray) -> np.nd
     return held
 
 
-SIZE_LIMIT, ROWS_LIMIT = 1 << 31, 1 << 24  # of every number in a config: what a u32 of upstream's header can say and a tensor can have
+SIZE_LIMIT, ROWS_LIMIT = 1 << 31, 1 << 24  # of every number in a config, and of a bias that is made of zeros
 
 
 def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], notes: list[str], path: Path) -> ModelConfig:

@@ -196,7 +196,7 @@ def _text(session: Session, limits: Limits, health: Health) -> None:
     once = session.tokenizer.encode(parts()[0], parse_special=False)
     room = session.config.context_length
     again = limits.text is not None and room > 2 * len(once) and not is_small(session.model)
-    ids = (once * (LONG // len(once) + 1))[: min(LONG, room)] if again else once[:room]
+    ids = (once * (LONG // len(once) + 1))[: min(LONG, room)] if again else once[: min(room, 2 * STEP)]
     each = nats(session, ids)
     first = each[: len(once) - 1]
     quarters = [round(float(part.mean()), 3) for part in np.array_split(first, 4)]
