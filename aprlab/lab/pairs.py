@@ -214,7 +214,8 @@ def pair(
         reference: the reference file.
         candidate: the candidate file. With neither reference nor model it is judged alone.
         fault: ids of the catalogue, comma-separated, if there is no candidate; `DEFAULT_FAULT` beside one is no
-            choice, and the candidate is taken. Faults that files can have go into a file; if one of them is an engine's only, all go into an engine.
+            choice, and the candidate is taken. Faults that files can have go into a file; if one of them is an
+            engine's only, all go into an engine.
         folder: where a faulty file is written.
         engine: runs both sides; empty: chosen by the size of the model.
 
