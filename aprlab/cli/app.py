@@ -20,6 +20,7 @@ import typer
 
 from aprlab.cli import output, sigbus
 from aprlab.cli.registry import Debug, Debugging, build, reset_debug
+from aprlab.cli.streams import fill_standard_streams
 from aprlab.cli.verbs import GROUPS, VERBS
 from aprlab.errors import AprlabError
 
@@ -59,13 +60,14 @@ build(app, GROUPS, VERBS)
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Entry point: run, and leave with the right exit status."""
+    fill_standard_streams()
     try:
         status = run_cli(args)
     except Exception as error:  # a bug: its message may hold anything that was in a file
         output.show_stack(error)
         status = 1
     if status == _INTERRUPTED:
-        logging.disable()  # of tasks that were cut short, asyncio tells at the interpreter's end
+        logging.disable()  # asyncio reports interrupted tasks when the interpreter ends
     sys.exit(status)
 
 

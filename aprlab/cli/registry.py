@@ -22,7 +22,7 @@ PANELS = ("look", "convert", "find", "prove", "tell", "machine room")  # of the 
 
 
 @dataclass(frozen=True)
-class Group:
+class OptionGroup:
     """Options that several verbs share.
 
     Attributes:
@@ -34,9 +34,9 @@ class Group:
     gives: tuple[str, ...]
 
 
-def group(*gives: str) -> Callable[[Callable[..., dict[str, Any]]], Group]:
-    """Make a `Group` of a function that returns a dict with these keys."""
-    return lambda collect: Group(collect, gives)
+def group(*gives: str) -> Callable[[Callable[..., dict[str, Any]]], OptionGroup]:
+    """Make a `OptionGroup` of a function that returns a dict with these keys."""
+    return lambda collect: OptionGroup(collect, gives)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Verb:
     panel: str
     run: Callable[..., int | None]
     example: str
-    groups: tuple[Group, ...] = ()
+    groups: tuple[OptionGroup, ...] = ()
     exits: Mapping[int, str] = field(default_factory=dict)
     within: str = ""
     alias: str = ""

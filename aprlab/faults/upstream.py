@@ -97,7 +97,7 @@ def read(path: str | Path) -> Model:
     Types go the way of `chain`. A tensor that is read as F32 without being it has too few bytes: the first values are
     its packed blocks taken for floats, the rest are zeros. Weights and norms are looked up under every form of name,
     Q/K/V biases only as ``model.layers.N…``; those not found are zeros. Missing config keys take upstream's defaults.
-    `warnings` of the model tell what it did.
+    `warnings` of the model say what it did.
 
     Raises:
         FormatError: what not even that reader survived: no parsable header, metadata or index, no tokenizer.
@@ -327,7 +327,7 @@ def blocks_as_floats(raw: np.ndarray) -> dict[str, float]:
         ``largest``: largest finite magnitude.
     """
     if raw.size == 0 or raw.size % types.Q4_K.block_bytes:
-        raise FormatError(f"{raw.size} bytes are no whole Q4_K blocks", code="faults.not-whole-blocks")
+        raise FormatError(f"{raw.size} bytes are not whole Q4_K blocks", code="faults.not-whole-blocks")
     seen = np.ascontiguousarray(raw).reshape(-1).view("<f4")
     finite = np.isfinite(seen)
     elements = raw.size // types.Q4_K.block_bytes * types.Q4_K.block_elements

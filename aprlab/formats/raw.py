@@ -1,7 +1,7 @@
-"""A model file as it stands, taken apart and not yet believed: what its index says, and the bytes behind it.
+"""A model file as written, taken apart and not yet trusted: what its index says, and the bytes it points to.
 
-The strict readers refuse a broken file, rightly; here it is looked at all the same. Nothing is decoded, names and
-types are kept as written beside what they could mean.
+The strict readers refuse a broken file, rightly; here it is inspected anyway. Nothing is decoded; names and
+types are kept as written, together with what they could mean.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ def from_model(model: Model) -> Seen:
 
 
 def from_container(box: apr.Container) -> Seen:
-    """An APR file, from its scan. The dialect is told by the row-major flag first, by the names where it is clear."""
+    """An APR file, from its scan. The dialect comes from the row-major flag first, from the names if it is not set."""
     naming = apr.naming_of(box.entries)
     row_major = bool(box.flags & apr.FLAGS["row_major"])
     dialect = apr.DIALECTS["realizar" if naming == "raw" and not row_major else "aprender"]
@@ -329,7 +329,7 @@ def _look_gguf(path: Path) -> Seen:
         kinds = [t for t in apr.candidates(info.code)[:1] if shape[-1] % t.block_elements == 0]
         size = room
         if kinds and room - header.alignment < (exact := kinds[0].nbytes(shape)) <= room:
-            size = exact  # GGUF states no sizes: what lies before the next tensor is the type's bytes and padding
+            size = exact  # GGUF states no sizes: everything before the next tensor is the type's bytes and padding
         else:
             fits = [t for t in types.TYPES if t.fits(shape, room) or 0 <= room - _nbytes(t, shape) < header.alignment]
             size = _nbytes(fits[0], shape) if fits else room
@@ -439,7 +439,7 @@ def of_tokenizer(data: TokenizerData) -> dict[str, Any]:
     return {name: MISSING if (value := getattr(data, name)) is None else value for name in TOKENIZER_FIELDS}
 
 
-# ── the side that is believed ─────────────────────────────────────────────────────────────────────────────────────
+# ── the reference ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Reference:

@@ -1,6 +1,6 @@
 """Two sides to hold against each other, however they come: two files, a fault put into a file, a fault put into an engine.
 
-Notebook 07 asks everything it shows of a `Pair`. What is wrong is found by `peel`, which is not told how a pair was made.
+Everything that notebook 07 shows comes from a `Pair`. What is wrong is found by `peel`, which does not know how a pair was made.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aprlab.errors import BROKEN, AprlabError, UsageError, reason
 from aprlab.faults import Fault, by_id, convert_with, session_with
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
-from aprlab.lab import finding_figures as pictures
+from aprlab.lab import finding_figures
 from aprlab.model.model import Model
 from aprlab.onion.file_case import FileCase
 from aprlab.onion.fixes import Fix, drafted
@@ -78,7 +78,7 @@ class Pair(ABC):
 
     def caption(self, finding: Finding) -> str:
         """What to see in `picture`."""
-        return pictures.caption(finding)
+        return finding_figures.caption(finding)
 
     @abstractmethod
     def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
@@ -131,18 +131,18 @@ class Files(Pair):
         self.reference_name = "none: the candidate is judged alone" if reference is None else reference.name
         self.candidate_name = candidate.name
         self._case: FileCase | None = None
-        self._mends: list[Fix] = []
+        self._fixes: list[Fix] = []
 
     def peel(self, prompt: str = QUESTION) -> Verdict:
-        verdict, self._case, self._mends = examine(self.reference, self.candidate, engine=self.engine, prompt=prompt)
+        verdict, self._case, self._fixes = examine(self.reference, self.candidate, engine=self.engine, prompt=prompt)
         return verdict
 
     def picture(
         self, finding: Finding, *, others: Sequence[Finding] = (), prompt: str = QUESTION, axes: Sequence[Axes] | None = None
     ) -> tuple[Axes, Axes]:
         if self._case is None or self._case.ref is None:
-            return pictures.of_words(finding, axes)
-        return pictures.of_file(finding, self._case, axes, others=others, prompt=prompt)
+            return finding_figures.of_words(finding, axes)
+        return finding_figures.of_file(finding, self._case, axes, others=others, prompt=prompt)
 
     def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
         case = self._case
@@ -153,7 +153,7 @@ class Files(Pair):
             sides["reference"] = self._session(case.ref.model)
         sides["candidate"] = self._session(drafted(case, []))
         if verdict.repair is not None:
-            sides["repaired"] = self._session(drafted(case, [m for m in self._mends if m.label in verdict.repair.set]))
+            sides["repaired"] = self._session(drafted(case, [m for m in self._fixes if m.label in verdict.repair.set]))
         return sides
 
     def _session(self, model: Model | AprlabError) -> Session | str:
@@ -174,24 +174,24 @@ class Engines(Pair):
         self.reference_name, self.candidate_name = f"engine {name}", f"another engine {name}"
         self._a = Session(model, engine=name)
         self._b = session_with(model, faults, engine=name)
-        self._mends: list[Fix] = []
+        self._fixes: list[Fix] = []
 
     def peel(self, prompt: str = QUESTION) -> Verdict:
-        verdict, self._mends, self._mended = examine_sessions(self._a, self._b, prompt=prompt)
+        verdict, self._fixes, self._repaired = examine_sessions(self._a, self._b, prompt=prompt)
         return verdict
 
     def picture(
         self, finding: Finding, *, others: Sequence[Finding] = (), prompt: str = QUESTION, axes: Sequence[Axes] | None = None
     ) -> tuple[Axes, Axes]:
-        return pictures.of_run(finding, self._a, self._b, axes, prompt=prompt)
+        return finding_figures.of_run(finding, self._a, self._b, axes, prompt=prompt)
 
     def caption(self, finding: Finding) -> str:
-        return pictures.caption(finding, run=True)
+        return finding_figures.caption(finding, run=True)
 
     def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
         sides: dict[str, Session | str] = {"reference": self._a, "candidate": self._b}
         if verdict.repair is not None:
-            sides["repaired"] = self._mended([m for m in self._mends if m.label in verdict.repair.set])
+            sides["repaired"] = self._repaired([m for m in self._fixes if m.label in verdict.repair.set])
         return sides
 
 
@@ -256,7 +256,7 @@ def pair(
 
 
 def given_for(chosen: Sequence[Fault]) -> dict[str, Any]:
-    """What a conversion has to be told so that all these faults can show: types that the source may not have.
+    """Options of a conversion so that all these faults can show: types that the source may not have.
 
     Raises:
         UsageError: two of them need different ones.
@@ -276,7 +276,7 @@ def _refuse_rulers(chosen: Sequence[Fault]) -> None:
     for f in chosen:
         if f.instrument is not None:
             raise UsageError(
-                f"fault {f.id!r} is a measurement's: see notebook 05_instruments, or `aprlab selftest --fault {f.id}`",
+                f"fault {f.id!r} is a fault of a measurement: see notebook 05_instruments, or `aprlab selftest --fault {f.id}`",
                 code="faults.instrument",
             )  # fmt: skip
 

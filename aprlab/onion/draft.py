@@ -94,7 +94,7 @@ class Draft:
             if slot.stated is None:
                 raise FormatError("unknown tensor name", code="onion.unknown-name", path=path, tensor=slot.name)
             if slot.stated in tensors:
-                raise FormatError("stands there twice", code="onion.listed-twice", path=path, tensor=slot.name)
+                raise FormatError("is listed twice", code="onion.listed-twice", path=path, tensor=slot.name)
             if slot.kind is None or not slot.kind.fits(slot.shape, len(slot.raw)):
                 raise FormatError("breaks the size law", code="onion.size-law", path=path, tensor=slot.name)
             origin = Origin(path, slot.name, slot.offset)

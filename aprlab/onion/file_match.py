@@ -123,7 +123,7 @@ class FileMatcher:
 
     def _by_rule(self) -> None:
         """As the tensors that were found tell about the others of their module or layer."""
-        rule = _Rule([m for m in self.found.values() if m.by in ("content", "values")])
+        rule = _RenamingRule([m for m in self.found.values() if m.by in ("content", "values")])
         for n in self.open:
             name = rule.place_of(self.pieces[n].stated)
             free = name in self.ref.tensors and name not in self.claimed
@@ -138,7 +138,7 @@ class FileMatcher:
                     self.claim(n, other, "shape")
 
 
-class _Rule:
+class _RenamingRule:
     """What the tensors that were found tell about the names of the others: modules or layers that all went elsewhere.
 
     A vector of zeros has no content to be found by; but where a module's weight stands under another's name, so does

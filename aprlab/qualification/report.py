@@ -22,7 +22,7 @@ AREA_COLUMNS = ("area", "passed", "run", "not run", "upstream's points")
 
 
 def area_rows(found: Qualification) -> list[tuple[str, ...]]:
-    """Scenarios by area beside upstream's points for the rows of it."""
+    """Scenarios by area, next to upstream's points for its rows."""
     own, theirs = found.own, found.upstream
     rows: list[tuple[str, ...]] = []
     for area, title in AREAS.items():
@@ -170,12 +170,12 @@ def _details(found: Qualification) -> list[str]:
         lines = [f"<details{' open' if bad else ''}><summary>{_e(rows[0].area)} {_e(name)}: {label}</summary>"]
         if rows[0].kind in ASKS:
             lines.append(f"<pre>{_e(_visible(rows[0].prompt))}</pre>")
-        told: dict[tuple[str, str], list[str]] = {}
+        shown: dict[tuple[str, str], list[str]] = {}
         for row in rows:
             what = _visible(row.text) if row.text else row.note
             said = "; ".join(f"{w['oracle']}: {w['said']}" for w in row.words)
-            told.setdefault((what, f"{row.outcome}; {said}" if said else row.outcome), []).append(row.format)
-        for (text, said), formats in told.items():
+            shown.setdefault((what, f"{row.outcome}; {said}" if said else row.outcome), []).append(row.format)
+        for (text, said), formats in shown.items():
             lines.append(f'<p class="small">{_e(", ".join(formats))}: {_e(said)}</p>')
             lines += [f"<pre>{_e(text)}</pre>"] if text else []
         parts.append("\n".join([*lines, "</details>"]))

@@ -1,4 +1,4 @@
-"""One widget for everything that is clicked: it shows HTML, and an element with ``data-key`` tells its key."""
+"""One widget for everything that is clicked: it shows HTML, and an element with ``data-key`` sends its key."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Clickable(anywidget.AnyWidget):
     def __init__(self, on_click: Callable[[str], None] | None = None, **traits: Any) -> None:
         super().__init__(**traits)
         self._callback = on_click if on_click is not None else lambda key: None
-        self.on_msg(self._told)
+        self.on_msg(self._on_message)
 
-    def _told(self, widget: Any, content: Any, buffers: Any) -> None:
+    def _on_message(self, widget: Any, content: Any, buffers: Any) -> None:
         if isinstance(content, dict) and isinstance(content.get("key"), str):
             self.click(content["key"])
 

@@ -227,16 +227,16 @@ def test_a_door_that_lets_everything_through_is_seen(hostile: Path, monkeypatch,
 
 def test_the_stack_of_an_error_is_text_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(file: object, as_json: bool = False) -> None:
-        raise kind("\x1b[2J")
+        raise error
 
-    kind: type[Exception] = FormatError
+    error: Exception = FormatError("\x1b[2J", code="test.hostile")
     monkeypatch.setattr("aprlab.formats.open_model", fail)
     assert run_cli(["inspect", "x", "--debug"]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("Traceback")
     assert "\\x1b[2J" in shown
     assert not OBEYED.search(shown.replace("\n", ""))
-    kind = ZeroDivisionError  # a bug
+    error = ZeroDivisionError("\x1b[2J")  # a bug
     with pytest.raises(SystemExit) as end:
         main(["inspect", "x"])
     assert end.value.code == 1

@@ -126,17 +126,17 @@ def apr_file(folder: Path, claimed: int) -> Words:
     body = packer.compress(text + rows + bytes(data_at - index_at - len(rows)))
     with open(folder / "a.apr", "wb") as file:
         file.write(bytes(header) + body)
-        for _ in range(400):
+        for _ in range(100):
             file.write(packer.compress(bytes(1 << 22)))
         file.write(packer.flush())
     return "inspect", folder / "a.apr"
 
 
 def trace_file(folder: Path) -> Words:
-    """An .npz of 5 MB whose one array unpacks to 5 GB."""
+    """An .npz of half a MB whose one array unpacks to 600 MB."""
     import numpy as np
 
-    count = 5_000_000_000 // 4
+    count = 600_000_000 // 4
     with zipfile.ZipFile(folder / "t.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         header = {"kind": "aprlab trace", "version": 1, "points": {"embed": {"shape": [count], "positions": 0}}}
         with archive.open("header.npy", "w") as file:
@@ -226,14 +226,14 @@ ATTACKS = [
     Attack("ptx number", "a file number of 5,000 digits", ptx(f'.file {"9" * 5000} "x"\n')),
     Attack("ptx variable", "a variable of a terabyte", ptx(".global .b8 a[1000000000000] = {1};\n")),
     Attack("ptx product", "a constant of a megabit", ptx(f".global .b8 a[{'*'.join(['18446744073709551615'] * 16000)}];\n")),
-    Attack("ptx negation", "! on a register that is no predicate", ptx(entry(".reg .b32 %r<2>;\nmov.u32 %r1, !%tid.x;"))),
+    Attack("ptx negation", "! on a register that is not a predicate", ptx(entry(".reg .b32 %r<2>;\nmov.u32 %r1, !%tid.x;"))),
     Attack("yaml aliases", "396 bytes that stand for 9^9 words", yaml(aliases())),
     Attack("yaml aliases, playbook", "the same as a playbook", yaml(aliases(), "qualify")),
     Attack("yaml matrix", "a matrix of 400 × 400 × 400", yaml(matrix(400))),
     Attack("yaml number", "a hexadecimal number of 100,000 digits", yaml(playbook("arithmetic: 0x" + "f" * 100_000), "qualify")),
     Attack("yaml tag", "a truth value that is none", yaml("notebooks: !!bool maybe\n")),
     Attack("apr claim", "a zstd body that claims a terabyte of zeros", lambda folder: apr_file(folder, 10**12)),
-    Attack("trace", "an npz that unpacks to 5 GB", trace_file),
+    Attack("trace", "an npz that unpacks to 600 MB", trace_file),
     Attack("config device", "config.json is /dev/zero", huggingface(config_device)),
     Attack("config pipe", "config.json is a pipe without a writer", huggingface(config_pipe)),
     Attack("shard NUL", "a NUL in a shard's name", huggingface(shard("x\0y"))),

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.registry import CPUDispatcher
 
 _SIZE = hashlib.sha256().digest_size
 
@@ -46,7 +46,8 @@ class KernelCache(FunctionCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        self._cache_file.__class__ = _CheckedFiles
+        stamp = self._impl.locator.get_source_stamp()
+        self._cache_file = _CheckedFiles(self._cache_path, self._impl.filename_base, stamp)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
@@ -61,14 +62,21 @@ class KernelCache(FunctionCache):
             self.disable()
 
 
+class KernelDispatcher(CPUDispatcher):
+    """numba's dispatcher of a compiled function, over a `KernelCache`."""
+
+    def enable_caching(self) -> None:
+        with suppress(RuntimeError, OSError):  # there is no folder that could be written
+            self._cache = KernelCache(self.py_func)
+
+
 def njit(*functions: Callable[..., Any], cache: bool = False, **options: Any) -> Any:
     """`numba.njit`, whose ``cache=True`` never fails."""
 
     def compiled(function: Callable[..., Any]) -> Any:
-        dispatcher = numba.njit(**options)(function)
+        dispatcher = KernelDispatcher(function, targetoptions={"nopython": True, "boundscheck": None, **options})
         if cache:
-            with suppress(RuntimeError, OSError):  # there is no folder that could be written
-                dispatcher._cache = KernelCache(function)  # what numba's `enable_caching` does with its own
+            dispatcher.enable_caching()
         return dispatcher
 
     return compiled(functions[0]) if functions else compiled

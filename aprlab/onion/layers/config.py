@@ -18,7 +18,7 @@ from aprlab.published import known_models
 _QUIET = ("context_length",)
 
 
-class Config(Layer):
+class ConfigLayer(Layer):
     """Against the reference's config, or against what is known of models of this shape."""
 
     name: ClassVar[str] = "config"
@@ -67,4 +67,4 @@ def prior(config: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
-__all__ = ["Config", "prior"]
+__all__ = ["ConfigLayer", "prior"]

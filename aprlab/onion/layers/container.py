@@ -19,7 +19,7 @@ _AGAIN = (
 )  # fmt: skip
 
 
-class Container(Layer):
+class ContainerLayer(Layer):
     """Arithmetic on the index; nothing is decoded."""
 
     name: ClassVar[str] = "container"
@@ -130,4 +130,4 @@ def _moved(case: FileCase) -> list[Deviation]:
     return found
 
 
-__all__ = ["Container"]
+__all__ = ["ContainerLayer"]

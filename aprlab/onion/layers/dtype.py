@@ -21,7 +21,7 @@ _LIKER = 0.3  # a correlation by which one type beats all others where none is a
 _WORSE = 1.5  # a re-encoding may lose that much more than ggml's own encoder would
 
 
-class Dtype(Layer):
+class DtypeLayer(Layer):
     """The size law first; where several types fit, what the values look like under each."""
 
     name: ClassVar[str] = "dtype"

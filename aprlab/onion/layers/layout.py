@@ -14,7 +14,7 @@ from aprlab.onion.layers.layer import Layer
 from aprlab.onion.words import Mechanism
 
 
-class Layout(Layer):
+class LayoutLayer(Layer):
     """Dims against the reference's, or against what the config demands."""
 
     name: ClassVar[str] = "layout"
@@ -54,4 +54,4 @@ def expected_shapes(case: FileCase) -> dict[str, tuple[int, ...]]:
         return {}  # the config layer says what is wrong with it
 
 
-__all__ = ["Layout", "expected_shapes"]
+__all__ = ["LayoutLayer", "expected_shapes"]

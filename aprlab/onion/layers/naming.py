@@ -15,7 +15,7 @@ from aprlab.onion.layers.layer import Layer
 from aprlab.onion.words import Mechanism
 
 
-class Naming(Layer):
+class NamingLayer(Layer):
     """Which tensor is which. Content first: a hash finds a tensor under another's name."""
 
     name: ClassVar[str] = "naming"
@@ -95,4 +95,4 @@ def _inside(tensor: Tensor, others: list[TensorMatch]) -> str | None:
     return None
 
 
-__all__ = ["Naming", "wrong_name"]
+__all__ = ["NamingLayer", "wrong_name"]

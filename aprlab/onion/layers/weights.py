@@ -24,7 +24,7 @@ from aprlab.quants.check import first_bad_block
 from aprlab.quants.types import TensorType
 
 
-class Weights(Layer):
+class WeightsLayer(Layer):
     """Every tensor that differs gets the cheapest explanation that reproduces its bytes; else, what is known."""
 
     name: ClassVar[str] = "weights"
@@ -169,4 +169,4 @@ def _implausible_size(match: TensorMatch) -> float | None:
     return None if 1e-5 < size < 10 else size
 
 
-__all__ = ["Weights", "explain_bytes"]
+__all__ = ["WeightsLayer", "explain_bytes"]

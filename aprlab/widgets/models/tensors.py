@@ -13,7 +13,7 @@ from aprlab.instruments.fingerprints import Fingerprint, compare_fingerprints, f
 from aprlab.widgets.models.base import Observable
 from aprlab.widgets.models.files import Side
 
-_TOLD = 1 << 26  # bytes that are compared between two words about it
+_REPORT_EVERY = 1 << 26  # bytes that are compared between two words about it
 COLUMNS = ("name", "status", "type", "other type", "shape", "bytes")
 STATUSES = ("same", "bytes", "type", "shape", "unreadable", "only here", "only there")
 
@@ -48,7 +48,7 @@ class TensorDetail:
 
 
 class TensorBrowser(Observable):
-    """Two files (or one) as a table. Two are compared beside the caller, and have no statuses until that has ended.
+    """Two files (or one) as a table. Two are compared in the background, and have no statuses until that has ended.
 
     Attributes:
         sides: one or two.
@@ -77,13 +77,13 @@ class TensorBrowser(Observable):
     def _compare(self) -> None:
         here, there = self.sides
         total = sum(here.nbytes_of(name) for name in here.names) or 1
-        seen = told = 0
+        seen = reported = 0
 
         def status(name: str) -> str:
-            nonlocal seen, told
-            if seen - told >= _TOLD:
+            nonlocal seen, reported
+            if seen - reported >= _REPORT_EVERY:
                 self.work.tell(f"comparing {name}", seen / total)
-                told = seen
+                reported = seen
             seen += here.nbytes_of(name)
             return self._status(here, there, name)
 
@@ -152,7 +152,7 @@ class TensorBrowser(Observable):
         self.changed()
 
     def choose(self, name: str) -> None:
-        """Look at one tensor: its fingerprints and values are computed beside the caller."""
+        """Look at one tensor: its fingerprints and values are computed in the background."""
         if name not in {row.name for row in self.all}:
             raise UsageError(f"no tensor {name!r}", code="widgets.no-such-tensor")
         self.work.start(f"decoding {name}", lambda: self._look(name))

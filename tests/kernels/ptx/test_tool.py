@@ -64,7 +64,7 @@ def tensor() -> Tensor:
 
 
 def job(text: str, tensor: Tensor, entry: str, args: tuple[str, ...], grid: str = "rows/4", **options: int) -> tool.Job:
-    return tool.Job(tool.parse(text), tensor, [tool.Step(entry, grid, "128", args)], **options)
+    return tool.Job(tool.parse(text), tensor, [tool.PlannedLaunch(entry, grid, "128", args)], **options)
 
 
 def test_right_kernels_pass(text: str, tensor: Tensor) -> None:
@@ -128,8 +128,8 @@ def test_activations_as_blocks_mean_what_they_say() -> None:
 
 def test_launches_before_and_named_buffers(text: str, tensor: Tensor) -> None:
     steps = [
-        tool.Step("twice", "cols/128", "128", ("x", "copy:cols*4", "cols")),
-        tool.Step("matvec", "rows/4", "128", ("weights", "copy", "out", "n=rows", "m=cols+0")),
+        tool.PlannedLaunch("twice", "cols/128", "128", ("x", "copy:cols*4", "cols")),
+        tool.PlannedLaunch("matvec", "rows/4", "128", ("weights", "copy", "out", "n=rows", "m=cols+0")),
     ]
     each = tool.Job(tool.parse(text), tensor, steps)
     assert each.operation == "matvec"
