@@ -31,7 +31,7 @@ State = Literal["healthy", "suspect", "broken", "unproved"]
 
 QUESTIONS = (QUESTION, "What is the capital of Japan?", "Write a Python function that adds two numbers.")
 ANSWER = 20  # tokens of each answer, at most
-LONG = 2000  # tokens of the long context, at most; the text is repeated up to there
+LONG = 1200  # tokens of the long context, at most: the text twice
 STEP = 128  # tokens a pass: logits of so many rows are in memory at once
 SERIAL_TOLERANCE = 1e-3  # as gate A-SERIAL: float32 sums in another order stay below 1e-5, 8-bit activations are at 1e-2
 
