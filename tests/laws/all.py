@@ -6,15 +6,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
-from generator import cases
-from laws import ask
-
-from aprlab import paths
-
 
 def main(part: str = "") -> int:
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    from generator import cases
+    from laws import ask
+
+    from aprlab import paths
+
     source = paths.embedded_model()
     asked = broken = 0
     with tempfile.TemporaryDirectory() as folder:

@@ -109,11 +109,10 @@ def test_a_layer_that_crashes_breaks_a_law(monkeypatch: pytest.MonkeyPatch, fold
 
 
 def test_equal_words_of_unequal_runs_break_a_law(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Peel that believes its layers alone says "equivalent" of another start token."""
+    """Peel without its layers and without the runs says "same" of a norm with the other sign."""
     monkeypatch.setattr(peeling, "_run", lambda *args: None)
-    monkeypatch.setattr(type(FILE_LAYERS[-1]), "suspect", lambda self, case: [])
-    monkeypatch.setattr(type(FILE_LAYERS[-2]), "suspect", lambda self, case: [])
-    said = ask(_named("GGUF qwen2.rope.freq_base = large"), SOURCE, folder, alone=False)
-    other = ask(_named("GGUF tokenizer.ggml.eos_token_id = one"), SOURCE, folder, alone=False)
-    broken = [law for one in (said, other) if one is not None for law in one.broken]
-    assert any("but the tokens are" in law for law in broken)
+    for layer in FILE_LAYERS[1:]:
+        monkeypatch.setattr(type(layer), "suspect", lambda self, case: [])
+    said = ask(_named("output_norm.weight negated"), SOURCE, folder, alone=False)
+    assert said is not None
+    assert any("but the tokens are" in law for law in said.broken)
