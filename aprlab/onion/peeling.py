@@ -139,11 +139,15 @@ class _Asked:
 
 def _sides(ref: str | Path | Model | None, cand: str | Path | Model) -> dict[str, Any]:
     """Title of a verdict, and what it says was compared with what."""
-    name = Path(getattr(cand, "path", cand)).name
+    name = _name(cand)
     if ref is None:
         return {"title": f"{name}, alone (no reference)", "compared": {"reference": None, "candidate": name}}
-    other = Path(getattr(ref, "path", ref)).name
+    other = _name(ref)
     return {"title": f"{other} against {name}", "compared": {"reference": other, "candidate": name}}
+
+
+def _name(side: str | Path | Model) -> str:
+    return (side.path if isinstance(side, Model) else Path(side)).name
 
 
 def _layers(case: FileCase, clock: Clock, fast: bool) -> None:

@@ -161,7 +161,8 @@ def settle(match: TensorMatch) -> None:
     options = [t for t in LIKELY if t.fits(p.shape, p.size)]
     if len(label) == 1:
         # A label may be legal and wrong: Q4_K, Q4_0 and AprQ4 have one density. It stands unless another looks better by far.
-        better = by_looks(p.raw, p.shape, options) if len(options) > 1 else None
+        # A float label is lawful whatever the values look like: nothing is read from a float that looks unlike weights.
+        better = by_looks(p.raw, p.shape, options) if len(options) > 1 and label[0].quantised else None
         match.kind = better if better is not None else label[0]
         match.open_kinds = tuple(options) if match.kind is not label[0] else ()
         return
