@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aprlab.errors import BROKEN, AprlabError, FormatError, UnsupportedError, UsageError
+from aprlab.formats.identity import identify
 from aprlab.formats.raw import Reference, look
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
@@ -27,6 +28,7 @@ from aprlab.onion.references import reference_of
 from aprlab.onion.run_comparison import compare_runs
 from aprlab.onion.run_peeling import peel_engines
 from aprlab.onion.verdict import Finding, Repair, Verdict, Word
+from aprlab.onion.vocabulary_rows import aligned
 from aprlab.onion.words import Mechanism, refused
 from aprlab.published import QUESTION
 from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, GoldenOutcome, best_engine
@@ -93,10 +95,16 @@ def examine(
         return Verdict("not-comparable", broken, instruments=instruments, seconds=clock, title=title), None, []
     with clock("open"):
         reference = None if ref is None else reference_of(ref)
+        what = identify(cand)
+        if what.error is not None and cand.exists():
+            return _unreadable(what.error, instruments, clock, title, what.kind == "damaged"), None, []
         try:
             file = look(cand)
         except (FormatError, UnsupportedError) as error:
-            return _unreadable(error, instruments, clock, title), None, []
+            return _unreadable(error, instruments, clock, title, isinstance(error, FormatError)), None, []
+        rows = None
+        if reference is not None:
+            reference, rows = aligned(file, reference)
     case = FileCase(file, reference)
     for layer in FILE_LAYERS:
         with clock(layer.name):
@@ -109,6 +117,7 @@ def examine(
         other = _other_model(case)
         explanation = Explanation() if other or not case.deviations else explain(case)
     findings, fixes = report(case, explanation)
+    findings = findings if rows is None else [rows, *findings]
     if other is not None:
         findings, fixes = [other, *findings], []
     word = word_of(findings, comparable=other is None)
@@ -138,11 +147,11 @@ def golden_of(reference: Reference, engine: str, threads: int | None, prompt: st
     return _GOLDEN[key][1]
 
 
-def _unreadable(error: AprlabError, instruments: dict[str, Any], clock: Clock, title: str) -> Verdict:
-    """A file of which nothing more can be read: broken, or of a kind that is not handled."""
+def _unreadable(error: AprlabError, instruments: dict[str, Any], clock: Clock, title: str, damaged: bool) -> Verdict:
+    """A file of which nothing more can be read: a damaged model, or something else that is no model we know."""
     evidence = {"offset": error.offset, "tensor": error.tensor}
     finding = Finding("container", None, [], refused(error, "container.unreadable"), evidence)
-    word: Word = "not-comparable" if isinstance(error, UnsupportedError) else "broken"
+    word: Word = "broken" if damaged else "not-comparable"
     return Verdict(word, [finding], instruments=instruments, seconds=clock, title=title)
 
 
@@ -152,9 +161,10 @@ def _other_model(case: FileCase) -> Finding | None:
         return None
     sizes = {name: tensor.size for name, tensor in case.ref.tensors.items()}
     alike = sum(math.prod(m.piece.shape) == sizes[m.true] for m in case.matches if m.true is not None)
-    if 2 * alike >= len(sizes):
-        return None
-    evidence = {"tensors_alike": alike, "of": len(sizes)}
+    equal = sum(m.equal and len(m.shape) > 1 for m in case.matches)  # vectors of ones or zeros are alike in all models
+    if 2 * alike >= min(len(sizes), len(case.matches)) > 0 or 10 * equal >= sum(len(p.shape) > 1 for p in case.file.pieces) > 0:
+        return None  # tensors are missing or changed, and the findings name them
+    evidence = {"tensors_alike": alike, "of": len(sizes), "matrices_equal": equal}
     return Finding("naming", None, [], Mechanism("naming.other-model"), evidence)
 
 
