@@ -99,8 +99,8 @@ def _model(says: str, header: Header | None = None) -> Identity:
     return Identity("model", "identity.model", says, "", None, header)
 
 
-def _layers(says: str, remedy: str, *, code: str) -> Identity:
-    return Identity("layers", code, says, remedy, UnsupportedError(f"{says}; {remedy}", code=code))
+def _layers(says: str, remedy: str, *, code: str, at: int | None = None) -> Identity:
+    return Identity("layers", code, says, remedy, UnsupportedError(f"{says}; {remedy}", code=code, offset=at))
 
 
 def _foreign(says: str, remedy: str, *, code: str) -> Identity:
@@ -325,6 +325,11 @@ def _number(header: Header, key: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
+def _place(header: Header, key: str) -> int | None:
+    """Where a key is in the file."""
+    return header.fields[key].offset if key in header.fields else None
+
+
 def _part(header: Header) -> Identity | None:
     count, number = _number(header, "split.count"), _number(header, "split.no")
     if count is None or count < 2:
@@ -355,7 +360,8 @@ def _by_type(header: Header) -> Identity | None:
     if said == "imatrix" or (names and all(name.endswith((".in_sum2", ".counts", ".in_sum")) for name in names)):
         return _imatrix()
     if said == "adapter" or (names and all(name.endswith((".lora_a", ".lora_b")) for name in names)):
-        return _lora("merge it into its base model (llama-export-lora -m BASE --lora FILE -o OUT)")
+        by = "general.type" if said == "adapter" else "the names of its tensors"
+        return _lora("merge it into its base model (llama-export-lora -m BASE --lora FILE -o OUT)", f" (by {by})", _place(header, "general.type"))
     if architecture == "controlvector" or (names and all(name.startswith("direction.") for name in names)):
         return _layers("is a control vector, not a model", "give the model that it steers", code="identity.control-vector")
     if said == "mmproj" or architecture == "clip":
@@ -378,8 +384,8 @@ def _imatrix() -> Identity:
     )  # fmt: skip
 
 
-def _lora(remedy: str) -> Identity:
-    return _layers("is a LoRA adapter, not a model", remedy, code="identity.lora-adapter")
+def _lora(remedy: str, by: str = "", at: int | None = None) -> Identity:
+    return _layers(f"is a LoRA adapter{by}, not a model", remedy, code="identity.lora-adapter", at=at)
 
 
 def _by_types_of_tensors(header: Header) -> Identity | None:
@@ -438,9 +444,10 @@ def _by_architecture(header: Header) -> Identity | None:
     look = "its header, tensors and tokenizer can be looked at (aprlab inspect)"
     experts = (_number(header, f"{name}.expert_count") or 0) > 0 or any("_exps." in info.name for info in header.infos)
     if name.lower().endswith("moe") or experts:
+        told = f"{name}.expert_count" if f"{name}.expert_count" in header.fields else "its architecture"
         return _layers(
-            f"is a mixture of experts (architecture {name!r}); only 'qwen2', which is dense, is handled", look,
-            code="identity.mixture-of-experts",
+            f"is a mixture of experts ({name!r}, by {told}); only 'qwen2' without experts is handled", look,
+            code="identity.mixture-of-experts", at=_place(header, told),
         )  # fmt: skip
     if name == "qwen2":
         return None
@@ -448,10 +455,12 @@ def _by_architecture(header: Header) -> Identity | None:
         return _layers(
             f"names its architecture {name!r}, where llama.cpp knows only 'qwen2'",
             "set general.architecture to 'qwen2' where it is converted", code="identity.other-architecture",
+            at=_place(header, "general.architecture"),
         )  # fmt: skip
     return _layers(
-        f"is a model of architecture {name[:60]!r}; only 'qwen2' is handled", look, code="identity.other-architecture"
-    )
+        f"is a model of architecture {name[:60]!r}; only 'qwen2' is handled", look, code="identity.other-architecture",
+        at=_place(header, "general.architecture"),
+    )  # fmt: skip
 
 
 def _per_layer(header: Header) -> Identity | None:
@@ -463,6 +472,7 @@ def _per_layer(header: Header) -> Identity | None:
             return _layers(
                 f"key {key!r} is an array ([{shown}], {len(value)} in all): a value for each layer, which is not handled",
                 "a model with one number for all layers is", code="identity.values-per-layer",
+                at=_place(header, key),
             )  # fmt: skip
     return None
 

@@ -110,9 +110,9 @@ def _foreign_types() -> dict[int, ForeignType]:
     return found
 
 
-# ik_llama.cpp numbers its own types from 97 and 133 on, and the same repacked in rows from 200 on.
+# ik_llama.cpp numbers its own types from 133 on, and the same repacked in rows from 200 on.
 IK_NAMES = {
-    97: "Q8_0_X4", 98: "Q8_1_X4", 99: "Q8_2_X4", 133: "Q6_0", 134: "IQ1_BN", 135: "IQ2_BN", 136: "Q8_K64", 137: "IQ2_K",
+    133: "Q6_0", 134: "IQ1_BN", 135: "IQ2_BN", 136: "Q8_K64", 137: "IQ2_K",
     138: "IQ3_K", 139: "IQ4_K", 140: "IQ5_K", 141: "IQ6_K", 144: "IQ4_KS", 145: "IQ2_KS", 146: "IQ4_KSS", 147: "Q8_K16",
     148: "Q8_K32", 149: "Q8_KR8", 150: "Q8_K128", 151: "Q8_KV", 152: "IQ5_KS", 153: "IQ2_KT", 154: "IQ3_KT",
     155: "IQ4_KT", 156: "IQ3_KS", 157: "IQ2_KL", 158: "IQ1_KT", 202: "Q4_0_R8", 206: "Q5_0_R4", 208: "Q8_0_R8",
@@ -121,7 +121,7 @@ IK_NAMES = {
     223: "IQ4_XS_R8", 229: "IQ1_M_R4", 230: "BF16_R16", 233: "Q6_0_R4", 335: "IQ2_BN_R4", 337: "IQ2_K_R4",
     338: "IQ3_K_R4", 339: "IQ4_K_R4", 340: "IQ5_K_R4", 344: "IQ4_KS_R4", 352: "IQ5_KS_R4", 398: "Q8_KV_R8", 399: "Q8_K_R8",
 }  # fmt: skip
-IK_CODES = (97, 98, 99, *range(133, 400))
+IK_CODES = range(133, 400)
 FOREIGN = _foreign_types()
 
 _BY_CODE = {t.code: t for t in TYPES}
