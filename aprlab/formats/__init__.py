@@ -13,7 +13,7 @@ from aprlab.model import Model
 
 
 def open_model(path: str | Path) -> Model:
-    """Open a GGUF, APR or SafeTensors file, told apart by magic, or a Hugging Face directory with SafeTensors.
+    """Open a GGUF, APR or SafeTensors file, recognised by magic, or a Hugging Face directory with SafeTensors.
 
     A GGUF file that is sound and cannot be run (another architecture, an adapter, a vocabulary…) opens for a look at its
     tensors and keys; its config and tokenizer raise the line that says what it is.

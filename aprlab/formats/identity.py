@@ -20,6 +20,7 @@ from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats import gguf
 from aprlab.formats.gguf import Header, Strings
 from aprlab.formats.reading import open_regular, padding
+from aprlab.model.model import Model
 from aprlab.quants import types
 
 Kind = Literal["model", "layers", "damaged", "foreign"]
@@ -69,6 +70,15 @@ def identify(path: str | Path) -> Identity:
     if found.error is not None and found.error.path is None:
         found.error.path = path
     return found
+
+
+def something_else(model: Model) -> AprlabError | None:
+    """The error that says what an opened file is, where it is no model that can be run; None for every model."""
+    try:
+        assert model.config
+    except AprlabError as error:
+        return error if error.code.startswith("identity.") else None
+    return None
 
 
 def _of_file(path: Path) -> Identity:
@@ -361,7 +371,8 @@ def _by_type(header: Header) -> Identity | None:
         return _imatrix()
     if said == "adapter" or (names and all(name.endswith((".lora_a", ".lora_b")) for name in names)):
         by = "general.type" if said == "adapter" else "the names of its tensors"
-        return _lora("merge it into its base model (llama-export-lora -m BASE --lora FILE -o OUT)", f" (by {by})", _place(header, "general.type"))
+        merge = "merge it into its base model (llama-export-lora -m BASE --lora FILE -o OUT)"
+        return _lora(merge, f" (by {by})", _place(header, "general.type"))
     if architecture == "controlvector" or (names and all(name.startswith("direction.") for name in names)):
         return _layers("is a control vector, not a model", "give the model that it steers", code="identity.control-vector")
     if said == "mmproj" or architecture == "clip":
@@ -477,4 +488,4 @@ def _per_layer(header: Header) -> Identity | None:
     return None
 
 
-__all__ = ["Identity", "identify", "of_gguf"]
+__all__ = ["Identity", "identify", "of_gguf", "something_else"]

@@ -1,7 +1,7 @@
 """More or fewer rows of vocabulary than the reference has: the same model, where they only pad.
 
-Programs cut the rows behind the last token off, or add some up to a round number. The longer side is then compared without
-them, and a finding names the rows and the tokens; everything else is compared as ever.
+Programs cut the rows behind the last token off, or add some up to a round number. The reference is then cut, or given the
+file's own rows; a finding names the rows and the tokens, and everything else is compared as ever. The file stays as it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aprlab.model.tensor import Tensor
 from aprlab.model.vocabulary import NORMAL, UNUSED
 from aprlab.onion.verdict import Finding
 from aprlab.onion.words import Mechanism
-from aprlab.quants import dequantise, types
+from aprlab.quants import dequantise, quantise, types
 from aprlab.quants.types import TensorType
 
 _ROWS = ("token_embd.weight", "output.weight")  # tensors with a row for each token
@@ -26,8 +26,8 @@ _SHOWN = 8  # tokens that a finding names
 _STEP = 4096  # rows that are decoded at a time
 
 
-def aligned(file: Seen, reference: Reference) -> tuple[Reference, Finding | None]:
-    """The reference to compare with, and what is said of rows that one side alone has; `file` is cut where it is the longer.
+def aligned(file: Seen, reference: Reference) -> tuple[Reference, list[Finding]]:
+    """The reference to compare with, and what is said of rows that one side alone has.
 
     Nothing is changed unless both vocabularies begin alike, the file has a row for each of its tokens, and none of the rows
     belongs to a token that text is made of.
@@ -35,17 +35,17 @@ def aligned(file: Seen, reference: Reference) -> tuple[Reference, Finding | None
     data = reference.model.tokenizer
     tokens, kinds = file.tokenizer["tokens"], file.tokenizer["token_types"]
     if not isinstance(tokens, list) or not isinstance(kinds, list) or len(tokens) != len(kinds):
-        return reference, None
+        return reference, []
     rows, expected = len(tokens), len(data.tokens)
     common = min(rows, expected)
     alike = tokens[:common] == data.tokens[:common] and kinds[:common] == data.token_types[:common]
     pieces = {p.stated: p for p in file.pieces if p.stated is not None and p.stated in _ROWS}
     if rows == expected or not alike or not common or not _has_rows(pieces, reference.tensors, rows, expected):
-        return reference, None
+        return reference, []
     longer, longer_kinds = (tokens, kinds) if rows > expected else (data.tokens, data.token_types)
     ids = (data.bos_token_id, data.eos_token_id, data.pad_token_id) if rows < expected else ()
     if NORMAL in longer_kinds[common:] or any(id is not None and id >= common for id in ids):
-        return reference, None
+        return reference, []
     harmless = all(kind == UNUSED for kind in longer_kinds[common:])
     evidence: dict[str, Any] = {"rows": rows, "expected_rows": expected}
     if rows > expected:
@@ -53,12 +53,13 @@ def aligned(file: Seen, reference: Reference) -> tuple[Reference, Finding | None
         if largest is not None:
             evidence["largest_norm_of_these_rows"], evidence["of_the_others"] = largest
             harmless = harmless and largest[0] <= 2 * largest[1]
-        _cut(file, pieces, expected)
-    else:
-        reference = _shorter(reference, rows)
+    fitted = _fitted(reference, pieces, rows, longer[:rows], longer_kinds[:rows])
+    if fitted is None:
+        return reference, []
+    reference = fitted
     figures = {"count": abs(rows - expected), "first": common, "last": len(longer) - 1, "tokens": longer[common:][:_SHOWN]}
     cause = Mechanism("tokenizer.rows-more" if rows > expected else "tokenizer.rows-fewer", figures)
-    return reference, Finding("tokenizer", None, [n for n in _ROWS if n in pieces], cause, evidence, harmless=harmless)
+    return reference, [Finding("tokenizer", None, [n for n in _ROWS if n in pieces], cause, evidence, harmless=harmless)]
 
 
 def _has_rows(pieces: dict[str, Piece], tensors: dict[str, Tensor], rows: int, expected: int) -> bool:
@@ -78,31 +79,38 @@ def _kind(piece: Piece) -> TensorType | None:
     return kind if kind is not None and kind.fits(piece.shape, len(piece.raw)) and not kind.tensor_bytes else None
 
 
-def _cut(file: Seen, pieces: dict[str, Piece], rows: int) -> None:
-    """The file without what lies behind the first `rows` of its vocabulary."""
-    for piece in pieces.values():
-        kind = _kind(piece)
-        assert kind is not None
-        piece.shape = (rows, *piece.shape[1:])
-        piece.size = kind.nbytes(piece.shape)
-        piece.raw = piece.raw[: piece.size]
-    for name in ("tokens", "token_types"):
-        file.tokenizer[name] = file.tokenizer[name][:rows]
-    file.config["vocab_size"] = rows
-
-
-def _shorter(reference: Reference, rows: int) -> Reference:
-    """The reference without what lies behind the first `rows` of its vocabulary."""
+def _fitted(
+    reference: Reference, pieces: dict[str, Piece], rows: int, tokens: list[str], kinds: list[int]
+) -> Reference | None:  # fmt: skip
+    """The reference with `rows` rows of vocabulary; those that it lacks are the file's, None where they cannot be had."""
     model, tensors = reference.model, dict(reference.tensors)
-    for name in _ROWS:
-        if name in tensors:
-            whole = tensors[name]
-            shape = (rows, *whole.shape[1:])
-            tensors[name] = Tensor(name, whole.type, shape, whole.raw[: whole.type.nbytes(shape)], whole.origin)
-    data = model.tokenizer
-    shorter = replace(data, tokens=data.tokens[:rows], token_types=data.token_types[:rows])
+    for name in pieces:
+        whole = tensors[name]
+        shape = (rows, *whole.shape[1:])
+        if rows <= whole.shape[0]:
+            raw = whole.raw[: whole.type.nbytes(shape)]
+        elif (more := _rows_as(pieces[name], whole.shape[0], whole.type)) is not None:
+            raw = np.concatenate([whole.raw, more])
+        else:
+            return None
+        tensors[name] = Tensor(name, whole.type, shape, raw, whole.origin)
+    data = replace(model.tokenizer, tokens=tokens, token_types=kinds)
     config = replace(model.config, vocab_size=rows)
-    return Reference(model.with_changes(tensors=tensors, config=config, tokenizer=shorter))
+    return Reference(model.with_changes(tensors=tensors, config=config, tokenizer=data))
+
+
+def _rows_as(piece: Piece, first: int, kind: TensorType) -> np.ndarray | None:
+    """The rows of a piece from `first` on, in another type's bytes where it has to be, ``uint8 (n,)``."""
+    own = _kind(piece)
+    assert own is not None
+    raw = piece.raw[first * own.row_bytes(piece.shape[-1]) :]
+    if own is kind:
+        return raw
+    try:
+        values = dequantise(raw, own, (piece.shape[0] - first, piece.shape[-1]))
+        return quantise(values, kind).reshape(-1)
+    except BROKEN:
+        return None
 
 
 def _norms(pieces: dict[str, Piece], first: int) -> tuple[float, float] | None:

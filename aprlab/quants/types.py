@@ -67,7 +67,7 @@ class TensorType:
         return self.name
 
 
-# Where the `gguf` package's sizes are not ggml's: Q8_1 keeps two halfs beside its 32 numbers, not two floats.
+# Where the `gguf` package's sizes are not ggml's: Q8_1 keeps two halfs next to its 32 numbers, not two floats.
 CORRECTED = {"Q8_1": (32, 36)}
 
 TYPES: tuple[TensorType, ...] = (

@@ -190,7 +190,8 @@ def by_looks(raw: np.ndarray, shape: tuple[int, ...], options: list[TensorType])
         values = sample(raw, kind, shape)
         if values is None or not np.isfinite(values).all():
             continue
-        rows = values.reshape(-1, min(32, values.shape[-1])).astype(np.float64)
+        width = min(32, values.shape[-1])
+        rows = values[:, : values.shape[-1] // width * width].reshape(-1, width).astype(np.float64)
         size = np.sqrt((rows**2).mean(axis=1))
         if not (size > 0).any():
             continue
