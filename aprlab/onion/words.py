@@ -47,6 +47,7 @@ TEMPLATES: dict[str, str] = {
     "dtype.refused": "{message}",
     "dtype.several-types-fit": "label {label} breaks the size law, and the bytes cannot decide between {types:and}",
     "dtype.no-type-fits": "label {label} with a size that fits no known type",
+    "dtype.foreign-code": "{message}",
     "dtype.shared-code": "{type} under byte {label}, which two types have had; the size law decides",
     "dtype.code-of-another-type": "{type} blocks under byte {label} ({means})",
     "dtype.file-rounded": "values of the file are those of the reference rounded to {type}",
@@ -117,6 +118,8 @@ TEMPLATES: dict[str, str] = {
     "tokenizer.unknown-pre-tokenizer": "pre-tokeniser {found!r} is not Qwen2's",
     "tokenizer.specials-ordinary": "{tokens:list} are marked as ordinary text",
     "tokenizer.ends-elsewhere": "eos_token_id {found} is {token!r}",
+    "tokenizer.rows-fewer": "{count} rows of vocabulary fewer: {first} to {last} ({tokens:list}) are not in the file",
+    "tokenizer.rows-more": "{count} rows of vocabulary more: {first} to {last} ({tokens:list}) are not in the reference",
     "tokenizer.end-is-no-token": "eos_token_id is {found!r}",
     "tokenizer.behaviour-differs": "{what:list} differ from what its data require",
     # ── forward

@@ -54,7 +54,9 @@ def wrong_label(match: TensorMatch) -> Deviation | None:
     p, kind = match.piece, match.kind
     true = match.true or p.name
     label = [t for t in apr.candidates(p.code) if t.fits(match.shape, p.size)]
-    means = "/".join(t.name for t in apr.candidates(p.code)) or "nothing"
+    means = "/".join(t.name for t in apr.candidates(p.code)) or (
+        types.FOREIGN[p.code].name if p.code in types.FOREIGN else "nothing"
+    )
     evidence: dict[str, Any] = {
         "label": p.code, "label_means": means, "bytes": p.size,
         "fits": [t.name for t in LIKELY if t.fits(match.shape, p.size)],
@@ -63,6 +65,8 @@ def wrong_label(match: TensorMatch) -> Deviation | None:
         evidence["correlation"] = round(match.correlation, 6)
     if kind is None:
         cause = Mechanism("dtype.no-type-fits", {"label": p.code})
+        if p.code in types.FOREIGN:
+            cause = Mechanism("dtype.foreign-code", {"label": p.code, "message": str(types.FOREIGN[p.code])})
         if match.open_kinds:
             cause = Mechanism("dtype.several-types-fit", {"label": p.code, "types": [t.name for t in match.open_kinds]})
         return Deviation(
@@ -148,6 +152,8 @@ def settle(match: TensorMatch) -> None:
         if best is not None and ranked[0] > _LIKER and (len(ranked) == 1 or ranked[0] - ranked[1] > _LIKER):
             match.kind, match.correlation = best, scores[best]  # changed values, and still those of one type only
             return
+        if p.code in types.FOREIGN:
+            return  # known by name, and like nothing that can be decoded here: no guess
         # The values are nobody's: then what they look like, the label if it is legal, or the reference's type.
         looks = by_looks(p.raw, match.of.shape, options) if len(options) > 1 else None
         label = [t for t in apr.candidates(p.code) if t.fits(match.of.shape, p.size)]
@@ -156,6 +162,8 @@ def settle(match: TensorMatch) -> None:
         match.kind = likely[0] if likely else None
         match.correlation = None if match.kind is None else scores[match.kind]
         match.open_kinds = tuple(options)
+        return
+    if p.code in types.FOREIGN:
         return
     label = p.fitting()
     options = [t for t in LIKELY if t.fits(p.shape, p.size)]
