@@ -12,12 +12,14 @@ from aprlab.model.tensor import Tensor
 from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase, TensorMatch
 from aprlab.onion.layers.layer import Layer
+from aprlab.onion.looks import FLOATS, by_looks
 from aprlab.onion.samples import ALIKE, LIKELY, correlation, kinds_for, reference_sample, sample
 from aprlab.onion.words import Mechanism
 from aprlab.quants import can_encode, dequantise, quantise, types
 from aprlab.quants.types import BF16, F16, F32, TensorType
 
 _LIKER = 0.3  # a correlation by which one type beats all others where none is alike: wrong types are at 0.1 and below
+_AS_GOOD = 1e-3  # correlations that near do not speak against a lawful label
 _WORSE = 1.5  # a re-encoding may lose that much more than ggml's own encoder would
 
 
@@ -61,6 +63,8 @@ def wrong_label(match: TensorMatch) -> Deviation | None:
     }  # fmt: skip
     if match.correlation is not None:
         evidence["correlation"] = round(match.correlation, 6)
+    if match.looks:
+        evidence["looks"] = {name: looks.to_json() for name, looks in match.looks.items()}
     if kind is None:
         cause = Mechanism("dtype.no-type-fits", {"label": p.code})
         if match.open_kinds:
@@ -141,6 +145,9 @@ def settle(match: TensorMatch) -> None:
             values = sample(p.raw, kind, match.of.shape)
             scores[kind] = 0.0 if values is None or expected is None else correlation(values, expected)
         best = max(scores, key=lambda kind: scores[kind], default=None)
+        label = lawful(p.code, match.of.shape, p.size)
+        if best is not None and label in FLOATS and scores.get(label, 0) > scores[best] - _AS_GOOD:
+            best = label  # values all near one constant, as a norm's, are alike under every type
         if best is not None and scores[best] > ALIKE:
             match.kind, match.correlation = best, scores[best]
             return
@@ -148,50 +155,32 @@ def settle(match: TensorMatch) -> None:
         if best is not None and ranked[0] > _LIKER and (len(ranked) == 1 or ranked[0] - ranked[1] > _LIKER):
             match.kind, match.correlation = best, scores[best]  # changed values, and still those of one type only
             return
-        # The values are nobody's: then what they look like, the label if it is legal, or the reference's type.
-        looks = by_looks(p.raw, match.of.shape, options) if len(options) > 1 else None
-        label = [t for t in apr.candidates(p.code) if t.fits(match.of.shape, p.size)]
-        likely = [*([looks] if looks else []), *label, *(t for t in options if t is match.of.type)]
+        # The values are nobody's: then the label if it is lawful and not absurd, what they look like, or the reference's.
+        looks, match.looks = by_looks(p.raw, match.of.shape, options, label)
+        likely = [t for t in (looks, label) if t is not None] or [t for t in options if t is match.of.type]
         likely = likely or (options if len(options) == 1 else [])
         match.kind = likely[0] if likely else None
         match.correlation = None if match.kind is None else scores[match.kind]
         match.open_kinds = tuple(options)
         return
-    label = p.fitting()
     options = [t for t in LIKELY if t.fits(p.shape, p.size)]
-    if len(label) == 1:
-        # A label may be legal and wrong: Q4_K, Q4_0 and AprQ4 have one density. It stands unless another looks better by far.
-        better = by_looks(p.raw, p.shape, options) if len(options) > 1 else None
-        match.kind = better if better is not None else label[0]
-        match.open_kinds = tuple(options) if match.kind is not label[0] else ()
-        return
-    if len(options) <= 1:
-        match.kind = options[0] if options else None
-        return
-    match.kind, match.open_kinds = by_looks(p.raw, p.shape, options), tuple(options)
+    # A lawful label may be wrong: Q4_K, Q4_0 and AprQ4 have one density. It stands unless its reading is absurd.
+    label = lawful(p.code, p.shape, p.size)
+    looks, match.looks = by_looks(p.raw, p.shape, options, label)
+    if looks is not None:
+        match.kind, match.open_kinds = looks, tuple(options)
+    elif label is not None:
+        match.kind = label
+    elif len(options) == 1:
+        match.kind = options[0]
+    else:
+        match.open_kinds = tuple(options)
 
 
-def by_looks(raw: np.ndarray, shape: tuple[int, ...], options: list[TensorType]) -> TensorType | None:
-    """The one type under which the values look like weights; None where none or several do.
-
-    Weights are finite, centred and of like size from row to row. Blocks read as another type of the same density take
-    numbers for scales: f16 patterns that are NaN, or scales many powers of ten apart.
-    """
-    spread = {}
-    for kind in options:
-        values = sample(raw, kind, shape)
-        if values is None or not np.isfinite(values).all():
-            continue
-        rows = values.reshape(-1, min(32, values.shape[-1])).astype(np.float64)
-        size = np.sqrt((rows**2).mean(axis=1))
-        if not (size > 0).any():
-            continue
-        logs = np.log10(np.maximum(size, size.max() * 1e-9))
-        spread[kind] = float(logs.std() + abs(np.log10(max(size.mean(), 1e-12)) + 1.5) * 0.1)
-    ranked = sorted(spread, key=lambda kind: spread[kind])
-    if not ranked or (len(ranked) > 1 and spread[ranked[1]] < 2 * spread[ranked[0]]):
-        return None
-    return ranked[0]
+def lawful(code: int, shape: tuple[int, ...], size: int) -> TensorType | None:
+    """The one type that a label stands for by the size law; None where it is none, or several."""
+    found = [t for t in apr.candidates(code) if t.fits(shape, size)]
+    return found[0] if len(found) == 1 else None
 
 
 def target_of(case: FileCase) -> TensorType | None:
