@@ -6,16 +6,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from aprlab.errors import AprlabError, NumericError
+from aprlab.errors import AprlabError, NumericError, UnsupportedError
 from aprlab.formats import apr
 from aprlab.model.tensor import Tensor
 from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase, TensorMatch
 from aprlab.onion.layers.layer import Layer
 from aprlab.onion.looks import FLOATS, by_looks
+from aprlab.onion.row_errors import beyond, row_errors
 from aprlab.onion.samples import ALIKE, LIKELY, correlation, kinds_for, reference_sample, sample
 from aprlab.onion.words import Mechanism
 from aprlab.quants import can_encode, dequantise, quantise, types
+from aprlab.quants.bounds import LOST, MARGIN
 from aprlab.quants.types import BF16, F16, F32, TensorType
 
 _LIKER = 0.3  # a correlation by which one type beats all others where none is alike: wrong types are at 0.1 and below
@@ -83,25 +85,65 @@ def wrong_label(match: TensorMatch) -> Deviation | None:
 
 
 def other_encoding(case: FileCase, match: TensorMatch) -> Deviation | None:
-    """A tensor that is held in another type than the reference's: measured, not condemned."""
-    if match.of is None or match.kind is None or match.equal:
+    """A tensor that is held in another type than the reference's: every row is measured, none condemned within its bound."""
+    of, kind = match.of, match.kind
+    if of is None or kind is None or match.equal:
         return None
+
+    def found(cause: Mechanism, evidence: dict[str, Any]) -> Deviation:
+        return Deviation("encoding", match.true or "", kind.name, of, cause, match, evidence, harmless=True)
+
     cause = rounded(match)
-    if cause is None and match.kind is match.of.type:
-        return None
-    evidence = loss(case, match)
-    if evidence is None:
-        return None
-    types_ = {"before": match.of.type.name, "after": match.kind.name}
     if cause is not None:
-        evidence = {"rel_l2": evidence["rel_l2"]}
-    elif evidence["worse_than_ggml"] > _WORSE:
-        return None  # the layers of bytes have to say what happened to it
-    else:
-        cause = Mechanism("dtype.decoded" if evidence["rel_l2"] == 0 else "dtype.re-encoded", types_)
-    return Deviation(
-        "encoding", match.true or "", match.kind.name, match.of, cause, match, evidence, harmless=True
-    )
+        evidence = loss(case, match)
+        return None if evidence is None else found(cause, {"rel_l2": evidence["rel_l2"]})
+    types_ = {"before": of.type.name, "after": kind.name}
+    if kind is of.type:
+        return found(Mechanism("dtype.re-encoded", types_), {"re_encoded_through": "F32"}) if encoded_again(match) else None
+    match.rows = row_errors(of, kind, match.piece.raw)
+    if match.rows is None:
+        return None
+    try:
+        if len(beyond(match.rows, of.type, kind)):
+            return None  # the layers of bytes have to say what happened to it
+    except UnsupportedError:
+        return None
+    evidence = _measured(case, match)
+    if not {of.type, kind} <= set(FLOATS) and evidence.get("worse_than_ggml", 0.0) > _WORSE:
+        return None
+    exact = not match.rows.dd.any()
+    return found(Mechanism("dtype.decoded" if exact else "dtype.re-encoded", types_), evidence)
+
+
+def _measured(case: FileCase, match: TensorMatch) -> dict[str, Any]:
+    """What holding a tensor in another type cost, over all rows, and what ggml's encoder would have cost on a few."""
+    rows, kind = match.rows, match.kind
+    assert rows is not None and kind is not None
+    evidence = loss(case, match) or {}
+    if not can_encode(kind):
+        evidence = {}
+    evidence |= {"rel_l2": rows.rel_l2, "worst_row_rel_l2": float(rows.relative.max(initial=0)), "rows": rows.rows}
+    if kind.name in LOST:
+        evidence["bound_of_a_row"] = LOST[kind.name] * MARGIN
+    return evidence
+
+
+def encoded_again(match: TensorMatch) -> bool:
+    """Whether the bytes are what the reference's values give when they are encoded in their own type once more."""
+    of, raw = match.of, match.piece.raw
+    assert of is not None
+    if not (of.type.quantised and can_encode(of.type) and of.type.fits(of.shape, len(raw))) or of.type.tensor_bytes:
+        return False
+    step, size = max(1, (1 << 18) // of.cols), of.type.row_bytes(of.cols)
+    try:
+        for start in range(0, of.rows, step):
+            rows = slice(start, min(start + step, of.rows))
+            values = of.dequantise(rows if len(of.shape) > 1 else None).reshape(-1, of.cols)
+            if not np.array_equal(quantise(values, of.type).reshape(-1), raw[start * size : rows.stop * size]):
+                return False
+    except AprlabError:
+        return False
+    return True
 
 
 def rounded(match: TensorMatch) -> Mechanism | None:
