@@ -69,6 +69,11 @@ class RowErrors:
         total = float(self.dd.sum())
         return float("inf") if np.isnan(total) else float(np.sqrt(total / whole)) if whole else float(total > 0) * np.inf
 
+    def of_rows(self, rows: np.ndarray) -> RowErrors:
+        """The same of some rows, by number."""
+        sums = (x[rows] for x in (self.aa, self.bb, self.ab, self.dd, self.a, self.b))
+        return RowErrors(*sums, self.columns, self.peak, self.worst[rows])
+
     @property
     def line(self) -> tuple[float, float, float]:
         """Scale and offset of the straight line through all values, b = scale * a + offset, and their correlation."""

@@ -16,7 +16,7 @@ from aprlab.errors import AprlabError
 from aprlab.faults import FAULTS
 
 # Placeholders are the parameters of a code. `list`, `reprs` and `and` join a list; `plural` is an "s" for several, `singular`
-# for one alone.
+# for one alone; `rows` is an "s" for more than one row number.
 TEMPLATES: dict[str, str] = {
     "catalogue.fault": "{title}",
     # ── container
@@ -83,6 +83,19 @@ TEMPLATES: dict[str, str] = {
     "weights.bytes-changed-in-one-block": "{bytes} bytes changed in one block",
     "weights.values-changed": "values changed throughout (correlation {correlation:.2f})",
     "weights.values-unlike": "values unlike the reference's throughout",
+    "weights.not-finite": "values that are not finite numbers in row{rows:rows} {rows}",
+    "weights.rows-zero": "row{rows:rows} {rows} all zeros",
+    "weights.negated": "values changed: negated throughout",
+    "weights.negated-in-rows": "values changed: negated in row{rows:rows} {rows}",
+    "weights.scaled": "values changed: × {by} throughout",
+    "weights.scaled-in-rows": "values changed: × {by} in row{rows:rows} {rows}",
+    "weights.offset": "values changed: {offset:+} throughout",
+    "weights.offset-in-rows": "values changed: {offset:+} in row{rows:rows} {rows}",
+    "weights.scaled-and-offset": "values changed: × {by} and {offset:+} throughout",
+    "weights.scaled-and-offset-in-rows": "values changed: × {by} and {offset:+} in row{rows:rows} {rows}",
+    "weights.columns-permuted": "values changed: {moved} of {of} columns in another order, the same in every row",
+    "weights.field-scaled": "values changed: {fields:and} of the blocks × {by}",
+    "weights.values-changed-in-rows": "values changed in row{rows:rows} {rows}",
     "weights.scales-not-finite": "scales that are not finite numbers",
     "weights.implausible-size": "values of a size that no trained weight has",
     "weights.constant-added": "products differ by one constant vector at every position: a bias",
@@ -132,6 +145,8 @@ class _Filler(string.Formatter):
                 return " and ".join(map(str, value))
             case "plural":
                 return "s" if len(value) > 1 else ""
+            case "rows":
+                return "" if str(value).isdigit() else "s"
             case "singular":
                 return "s" if len(value) == 1 else ""
             case _:
@@ -163,13 +178,13 @@ def table_of_codes() -> str:
     lines = ["| code | parameters | words |", "|---|---|---|"]
     for code, template in TEMPLATES.items():
         names = ", ".join(f"`{name}`" for name in parameters_of(code))
-        shown = re.sub(r"\{\w+:(plural|singular)\}", "(s)", template)
+        shown = re.sub(r"\{\w+:(plural|singular|rows)\}", "(s)", template)
         shown = re.sub(r"\{(\w+)[^}]*\}", r"{\1}", shown)
         lines.append(f"| `{code}` | {names} | {shown} |")
     return "\n".join(lines)
 
 
-QUOTED = ("message",)  # parameters that quote an error for people; they tell no causes apart
+QUOTED = ("message", "correlation")  # parameters for people, a quoted error or a figure; they tell no causes apart
 
 
 @dataclass(frozen=True, eq=False)
