@@ -61,7 +61,8 @@ def changed_values(match: TensorMatch, evidence: dict[str, Any], expected: np.nd
 def _changed_rows(errors: RowErrors, match: TensorMatch, expected: np.ndarray | None) -> np.ndarray:
     """Rows that are not the expected ones: by their bytes where those are known, else beyond the bound of the type."""
     of, kind, raw = match.of, match.kind, match.piece.raw
-    assert of is not None and kind is not None
+    assert of is not None
+    assert kind is not None
     if expected is None or len(expected) != len(raw) or kind.tensor_bytes:
         return beyond(errors, of.type, kind) if kind.name in LOST else np.flatnonzero(errors.relative > 0)
     return np.flatnonzero((raw.reshape(errors.rows, -1) != expected.reshape(errors.rows, -1)).any(axis=1))

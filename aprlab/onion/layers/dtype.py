@@ -118,7 +118,8 @@ def other_encoding(case: FileCase, match: TensorMatch) -> Deviation | None:
 def _measured(case: FileCase, match: TensorMatch) -> dict[str, Any]:
     """What holding a tensor in another type cost, over all rows, and what ggml's encoder would have cost on a few."""
     rows, kind = match.rows, match.kind
-    assert rows is not None and kind is not None
+    assert rows is not None
+    assert kind is not None
     evidence = loss(case, match) or {}
     if not can_encode(kind):
         evidence = {}
