@@ -85,9 +85,10 @@ def _replaced(listed: str | None) -> dict[str, Any]:
     for fault in chosen:
         if fault.instrument is None:
             raise UsageError(
-                f"fault {fault.id!r} is no instrument's; give it to `convert` or `run`", code="cli.not-an-instrument-fault"
+                f"fault {fault.id!r} is not a fault of an instrument; give it to `convert` or `run`",
+                code="cli.not-an-instrument-fault",
             )
-    return {fault.ruler: fault.instrument for fault in chosen}
+    return {fault.replaces: fault.instrument for fault in chosen}
 
 
 # -- qualification ------------------------------------------------------------------------------------------------------

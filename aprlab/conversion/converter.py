@@ -133,7 +133,7 @@ def _only_qwen2(model: Model) -> None:
     for name in model.tensors:
         if names.template_of(name) not in known or "N" in name.split("."):
             raise UnsupportedError(
-                "is no tensor of a Qwen2 model", code="conversion.unknown-tensor", path=model.path, tensor=name
+                "is not a tensor of a Qwen2 model", code="conversion.unknown-tensor", path=model.path, tensor=name
             )
 
 
@@ -178,7 +178,7 @@ def export(
     To GGUF: where the APR file was converted from a GGUF file by this project and its tensors were not changed, the result
     is that GGUF file, byte for byte (`reversible` is then True, proved by its hash). Others get a header made from their
     config. To SafeTensors: every tensor is decoded to `dtype`, names are Hugging Face's, and config, tokenizer and
-    generation settings stand beside it, so that transformers loads the directory.
+    generation settings are written next to it, so that transformers loads the directory.
 
     Args:
         source: an APR file or a SafeTensors model; for SafeTensors also a GGUF file; or an opened model.

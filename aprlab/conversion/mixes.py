@@ -46,7 +46,7 @@ def types_of(shapes: Mapping[str, tuple[int, ...]], mix: str) -> dict[str, Tenso
     """The type that `mix` gives every tensor of a model, by GGUF name, with these `shapes`.
 
     llama.cpp counts value and down projections as it meets them, and the count, not the layer, decides which get more
-    bits. So the order of `shapes` matters: today it goes by layer number; when the known models were published it went by
+    bits. So the order of `shapes` matters: today it is by layer number; when the known models were published it was by
     name (0, 1, 10, 11 … 2, 20), which their files show.
 
     Raises:

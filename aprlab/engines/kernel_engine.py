@@ -225,7 +225,7 @@ class KernelEngine(Engine):
         return self.device.download(x.buffer, x.offset, 4 * x.size).view(np.int32).astype(np.int64)
 
     def _run(self, make: Callable[..., Launch], tensor: Tensor, *arguments: Any) -> None:
-        """Runs a launch that depends on a tensor's type; what is unsupported is told with the tensor's name."""
+        """Runs a launch that depends on a tensor's type; an unsupported type is reported with the tensor's name."""
         try:
             launch = make(tensor.type, *arguments)
         except UnsupportedError as error:

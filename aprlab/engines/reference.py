@@ -1,4 +1,4 @@
-"""The reference engine: float32 activations and weights, plain NumPy, the one to read and to believe.
+"""The reference engine: float32 activations and weights, plain NumPy; the one to read, and the one to compare others with.
 
 Weights are dequantised by blocks of rows. Where memory allows, the result is kept, since decoding with NumPy costs far
 more than multiplying; else every pass decodes each block again and memory stays small.

@@ -53,7 +53,7 @@ def dtype_flow(
     """
     need_data(ways)
     if ways.keys() != right.keys() or any(len(way) != len(stages) for way in ways.values()):
-        raise UsageError(f"a verdict and {len(stages)} words are wanted for each type", code="figures.wrong-words")
+        raise UsageError(f"each type needs a verdict and {len(stages)} words", code="figures.wrong-words")
     ax = axes_or_new(ax, 9, 0.42 * len(ways) + 0.8)
     boxes = [list(dict.fromkeys(way[n] for way in ways.values())) for n in range(len(stages))]
 

@@ -125,7 +125,7 @@ def check_strip(holds: Sequence[bool], ax: Axes | None = None, *, cut: int | Non
 
 
 def distance_bars(distances: Mapping[str, float], ax: Axes | None = None, *, xlabel: str) -> Axes:
-    """One bar a state, with its value; the first is what the others are held against, those beyond it are marked."""
+    """One bar a state, with its value; the others are compared with the first, those beyond it are marked."""
     need_data({"states": list(distances)})
     values = np.array(list(distances.values()), float)
     if not np.isfinite(values).all():

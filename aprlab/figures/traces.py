@@ -62,7 +62,7 @@ def logits_plot(
 ) -> Axes:
     """Scatter of two logit vectors (vocab,), the diagonal behind; `top` names some tokens: id -> text."""
     if a.ndim != 1 or a.shape != b.shape or not a.size:
-        raise UsageError(f"two logit vectors of one length are wanted, got {a.shape} and {b.shape}", code="figures.unlike-shapes")
+        raise UsageError(f"expected two logit vectors of one length, got {a.shape} and {b.shape}", code="figures.unlike-shapes")
     ax = axes_or_new(ax, 4.5, 4.5)
     with style():
         ends = [min(a.min(), b.min()), max(a.max(), b.max())]

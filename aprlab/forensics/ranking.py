@@ -1,4 +1,4 @@
-"""From a garbage sentence to the bug: which fault makes a healthy model say what somebody saw?
+"""From a garbage sentence to the bug: which fault makes a healthy model say it?
 
 Every fault that a run can have is switched on in turn over one healthy model, alone or in growing sets, and its answer is
 compared with the text from the bug report.

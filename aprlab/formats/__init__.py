@@ -10,7 +10,7 @@ from aprlab.model import Model
 
 
 def open_model(path: str | Path) -> Model:
-    """Open a GGUF, APR or SafeTensors file, told apart by magic, or a Hugging Face directory with SafeTensors.
+    """Open a GGUF, APR or SafeTensors file, recognised by magic, or a Hugging Face directory with SafeTensors.
 
     Raises:
         UsageError: there is no such file, it cannot be read, or it is a directory without a model.

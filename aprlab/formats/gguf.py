@@ -1,7 +1,7 @@
-"""GGUF, versions 2 and 3: an own header reader and a writer that gives back every byte.
+"""GGUF, versions 2 and 3: a header reader of our own and a writer that reproduces every byte.
 
 The `gguf` package needs seconds and half a gigabyte for a vocabulary of 150,000 tokens because it makes an array of
-every string; here string arrays stay offsets into the file until somebody asks. Layout: ggml's `docs/gguf.md`.
+every string; here string arrays stay offsets into the file until they are needed. Layout: ggml's `docs/gguf.md`.
 """
 
 from __future__ import annotations
@@ -151,14 +151,14 @@ def read_header(path: str | Path) -> Header:
     for _ in range(field_count):
         item = _read_field(at)
         if item.key in fields:
-            raise FormatError(f"key {item.key!r} stands there twice", code="gguf.duplicate-key", path=path, offset=item.offset)
+            raise FormatError(f"key {item.key!r} is listed twice", code="gguf.duplicate-key", path=path, offset=item.offset)
         fields[item.key] = item
     infos: list[TensorInfo] = []
     seen: set[str] = set()
     for _ in range(tensor_count):
         info = _read_info(at)
         if info.name in seen:
-            raise FormatError("stands there twice", code="reading.duplicate-tensor", path=path, tensor=info.name, offset=info.at)
+            raise FormatError("is listed twice", code="reading.duplicate-tensor", path=path, tensor=info.name, offset=info.at)
         seen.add(info.name)
         infos.append(info)
 

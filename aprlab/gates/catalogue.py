@@ -366,7 +366,7 @@ def _work(case: GateCase, tools: InstrumentSet) -> GateFinding:
     return fails("gate.more-work", expected=a, found=b)
 
 
-@_gate("A-SELFTEST", "every instrument tells known pairs apart")
+@_gate("A-SELFTEST", "every instrument distinguishes known pairs")
 def _selftest(case: GateCase, tools: InstrumentSet) -> GateFinding:
     bad = [result for result in case.selftest if not result.ok]
     if not bad:

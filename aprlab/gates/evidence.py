@@ -155,7 +155,7 @@ class GateCase:
         given: a session over that file (one with faults, say) to be asked instead of its own.
         origin: what the reference was re-encoded from, where that was meant: F-ROSETTA-STATS-001 looks at it instead.
         instruments: what is measured with.
-        tested: the self-test of those instruments, where somebody has it already.
+        tested: the self-test of those instruments, if it is already known.
     """
 
     ref: ReferenceSide
@@ -192,7 +192,7 @@ class GateCase:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The candidate's tensors, with the decoders of whoever reads them."""
+        """The candidate's tensors, with the decoders of the candidate session."""
         return self.session.engine.model.tensors if self.given is not None else self.file.model.tensors
 
     def of_values(self, measure: Measure, name: str) -> Any:

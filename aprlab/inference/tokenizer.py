@@ -35,7 +35,7 @@ class Qwen2Tokenizer:
 
     Raises:
         UnsupportedError: a model or pre-tokeniser other than Qwen2's, by name.
-        FormatError: vocabulary and merges contradict each other, a token stands twice, a byte has no token, a special id
+        FormatError: vocabulary and merges contradict each other, a token is listed twice, a byte has no token, a special id
             is outside the vocabulary.
     """
 
@@ -102,7 +102,7 @@ class Qwen2Tokenizer:
             return bytes(BYTE_ALPHABET[c] for c in token)
         except KeyError as error:
             raise FormatError(
-                f"token {id} {token!r} holds {error.args[0]!r}, no byte of a byte-level vocabulary",
+                f"token {id} {token!r} holds {error.args[0]!r}, which is not a byte of a byte-level vocabulary",
                 code="tokenizer.token-not-bytes",
             ) from None  # fmt: skip
 

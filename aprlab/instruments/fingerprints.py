@@ -33,7 +33,7 @@ FINDINGS = {  # code of a row -> what a table shows
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """One tensor: order-sensitive hashes beside order-blind figures.
+    """One tensor: order-sensitive hashes next to order-blind figures.
 
     Attributes:
         name: GGUF name; type, shape (NumPy order) as in the file.
@@ -112,7 +112,7 @@ def _in_parts(tensor: Tensor) -> Fingerprint:
         blocks, values = tensor.blocks()[rows], np.ascontiguousarray(tensor.dequantise(rows)).reshape(-1)
         raw.update(np.ascontiguousarray(blocks).reshape(-1).data)
         hashed.update(values.view(np.uint8).data)
-        drop_pages(tensor.blocks()[: rows.stop])  # from the start: reading on maps again what lies behind
+        drop_pages(tensor.blocks()[: rows.stop])  # from the start: reading on maps the rest again
         finite = values
         if not np.isfinite(values).all():
             nan, inf = nan + int(np.isnan(values).sum()), inf + int(np.isinf(values).sum())
@@ -155,7 +155,7 @@ def fingerprint_table(prints: Sequence[Fingerprint], title: str) -> Comparison:
 def compare_fingerprints(a: Sequence[Fingerprint], b: Sequence[Fingerprint], title: str = "a against b") -> Comparison:
     """Two lists of fingerprints over the union of their names.
 
-    `equal` is the raw blocks' (and the type's); beside it stand the decoded values' hash, the statistics, and what
+    `equal` is the raw blocks' (and the type's); next to it are the decoded values' hash, the statistics, and what
     upstream's order-blind sum says, which calls a transposed tensor equal.
     """
     left, right = ({p.name: p for p in side} for side in (a, b))

@@ -1,8 +1,8 @@
 """Is this an answer, or garbage? Judged by the text alone: no model, no list of bad words.
 
 Each rule below looks for one thing that broken models do and answers do not: characters that no text has, one piece
-for ever, scripts in the middle of each other, brackets that close what nobody opened, words without grammar. A wrong
-answer in good order ("2 + 2 equals 5.") is no garbage, and is not called so. How often the rules are right is measured
+forever, scripts mixed within a word, brackets that close but were never opened, words without grammar. A wrong
+but well-formed answer ("2 + 2 equals 5.") is not garbage, and is not called so. How often the rules are right is measured
 on `data/garbage.jsonl`; see `docs/garbage.md`.
 """
 
@@ -54,7 +54,7 @@ _RULES: list[tuple[str, Callable[[str], str]]] = []
 def is_garbage(text: str, sound: Session | None = None, prompt: str | None = None) -> tuple[bool, str]:
     """Whether `text` is garbage, and why (or what was looked at in vain).
 
-    A cut-off last character (one U+FFFD at the very end) is held against nobody: answers end at a limit.
+    A cut-off last character (one U+FFFD at the very end) does not count: answers end at a limit.
 
     Args:
         text: what was answered.
@@ -132,7 +132,7 @@ def _spelling(text: str) -> str:
     return ""
 
 
-@_rule("one piece for ever")
+@_rule("one piece forever")
 def _for_ever(text: str) -> str:
     """A unit of up to 24 characters that follows itself again and again and fills most of the text."""
     body = re.sub(r"\s+", " ", text).strip()
@@ -229,7 +229,7 @@ def _is_code(text: str) -> bool:
     return "```" in text or len(_CODE.findall(text)) >= 2 or bool(re.match(r"\s*[\[{].*[\]}]\s*$", text, re.DOTALL))
 
 
-@_rule("brackets that close what nobody opened")
+@_rule("brackets that close but were never opened")
 def _brackets(text: str) -> str:
     plain = re.sub(r"(?m)^\s*\(?[A-Za-z0-9]{1,3}\)|[:;]-?\)|\"[^\"\n]*\"|'[^'\n]*'|\d+\)", "", text)  # 1) and :) and quoted ones
     depth: dict[str, int] = {}
@@ -289,7 +289,7 @@ def _grammar(text: str) -> str:
     within = re.findall(r"[a-z]{2}[(\[{\\<|][a-z]|[A-Za-z][\\_]{1,2}[a-z]{3}(?!\w*\()", text)
     charge("signs in the middle of words", len(within), 0.5)
     charge("capitals behind small letters", len(re.findall(r"\b[a-z]{3,}[A-Z]{2,}", text)), 0.6)
-    charge("words nobody can say", sum(_unsayable(w) for w in latin), 0.5)
+    charge("unpronounceable words", sum(_unsayable(w) for w in latin), 0.5)
     hidden = sum(unicodedata.category(c) == "Cf" for c in text) + len(re.findall(r"[A-Za-z][\uff21-\uff5a]", text))
     charge("hidden or wide letters", hidden, 0.6)
     charge("brackets left open", max(0, _left_open(text) - 1), 0.4)

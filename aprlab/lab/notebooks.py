@@ -205,7 +205,7 @@ def walk(
     progress: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> list[Step]:
-    """Run several notebooks, one after another, and leave ``index.html`` with their verdicts beside their results.
+    """Run several notebooks, one after another, and leave ``index.html`` with their verdicts, next to their results.
 
     A notebook that fails does not stop the others. The page is written anew after each of them.
 
@@ -311,7 +311,7 @@ def traceback(step: Step) -> str:
 
 
 def index_page(steps: Sequence[Step], parameters: Mapping[str, Any]) -> str:
-    """One HTML page about the notebooks that have run: verdicts, key figures, checks, links beside it."""
+    """One HTML page about the notebooks that have run: verdicts, key figures, checks, links to the results."""
     held = sum(step.holds for step in steps)
     shown = ", ".join(f"{key} {value!r}" for key, value in parameters.items() if value != "") or "defaults"
     head = f"<h1>{held} of {len(steps)} notebooks hold</h1><p>Run with <code>{html.escape(shown)}</code>.</p>"

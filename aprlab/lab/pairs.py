@@ -1,6 +1,6 @@
 """Two sides to hold against each other, however they come: two files, a fault put into a file, a fault put into an engine.
 
-Notebook 07 asks everything it shows of a `Pair`. What is wrong is found by `peel`, which is not told how a pair was made.
+Everything that notebook 07 shows comes from a `Pair`. What is wrong is found by `peel`, which does not know how a pair was made.
 """
 
 from __future__ import annotations
@@ -131,10 +131,10 @@ class Files(Pair):
         self.reference_name = "none: only what is known of such files" if reference is None else reference.name
         self.candidate_name = candidate.name
         self._case: FileCase | None = None
-        self._mends: list[Fix] = []
+        self._fixes: list[Fix] = []
 
     def peel(self, prompt: str = QUESTION) -> Verdict:
-        verdict, self._case, self._mends = examine(self.reference, self.candidate, engine=self.engine, prompt=prompt)
+        verdict, self._case, self._fixes = examine(self.reference, self.candidate, engine=self.engine, prompt=prompt)
         return verdict
 
     def picture(
@@ -153,7 +153,7 @@ class Files(Pair):
             sides["reference"] = self._session(case.ref.model)
         sides["candidate"] = self._session(drafted(case, []))
         if verdict.repair is not None:
-            sides["repaired"] = self._session(drafted(case, [m for m in self._mends if m.label in verdict.repair.set]))
+            sides["repaired"] = self._session(drafted(case, [m for m in self._fixes if m.label in verdict.repair.set]))
         return sides
 
     def _session(self, model: Model | AprlabError) -> Session | str:
@@ -174,10 +174,10 @@ class Engines(Pair):
         self.reference_name, self.candidate_name = f"engine {name}", f"another engine {name}"
         self._a = Session(model, engine=name)
         self._b = session_with(model, faults, engine=name)
-        self._mends: list[Fix] = []
+        self._fixes: list[Fix] = []
 
     def peel(self, prompt: str = QUESTION) -> Verdict:
-        verdict, self._mends, self._mended = examine_sessions(self._a, self._b, prompt=prompt)
+        verdict, self._fixes, self._repaired = examine_sessions(self._a, self._b, prompt=prompt)
         return verdict
 
     def picture(
@@ -191,7 +191,7 @@ class Engines(Pair):
     def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
         sides: dict[str, Session | str] = {"reference": self._a, "candidate": self._b}
         if verdict.repair is not None:
-            sides["repaired"] = self._mended([m for m in self._mends if m.label in verdict.repair.set])
+            sides["repaired"] = self._repaired([m for m in self._fixes if m.label in verdict.repair.set])
         return sides
 
 
@@ -250,7 +250,7 @@ def pair(
 
 
 def given_for(chosen: Sequence[Fault]) -> dict[str, Any]:
-    """What a conversion has to be told so that all these faults can show: types that the source may not have.
+    """Options of a conversion so that all these faults can show: types that the source may not have.
 
     Raises:
         UsageError: two of them need different ones.
@@ -270,7 +270,7 @@ def _refuse_rulers(chosen: Sequence[Fault]) -> None:
     for f in chosen:
         if f.instrument is not None:
             raise UsageError(
-                f"fault {f.id!r} is a measurement's: see notebook 05_instruments, or `aprlab selftest --fault {f.id}`",
+                f"fault {f.id!r} is a fault of a measurement: see notebook 05_instruments, or `aprlab selftest --fault {f.id}`",
                 code="faults.instrument",
             )  # fmt: skip
 

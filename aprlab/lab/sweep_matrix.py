@@ -59,7 +59,7 @@ def read_matrix(path: str | Path) -> list[SweepCell]:
 
     ::
 
-        notebooks: [07_peel]                # names of the project's notebooks, or paths beside this file
+        notebooks: [07_peel]                # names of the project's notebooks, or paths relative to this file
         parameters: {prompt: What is 2+2?}  # the same for all runs
         matrix:                             # every combination is run
           fault: [GH-191, lost-qkv-biases]
@@ -80,7 +80,7 @@ def read_matrix(path: str | Path) -> list[SweepCell]:
         return FormatError(f"line {line_of(*keys)}: {message}", code=code, path=path)
 
     if not isinstance(data, dict):
-        raise refuse(f"a mapping with {', '.join(KEYS)} is wanted, not {_kind(data)}", code="sweep.wrong-kind")
+        raise refuse(f"expected a mapping with {', '.join(KEYS)}, not {_kind(data)}", code="sweep.wrong-kind")
     for name in data:
         if name not in KEYS:
             raise refuse(f"unknown key {name!r}; known: {', '.join(KEYS)}", name, code="sweep.unknown-key")
@@ -152,7 +152,7 @@ def _check_axes(axes: Mapping[str, Any], fixed: Mapping[str, Any], refuse: _Refu
             wrong = f"{name!r} wants a list of at least one value, not {_kind(values)}"
             raise refuse(wrong, "matrix", name, code="sweep.wrong-kind")
         if name in fixed:
-            raise refuse(f"{name!r} stands under `parameters` as well", "matrix", name, code="sweep.axis-and-parameter")
+            raise refuse(f"{name!r} is under `parameters` as well", "matrix", name, code="sweep.axis-and-parameter")
 
 
 def _notebooks(value: Any, folder: Path, refuse: _Refuse) -> list[Path]:
@@ -176,10 +176,10 @@ def _exclusions(value: Any, axes: Mapping[str, list[Any]], refuse: _Refuse) -> l
         raise refuse(f"'exclude' wants a list, not {_kind(value)}", "exclude", code="sweep.wrong-kind")
     for n, rule in enumerate(value):
         if not isinstance(rule, dict) or not rule:
-            raise refuse(f"a mapping of axes to values is wanted, not {_kind(rule)}", "exclude", n, code="sweep.wrong-kind")
+            raise refuse(f"expected a mapping of axes to values, not {_kind(rule)}", "exclude", n, code="sweep.wrong-kind")
         for name in rule:
             if name not in axes:
-                raise refuse(f"{name!r} is no axis of the matrix; there are: {', '.join(axes) or 'none'}", "exclude", n, name,
+                raise refuse(f"{name!r} is not an axis of the matrix; there are: {', '.join(axes) or 'none'}", "exclude", n, name,
                              code="sweep.unknown-axis")  # fmt: skip
     return value
 

@@ -1,4 +1,4 @@
-"""Hooks that are told of each decoding of a tensor, for as long as they are added."""
+"""Hooks that are called at each decoding of a tensor, from when they are added until they are removed."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ ARCHITECTURE_KEYS: dict[str, _KeyRule] = {
 
 # Of ``tokenizer.*``; a key without a row is refused, whatever it holds.
 TOKENIZER_KEYS: dict[str, _KeyRule] = {
-    "tokenizer.ggml.scores": _KeyRule(_anything, ""),  # of SentencePiece; byte-level BPE goes by merges
+    "tokenizer.ggml.scores": _KeyRule(_anything, ""),  # of SentencePiece; byte-level BPE uses merges
     "tokenizer.ggml.token_type_count": _KeyRule(_anything, ""),  # of BERT
     "tokenizer.ggml.add_eos_token": _KeyRule(_is(False), "an end token is put behind every prompt"),
     "tokenizer.ggml.add_sep_token": _KeyRule(_is(False), "a separator is put behind every prompt"),
@@ -149,7 +149,7 @@ _HARMLESS = re.compile(
     r"tokenizer\.chat_template\.\w+"  # alternatives by name; the default one is `tokenizer.chat_template`
     r"|tokenizer\.ggml\.fim_(pre|suf|mid|pad|rep|sep)_token_id"  # fill-in-the-middle
 )
-# Tokens at which llama.cpp ends an answer, besides the end of sequence: harmless only where they are known as ends already.
+# Tokens at which llama.cpp ends an answer, apart from the end of sequence: harmless only where they are known as ends already.
 END_KEYS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 
 # Of config.json and of APR's metadata, which has Hugging Face's names: key -> rule.

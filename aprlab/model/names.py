@@ -53,7 +53,7 @@ def _short(hf: str) -> str:
 # Every naming a file was ever written with: naming -> {template in the file: GGUF template}.
 VARIANTS: dict[str, dict[str, str]] = {
     "canonical": {hf: gguf for gguf, hf in PAIRS},  # PMAT-113, and PMAT-222 up to today
-    "bare": {hf.removeprefix("model."): gguf for gguf, hf in PAIRS},  # PMAT-205, the first mend of GH-190
+    "bare": {hf.removeprefix("model."): gguf for gguf, hf in PAIRS},  # PMAT-205, the first fix of GH-190
     "short": {_short(hf): gguf for gguf, hf in PAIRS},  # stands in one upstream contract
     "raw": {gguf: gguf for gguf, _ in PAIRS},  # realizar keeps GGUF's names
 }

@@ -18,7 +18,7 @@ from aprlab.quants.types import TensorType
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a tensor stood: the file, its name there, the absolute byte offset of its data (-1 in a compressed body)."""
+    """Where a tensor was: the file, its name there, the absolute byte offset of its data (-1 in a compressed body)."""
 
     path: Path
     name: str

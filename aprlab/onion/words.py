@@ -41,8 +41,10 @@ TEMPLATES: dict[str, str] = {
     "naming.modules-exchanged": "content of {first} and {second} under each other's name",
     "naming.biases-missing": "Q, K and V biases are not in the file",
     "naming.tensors-missing": "tensors are not in the file",
+    "naming.refused": "{message}",
     "naming.other-model": "these are not two files of one model",
     # ── dtype
+    "dtype.refused": "{message}",
     "dtype.several-types-fit": "label {label} breaks the size law, and the bytes do not tell between {types:and}",
     "dtype.no-type-fits": "label {label} with a size that fits no known type",
     "dtype.shared-code": "{type} under byte {label}, which two types have had; the size law tells them apart",
@@ -52,6 +54,7 @@ TEMPLATES: dict[str, str] = {
     "dtype.decoded": "decoded from {before} and kept as {after}, value for value",
     "dtype.re-encoded": "re-encoded from {before} to {after}",
     # ── layout
+    "layout.refused": "{message}",
     "layout.dims-reversed": "dims are in the reverse order",
     "layout.dims-differ": "dims are not those of this tensor",
     "layout.transposed": "data transposed, dims left as they were",
@@ -66,6 +69,7 @@ TEMPLATES: dict[str, str] = {
     "layout.values-reordered": "{moved} of {of} values in another order",
     "layout.size-differs": "{found} bytes where {expected} are due",
     # ── decode
+    "decode.refused": "{message}",
     "decode.scales-exchanged": "d and dmin exchanged in every block",
     "decode.minimum-zero": "the minimum of every block is zero",
     "decode.nibbles-exchanged": "the two nibbles of every byte exchanged",
@@ -102,12 +106,18 @@ TEMPLATES: dict[str, str] = {
     # ── config
     "config.missing": "{field} is missing; upstream would assume {default}",
     "config.conflict": "{field} stands there twice: {found}",
+    "config.wrong-kind": "{field} is {found}, which this field cannot be",
+    "config.context-too-short":
+        "context_length {context_length} has no room for the prompt and an answer ({prompt} and {answer} tokens)",
+    "config.refused": "{message}",
     "config.value-differs": "{field} is {found!r}, not {expected!r}",
     "config.field-differs": "{field} differs",
     "config.does-not-run": "does not run: {message}",
     # ── tokenizer
     "tokenizer.missing": "{field} is missing",
     "tokenizer.missing-or-empty": "{field} is missing or empty",
+    "tokenizer.wrong-kind": "{field} is {found}, which this field cannot be",
+    "tokenizer.refused": "{message}",
     "tokenizer.unexpected": "{field} is there, and the reference has none",
     "tokenizer.rotated": "{field} are rotated by {by}",
     "tokenizer.reordered": "{field} are in another order",
@@ -123,6 +133,13 @@ TEMPLATES: dict[str, str] = {
     "tokenizer.end-is-no-token": "eos_token_id is {found!r}",
     "tokenizer.behaviour-differs": "{what:list} differ from what its data demand",
     # ── forward
+    "forward.refused": "{message}",
+    "forward.not-finite": "{message}",
+    "forward.language": "{part}: {nats:.2f} nats per token, at most {allowed:g} are allowed for such a model",
+    "forward.language-unknown":
+        "{part}: {nats:.2f} nats per token; what a healthy model of this size has is not known",
+    "forward.garbage": "{garbage} of {of} answers are garbage",
+    "forward.serial": "logits token by token are off by {off:.2g} of their norm from those of one pass",
     "forward.operations-differ": "{operations:list} differ{operations:singular} on the same input",
     "forward.loop-differs": "the loop feeds other tokens, or at other positions",
     "forward.decoded-again": "weights are decoded anew at every product",

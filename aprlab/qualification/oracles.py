@@ -1,6 +1,6 @@
 """Oracles: does an answer hold? Each looks at one thing, says yes or no, and why; None where it cannot tell.
 
-What each takes as its argument, and what it can miss, stands at its function.
+What each takes as its argument, and what it can miss, is at its function.
 """
 
 from __future__ import annotations
@@ -83,15 +83,15 @@ def check(name: Any, argument: Any, kind: str, prompt: Any) -> str:
         return f"unknown oracle {name!r}; known: {', '.join(ORACLES)}"
     oracle = ORACLES[name]
     if kind not in oracle.kinds:
-        return f"{name} is of no use to {kind}; it takes {', '.join(oracle.kinds)}"
+        return f"{name} has no use in {kind}; it takes {', '.join(oracle.kinds)}"
     if said := oracle.check(argument):
         return f"{name}: {said}"
     if name == "arithmetic" and isinstance(prompt, str) and Fraction(str(argument)) in _numbers(prompt):
-        return f"arithmetic: {argument} stands in the question; an echo of it would pass"
+        return f"arithmetic: {argument} is in the question; an echo of it would pass"
     if name == "contains":
         for wanted in [argument] if isinstance(argument, str) else argument:
             if isinstance(prompt, str) and _has(prompt, wanted):
-                return f"contains: {wanted!r} stands in the question; an echo of it would pass"
+                return f"contains: {wanted!r} is in the question; an echo of it would pass"
     return ""
 
 

@@ -1,6 +1,6 @@
-"""Playbooks: which scenarios a model is put through, and what counts as passing. The schema stands in `docs/qualification.md`.
+"""Playbooks: which scenarios a model is put through, and what counts as passing. The schema is in `docs/qualification.md`.
 
-A playbook is checked as a whole before anything runs; whatever is wrong is told with the line where it stands.
+A playbook is checked as a whole before anything runs; whatever is wrong is reported with its line.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ class Playbook:
     @property
     def digest(self) -> str:
         """SHA-256 (16 digits) over the scenarios, without titles and lines."""
-        told = [{k: v for k, v in asdict(s).items() if k not in ("line", "why")} for s in self.scenarios]
-        return hashlib.sha256(json.dumps([told, self.golden], sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+        rows = [{k: v for k, v in asdict(s).items() if k not in ("line", "why")} for s in self.scenarios]
+        return hashlib.sha256(json.dumps([rows, self.golden], sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def names() -> list[str]:
@@ -246,7 +246,7 @@ def load(name: str | Path) -> Playbook:
         used.add(given["id"])
         kinds = [key for key in (*ASKS, "do") if key in given]
         if len(kinds) != 1:
-            said = f"exactly one of {', '.join((*ASKS, 'do'))} is wanted, got {', '.join(kinds) or 'none'}"
+            said = f"expected exactly one of {', '.join((*ASKS, 'do'))}, got {', '.join(kinds) or 'none'}"
             raise refuse(said, *at, code="playbook.kind")
         scenarios.append(_scenario(given, kinds[0], defaults, at, line_of(*at), refuse))
     return Playbook(
@@ -265,7 +265,7 @@ def _scenario(
     doing = given["do"] if kind == "do" else kind
     for key, of in {"from": "convert", "to": "convert", "gate": "gate"}.items():
         if (key in given) != (doing == of):
-            raise refuse(f"{key} is wanted for do: {of}, and only there", *at, key, code="playbook.key-place")
+            raise refuse(f"{key} is needed for do: {of}, and allowed only there", *at, key, code="playbook.key-place")
     if doing == "convert" and given["from"] == given["to"]:
         raise refuse("from and to are the same", *at, "to", code="playbook.same-format")
     if doing == "gate" and given["gate"] not in GATES:
@@ -273,9 +273,9 @@ def _scenario(
     if kind == "do":
         for key in ("fill", "repeat", "restart"):
             if key in given:
-                raise refuse(f"{key} is of no use to do: {doing}", *at, key, code="playbook.key-useless")
+                raise refuse(f"{key} has no use in do: {doing}", *at, key, code="playbook.key-useless")
     elif kind == "talk" and "fill" in given:
-        raise refuse("fill is of no use to talk", *at, "fill", code="playbook.key-useless")
+        raise refuse("fill has no use in talk", *at, "fill", code="playbook.key-useless")
     expect: list[tuple[str, Any]] = []
     prompt = given.get(kind, "") if kind != "do" else ""
     for m, item in enumerate(given.get("expect", ())):

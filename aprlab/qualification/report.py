@@ -22,7 +22,7 @@ AREA_COLUMNS = ("area", "passed", "run", "not run", "upstream's points")
 
 
 def area_rows(found: Qualification) -> list[tuple[str, ...]]:
-    """Scenarios by area beside upstream's points for the rows of it."""
+    """Scenarios by area, next to upstream's points for its rows."""
     own, theirs = found.own, found.upstream
     rows: list[tuple[str, ...]] = []
     for area, title in AREAS.items():

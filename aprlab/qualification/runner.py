@@ -293,7 +293,7 @@ class _Journal:
                     entry = json.loads(line)
                     self.rows[entry["key"]] = ScenarioRow(**entry["row"])
                 except (ValueError, KeyError, TypeError):
-                    said = f"not a journal: line {n} holds no row; --fresh begins anew"
+                    said = f"not a journal: line {n} holds no row; --fresh starts again"
                     raise FormatError(said, code="qualification.journal", path=self.path) from None
         else:
             whole = first + "\n"

@@ -40,7 +40,7 @@ class ScenarioRow:
         note: why it was not run, or how it broke.
         figures: measured numbers.
         seconds, cpu: of the wall, of the processor.
-        details: whatever else a conversion or a gate has to tell.
+        details: whatever else a conversion or a gate reports.
     """
 
     scenario: str
@@ -169,7 +169,7 @@ def wilson(passed: int, of: int) -> tuple[float, float]:
 
 
 FIT, UNFIT, THIN = "fit for release", "not fit for release", "not enough evidence"
-NEEDED = ("QUAL", "STAB", "COMP", "REGR")  # areas without which nobody can say that a converted model may go out
+NEEDED = ("QUAL", "STAB", "COMP", "REGR")  # areas without which a converted model cannot be approved
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Block types: byte layout, decode and encode in readable NumPy, the truth every engine is held to.
+"""Block types: byte layout, decode and encode in readable NumPy, the truth that every engine is compared with.
 
 >>> raw = quantise(x, types.Q4_K)                      # float32 (rows, columns) -> uint8 (rows, row bytes)
 >>> y = dequantise(raw, types.Q4_K, x.shape)           # -> float32 (rows, columns)
@@ -63,7 +63,7 @@ def dequantise(
     """A tensor's bytes, uint8 in any shape, to float32 of `shape` (NumPy order: the last axis is a row).
 
     `out`, a contiguous float32 array of `shape`, is filled instead of a new one. Raises `FormatError` where the number
-    of bytes breaks the size law, `UnsupportedError` for a type nobody here can decode.
+    of bytes breaks the size law, `UnsupportedError` for a type that cannot be decoded here.
     """
     return quant(type_, registry).dequantise(raw, shape, out)
 

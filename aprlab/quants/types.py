@@ -1,7 +1,7 @@
 """The one table of tensor types. Reader, writer, converter, tests and docs take codes and sizes from here.
 
-ggml's rows come from the `gguf` package (`GGMLQuantizationType`, `GGML_QUANT_SIZES`); APR's two own types stand
-beside them. There is no default row: an unknown code or name raises.
+ggml's rows come from the `gguf` package (`GGMLQuantizationType`, `GGML_QUANT_SIZES`); APR's two own types follow
+them. There is no default row: an unknown code or name raises.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class TensorType:
         return self.name
 
 
-# Where the `gguf` package's sizes are not ggml's: Q8_1 keeps two halfs beside its 32 numbers, not two floats.
+# Where the `gguf` package's sizes are not ggml's: Q8_1 keeps two halfs next to its 32 numbers, not two floats.
 CORRECTED = {"Q8_1": (32, 36)}
 
 TYPES: tuple[TensorType, ...] = (
@@ -80,7 +80,7 @@ assert len(_BY_CODE) == len(_BY_NAME) == len(TYPES)
 
 
 def by_code(code: int) -> TensorType:
-    """The type of ggml (or APR) number `code`; raises `UnsupportedError` for a number nobody gave out."""
+    """The type of ggml (or APR) number `code`; raises `UnsupportedError` for an unassigned number."""
     try:
         return _BY_CODE[code]
     except KeyError:

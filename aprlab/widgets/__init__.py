@@ -1,7 +1,7 @@
 """Interactive explorers for JupyterLab: look at a broken model from the outside in.
 
     from aprlab import widgets
-    widgets.onion_explorer()                      # break a model, watch it being peeled, mend it
+    widgets.onion_explorer()                      # break a model, watch it being peeled, repair it
     widgets.tensor_browser("a.gguf", "b.apr")     # both files as one table
     widgets.block_microscope("a.gguf", "b.apr")   # bytes, fields, values of one block
     widgets.trace_explorer("a.gguf", ["rope-norm"])   # layer × step heat map
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def onion_explorer(files: Mapping[str, str | Path] | None = None) -> OnionView:
-    """Choose a model and what to break, run, watch the verdict layer by layer, open figures, mend one by one.
+    """Choose a model and what to break, run, watch the verdict layer by layer, open figures, repair one by one.
 
     Args:
         files: label -> path of further healthy models; the embedded one and those of the models' folder are there.

@@ -1,4 +1,4 @@
-"""View-models as HTML: strings in which what can be clicked bears its key."""
+"""View-models as HTML: strings in which what can be clicked has its key."""
 
 from __future__ import annotations
 
@@ -117,24 +117,24 @@ def evidence(found: Evidence | None) -> str:
     return head + (table(found.columns, found.rows, height="14em") if found.rows else "")
 
 
-def mends(onion: OnionExplorer) -> str:
-    """A button for each mend."""
-    if not onion.mends:
+def repairs(onion: OnionExplorer) -> str:
+    """A button for each repair."""
+    if not onion.repairs:
         return ""
-    chips = "".join(f'<span class="chip mend" {key(label)}>{html.escape(label)}</span>' for label in onion.mends)
+    chips = "".join(f'<span class="chip repair" {key(label)}>{html.escape(label)}</span>' for label in onion.repairs)
     return f"<div><b>Repair</b> (click to apply, click again to undo)</div><div class='chips'>{chips}</div>"
 
 
 def answers(onion: OnionExplorer) -> str:
-    """What everybody says, the mends that are applied now last and marked."""
+    """What everybody says, the repairs that are applied now last and marked."""
     if onion.healthy is None:
         return ""
     rows = [["healthy", _said(onion.healthy), ""]]
     for answer in onion.answers:
-        who = "as it is" if not answer.mended else "repaired: " + ", ".join(answer.mended)
+        who = "as it is" if not answer.repaired else "repaired: " + ", ".join(answer.repaired)
         same = not answer.refusal and answer.text == onion.healthy.text
         rows.append([who, _said(answer), Cell("the same words", "good") if same else Cell("other words", "bad")])
-    now = [False, *(answer.mended == onion.mended for answer in onion.answers)]
+    now = [False, *(answer.repaired == onion.repaired for answer in onion.answers)]
     return table(("side", f"answer to {onion.prompt!r}", ""), rows, strong=now)
 
 

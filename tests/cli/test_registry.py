@@ -16,7 +16,7 @@ import typer
 from aprlab import paths
 from aprlab.cli import options, registry
 from aprlab.cli.app import app, run_cli
-from aprlab.cli.registry import PANELS, Debugging, Group, Verb, build, command_of, group, reset_debug
+from aprlab.cli.registry import PANELS, Debugging, OptionGroup, Verb, build, command_of, group, reset_debug
 from aprlab.cli.verbs import GROUPS, VERBS
 from aprlab.errors import UsageError
 from aprlab.faults import convert_with
@@ -136,7 +136,7 @@ def SIDES(
     return {"left": left, "right": right}
 
 
-def verb(run: Any, *groups: Group, panel: str = "look", within: str = "") -> Verb:
+def verb(run: Any, *groups: OptionGroup, panel: str = "look", within: str = "") -> Verb:
     return Verb("sample", panel, run, "sample", groups, within=within)
 
 
@@ -161,7 +161,7 @@ def test_a_verb_gets_its_own_options_and_its_groups(capsys: pytest.CaptureFixtur
     ("groups", "panel", "message"),
     [((), "look", "left is an option"), ((SIDES,), "look", "right would be shown"), ((SIDES,), "attic", "attic")],
 )
-def test_what_is_not_declared_or_would_be_ignored_is_refused(groups: tuple[Group, ...], panel: str, message: str) -> None:
+def test_what_is_not_declared_or_would_be_ignored_is_refused(groups: tuple[OptionGroup, ...], panel: str, message: str) -> None:
     def one_side(left: str = "") -> None: ...
 
     def both_sides(left: str = "", right: str = "") -> None: ...

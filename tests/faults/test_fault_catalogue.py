@@ -51,7 +51,7 @@ def test_a_fault_must_be_told_whole() -> None:
     good = FAULTS["GH-191"]
     for change in (
         {"story": "one line"}, {"mark": ""}, {"layer": "kernel"}, {"section": "H"}, {"seams": None},
-        {"instrument": len, "ruler": "checksum"}, {"post": layout.truncate},
+        {"instrument": len, "replaces": "checksum"}, {"post": layout.truncate},
     ):  # fmt: skip
         with pytest.raises(TypeError, match="fault GH-191"):
             replace(good, **change)

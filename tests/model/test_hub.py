@@ -159,7 +159,7 @@ def test_a_server_that_lies_about_the_hash(server: Hub, known: KnownModel, tmp_p
     """Same size, other bytes: never in the place of a good file, forced or not."""
     (tmp_path / FILE).write_bytes(CONTENT)
     server.content = bytes(reversed(CONTENT))
-    with pytest.raises(FormatError, match=f"{SHA} was due; nothing was kept"):
+    with pytest.raises(FormatError, match=f"expected {SHA}; nothing was kept"):
         hub.fetch("tiny", folder=tmp_path, endpoint=server.url, force=True)
     assert (tmp_path / FILE).read_bytes() == CONTENT and files(tmp_path) == [FILE]
 
@@ -196,7 +196,7 @@ def test_errors_of_the_hub(status: int, message: str, server: Hub, known: KnownM
 
 def test_no_hash_no_file(server: Hub, known: KnownModel, tmp_path: Path) -> None:
     server.announced = "abc"
-    with pytest.raises(hub.FetchError, match="tells no SHA-256"):
+    with pytest.raises(hub.FetchError, match="gives no SHA-256"):
         hub.fetch("tiny", folder=tmp_path, endpoint=server.url)
 
 

@@ -118,7 +118,7 @@ def test_a_journal_is_read_again_whatever_the_answers_hold(tmp_path: Path) -> No
     assert path.read_bytes() == whole
     for line in (b"3\n", b'{"key": "a"}\n', b'{"key": "a", "row": {"odd": 1}}\n', b"\xff\n"):
         path.write_bytes(whole + line)
-        with pytest.raises(FormatError, match="not a journal: line 7 holds no row; --fresh begins anew"):
+        with pytest.raises(FormatError, match="not a journal: line 7 holds no row; --fresh starts again"):
             runner._Journal(path, header)
     assert runner._Journal(path, {"model": "y"}).rows == {}, "another model's may be as it will"
 
@@ -153,7 +153,7 @@ def test_logits_that_are_no_numbers_are_an_error_in_words(monkeypatch: pytest.Mo
     monkeypatch.setattr(sys.modules["aprlab.tracing.traces"], "trace", lambda *args, **options: seen)
     bench = runner.worker.ChildOperations()
     bench.session = SimpleNamespace(chat_tokens=lambda text: [1, 2])
-    with pytest.raises(NumericError, match="no numbers, or all zero"):
+    with pytest.raises(NumericError, match="not numbers, or all zero"):
         bench.do_serial()
 
 

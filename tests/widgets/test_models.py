@@ -179,7 +179,7 @@ def test_two_files_are_compared_beside_the_caller(tiny: Path, monkeypatch: pytes
         return "same"
 
     monkeypatch.setattr(TensorBrowser, "_status", staticmethod(status))
-    monkeypatch.setattr(tensors, "_TOLD", 1 << 18)
+    monkeypatch.setattr(tensors, "_REPORT_EVERY", 1 << 18)
     found = TensorBrowser(Side.open(tiny, "a"), Side.open(tiny, "b"))
     found.listen(lambda: told.append(found.work.done))
     assert found.work.busy
@@ -485,21 +485,21 @@ def test_a_file_with_two_faults_is_peeled_shown_and_mended() -> None:
         assert len(onion.evidence.rows) == rows
     onion.look(1)
     assert onion.evidence is None
-    names, values = onion.mends
-    onion.mend(names)
+    names, values = onion.repairs
+    onion.repair(names)
     onion.work.wait()
     assert not onion.restored
-    onion.mend(values)
+    onion.repair(values)
     onion.work.wait()
     assert onion.restored
-    assert onion.mended == (names, values)
-    onion.mend(names)  # taken back
+    assert onion.repaired == (names, values)
+    onion.repair(names)  # taken back
     onion.work.wait()
-    assert onion.mended == (values,)
+    assert onion.repaired == (values,)
     assert onion.answer is not None
     assert onion.answer.refusal
-    with pytest.raises(UsageError, match="no mend 'x'"):
-        onion.mend("x")
+    with pytest.raises(UsageError, match="no repair 'x'"):
+        onion.repair("x")
     with pytest.raises(UsageError, match="finding 9 of 2"):
         onion.look(9)
 
@@ -510,13 +510,13 @@ def test_a_faulty_reader_is_peeled_and_mended() -> None:
     onion.run()
     onion.work.wait()
     assert onion.work.error == ""
-    assert onion.mends == ["config/rope-norm"]
+    assert onion.repairs == ["config/rope-norm"]
     onion.look(0)
     onion.work.wait()
     assert onion.evidence is not None
     assert onion.evidence.image.startswith(b"\x89PNG")
     assert "error at each position" in onion.evidence.caption
-    onion.mend("config/rope-norm")
+    onion.repair("config/rope-norm")
     onion.work.wait()
     assert onion.restored
 

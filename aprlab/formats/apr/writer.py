@@ -143,8 +143,8 @@ def _front(
     )  # fmt: skip
     header[40:44] = header_crc(bytes(header)).to_bytes(4, "little")
     front = [text, bytes(padding(len(text), ALIGNMENT)), index, bytes(padding(index_at + len(index), ALIGNMENT))]
-    if compress == "lz4" and (due := sum(map(len, front)) + body) > LZ4_LIMIT:
-        raise UnsupportedError(f"an LZ4 block holds {LZ4_LIMIT} bytes, and {due} are to be packed; zstd can",
+    if compress == "lz4" and (size := sum(map(len, front)) + body) > LZ4_LIMIT:
+        raise UnsupportedError(f"an LZ4 block holds {LZ4_LIMIT} bytes at most, and {size} are to be packed; use zstd",
                                code="apr.lz4-limit", path=output)  # fmt: skip
     return header, front
 

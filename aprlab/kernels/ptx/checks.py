@@ -64,7 +64,7 @@ class _Read:
 
 
 class _Shadow:
-    """Who touched each byte of a buffer last. Threads are numbered through the grid; −1 is nobody."""
+    """Who touched each byte of a buffer last. Threads are numbered through the grid; −1 is no thread."""
 
     def __init__(self, nbytes: int) -> None:
         self.writer = np.full(nbytes, -1, np.int64)
@@ -154,7 +154,7 @@ class Checks:
                 bad = ~buffer.written[cells].all(axis=1)
                 if bad.any():
                     self._report(
-                        state, access, buffer, "uninitialised read", lanes, cells, bad, "reads bytes that nobody wrote", None
+                        state, access, buffer, "uninitialised read", lanes, cells, bad, "reads bytes never written", None
                     )
             if access.kind != "load":
                 buffer.written[cells] = True

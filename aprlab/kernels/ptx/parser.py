@@ -813,6 +813,6 @@ def parse(text: str) -> Module:
     try:
         return parser.parse()
     except (ValueError, ArithmeticError, IndexError) as error:  # a number such as 09, 1/0, a constant that is no number
-        raise parser.fail(f"cannot read what stands here ({error})", "ptx.constant") from error
+        raise parser.fail(f"cannot read this ({error})", "ptx.constant") from error
     except RecursionError:
         raise parser.fail("nested too deeply", "ptx.nesting") from None

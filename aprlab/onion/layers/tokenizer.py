@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from aprlab.formats.raw import MISSING, NEEDED, TOKENIZER_FIELDS
+from aprlab.formats.raw import MISSING, NEEDED, TOKENIZER_FIELDS, Wrong
 from aprlab.inference.tokenizer import CONTROL, PRE_TOKENIZERS
 from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase
@@ -42,6 +42,8 @@ def difference(name: str, value: Any, expected: Any) -> tuple[Mechanism, dict[st
 
     if value == MISSING:
         return cause("missing"), {}
+    if isinstance(value, Wrong):
+        return cause("wrong-kind", found=str(value)), {}
     if expected == MISSING:
         return cause("unexpected"), {}
     if isinstance(value, list) and isinstance(expected, list):
@@ -63,13 +65,26 @@ def difference(name: str, value: Any, expected: Any) -> tuple[Mechanism, dict[st
 
 
 def rotation(value: list[Any], expected: list[Any]) -> int | None:
-    """By how many places `expected` was moved round to give `value`; None where it was not."""
-    if not value or len(value) != len(expected):
+    """By how many places `expected` was moved round to give `value`; None where it was not. Linear in their length."""
+    count = len(value)
+    if not count or count != len(expected):
         return None
-    for shift, item in enumerate(value):
-        rest = len(expected) - shift
-        if item == expected[0] and shift and value[shift:] == expected[:rest] and value[:shift] == expected[rest:]:
-            return shift
+    # Knuth, Morris and Pratt: `expected` is sought in two copies of `value`, from the second place on.
+    border = [0] * count
+    at = 0
+    for n in range(1, count):
+        while at and expected[n] != expected[at]:
+            at = border[at - 1]
+        at += expected[n] == expected[at]
+        border[n] = at
+    at = 0
+    for n in range(1, 2 * count - 1):
+        item = value[n % count]
+        while at and item != expected[at]:
+            at = border[at - 1]
+        at += item == expected[at]
+        if at == count:
+            return n - count + 1
     return None
 
 
@@ -83,9 +98,12 @@ def alone(found: dict[str, Any]) -> list[Deviation]:
     for name in NEEDED:
         if found[name] == MISSING or found[name] == []:
             out.append(deviation(name, found[name], MISSING, "tokenizer.missing-or-empty", field=name))
+    for name, value in found.items():
+        if isinstance(value, Wrong):
+            out.append(deviation(name, str(value), None, "tokenizer.wrong-kind", field=name, found=str(value)))
     if found["chat_template"] == MISSING:
         out.append(deviation("chat_template", MISSING, MISSING, "tokenizer.missing", field="chat_template"))
-    if found["pre"] != MISSING and found["pre"] not in PRE_TOKENIZERS:
+    if isinstance(found["pre"], str) and found["pre"] not in PRE_TOKENIZERS:
         known = next(iter(PRE_TOKENIZERS))
         out.append(deviation("pre", found["pre"], known, "tokenizer.unknown-pre-tokenizer", found=found["pre"]))
     tokens, kinds = found["tokens"], found["token_types"]
@@ -96,7 +114,7 @@ def alone(found: dict[str, Any]) -> list[Deviation]:
             known_kinds = [CONTROL if n in marks else kind for n, kind in enumerate(kinds)]
             out.append(deviation("token_types", kinds, known_kinds, "tokenizer.specials-ordinary", tokens=ordinary))
         eos, ends = found["eos_token_id"], [n for n, t in enumerate(tokens) if t in ("<|im_end|>", "<|endoftext|>")]
-        if eos != MISSING and ends and eos not in ends:
+        if eos != MISSING and not isinstance(eos, Wrong) and ends and eos not in ends:
             if isinstance(eos, int) and 0 <= eos < len(tokens):
                 wrong = {"code": "tokenizer.ends-elsewhere", "found": eos, "token": tokens[eos]}
             else:
