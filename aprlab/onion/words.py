@@ -141,6 +141,7 @@ TEMPLATES: dict[str, str] = {
     "forward.garbage": "{garbage} of {of} answers are garbage",
     "forward.serial": "logits token by token are off by {off:.2g} of their norm from those of one pass",
     "forward.operations-differ": "{operations:list} differ{operations:singular} on the same input",
+    "forward.costs-too-much": "the run loses more than these types explain: KL {kl} nats, {most} at most",
     "forward.loop-differs": "the loop feeds other tokens, or at other positions",
     "forward.decoded-again": "weights are decoded anew at every product",
     # ── instrument

@@ -26,7 +26,8 @@ BIASES = ["blk.0.attn_q.bias", "blk.1.attn_k.bias", "blk.2.attn_v.bias"]
 @pytest.mark.parametrize("names", [NORMS, BIASES], ids=["norms", "biases"])
 def test_vectors_of_16_bits_are_healthy(kind: TensorType, names: list[str], tmp_path: Path) -> None:
     path = file_with(tmp_path / "vectors.gguf", {name: lambda t: as_type(t, kind) for name in names})
-    assert (peel(None, path, fast=True).verdict, peel(None, path, fast=True).findings) == ("same", [])
+    alone = peel(None, path, fast=True)
+    assert (alone.exit_code in (0, 4), alone.findings) == (True, []), str(alone)
     with pytest.raises(UsageError, match="nothing to repair"):
         repair(path, tmp_path / "repaired.apr")
     verdict = peel(REF, path)
@@ -38,7 +39,8 @@ def test_vectors_of_16_bits_are_healthy(kind: TensorType, names: list[str], tmp_
 def test_own_exports_are_healthy(dtype: str, tmp_path: Path) -> None:
     export(REF, tmp_path / dtype, format="safetensors", dtype=dtype)
     verdict = peel(None, tmp_path / dtype)
-    assert verdict.verdict == "same", str(verdict)
+    assert verdict.exit_code == 0, str(verdict)
+    assert not verdict.findings
 
 
 def blocks(kind: TensorType) -> tuple[np.ndarray, tuple[int, ...]]:
