@@ -74,6 +74,7 @@ TEMPLATES: dict[str, str] = {
     "decode.minimum-zero": "the minimum of every block is zero",
     "decode.nibbles-exchanged": "the two nibbles of every byte exchanged",
     "decode.subnormals-flushed": "subnormal scales flushed to zero",
+    "decode.misread": "{type} decoded with {how}, then kept as {after}",
     "decode.fields-changed-in-every-block": "field{fields:plural} {fields:reprs} changed in every block",
     "decode.fields-changed-in-most-blocks": "field{fields:plural} {fields:reprs} changed in most blocks",
     "decode.products-differ": "products with weights of type {types:list} differ on the same input",

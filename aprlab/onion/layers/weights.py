@@ -10,6 +10,7 @@ from aprlab.errors import AprlabError
 from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase, TensorMatch
 from aprlab.onion.layers._changes import changed_values
+from aprlab.onion.layers._misreads import explained_by_misreading
 from aprlab.onion.layers.blocks import (
     differing,
     expected_bytes,
@@ -95,7 +96,7 @@ def transformed(
         return None
     cause = explained_by_order(case, match, expected) or explained_by_fields(match, expected)
     if cause is None and len(match.shape) == 2:
-        cause = explained_by_values(case, match)
+        cause = explained_by_values(case, match) or explained_by_misreading(case, match)
     if cause is None:
         vain[match.kind] = vain.get(match.kind, 0) + 1
     return cause
