@@ -31,6 +31,7 @@ from aprlab.onion.instrument_check import tested
 from aprlab.onion.layers import FILE_LAYERS
 from aprlab.onion.references import reference_of
 from aprlab.onion.run_comparison import compare_runs
+from aprlab.onion.run_cost import cost_finding
 from aprlab.onion.run_peeling import peel_engines
 from aprlab.onion.verdict import Finding, Repair, Verdict, Word
 from aprlab.onion.vocabulary_rows import aligned
@@ -303,6 +304,8 @@ def _run(
             # Every byte and number agrees, and the runs do not: then one of the runs is not to be trusted.
             what = Finding("instrument", None, [], Mechanism("instrument.unequal-runs"), before.to_json(), 0.5)
             verdict.findings, verdict.verdict = [what, *verdict.findings], "ambiguous"
+        elif cost and (costly := cost_finding(case, golden, before)) is not None:
+            verdict.findings, verdict.verdict = [costly, *verdict.findings], "ambiguous"
         elif not verdict.findings and not before.bitwise:
             what = Finding("instrument", None, [], Mechanism("instrument.unequal-runs"), before.to_json(), 0.5)
             verdict.findings, verdict.verdict = [what], "ambiguous"
