@@ -88,6 +88,7 @@ def repair(
 ) -> int:
     """Repair a broken file: names, labels, dims and config from the file itself, lost bytes from a reference."""
     from aprlab.onion import repair as run
+    from aprlab.onion.verdict import EXIT
 
     verdict = run(file, output, reference, force=force, engine=engine, threads=threads, prompt=prompt)
     after = "same"
@@ -98,7 +99,7 @@ def repair(
     else:
         out.say(verdict)
         out.note(f"{output}: {after}")
-    return 0 if after in ("same", "equivalent") else 3
+    return EXIT[after]
 
 
 # -- the catalogue ------------------------------------------------------------------------------------------------------

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 def inspect(file: ModelFile, as_json: bool = False) -> None:
     """Show what a model file holds: header, config, tensors by type, every tensor."""
-    from aprlab.formats import open_model
+    from aprlab.formats import identify, open_model
     from aprlab.model.description import describe
 
     with open_model(file) as model:
-        found = describe(model)
+        found = {**describe(model), "identity": identify(file).to_json()}
     if as_json:
         output.say_json(found)
         return

@@ -288,7 +288,8 @@ def _key_figure(notebook: Mapping[str, Any]) -> str:
         for output in cell.get("outputs", [])
         if "image/png" in output.get("data", {})
     ]
-    chosen = [picture for tagged, picture in drawn if tagged] or [picture for _, picture in drawn]
+    tagged = any("key-figure" in cell["metadata"].get("tags", []) for cell in notebook["cells"])
+    chosen = [picture for key, picture in drawn if key or not tagged]
     return "".join(chosen[0].split()) if chosen else ""
 
 

@@ -146,6 +146,11 @@ class Verdict:
         return EXIT[self.verdict]
 
     @property
+    def alone(self) -> bool:
+        """Whether the candidate was judged without a reference."""
+        return self.compared.get("reference", "") is None
+
+    @property
     def faults(self) -> list[str]:
         """Ids of the catalogue that were found, each once."""
         return list(dict.fromkeys(f.fault for f in self.findings if f.fault is not None))

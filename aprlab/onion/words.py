@@ -16,7 +16,7 @@ from aprlab.errors import AprlabError
 from aprlab.faults import FAULTS
 
 # Placeholders are the parameters of a code. `list`, `reprs` and `and` join a list; `plural` is an "s" for several, `singular`
-# for one alone.
+# for one alone; `rows` is an "s" for more than one row number.
 TEMPLATES: dict[str, str] = {
     "catalogue.fault": "{title}",
     # ── container
@@ -47,6 +47,7 @@ TEMPLATES: dict[str, str] = {
     "dtype.refused": "{message}",
     "dtype.several-types-fit": "label {label} breaks the size law, and the bytes cannot decide between {types:and}",
     "dtype.no-type-fits": "label {label} with a size that fits no known type",
+    "dtype.foreign-code": "{message}",
     "dtype.shared-code": "{type} under byte {label}, which two types have had; the size law decides",
     "dtype.code-of-another-type": "{type} blocks under byte {label} ({means})",
     "dtype.file-rounded": "values of the file are those of the reference rounded to {type}",
@@ -74,6 +75,7 @@ TEMPLATES: dict[str, str] = {
     "decode.minimum-zero": "the minimum of every block is zero",
     "decode.nibbles-exchanged": "the two nibbles of every byte exchanged",
     "decode.subnormals-flushed": "subnormal scales flushed to zero",
+    "decode.misread": "{type} decoded with {how}, then kept as {after}",
     "decode.fields-changed-in-every-block": "field{fields:plural} {fields:reprs} changed in every block",
     "decode.fields-changed-in-most-blocks": "field{fields:plural} {fields:reprs} changed in most blocks",
     "decode.products-differ": "products with weights of type {types:list} differ on the same input",
@@ -87,6 +89,19 @@ TEMPLATES: dict[str, str] = {
     "weights.bytes-changed-in-one-block": "{bytes} bytes changed in one block",
     "weights.values-changed": "values changed throughout (correlation {correlation:.2f})",
     "weights.values-unlike": "values unlike the reference's throughout",
+    "weights.not-finite": "values that are not finite numbers in row{rows:rows} {rows}",
+    "weights.rows-zero": "row{rows:rows} {rows} all zeros",
+    "weights.negated": "values changed: negated throughout",
+    "weights.negated-in-rows": "values changed: negated in row{rows:rows} {rows}",
+    "weights.scaled": "values changed: × {by} throughout",
+    "weights.scaled-in-rows": "values changed: × {by} in row{rows:rows} {rows}",
+    "weights.offset": "values changed: {offset:+} throughout",
+    "weights.offset-in-rows": "values changed: {offset:+} in row{rows:rows} {rows}",
+    "weights.scaled-and-offset": "values changed: × {by} and {offset:+} throughout",
+    "weights.scaled-and-offset-in-rows": "values changed: × {by} and {offset:+} in row{rows:rows} {rows}",
+    "weights.columns-permuted": "values changed: {moved} of {of} columns in another order, the same in every row",
+    "weights.field-scaled": "values changed: {fields:and} of the blocks × {by}",
+    "weights.values-changed-in-rows": "values changed in row{rows:rows} {rows}",
     "weights.scales-not-finite": "scales that are not finite numbers",
     "weights.implausible-size": "values of a size that no trained weight has",
     "weights.constant-added": "products differ by one constant vector at every position: a bias",
@@ -117,6 +132,8 @@ TEMPLATES: dict[str, str] = {
     "tokenizer.unknown-pre-tokenizer": "pre-tokeniser {found!r} is not Qwen2's",
     "tokenizer.specials-ordinary": "{tokens:list} are marked as ordinary text",
     "tokenizer.ends-elsewhere": "eos_token_id {found} is {token!r}",
+    "tokenizer.rows-fewer": "{count} rows of vocabulary fewer: {first} to {last} ({tokens:list}) are not in the file",
+    "tokenizer.rows-more": "{count} rows of vocabulary more: {first} to {last} ({tokens:list}) are not in the reference",
     "tokenizer.end-is-no-token": "eos_token_id is {found!r}",
     "tokenizer.behaviour-differs": "{what:list} differ from what its data require",
     # ── forward
@@ -128,6 +145,7 @@ TEMPLATES: dict[str, str] = {
     "forward.garbage": "{garbage} of {of} answers are garbage",
     "forward.serial": "logits token by token are off by {off:.2g} of their norm from those of one pass",
     "forward.operations-differ": "{operations:list} differ{operations:singular} on the same input",
+    "forward.costs-too-much": "the run loses more than these types explain: KL {kl} nats, {most} at most",
     "forward.loop-differs": "the loop feeds other tokens, or at other positions",
     "forward.decoded-again": "weights are decoded again for every product",
     # ── instrument
@@ -149,6 +167,8 @@ class _Filler(string.Formatter):
                 return " and ".join(map(str, value))
             case "plural":
                 return "s" if len(value) > 1 else ""
+            case "rows":
+                return "" if str(value).isdigit() else "s"
             case "singular":
                 return "s" if len(value) == 1 else ""
             case _:
@@ -180,13 +200,13 @@ def table_of_codes() -> str:
     lines = ["| code | parameters | words |", "|---|---|---|"]
     for code, template in TEMPLATES.items():
         names = ", ".join(f"`{name}`" for name in parameters_of(code))
-        shown = re.sub(r"\{\w+:(plural|singular)\}", "(s)", template)
+        shown = re.sub(r"\{\w+:(plural|singular|rows)\}", "(s)", template)
         shown = re.sub(r"\{(\w+)[^}]*\}", r"{\1}", shown)
         lines.append(f"| `{code}` | {names} | {shown} |")
     return "\n".join(lines)
 
 
-QUOTED = ("message",)  # parameters that quote an error for people; they do not distinguish causes
+QUOTED = ("message", "correlation")  # for people, a quoted error or a figure; they do not distinguish causes
 
 
 @dataclass(frozen=True, eq=False)

@@ -88,6 +88,8 @@ def verdict_line(onion: OnionExplorer) -> str:
         return ""
     words = {
         "same": "nothing is wrong", "equivalent": "other bytes, the same model", "broken": "broken",
+        "healthy": "healthy, judged alone", "suspect": "suspect, nothing is proved",
+        "unproved": "nothing is proved: it was not run, or cannot be judged by what it says",
         "ambiguous": "the bytes cannot decide", "not-comparable": "no statement is possible",
     }[verdict.verdict]  # fmt: skip
     line = f'<div style="font-size:1.15em">{Cell(words, verdict.tone).html()}</div>'

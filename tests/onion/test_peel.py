@@ -25,7 +25,7 @@ from aprlab.onion.verdict import LAYERS, SCHEMA, Verdict
 from aprlab.onion.words import TEMPLATES
 
 REF = paths.embedded_model()
-KEYS = ["schema", "verdict", "findings", "first_divergence", "repair", "instruments", "seconds"]
+KEYS = ["schema", "verdict", "compared", "findings", "first_divergence", "repair", "health", "instruments", "seconds"]
 
 
 def broken(tmp_path: Path, change: Callable[[Tensor], Tensor]) -> Path:
