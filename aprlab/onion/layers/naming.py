@@ -26,6 +26,7 @@ class NamingLayer(Layer):
         case.matches = match_up(case)
         found: list[Deviation] = []
         written = Counter(match.piece.name for match in case.matches)
+        rounds = _rounds(case)
         for match in case.matches:
             p, true = match.piece, match.true
             if true is None:
@@ -35,8 +36,8 @@ class NamingLayer(Layer):
                 continue
             expected = case.expected_name(true)
             if p.name != expected:
-                evidence = {"found_by": match.by}
-                found.append(Deviation("name", true, p.name, expected, wrong_name(case, match), match, evidence))
+                cause = rounds.get(true) or wrong_name(case, match)
+                found.append(Deviation("name", true, p.name, expected, cause, match, {"found_by": match.by}))
         return [*found, *_missing(case)]
 
     def repair(self, draft: Draft, deviation: Deviation) -> None:
@@ -62,6 +63,47 @@ def wrong_name(case: FileCase, match: TensorMatch) -> Mechanism:
         return Mechanism("naming.layers-exchanged", {"first": first, "second": second})
     first, second = sorted(t.replace("blk.N.", "").rpartition(".")[0] for t in (a, b))
     return Mechanism("naming.modules-exchanged", {"first": first, "second": second})
+
+
+def _rounds(case: FileCase) -> dict[str, Mechanism]:
+    """Tensors that went round in a circle of more than two layers, each with the circle that it belongs to.
+
+    Where one of them is a copy and so nobody's own, the circle was never closed: all were shifted.
+    """
+    moves: dict[str, dict[int, int]] = {}  # template -> layer by content -> layer by name
+    copies = set()
+    for m in case.matches:
+        if m.true is None or m.piece.stated is None or not m.true.startswith("blk."):
+            continue
+        template = names.template_of(m.true)
+        if template == names.template_of(m.piece.stated):
+            moves.setdefault(template, {})[int(m.true.split(".")[1])] = int(m.piece.stated.split(".")[1])
+            if case.ref is not None and not m.equal and m.piece.hash in case.ref.by_hash:
+                copies.add(m.true)
+    found = {}
+    for template, move in moves.items():
+        for circle in _circles(move):
+            members = [template.replace("N", str(layer), 1) for layer in circle]
+            cause = Mechanism("naming.layers-rotated", {"layers": circle})
+            if copies & set(members):
+                by = Counter(move[layer] - layer for layer in circle).most_common(1)[0][0]
+                cause = Mechanism("naming.layers-shifted", {"part": template.replace("blk.N.", ""), "by": by})
+            found |= dict.fromkeys(members, cause)
+    return found
+
+
+def _circles(move: dict[int, int]) -> list[list[int]]:
+    """Circles of more than two in a mapping, each from its lowest member on, in the order in which content went."""
+    left, found = set(move), []
+    for start in sorted(move):
+        circle, at = [], start
+        while at in left:
+            left.discard(at)
+            circle.append(at)
+            at = move[at]
+        if len(circle) > 2 and at == start:
+            found.append(circle)
+    return found
 
 
 def _missing(case: FileCase) -> list[Deviation]:

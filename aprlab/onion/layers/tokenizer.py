@@ -27,11 +27,20 @@ class TokenizerLayer(Layer):
             value, expected = case.file.tokenizer[name], case.expected_tokenizer[name]
             if value != expected:
                 cause, evidence = difference(name, value, expected)
-                found.append(Deviation("tokenizer", name, value, expected, cause, evidence=evidence))
+                harmless = _quiet(name, case.file.tokenizer, case.expected_tokenizer)
+                found.append(Deviation("tokenizer", name, value, expected, cause, evidence=evidence, harmless=harmless))
         return found
 
     def repair(self, draft: Draft, deviation: Deviation) -> None:
         draft.tokenizer[deviation.tensor] = deviation.expected
+
+
+def _quiet(name: str, found: dict[str, Any], expected: dict[str, Any]) -> bool:
+    """Whether a field that one side lacks changes no token: nothing is put in front of a text, said or unsaid."""
+    if name == "add_bos":
+        return {False, MISSING} >= {found[name], expected[name]}
+    silent = all(side["add_bos"] in (False, MISSING) for side in (found, expected))
+    return name == "bos_token_id" and silent and MISSING in (found[name], expected[name])
 
 
 def difference(name: str, value: Any, expected: Any) -> tuple[Mechanism, dict[str, Any]]:
