@@ -53,11 +53,29 @@ class FileMatcher:
             name = self.own(n)
             if name is not None:
                 self.claim(n, name, "name")
+            elif (name := self._left_over(n)) is not None:
+                self.claim(n, name, "rule")
             else:
                 self.found[n] = TensorMatch(self.pieces[n], None, None, "nothing")
         for n, match in self.found.items():
             match.place = self.pieces[n].place if match.place is None else match.place
         return [self.found[n] for n in range(len(self.pieces))]
+
+    def _left_over(self, n: int) -> str | None:
+        """The one tensor of a kind that no piece is yet, for a copy of another tensor of that kind whose own name is taken.
+
+        Where the parts of several layers moved on by one, the first is left with a copy, and the last is nobody.
+        """
+        piece = self.pieces[n]
+        if piece.stated not in self.claimed or piece.hash not in self.ref.by_hash:
+            return None
+        kind = names.template_of(piece.stated)
+        free = [name for name in self.ref.tensors if name not in self.claimed and names.template_of(name) == kind]
+        return free[0] if len(free) == 1 and self.found_name(piece.stated) != piece.stated else None
+
+    def found_name(self, name: str) -> str | None:
+        """What the piece that is the tensor `name` is called."""
+        return next((m.piece.stated for m in self.found.values() if m.true == name), None)
 
     @property
     def open(self) -> list[int]:
