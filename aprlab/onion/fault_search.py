@@ -25,7 +25,7 @@ class Explanation:
     Attributes:
         faults: in the order of the catalogue.
         covers: fault id -> deviations that are its work.
-        same: fault id -> ids that would have left the very same file.
+        same: fault id -> ids that would have left the same file.
         complete: together they reproduce the file, all of it.
         verified: tensors whose bytes were compared with what the faults would have written.
         tried: sets of faults that were tried.
@@ -100,7 +100,7 @@ class FaultSearch(Simulator):
         return {}
 
     def _cover(self, found: Explanation, candidates: list[Fault]) -> None:
-        """Faults whose whole footprint stands in the file, as few as cover what is open."""
+        """Faults whose whole footprint is in the file, as few as cover what is open."""
         left, holders = set(self.open), []
         for fault in candidates:
             if not self._holds_on_probes(fault):

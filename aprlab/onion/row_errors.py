@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -71,8 +71,8 @@ class RowErrors:
 
     def of_rows(self, rows: np.ndarray) -> RowErrors:
         """The same of some rows, by number."""
-        sums = (x[rows] for x in (self.aa, self.bb, self.ab, self.dd, self.a, self.b))
-        return RowErrors(*sums, self.columns, self.peak, self.worst[rows])
+        by_row = ("aa", "bb", "ab", "dd", "a", "b", "worst")
+        return replace(self, **{name: getattr(self, name)[rows] for name in by_row})
 
     @property
     def line(self) -> tuple[float, float, float]:

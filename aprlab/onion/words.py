@@ -21,20 +21,20 @@ TEMPLATES: dict[str, str] = {
     "catalogue.fault": "{title}",
     # ── container
     "container.header-changed": "the header was changed after it was written",
-    "container.checksum": "bytes were changed after the file was written: its seal is broken",
+    "container.checksum": "bytes were changed after the file was written: the checksum does not match",
     "container.truncated": "the file is cut off: the index asks for bytes beyond its end",
     "container.length-differs": "the file is shorter or longer than its writer made it",
     "container.index-unsorted": "the index is not sorted",
     "container.misaligned": "data do not start on a multiple of 64 bytes",
     "container.overlap": "bytes of two tensors overlap",
-    "container.offset-too-small": "the offset is {bytes} bytes too small: the right bytes stand there",
-    "container.offset-too-large": "the offset is {bytes} bytes too large: the right bytes stand there",
-    "container.listed-twice": "a tensor stands in the index twice",
+    "container.offset-too-small": "the offset is {bytes} bytes too small: the right bytes are where it should point",
+    "container.offset-too-large": "the offset is {bytes} bytes too large: the right bytes are where it should point",
+    "container.listed-twice": "a tensor is in the index twice",
     "container.tensor-cut-off": "the file ends before the tensor does",
     "container.refused": "{message}",
     "container.unreadable": "{message}",
     # ── naming
-    "naming.other-generation": "names of the {found!r} generation, where {expected!r} ones are wanted",
+    "naming.other-generation": "names of the {found!r} generation, expected {expected!r}",
     "naming.unknown-name": "content under a name that no Qwen2 model has",
     "naming.unknown-tensor": "a tensor that no Qwen2 model has",
     "naming.layers-exchanged": "content of layers {first} and {second} under each other's number",
@@ -47,9 +47,10 @@ TEMPLATES: dict[str, str] = {
     "naming.other-model": "these are not two files of one model",
     # ── dtype
     "dtype.refused": "{message}",
-    "dtype.several-types-fit": "label {label} breaks the size law, and the bytes do not tell between {types:and}",
+    "dtype.several-types-fit": "label {label} breaks the size law, and the bytes cannot decide between {types:and}",
     "dtype.no-type-fits": "label {label} with a size that fits no known type",
-    "dtype.shared-code": "{type} under byte {label}, which two types have had; the size law tells them apart",
+    "dtype.foreign-code": "{message}",
+    "dtype.shared-code": "{type} under byte {label}, which two types have had; the size law decides",
     "dtype.code-of-another-type": "{type} blocks under byte {label} ({means})",
     "dtype.file-rounded": "values of the file are those of the reference rounded to {type}",
     "dtype.reference-rounded": "values of the reference are those of the file rounded to {type}",
@@ -70,7 +71,7 @@ TEMPLATES: dict[str, str] = {
     "layout.rows-reordered": "{moved} of {of} rows in another order",
     "layout.heads-reordered": "rows of whole heads in another order: head {heads:list}, of {of}",
     "layout.values-reordered": "{moved} of {of} values in another order",
-    "layout.size-differs": "{found} bytes where {expected} are due",
+    "layout.size-differs": "{found} bytes, expected {expected}",
     # ── decode
     "decode.refused": "{message}",
     "decode.scales-exchanged": "d and dmin exchanged in every block",
@@ -111,7 +112,7 @@ TEMPLATES: dict[str, str] = {
     "weights.constant-added": "products differ by one constant vector at every position: a bias",
     # ── config
     "config.missing": "{field} is missing; upstream would assume {default}",
-    "config.conflict": "{field} stands there twice: {found}",
+    "config.conflict": "{field} is given twice: {found}",
     "config.wrong-kind": "{field} is {found}, which this field cannot be",
     "config.context-too-short":
         "context_length {context_length} has no room for the prompt and an answer ({prompt} and {answer} tokens)",
@@ -136,8 +137,10 @@ TEMPLATES: dict[str, str] = {
     "tokenizer.unknown-pre-tokenizer": "pre-tokeniser {found!r} is not Qwen2's",
     "tokenizer.specials-ordinary": "{tokens:list} are marked as ordinary text",
     "tokenizer.ends-elsewhere": "eos_token_id {found} is {token!r}",
+    "tokenizer.rows-fewer": "{count} rows of vocabulary fewer: {first} to {last} ({tokens:list}) are not in the file",
+    "tokenizer.rows-more": "{count} rows of vocabulary more: {first} to {last} ({tokens:list}) are not in the reference",
     "tokenizer.end-is-no-token": "eos_token_id is {found!r}",
-    "tokenizer.behaviour-differs": "{what:list} differ from what its data demand",
+    "tokenizer.behaviour-differs": "{what:list} differ from what its data require",
     # ── forward
     "forward.refused": "{message}",
     "forward.not-finite": "{message}",
@@ -151,9 +154,9 @@ TEMPLATES: dict[str, str] = {
         "the run loses more than these types explain: logits {distance} away (at most {allowed}), "
         "KL {kl} nats (at most {kl_allowed})",
     "forward.loop-differs": "the loop feeds other tokens, or at other positions",
-    "forward.decoded-again": "weights are decoded anew at every product",
+    "forward.decoded-again": "weights are decoded again for every product",
     # ── instrument
-    "instrument.failed": "instrument {instrument!r} does not tell a known pair apart: all findings are void",
+    "instrument.failed": "instrument {instrument!r} does not distinguish a known pair: all findings are void",
     "instrument.unequal-runs": "equal files gave unequal runs",
     "instrument.contracts-differ":
         "unlike activation contracts: {first!r} against {second!r}; compare like with like",
@@ -210,7 +213,7 @@ def table_of_codes() -> str:
     return "\n".join(lines)
 
 
-QUOTED = ("message", "correlation")  # parameters for people, a quoted error or a figure; they tell no causes apart
+QUOTED = ("message", "correlation")  # for people, a quoted error or a figure; they do not distinguish causes
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +222,7 @@ class Mechanism:
 
     Attributes:
         code: a key of `TEMPLATES`.
-        parameters: plain values that the sentence needs, or that tell causes apart.
+        parameters: plain values that the sentence needs, or that distinguish causes.
     """
 
     code: str
@@ -250,7 +253,7 @@ class Mechanism:
 
 
 def refused(error: AprlabError, code: str) -> Mechanism:
-    """What a reader or a run says no to, with the rule that was broken; the message is quoted for people."""
+    """What a reader or a run refuses, with the rule that was broken; the message is quoted for people."""
     return Mechanism(code, {"rule": error.code, "message": error.message})
 
 

@@ -39,7 +39,7 @@ class _InPairs(Quant):
 
 
 def _in_pairs(kind: TensorType) -> Decoder:
-    return type("InPairs", (_InPairs, type(REGISTRY[kind])), {})().dequantise  # type: ignore[no-any-return]
+    return type("InPairs", (_InPairs, type(REGISTRY[kind])), {})().dequantise
 
 
 def _halves_in_pairs(kind: TensorType) -> Decoder:

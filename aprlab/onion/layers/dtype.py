@@ -58,7 +58,9 @@ def wrong_label(match: TensorMatch) -> Deviation | None:
     p, kind = match.piece, match.kind
     true = match.true or p.name
     label = [t for t in apr.candidates(p.code) if t.fits(match.shape, p.size)]
-    means = "/".join(t.name for t in apr.candidates(p.code)) or "nothing"
+    means = "/".join(t.name for t in apr.candidates(p.code)) or (
+        types.FOREIGN[p.code].name if p.code in types.FOREIGN else "nothing"
+    )
     evidence: dict[str, Any] = {
         "label": p.code, "label_means": means, "bytes": p.size,
         "fits": [t.name for t in LIKELY if t.fits(match.shape, p.size)],
@@ -69,6 +71,8 @@ def wrong_label(match: TensorMatch) -> Deviation | None:
         evidence["looks"] = {name: looks.to_json() for name, looks in match.looks.items()}
     if kind is None:
         cause = Mechanism("dtype.no-type-fits", {"label": p.code})
+        if p.code in types.FOREIGN:
+            cause = Mechanism("dtype.foreign-code", {"label": p.code, "message": str(types.FOREIGN[p.code])})
         if match.open_kinds:
             cause = Mechanism("dtype.several-types-fit", {"label": p.code, "types": [t.name for t in match.open_kinds]})
         return Deviation(
@@ -198,6 +202,8 @@ def settle(match: TensorMatch) -> None:
         if best is not None and ranked[0] > _LIKER and (len(ranked) == 1 or ranked[0] - ranked[1] > _LIKER):
             match.kind, match.correlation = best, scores[best]  # changed values, and still those of one type only
             return
+        if p.code in types.FOREIGN:
+            return  # known by name, and like nothing that can be decoded here: no guess
         # The values are nobody's: then the label if it is lawful and not absurd, what they look like, or the reference's.
         looks, match.looks = by_looks(p.raw, match.of.shape, options, label)
         likely = [t for t in (looks, label) if t is not None] or [t for t in options if t is match.of.type]
@@ -205,6 +211,8 @@ def settle(match: TensorMatch) -> None:
         match.kind = likely[0] if likely else None
         match.correlation = None if match.kind is None else scores[match.kind]
         match.open_kinds = tuple(options)
+        return
+    if p.code in types.FOREIGN:
         return
     options = [t for t in LIKELY if t.fits(p.shape, p.size)]
     # A lawful label may be wrong: Q4_K, Q4_0 and AprQ4 have one density. It stands unless its reading is absurd.
