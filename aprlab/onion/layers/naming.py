@@ -14,6 +14,9 @@ from aprlab.onion.file_match import match_up
 from aprlab.onion.layers.layer import Layer
 from aprlab.onion.words import Mechanism
 
+_UNKNOWN = 256  # unknown tensors that are searched for missing ones; of more, none is a fused one
+_TELLING = 16  # bytes
+
 
 class NamingLayer(Layer):
     """Which tensor is which. Content first: a hash finds a tensor under another's name."""
@@ -115,26 +118,28 @@ def _missing(case: FileCase) -> list[Deviation]:
         layers = case.file.config["block_count"]
         layers = layers if isinstance(layers, int) and 0 < layers <= LAYERS_LIMIT else 0
         expected = dict.fromkeys(names.inventory(layers, separate_output=False))
-    unknown = [m for m in case.matches if m.true is None]
+    unknown = [m.piece for m in case.matches if m.true is None and m.piece.size <= 1 << 20]
+    held = [(piece.name, piece.raw.tobytes()) for piece in unknown] if len(unknown) <= _UNKNOWN else []
     found = []
     for name, tensor in expected.items():
         if name in have:
             continue
         cause = Mechanism("naming.biases-missing" if name.endswith(".bias") else "naming.tensors-missing")
         d = Deviation("missing", name, None, tensor, cause)
-        if tensor is not None and (inside := _inside(tensor, unknown)) is not None:
+        if tensor is not None and (inside := _inside(tensor, held)) is not None:
             d.evidence["its_bytes_stand_in"] = inside
         found.append(d)
     return found
 
 
-def _inside(tensor: Tensor, others: list[TensorMatch]) -> str | None:
-    """Name of an unknown tensor that holds all bytes of `tensor` in a row."""
+def _inside(tensor: Tensor, others: list[tuple[str, bytes]]) -> str | None:
+    """Name of a tensor nobody knows that holds all bytes of `tensor` in a row; a few bytes are anywhere by chance."""
+    if not others or tensor.nbytes < _TELLING or not any(tensor.nbytes < len(raw) for _, raw in others):
+        return None
     wanted = tensor.raw.tobytes()
-    for match in others:
-        if len(wanted) < match.piece.size <= 1 << 20 and any(wanted) and wanted in match.piece.raw.tobytes():
-            return match.piece.name
-    return None
+    if not any(wanted):
+        return None
+    return next((name for name, raw in others if len(wanted) < len(raw) and wanted in raw), None)
 
 
 __all__ = ["NamingLayer", "wrong_name"]
