@@ -88,6 +88,7 @@ def repair(
 ) -> int:
     """Repair a broken file: names, labels, dims and config from the file itself, lost bytes from a reference."""
     from aprlab.onion import repair as run
+    from aprlab.onion.verdict import EXIT
 
     verdict = run(file, output, reference, force=force, engine=engine, threads=threads, prompt=prompt)
     after = "same"
@@ -98,7 +99,7 @@ def repair(
     else:
         out.say(verdict)
         out.note(f"{output}: {after}")
-    return 0 if after in ("same", "equivalent") else 3
+    return EXIT[after]
 
 
 # -- the catalogue ------------------------------------------------------------------------------------------------------
@@ -157,7 +158,7 @@ def forensics(
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="How many rows to print.")] = 12,
     as_json: bool = False,
 ) -> None:
-    """Rank the faults that would make a healthy model say the garbage that somebody saw."""
+    """Rank the faults that would make a healthy model say a given garbage sentence."""
     from aprlab.faults import run_faults
     from aprlab.forensics import ranking
     from aprlab.forensics.answer_scoring import Suspect

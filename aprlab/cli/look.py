@@ -202,7 +202,7 @@ def _refuse_garbage(session: Session) -> None:
 
 
 def _trace(session: Session, tokens: list[int], points: str, out: Path | None, force: bool) -> None:
-    """Run the prompt once more with a trace; a line for each point on standard error, the values into `out`."""
+    """Run the prompt again with a trace; a line for each point on standard error, the values into `out`."""
     from aprlab.tracing.traces import trace
 
     found = trace(session, tokens, points)

@@ -300,7 +300,7 @@ def _to_gguf(
 
 
 def _fill(file: Any, position: int, start: int, gaps: dict[int, bytes]) -> int:
-    """Write what stands between two tensors: the recorded bytes, else zeros."""
+    """Write what is between two tensors: the recorded bytes, else zeros."""
     if start < position:
         raise FormatError(f"recorded offsets overlap: {start} after {position}", code="conversion.recorded-overlap")
     if start - position > GAP_LIMIT:

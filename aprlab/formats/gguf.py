@@ -101,7 +101,7 @@ class TensorInfo:
     ne: tuple[int, ...]
     code: int
     offset: int
-    at: int  # where the row stands in the file
+    at: int  # where the row is in the file
 
 
 @dataclass
@@ -506,7 +506,7 @@ def _pack_info(info: TensorInfo) -> bytes:
 
 
 def gives_back(header: Header) -> bool:
-    """Whether `pack_header` makes the very bytes that `header` was read from.
+    """Whether `pack_header` makes the same bytes that `header` was read from.
 
     It does not where the padding in front of the data is not zero, nor for a NaN whose bits Python changes. Strings and
     table rows have only one spelling, so that the long arrays need not be looked at.
@@ -528,7 +528,7 @@ def field_of(key: str, type_name: str, value: Any) -> Field:
 def pack_header(
     fields: Sequence[Field], infos: Sequence[TensorInfo], *, version: int = 3, alignment: int = DEFAULT_ALIGNMENT
 ) -> bytes:
-    """The bytes in front of the data, padded to `alignment`. `TensorInfo.offset` is written as it stands."""
+    """The bytes in front of the data, padded to `alignment`. `TensorInfo.offset` is written unchanged."""
     parts = [MAGIC, struct.pack("<IQQ", version, len(infos), len(fields))]
     parts += map(_pack_field, fields)
     parts += map(_pack_info, infos)

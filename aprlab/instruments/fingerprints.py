@@ -158,6 +158,10 @@ def compare_fingerprints(a: Sequence[Fingerprint], b: Sequence[Fingerprint], tit
 
     `equal` is the raw blocks' (and the type's); next to it are the decoded values' hash, the statistics, and what
     upstream's order-blind sum says, which calls a transposed tensor equal.
+
+    Args:
+        a, b: as `fingerprint` gives them.
+        title: of the table.
     """
     left, right = ({p.name: p for p in side} for side in (a, b))
     rows: list[dict[str, Any]] = []

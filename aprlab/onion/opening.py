@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aprlab.architectures.qwen2 import check
-from aprlab.errors import AprlabError, FormatError, UnsupportedError
+from aprlab.errors import AprlabError, FormatError, UnsupportedError, UsageError
 from aprlab.formats import apr, gguf, open_model
 from aprlab.formats.raw import Seen, meaning
 from aprlab.inference.session import Session
@@ -116,7 +116,7 @@ def opened(
     if len(found.ids) + max_tokens > room:
         figures = {"context_length": room, "prompt": len(found.ids), "answer": max_tokens}
         found.refusal, found.layer = Mechanism("config.context-too-short", figures), "config"
-        found.error = FormatError(str(found.refusal), code="session.context-full", path=file.path)
+        found.error = UsageError(str(found.refusal), code="session.context-full", path=file.path)
     return found
 
 

@@ -31,6 +31,7 @@ from aprlab.onion.instrument_check import tested
 from aprlab.onion.layers import FILE_LAYERS
 from aprlab.onion.references import reference_of
 from aprlab.onion.run_comparison import compare_runs
+from aprlab.onion.run_cost import cost_finding
 from aprlab.onion.run_peeling import peel_engines
 from aprlab.onion.verdict import Finding, Repair, Verdict, Word
 from aprlab.onion.vocabulary_rows import aligned
@@ -146,11 +147,15 @@ class _Asked:
 
 def _sides(ref: str | Path | Model | None, cand: str | Path | Model) -> dict[str, Any]:
     """Title of a verdict, and what it says was compared with what."""
-    name = Path(getattr(cand, "path", cand)).name
+    name = _name(cand)
     if ref is None:
         return {"title": f"{name}, alone (no reference)", "compared": {"reference": None, "candidate": name}}
-    other = Path(getattr(ref, "path", ref)).name
+    other = _name(ref)
     return {"title": f"{other} against {name}", "compared": {"reference": other, "candidate": name}}
+
+
+def _name(side: str | Path | Model) -> str:
+    return (side.path if isinstance(side, Model) else Path(side)).name
 
 
 def _layers(case: FileCase, clock: Clock, fast: bool) -> None:
@@ -299,6 +304,8 @@ def _run(
             # Every byte and number agrees, and the runs do not: then one of the runs is not to be trusted.
             what = Finding("instrument", None, [], Mechanism("instrument.unequal-runs"), before.to_json(), 0.5)
             verdict.findings, verdict.verdict = [what, *verdict.findings], "ambiguous"
+        elif cost and (costly := cost_finding(case, golden, before)) is not None:
+            verdict.findings, verdict.verdict = [costly, *verdict.findings], "ambiguous"
         elif not verdict.findings and not before.bitwise:
             what = Finding("instrument", None, [], Mechanism("instrument.unequal-runs"), before.to_json(), 0.5)
             verdict.findings, verdict.verdict = [what], "ambiguous"

@@ -24,7 +24,7 @@ class TensorType:
         name: ggml's name, e.g. ``Q4_K``.
         block_elements: values in one block; a row (the last axis) holds whole blocks only.
         block_bytes: bytes of one block.
-        tensor_bytes: bytes that stand once in front of the whole tensor (AprQ8's scale; else 0).
+        tensor_bytes: bytes once in front of the whole tensor (AprQ8's scale; else 0).
     """
 
     code: int

@@ -27,11 +27,34 @@ class TokenizerLayer(Layer):
             value, expected = case.file.tokenizer[name], case.expected_tokenizer[name]
             if value != expected:
                 cause, evidence = difference(name, value, expected)
-                found.append(Deviation("tokenizer", name, value, expected, cause, evidence=evidence))
+                quiet = changes_nothing(name, value, expected, case)
+                found.append(Deviation("tokenizer", name, value, expected, cause, evidence=evidence, harmless=quiet))
         return found
 
     def repair(self, draft: Draft, deviation: Deviation) -> None:
         draft.tokenizer[deviation.tensor] = deviation.expected
+
+
+def changes_nothing(name: str, value: Any, expected: Any, case: FileCase) -> bool:
+    """Whether a field that is missing on one side is one that no run can notice.
+
+    Padding is for batches, which no run here has; a start token counts only where one is put in front or the template asks
+    for it; and no start token is put in front where no field says so.
+    """
+    if value != MISSING and expected != MISSING:
+        return False
+    template = case.file.tokenizer["chat_template"]
+    asks = isinstance(template, str) and "bos_token" in template
+    adds = case.file.tokenizer["add_bos"] is True or case.expected_tokenizer["add_bos"] is True
+    match name:
+        case "pad_token_id":
+            return True
+        case "bos_token_id":
+            return not asks and not adds
+        case "add_bos":
+            return not adds
+        case _:
+            return False
 
 
 def difference(name: str, value: Any, expected: Any) -> tuple[Mechanism, dict[str, Any]]:

@@ -34,6 +34,7 @@ STAGES: dict[Form, dict[str, str]] = {
         "container": "counts, spans, order", "dtype": "types", "layout": "layout", "weights": "values",
         "config": "config", "tokenizer": "tokenizer",
         "hypotheses": "which known fault gives exactly these bytes?", "reference run": "what does the healthy file say?",
+        "strict": "does the strict reader open it?",
         "run": "where do the runs diverge?", "repair": "repair, run again, drop what was not needed",
     },
     "reader": {
