@@ -60,7 +60,7 @@ def imports(name: str, tree: ast.Module, known: Graph | dict[str, ast.Module], p
 
 
 class WithoutTypes(ast.NodeTransformer):
-    """Drops what stands under ``if TYPE_CHECKING``: it is never loaded, and so makes no order of loading."""
+    """Drops what is under ``if TYPE_CHECKING``: it is never loaded, so it does not matter for the order of loading."""
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
         return node.orelse if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING") else self.generic_visit(node)
@@ -239,7 +239,7 @@ SOUND = {
 
 
 def tree(folder: Path, **changed: str) -> Path:
-    """The sound tree with some files added or replaced; ``__`` in a name stands for a slash."""
+    """The sound tree with some files added or replaced; ``__`` in a name means a slash."""
     for name, text in {**SOUND, **{f"{key.replace('__', '/')}.py": text for key, text in changed.items()}}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)

@@ -51,7 +51,7 @@ def gates(
 
 
 def check(file: ModelFile, engine: str = "reference", as_json: bool = False) -> int:
-    """Check one file in ten stages, from the tokenizer to the next token, each computed once more in float64."""
+    """Check one file in ten stages, from the tokenizer to the next token, each computed again in float64."""
     from aprlab.gates import ten_stages
 
     results = ten_stages.check(file, engine=engine)

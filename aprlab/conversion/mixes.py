@@ -18,7 +18,7 @@ MIXES: dict[str, TensorType] = {
     "q4_k_s": types.Q4_K, "q4_k_m": types.Q4_K, "q5_k_s": types.Q5_K, "q5_k_m": types.Q5_K,
 }  # fmt: skip
 
-# What stands in where a row does not hold whole blocks of 256.
+# The replacement where a row does not hold whole blocks of 256.
 SUBSTITUTES = {
     types.Q2_K: types.Q4_0, types.Q3_K: types.Q4_0, types.Q4_K: types.Q5_0, types.Q5_K: types.Q5_1, types.Q6_K: types.Q8_0,
 }  # fmt: skip

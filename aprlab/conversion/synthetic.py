@@ -189,7 +189,7 @@ def write(
 
 
 class RandomBlocks(Content):
-    """Bytes that are made anew each time; they depend on the tensor's name and the seed alone."""
+    """Bytes that are made again each time; they depend on the tensor's name and the seed alone."""
 
     __slots__ = ("kind", "name", "seed", "shape")
 

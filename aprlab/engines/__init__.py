@@ -36,6 +36,13 @@ def create(name: str, model: Model, threads: int | None = None, *, stream: bool 
     Where numba is not installed, ``jit`` in contract f32 becomes ``reference``, which computes the same more slowly, with
     a warning the first time.
 
+    Args:
+        name: one of `NAMES`.
+        model: its tensors are the weights.
+        threads: CPU threads; None leaves the number to the engine.
+        stream: read weights again for every pass.
+        options: the engine's own, such as ``contract="q8"``.
+
     Raises:
         UsageError: no engine has this name, or its library is not installed on this machine.
     """

@@ -28,7 +28,7 @@ class ReferenceEngine(Engine):
     Args:
         model: the weights.
         threads: threads of NumPy's BLAS during a matmul; None leaves its own default.
-        cache_weights: keep dequantised weights (True), decode them anew each time (False), or decide by what they
+        cache_weights: keep dequantised weights (True), decode them again each time (False), or decide by what they
             need against the memory that is free now (None): they are kept if they take at most half of it.
     """
 

@@ -30,7 +30,7 @@ REPLACEABLE = {
     "garbage": "(text) -> whether it is garbage",
     "status": "(text) -> exit status: 0 for an answer, another for garbage",
     "fixture": "(shape) -> float32 values that a test of decoders or layouts is made with",
-    "better": "(distance before, distance after) -> whether a repair that brought this is to be kept",
+    "better": "(distance before, distance after) -> whether a repair with this effect is kept",
 }
 
 

@@ -146,11 +146,11 @@ def _read_as(kind: TensorType, shape: tuple[int, ...], raw: np.ndarray) -> np.nd
     return held
 
 
-SIZE_LIMIT, ROWS_LIMIT = 1 << 31, 1 << 24  # of every number in a config, and of a bias that is made of zeros
+SIZE_LIMIT, ROWS_LIMIT = 1 << 31, 1 << 24  # numbers of a config: what upstream's u32 and a tensor can hold
 
 
 def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], notes: list[str], path: Path) -> ModelConfig:
-    """The config under whichever key, upstream's default where there is none; each default is noted."""
+    """The config under any known key, upstream's default where there is none; each default is noted."""
 
     def value(name: str, default: Any) -> Any:
         keys = apr.CONFIG_KEYS[name][0]

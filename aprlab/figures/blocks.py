@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _FIELDS = (1, 4, 2, 0, 3, 5)  # colours of fields, in their order: small ones in those that stand out
 _PALE = 0.80  # how far towards white a bit that is 0 goes
-_ROOM = 0.75  # of a row of bits, for what stands below it
+_ROOM = 0.75  # of a row of bits, for what is below it
 
 
 def block_microscope(
@@ -29,7 +29,7 @@ def block_microscope(
     width: int = 16,
     marks: Mapping[str, Sequence[tuple[int, int]]] | None = None,
 ) -> Axes:
-    """The bytes of one block as bits, coloured by field; each byte's hexadecimal number stands below it.
+    """The bytes of one block as bits, coloured by field; each byte's hexadecimal number is below it.
 
     Args:
         block: uint8 ``(bytes,)``. The bits of a byte are drawn as they are written, highest first; 1 is dark, 0 pale.

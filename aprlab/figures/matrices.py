@@ -28,7 +28,7 @@ def state_map(
     *,
     alarm: str | None = None,
 ) -> Axes:
-    """A table of few states in colours: which of `states` holds for each row and column; the word stands in the cell.
+    """A table of few states in colours: which of `states` holds for each row and column; the word is in the cell.
 
     `alarm` is the state that takes the colour of alarm; without it the third one does.
 

@@ -43,7 +43,7 @@ class Forensics:
 
     @property
     def margin(self) -> float:
-        """How far the best set stands above the best one that shares no fault with it."""
+        """How far the best set is above the best one that shares no fault with it."""
         if not self.suspects or self.suspects[0].match is None:
             return 0.0
         first = self.suspects[0]

@@ -293,7 +293,7 @@ def _added(raw: dict[str, Any], path: Path) -> dict[str, tuple[int, int]]:
         if not (isinstance(item, dict) and isinstance(item.get("content"), str) and type(item.get("id")) is int):
             raise FormatError(f"added_tokens holds {_short(item)}", code="huggingface.bad-added-token", path=path)
         if any(item.get(flag) for flag in ("single_word", "lstrip", "rstrip")):
-            what = f"added token {item['content']!r} strips or wants whole words"
+            what = f"added token {item['content']!r} strips or needs whole words"
             raise UnsupportedError(f"{what}, which ggml cannot express", code="huggingface.unsupported-added-token", path=path)
         marked = item["content"].startswith("<|") and item["content"].endswith("|>")
         found[item["content"]] = item["id"], CONTROL if item.get("special") or marked else USER_DEFINED
@@ -437,7 +437,7 @@ def tokenizer_json(tok: TokenizerData) -> dict[str, Any]:
     pads = _pads(tok)
     added = {id: kind for id, kind in enumerate(tok.token_types) if kind in (CONTROL, USER_DEFINED)}
     rest = [id for id in range(len(tok.tokens)) if id not in pads and id not in added]
-    # Added tokens get their ids by following the vocabulary; where they do not, they have to stand in it.
+    # Added tokens get their ids by following the vocabulary; where they do not, they have to be in it.
     if rest != list(range(len(rest))) or sorted(added) != list(range(len(rest), len(rest) + len(added))):
         rest = [id for id in range(len(tok.tokens)) if id not in pads]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
@@ -480,7 +480,7 @@ def _tokenizer_config(tok: TokenizerData) -> dict[str, Any]:
         "add_bos_token": tok.add_bos,
         "add_prefix_space": False,
         "added_tokens_decoder": {str(id): {"content": tok.tokens[id], **flags, "special": kind == CONTROL} for id, kind in added},
-        # Qwen2 has no first token of a text; the id that GGUF calls so stands in config.json.
+        # Qwen2 has no first token of a text; the id that GGUF calls so is in config.json.
         "bos_token": tok.tokens[tok.bos_token_id] if tok.add_bos and tok.bos_token_id is not None else None,
         "chat_template": tok.chat_template,
         "clean_up_tokenization_spaces": False,

@@ -126,7 +126,7 @@ MISSING = Missing()
 
 @dataclass(frozen=True)
 class Conflict:
-    """A value that stands in a file several times, differently."""
+    """A value that a file gives several times, differently."""
 
     values: tuple[tuple[str, Any], ...]
 
@@ -420,7 +420,7 @@ def tokenizer_fields(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Tokenizer field -> value, `MISSING` or `Wrong`, from an APR file's metadata."""
     found = {}
     for name, (keys, _) in TOKENIZER_KEYS.items():
-        present = [metadata[key] for key in keys if metadata.get(key) is not None]  # the template stands twice upstream
+        present = [metadata[key] for key in keys if metadata.get(key) is not None]  # upstream writes the template twice
         found[name] = _TOKENIZER_DOORS[name](present[0] if present else MISSING)
     return found
 
@@ -443,7 +443,7 @@ def of_tokenizer(data: TokenizerData) -> dict[str, Any]:
 
 
 class Reference:
-    """A sound model, with the hashes of its tensors at hand."""
+    """A sound model, with the hashes of its tensors."""
 
     def __init__(self, model: Model) -> None:
         self.model = model

@@ -113,7 +113,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def json_object(text: str, what: str, path: Path, offset: int | None = None) -> dict[str, Any]:
-    """A JSON object by the letter: no key twice, no NaN, no nesting without end, nothing that cannot be written again."""
+    """A strict JSON object: no duplicate key, no NaN, no endless nesting, nothing that cannot be written again."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}

@@ -248,7 +248,7 @@ def _strict(case: GateCase, tools: InstrumentSet) -> GateFinding:
             model.check_values()  # says which
             return fails("gate.file-not-sound")
         Session(model, engine="reference", cache_weights=False)  # shapes against the config
-        Qwen2Tokenizer(model.tokenizer)
+        Qwen2Tokenizer(model.tokenizer, model.path)
     except AprlabError as error:
         return fails("gate.strict-reader-refuses", error=error.code, message=error.message)
     return holds("gate.strict-reader-takes")

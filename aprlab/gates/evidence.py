@@ -86,7 +86,7 @@ class ReferenceSide:
 
 
 class CandidateFile:
-    """The candidate: a file as it stands (`seen`), and as the strict reader takes it (`model`, which may raise)."""
+    """The candidate: a file as written (`seen`), and as the strict reader reads it (`model`, which may raise)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -120,7 +120,7 @@ class CandidateFile:
 
     @cached_property
     def back(self) -> Model:
-        """The file converted once more, opened: into GGUF, or, for types that GGUF lacks, into APR's other dialect."""
+        """The file converted again and opened: into GGUF, or, for types that GGUF lacks, into APR's other dialect."""
         with tempfile.TemporaryDirectory() as folder:  # the mapping outlives the name
             if self.model.format == "gguf":
                 convert(self.model, Path(folder) / "back.apr")

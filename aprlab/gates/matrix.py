@@ -74,7 +74,7 @@ class KillMatrix:
         return [gate for gate in GATES if not self.kills(gate)]
 
     def upstream_kills(self) -> list[MatrixRow]:
-        """Rows at which one of upstream's ten checks says no."""
+        """Rows that one of upstream's ten checks rejects."""
         return [row for row in self.rows if row.upstream and not all(row.upstream.values())]
 
 

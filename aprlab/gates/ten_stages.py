@@ -134,7 +134,7 @@ class CheckedFile:
         return far
 
     def product(self, point: str, x: np.ndarray, name: str, bias: str | None = None) -> float:
-        """Some rows of a matrix product once more: x (T, cols) times `name`, plus a bias."""
+        """Some rows of a matrix product, computed again: x (T, cols) times `name`, plus a bias."""
         weights = self.values(name)
         rows = seen_rows(len(weights))
         expected = x @ weights[rows].astype(np.float64).T

@@ -129,7 +129,15 @@ class ListFormatter(string.Formatter):
 
 
 def words(code: str, parameters: Mapping[str, Any]) -> str:
-    """The sentence that a code and its parameters stand for; KeyError for a code that is not in the table."""
+    """The sentence for a code.
+
+    Args:
+        code: a key of `TEMPLATES`.
+        parameters: the values that its sentence needs.
+
+    Raises:
+        KeyError: the code is not in the table, or a parameter is missing.
+    """
     template = _OPTIONAL.sub(lambda part: part[1] if _given(part[1], parameters) else "", TEMPLATES[code])
     return ListFormatter().format(template, **parameters)
 

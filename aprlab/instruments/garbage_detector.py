@@ -52,13 +52,13 @@ _RULES: list[tuple[str, Callable[[str], str]]] = []
 
 
 def is_garbage(text: str, sound: Session | None = None, prompt: str | None = None) -> tuple[bool, str]:
-    """Whether `text` is garbage, and why (or what was looked at in vain).
+    """Whether `text` is garbage, and why (or what was checked without result).
 
     A cut-off last character (one U+FFFD at the very end) does not count: answers end at a limit.
 
     Args:
         text: what was answered.
-        sound: a healthy session of the same model, if one is at hand: what it would hardly ever say is called garbage, too.
+        sound: a healthy session of the same model, if there is one: what it would hardly ever say is called garbage, too.
         prompt: what was asked, for `sound`.
     """
     text = text.removesuffix("\ufffd") if text.strip("\ufffd \n") else text
@@ -206,7 +206,7 @@ def _salad(text: str) -> str:
     if len(spaced) >= 2 and len(kinds) >= 2:
         return f"{len(kinds) + bool(latin)} scripts in one line"
     if latin > 2 * cjk:
-        # Latin text: East Asian characters stand apart in it, in quotation marks or at least behind a space
+        # Latin text: East Asian characters are set apart in it, in quotation marks or at least behind a space
         inside = re.search(r"[a-z0-9][\u3041-\u30ff\u4e00-\u9fff]|[\u3041-\u30ff\u4e00-\u9fff][a-z]|[A-Za-z0-9)] ?[。、]", text)
         if inside:
             return repr(inside.group())
@@ -219,7 +219,7 @@ def _salad(text: str) -> str:
 
 
 def _unlike(a: str, b: str) -> bool:
-    """Letters of two scripts that do not commonly stand side by side, as Latin and East Asian ones do."""
+    """Letters of two scripts that do not commonly occur side by side, as Latin and East Asian ones do."""
     pair = {_script(a), _script(b)}
     return len(pair) == 2 and "" not in pair and pair != {"LATIN", "CJK"}
 
@@ -328,7 +328,7 @@ def _again(words: list[str]) -> int:
 
 
 def _listed(text: str) -> bool:
-    """A list: its items stand on lines of their own, or between commas."""
+    """A list: its items are on lines of their own, or between commas."""
     parts = [p.strip() for p in re.split(r"[\n,;|]+", text) if p.strip()]
     return len(parts) >= 3 and sum(len(p.split()) for p in parts) / len(parts) <= 3.5
 

@@ -305,7 +305,12 @@ class InstrumentSet:
 
 
 def show(instrument: Instrument, measure: Callable[..., Any] | None = None) -> InstrumentResult:
-    """One instrument (or `measure` in its place) against its known pairs."""
+    """Test one instrument on its known pairs.
+
+    Args:
+        instrument: whose pairs are used.
+        measure: tested instead of the instrument's own function.
+    """
     try:
         return InstrumentResult(instrument.name, True, instrument.check(measure or instrument.measure))
     except Failed as failure:

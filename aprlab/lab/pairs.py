@@ -111,12 +111,12 @@ class Pair(ABC):
             return None
 
     def named(self, verdict: Verdict) -> set[str]:
-        """Faults of the catalogue that the verdict names, those that leave the very same file included."""
+        """Faults of the catalogue that the verdict names, including those that leave the same file."""
         return named(verdict)
 
 
 def named(verdict: Verdict) -> set[str]:
-    """Faults of the catalogue that a verdict names, those that leave the very same file included."""
+    """Faults of the catalogue that a verdict names, including those that leave the same file."""
     found = set(verdict.faults)
     for finding in verdict.findings:
         found |= set(finding.evidence.get("leaves_the_same_file_as", ()))

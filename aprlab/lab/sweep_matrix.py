@@ -137,7 +137,7 @@ def _mapping(value: Any, part: str, refuse: _Refuse) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise refuse(f"{part!r} wants a mapping, not {_kind(value)}", part, code="sweep.wrong-kind")
+        raise refuse(f"{part!r} must be a mapping, not {_kind(value)}", part, code="sweep.wrong-kind")
     for name in value:
         if not isinstance(name, str):
             raise refuse(f"a parameter's name is a word, not {name!r}", part, name, code="sweep.wrong-kind")
@@ -149,7 +149,7 @@ def _mapping(value: Any, part: str, refuse: _Refuse) -> dict[str, Any]:
 def _check_axes(axes: Mapping[str, Any], fixed: Mapping[str, Any], refuse: _Refuse) -> None:
     for name, values in axes.items():
         if not isinstance(values, list) or not values:
-            wrong = f"{name!r} wants a list of at least one value, not {_kind(values)}"
+            wrong = f"{name!r} must be a list of at least one value, not {_kind(values)}"
             raise refuse(wrong, "matrix", name, code="sweep.wrong-kind")
         if name in fixed:
             raise refuse(f"{name!r} is under `parameters` as well", "matrix", name, code="sweep.axis-and-parameter")
@@ -157,7 +157,7 @@ def _check_axes(axes: Mapping[str, Any], fixed: Mapping[str, Any], refuse: _Refu
 
 def _notebooks(value: Any, folder: Path, refuse: _Refuse) -> list[Path]:
     if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
-        raise refuse("'notebooks' wants a list of names", "notebooks", code="sweep.wrong-kind")
+        raise refuse("'notebooks' must be a list of names", "notebooks", code="sweep.wrong-kind")
     found = []
     for n, name in enumerate(value):
         try:
@@ -173,7 +173,7 @@ def _exclusions(value: Any, axes: Mapping[str, list[Any]], refuse: _Refuse) -> l
     if value is None:
         return []
     if not isinstance(value, list):
-        raise refuse(f"'exclude' wants a list, not {_kind(value)}", "exclude", code="sweep.wrong-kind")
+        raise refuse(f"'exclude' must be a list, not {_kind(value)}", "exclude", code="sweep.wrong-kind")
     for n, rule in enumerate(value):
         if not isinstance(rule, dict) or not rule:
             raise refuse(f"expected a mapping of axes to values, not {_kind(rule)}", "exclude", n, code="sweep.wrong-kind")
@@ -204,7 +204,7 @@ def _check(
     for keys, name, value in places:
         if type(value) not in _PLAIN:
             raise FormatError(
-                f"line {line_of(*keys)}: {name!r} wants a word or a number, not {_kind(value)}",
+                f"line {line_of(*keys)}: {name!r} must be a word or a number, not {_kind(value)}",
                 code="sweep.wrong-kind", path=path,
             )  # fmt: skip
         try:

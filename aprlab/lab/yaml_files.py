@@ -25,7 +25,7 @@ LineOf = Callable[..., int]
 
 
 def load(path: str | Path) -> tuple[Any, LineOf]:
-    """The data of a YAML file, and ``line_of(*keys)``: the line, from 1, of what stands under these keys.
+    """The data of a YAML file, and ``line_of(*keys)``: the line, from 1, of what is under these keys.
 
     A key is a mapping's key or a list's index: ``line_of("scenarios", 3, "prompt")``. Of a mapping's entry the line is
     its key's; of a list's, where the item begins; without keys, where the document begins. Keys that the file does not

@@ -12,7 +12,7 @@ _hooks: list[DecodeHook] = []
 
 @contextmanager
 def decode_hook(hook: DecodeHook) -> Iterator[None]:
-    """Inside the block `hook` is called before each decoding, by whichever decoder and on whichever thread."""
+    """Inside the block `hook` is called before each decoding, by any decoder and on any thread."""
     _hooks.append(hook)
     try:
         yield

@@ -280,7 +280,7 @@ def _plainly(known: KnownModel, part: Path | None = None, offer: _Offer | None =
         if status == 404:
             raise FetchError(f"the hub has no {known.repository}/{known.file}", code="hub.not-found") from None
         if status in (401, 403):
-            said = f"the hub wants a login for {known.repository} (HTTP {status}); see `hf auth login`"
+            said = f"the hub requires a login for {known.repository} (HTTP {status}); see `hf auth login`"
             raise FetchError(said, code="hub.login") from None
         code = "hub.unreachable"
         if status is not None:

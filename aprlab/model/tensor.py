@@ -83,7 +83,7 @@ class Tensor:
 
     @property
     def raw(self) -> np.ndarray:
-        """All bytes, ``uint8``, 1-D: the mapped file's or memory's own, read-only; made each time where they are not at hand."""
+        """All bytes, ``uint8``, 1-D: the mapped file's or memory's own, read-only; made each time if not in memory."""
         return self.content.whole()
 
     @property

@@ -16,6 +16,7 @@ import numpy as np
 
 from aprlab.engines import known
 from aprlab.errors import BROKEN, AprlabError, FormatError, UnsupportedError, UsageError
+from aprlab.formats.identity import identify
 from aprlab.formats.raw import Reference, from_model, look
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
@@ -30,8 +31,10 @@ from aprlab.onion.instrument_check import tested
 from aprlab.onion.layers import FILE_LAYERS
 from aprlab.onion.references import reference_of
 from aprlab.onion.run_comparison import compare_runs
+from aprlab.onion.run_cost import cost_finding
 from aprlab.onion.run_peeling import peel_engines
 from aprlab.onion.verdict import Finding, Repair, Verdict, Word
+from aprlab.onion.vocabulary_rows import aligned
 from aprlab.onion.words import Mechanism, refused
 from aprlab.published import QUESTION
 from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, GoldenOutcome, best_engine
@@ -102,16 +105,21 @@ def examine(
     with clock("open"):
         reference = None if ref is None else reference_of(ref)
         try:
+            if not isinstance(cand, Model) and (what := identify(cand)).error is not None and Path(cand).exists():
+                verdict.verdict, verdict.findings = _unreadable(what.error, what.kind == "damaged")
+                return verdict, None, []
             file = from_model(cand) if isinstance(cand, Model) else look(Path(cand))
         except (FormatError, UnsupportedError) as error:
-            verdict.verdict, verdict.findings = _unreadable(error)
+            verdict.verdict, verdict.findings = _unreadable(error, isinstance(error, FormatError))
             return verdict, None, []
+        reference, rows = (None, []) if reference is None else aligned(file, reference)
     case = FileCase(file, reference)
     _layers(case, clock, fast)
     with clock("hypotheses"):
         other = _other_model(case)
         explanation = Explanation() if other or not case.deviations else explain(case)
     verdict.findings, fixes = report(case, explanation)
+    verdict.findings[:0] = rows
     if other is not None:
         verdict.findings = [other, *verdict.findings]
         return verdict, case, []
@@ -216,11 +224,11 @@ def golden_of(reference: Reference, engine: str, threads: int | None, prompt: st
     return _GOLDEN[key][1]
 
 
-def _unreadable(error: AprlabError) -> tuple[Word, list[Finding]]:
-    """A file of which nothing more can be read: broken, or of a kind that is not handled."""
+def _unreadable(error: AprlabError, damaged: bool) -> tuple[Word, list[Finding]]:
+    """A file of which nothing more can be read: a damaged model, or something else that is no model we know."""
     evidence = {"offset": error.offset, "tensor": error.tensor}
     finding = Finding("container", None, [], refused(error, "container.unreadable"), evidence)
-    return "not-comparable" if isinstance(error, UnsupportedError) else "broken", [finding]
+    return "broken" if damaged else "not-comparable", [finding]
 
 
 def _other_model(case: FileCase) -> Finding | None:
@@ -229,9 +237,10 @@ def _other_model(case: FileCase) -> Finding | None:
         return None
     sizes = {name: tensor.size for name, tensor in case.ref.tensors.items()}
     alike = sum(math.prod(m.piece.shape) == sizes[m.true] for m in case.matches if m.true is not None)
-    if 2 * alike >= len(sizes):
-        return None
-    evidence = {"tensors_alike": alike, "of": len(sizes)}
+    equal = sum(m.equal and len(m.shape) > 1 for m in case.matches)  # vectors of ones or zeros are alike in all models
+    if 2 * alike >= min(len(sizes), len(case.matches)) > 0 or 10 * equal >= sum(len(p.shape) > 1 for p in case.file.pieces) > 0:
+        return None  # tensors are missing or changed, and the findings name them
+    evidence = {"tensors_alike": alike, "of": len(sizes), "matrices_equal": equal}
     return Finding("naming", None, [], Mechanism("naming.other-model"), evidence)
 
 
@@ -295,6 +304,8 @@ def _run(
             # Every byte and number agrees, and the runs do not: then one of the runs is not to be trusted.
             what = Finding("instrument", None, [], Mechanism("instrument.unequal-runs"), before.to_json(), 0.5)
             verdict.findings, verdict.verdict = [what, *verdict.findings], "ambiguous"
+        elif cost and (costly := cost_finding(case, golden, before)) is not None:
+            verdict.findings, verdict.verdict = [costly, *verdict.findings], "ambiguous"
         elif not verdict.findings and not before.bitwise:
             what = Finding("instrument", None, [], Mechanism("instrument.unequal-runs"), before.to_json(), 0.5)
             verdict.findings, verdict.verdict = [what], "ambiguous"

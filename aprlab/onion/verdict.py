@@ -124,7 +124,7 @@ class Verdict:
         findings: in the order of the layers, cheapest first.
         first_divergence: first trace point at which the two runs differ, or None.
         repair: the smallest set of repairs, or None where nothing is broken or nothing helps.
-        instruments: each instrument -> true where it told a known pair apart, else how it failed.
+        instruments: each instrument -> true if it distinguished a known pair, else how it failed.
         seconds: by stage.
         compared: what was compared with what: ``reference`` (None: nothing) and ``candidate``.
         health: figures of the tests of one file alone; empty with a reference, or where it could not be run.

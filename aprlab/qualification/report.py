@@ -211,7 +211,7 @@ def what_if(rows: Sequence[ScenarioRow]) -> list[ScenarioRow]:
 
 
 def points_for(score: float) -> int:
-    """Points of 1000 that upstream's scale wants for a score."""
+    """Points of 1000 that upstream's scale needs for a score."""
     return math.ceil((10 ** (score / 100) - 1) / 9 * 1000 - 1e-9)
 
 

@@ -1,7 +1,7 @@
 """A trace's file, checked before it is loaded: how large its members are, and whether its header has the right types.
 
 A trace is an ``.npz``: a zip archive. What a member unpacks to is looked at in the archive's own directory, before NumPy reads
-it; zipfile never gives more bytes than stand there.
+it; zipfile never gives more bytes than are stated there.
 """
 
 from __future__ import annotations

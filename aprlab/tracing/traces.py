@@ -157,7 +157,7 @@ class Trace:
         """
         path = Path(path)
         check_output(path, [], force=force)
-        spans: list[list[int]] = []  # points share their positions, so each distinct list stands once
+        spans: list[list[int]] = []  # points share their positions, so each distinct list is stored once
         entries: dict[str, dict[str, Any]] = {}
         for name, point in self.points.items():
             positions = point.positions.tolist()

@@ -19,7 +19,7 @@ from aprlab.widgets.models.onion import OnionExplorer, SideAnswer
 from aprlab.widgets.models.tensors import COLUMNS, TensorBrowser
 from aprlab.widgets.models.traces import TraceExplorer
 
-FIELD_COLOURS = ("#f2b48a", "#9fd8c8", "#e8b9d4", "#8cc3e6", "#f5d48a", "#c9dcf0")  # pale: black figures stand on them
+FIELD_COLOURS = ("#f2b48a", "#9fd8c8", "#e8b9d4", "#8cc3e6", "#f5d48a", "#c9dcf0")  # pale: for black figures on top
 EQUAL, BROKEN = "#ececec", "#d55e00"
 _LIMITS = (1e-7, 1.0)
 
@@ -112,7 +112,7 @@ def findings(onion: OnionExplorer) -> str:
 
 
 def evidence(found: Evidence | None) -> str:
-    """Caption and table; the figure stands in an image of its own."""
+    """Caption and table; the figure is in an image of its own."""
     if found is None:
         return ""
     head = f"<div>{html.escape(found.caption)}</div>"
@@ -128,7 +128,7 @@ def repairs(onion: OnionExplorer) -> str:
 
 
 def answers(onion: OnionExplorer) -> str:
-    """What everybody says, the repairs that are applied now last and marked."""
+    """What each side says, the repairs that are applied now last and marked."""
     if onion.healthy is None:
         return ""
     rows = [["healthy", _said(onion.healthy), ""]]
@@ -346,7 +346,7 @@ def _spans(numbers: Sequence[int]) -> str:
             runs.append([n, n])
     texts = [f"{a}" if a == b else f"{a} to {b}" for a, b in runs]
     if not texts:
-        return "no value (its bits are not used, or stand where nothing changes)"
+        return "no value (its bits are not used, or are where nothing changes)"
     cut = [*texts[:6], f"{len(texts) - 6} more runs"] if len(texts) > 6 else texts
     return f"{len(numbers)} value{'s' if len(numbers) != 1 else ''}: {', '.join(cut)}"
 

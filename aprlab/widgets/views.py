@@ -219,7 +219,7 @@ class TraceView(View):
 
 
 def value_histogram(sides: dict[str, np.ndarray], ax: Any) -> Any:
-    """Histograms of some values on common bins, a line per side; the outermost bins hold what lies beyond."""
+    """Histograms of some values on common bins, a line per side; the outermost bins hold everything beyond."""
     with np.errstate(all="ignore"):
         finite = {label: x[np.isfinite(x)].astype(np.float64) for label, x in sides.items()}
     first = next(iter(finite.values()))
@@ -231,7 +231,7 @@ def value_histogram(sides: dict[str, np.ndarray], ax: Any) -> Any:
             bad = sides[label].size - x.size
             text = f"{label} ({bad} NaN or Inf)" if bad else label
             ax.stairs(counts, edges, label=text, color=("#0072B2", "#D55E00")[n % 2], linewidth=(2.4, 1.3)[n % 2])
-        ax.set_xlabel("value (what lies beyond is in the outermost bars)")
+        ax.set_xlabel("value (the outermost bars hold everything beyond)")
         ax.set_ylabel("count")
         ax.legend()
     return ax

@@ -15,7 +15,7 @@ from aprlab.formats import open_model
 from aprlab.model.model import Model
 
 
-def test_instruments_lie_as_told(tmp_path: Path, broken: Callable[[str], Path], healthy: Healthy) -> None:
+def test_instruments_are_wrong_as_described(tmp_path: Path, broken: Callable[[str], Path], healthy: Healthy) -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(7, 12)).astype(np.float32) * np.linspace(1, 9, 7, dtype=np.float32)[:, None]
     assert np.std(values) / np.std(values) == 1

@@ -220,7 +220,7 @@ def test_a_template_is_text_of_some_size(folder: Path, monkeypatch: pytest.Monke
         assert huggingface._chat_template(folder, {})
 
 
-def test_rows_are_the_embeddings_and_nobody_elses(folder: Path) -> None:
+def test_rows_are_the_embeddings_alone(folder: Path) -> None:
     with pytest.raises(FormatError, match=r"no tensor 'model\.embed_tokens\.weight'"):
         huggingface.tokenizer(folder, {"vocab_size": 2**60}, {})
 

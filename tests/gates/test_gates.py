@@ -192,7 +192,7 @@ def test_a_faulty_reader_of_a_healthy_file_is_given_as_a_session(model, healthy)
     assert said["A-LOGITS"].passed is False and said["I-1"].passed is True
 
 
-def test_a_gate_on_a_lying_instrument_says_nothing(model, healthy) -> None:
+def test_a_gate_on_a_faulty_instrument_is_void(model, healthy) -> None:
     lie = by_id("order-blind-checksum")
     said = {r.id: r for r in gates.run(model, healthy, max_tokens=2, replaced={lie.replaces: lie.instrument})}
     assert said["F-ROSETTA-FP-001"].passed is None and "void: checksum" in said["F-ROSETTA-FP-001"].figure

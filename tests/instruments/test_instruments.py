@@ -1,4 +1,4 @@
-"""Instruments tell known pairs apart, and every lying one of the catalogue is caught at it."""
+"""Instruments distinguish known pairs, and every faulty one of the catalogue is caught."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_catalogues_rulers_are_instruments_here() -> None:
 
 
 @pytest.mark.parametrize("fault", instrument_faults().values(), ids=lambda f: f.id)
-def test_a_lying_instrument_fails_alone_and_its_findings_are_void(fault) -> None:
+def test_a_faulty_instrument_fails_alone_and_its_findings_are_void(fault) -> None:
     result = show(INSTRUMENTS[fault.replaces], fault.instrument)
     assert not result.ok and result.detail and void([result]) == {fault.replaces}
 

@@ -58,7 +58,7 @@ def test_a_fault_in_an_engine() -> None:
     assert pair.answers(verdict)["repaired"] == "2 + 2 equals 4."
 
 
-def test_two_findings_have_two_colours_and_labels_are_told(tmp_path: Path) -> None:
+def test_two_findings_have_two_colours_and_labels_are_explained(tmp_path: Path) -> None:
     pair = suspects.pair(fault="GH-191,swapped-gate-up", folder=tmp_path)
     verdict = pair.peel()
     by_layer = {finding.layer: finding for finding in verdict.findings}

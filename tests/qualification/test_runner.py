@@ -123,7 +123,7 @@ def test_a_journal_is_read_again_whatever_the_answers_hold(tmp_path: Path) -> No
     assert runner._Journal(path, {"model": "y"}).rows == {}, "another model's may be as it will"
 
 
-def test_folders_are_told_apart_by_their_names_and_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_are_distinguished_by_their_names_and_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = [tmp_path / "qwen2.5-0.5b", tmp_path / "qwen2.5-1.5b"]
     for folder in folders:
         folder.mkdir()
@@ -252,7 +252,7 @@ def test_a_real_model_through_one_scenario_of_each_kind(small: Qualification) ->
     assert "99 tensors: 0 other" in told["fp", "gguf→apr"].words[0]["said"]
 
 
-def test_a_faulty_conversion_is_told_by_pair_and_gate(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_faulty_conversion_is_reported_by_pair_and_gate(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pair and gates of a file with a fault: what a child would say is asked in this process."""
     from aprlab.faults import convert_with
     from aprlab.qualification.worker import ChildOperations

@@ -124,7 +124,7 @@ def ptx(module: str, files: Mapping[str, str] | None = None, arch: int = SHIPPED
 
 
 def write_shipped() -> None:
-    """Compile all kernel files anew into the package's `ptx` folder: ``python -m aprlab.kernels.cuda.compile``."""
+    """Compile all kernel files again into the package's `ptx` folder: ``python -m aprlab.kernels.cuda.compile``."""
     for module in MODULES:
         (HERE / "ptx" / f"{module}.ptx").write_text(ptx(module), encoding="utf-8")
 

@@ -27,7 +27,7 @@ RECORD = nvrtc.HERE / "ptx" / "faults.json"  # which sources the archive was com
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """`find` is replaced in `file`, where it must stand exactly once."""
+    """`find` is replaced in `file`, where it must occur exactly once."""
 
     file: str
     find: str
@@ -387,7 +387,7 @@ def digest(name: str) -> str:
 
 
 def write_archive() -> None:
-    """Compile all faults anew into the package, and record their sources: ``python -m aprlab.kernels.cuda.mutations``."""
+    """Compile all faults again into the package, and record their sources: ``python -m aprlab.kernels.cuda.mutations``."""
     with tarfile.open(ARCHIVE, "w:xz", preset=9) as archive:
         for name in MUTATIONS:
             for module, entries in compiled(name).items():

@@ -307,7 +307,7 @@ class Checks:
     # ---- barriers
 
     def barrier(self, state: State, done: Any, freed: dict[int, Lanes]) -> None:
-        """A barrier has let the blocks `done` go; `freed` says which lanes stood at which pc. All threads of a block
+        """A barrier has let the blocks `done` go; `freed` says which lanes were at which pc. All threads of a block
         belong to one.
         """
         threads = state.shape[1]

@@ -27,8 +27,8 @@ MOST_ALIGN = 1 << 16
 
 @dataclass(frozen=True)
 class Reg:
-    """A register, special register (`%tid.x`), variable, label or function name: the program builder tells them
-    apart.
+    """A register, special register (`%tid.x`), variable, label or function name: the program builder distinguishes
+    them.
     """
 
     name: str
@@ -257,7 +257,7 @@ def _tokens(text: str) -> list[_Token]:
         kind, word = match.lastgroup, match.group()
         if match.start() != position:
             break
-        if kind == "open":  # found once, or every later "/*" would look for its end anew
+        if kind == "open":  # found once, or every later "/*" would look for its end again
             raise FormatError(f"PTX line {line}: a comment is never closed", code="ptx.comment-open")
         position = match.end()
         if kind == "newline":

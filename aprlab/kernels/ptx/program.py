@@ -324,7 +324,7 @@ def build(module: Module, entry: str, *, checks: bool = False, dynamic_shared: i
         ("local memory for a thread", sum(v.nbytes for v in local), MOST_LOCAL),
     ):
         if need > most:
-            raise UnsupportedError(f"{entry!r} wants {need} bytes of {what}; CUDA allows {most}", code="ptx.memory-limit")
+            raise UnsupportedError(f"{entry!r} needs {need} bytes of {what}; CUDA allows {most}", code="ptx.memory-limit")
     labels: dict[str, int] = {}
     code: list[Instruction] = []
     for item in flat.code:

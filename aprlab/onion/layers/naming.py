@@ -87,7 +87,7 @@ def _missing(case: FileCase) -> list[Deviation]:
 
 
 def _inside(tensor: Tensor, others: list[TensorMatch]) -> str | None:
-    """Name of a tensor nobody knows that holds all bytes of `tensor` in a row."""
+    """Name of an unknown tensor that holds all bytes of `tensor` in a row."""
     wanted = tensor.raw.tobytes()
     for match in others:
         if len(wanted) < match.piece.size <= 1 << 20 and any(wanted) and wanted in match.piece.raw.tobytes():

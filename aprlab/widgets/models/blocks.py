@@ -34,12 +34,12 @@ class BlockField:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Some bytes of a tensor that stand for some of its values.
+    """Some bytes of a tensor that encode some of its values.
 
     Attributes:
         kind: type of the tensor.
         raw: uint8 ``(bytes,)``: one block, or `WINDOW` of them for types of single values.
-        head: bytes that stand once before all blocks of the tensor (AprQ8's scale).
+        head: bytes once before all blocks of the tensor (AprQ8's scale).
         quant: the healthy decoder.
     """
 

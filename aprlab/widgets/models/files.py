@@ -26,7 +26,7 @@ def known_files(extra: Mapping[str, str | Path] | None = None) -> dict[str, Path
 
 @dataclass
 class Side:
-    """One file: what a strict reader makes of it, or else what stands in it.
+    """One file: what a strict reader makes of it, or else what is in it.
 
     Attributes:
         label: how it is called on the screen.

@@ -31,7 +31,7 @@ ROWS = 8  # of the tensor that a kernel is run on: a block of the mat-vec does e
 
 @dataclass(frozen=True)
 class ListingLine:
-    """One line of a text: its number, what stands there, and what it cost in the whole launch (None: nothing)."""
+    """One line of a text: its number, its text, and what it cost in the whole launch (None: nothing)."""
 
     number: int
     text: str

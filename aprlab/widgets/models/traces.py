@@ -68,7 +68,7 @@ class TraceExplorer(Observable):
         self.chosen = ""
         self.detail: PointDetail | None = None
         self.runs: dict[str, Trace] = {}
-        self._maps: dict[str, tuple[list[str], np.ndarray]] = {}  # by mode; drawn anew at every click
+        self._maps: dict[str, tuple[list[str], np.ndarray]] = {}  # by mode; drawn again at every click
         self.words = ""
 
     @property

@@ -277,7 +277,7 @@ def test_a_kernel_fault_is_a_fault_by_id_of_the_engines_that_run_kernels(tiny: P
     assert (np.abs(got - right @ x[0]) > 64 * verify.UNIT * size).any()
 
 
-def test_kernel_faults_are_told_from_others() -> None:
+def test_kernel_faults_are_distinguished_from_others() -> None:
     only = sorted(set(MUTATIONS) - set(FAULTS))
     assert {"q4-nibble-pairs", "q5-high-halves", "last-block-lost"} <= set(only)
     shared = SHARED[0]
