@@ -53,7 +53,7 @@ class Limits:
 
 # Calibrated on requantisations of the embedded model and of the real 0.5B, and on their faults: docs/peel.md.
 EMBEDDED = Limits(talk=(0.08, 0.9), text=None, coarse=6.0)
-PUBLISHED = Limits(talk=(1.2, 3.0), text=(3.9, 6.0), coarse=1.5)
+PUBLISHED = Limits(talk=(1.2, 3.0), text=(4.2, 6.0), coarse=1.4)
 UNKNOWN = Limits(talk=(1.0, float("inf")), text=None)
 COARSE = 3.0  # bits a weight
 REPEATED = (0.2, 1.5)  # nats a token that a published model may need for a text that it has just read; and its broken limit
