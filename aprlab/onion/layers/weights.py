@@ -70,6 +70,7 @@ def explain_bytes(case: FileCase, match: TensorMatch) -> Deviation | None:
     if others:
         evidence["bytes_of"] = others[0]
         parts = {"part": _part(true), "other": _part(others[0])}
+        good = match.of  # bytes in the reference's own encoding: then the file was not re-encoded
         return found(Mechanism("weights.bytes-of-another-tensor", parts))
     if expected is None:
         return found(Mechanism("weights.values-differ"), 0.7)
