@@ -23,7 +23,7 @@ from aprlab.onion.file_case import FileCase
 from aprlab.onion.fixes import Fix, drafted
 from aprlab.onion.peeling import examine, peel
 from aprlab.onion.repairs import Change, changes_of, not_understood, write_repaired
-from aprlab.onion.verdict import Repair, Verdict
+from aprlab.onion.verdict import Repair, Verdict, some
 from aprlab.tracing.golden_rule import best_engine
 
 # Gates whose assertion holds whatever types the weights are kept in; asked of files that were re-encoded on purpose.
@@ -83,7 +83,8 @@ def attempt(
     Args:
         candidate: the broken file, or Hugging Face directory.
         output: the file to write; for a directory also a directory.
-        reference: a sound file of the same model, or a model; without one, names, labels, dims, seals and config can be fixed.
+        reference: a sound file of the same model, or a model; without one, what the file itself tells can be fixed, and
+            what a run shows to be a fault of the catalogue that can be undone.
         force: replace an existing output.
         options: as for `peel`.
 
@@ -121,7 +122,7 @@ def _planned(outcome: RepairOutcome, case: FileCase | None, fixes: list[Fix]) ->
         outcome.code = "repair.still-broken"
         outcome.left = [f"the verdict is {outcome.verdict.verdict!r}: {finding}" for finding in outcome.verdict.findings[:3]]
         return None
-    if lost := [fix.label for fix in fixes if not fix.possible]:
+    if lost := [f"{fix.label} ({fix.finding.mechanism}: {some(fix.finding.tensors)})" for fix in fixes if not fix.possible]:
         outcome.code = "repair.needs-a-reference"
         outcome.left = [f"cannot be repaired without a reference: {', '.join(lost)}"]
         return None

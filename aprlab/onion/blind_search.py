@@ -22,17 +22,19 @@ from aprlab.inference.session import Session
 from aprlab.instruments.garbage_detector import surprise
 from aprlab.model import names
 from aprlab.model.model import Model
-from aprlab.model.tensor import Tensor
+from aprlab.model.tensor import Origin, Tensor
 from aprlab.onion.block_marks import unlikely
 from aprlab.onion.file_case import Deviation, FileCase
 from aprlab.onion.fixes import Fix, ddmin, drafted
 from aprlab.onion.verdict import Finding, known
 from aprlab.onion.words import Mechanism
-from aprlab.tracing.golden_rule import best_engine
+from aprlab.quants import types
+from aprlab.tracing.golden_rule import best_engine, is_small
 
 TEXTS = (("What is 2+2?", "2 + 2 equals 4."), ("What is the capital of France?", "The capital of France is Paris."))
-HEALTH = 2.0  # nats a token of `TEXTS`; the embedded model has 0.01, the real 0.5B 0.2, and garbage more than 4
-GAIN = 0.5  # an inverse must take that share of the nats away to be kept as a step towards health
+HEALTH = 2.0  # nats a token of `TEXTS`; garbage has more
+HEALTH_SMALL = 0.03  # of models as small as the embedded one, which knows these answers by heart: 0.002, re-encoded 0.003
+GAIN, GAIN_SMALL = 0.5, 0.9  # an inverse must take that share of the nats away to be kept as a step towards health
 ORDER = 12  # a permutation of nibbles or of a head's rows comes back after fewer applications than that
 DEADLINE = 60.0  # seconds
 THETAS, EPSILONS = (1e6, 1e4, 5e5), (1e-6, 1e-5)
@@ -165,11 +167,16 @@ def blind_search(
     base = drafted(case, known_fixes)
     if isinstance(base, AprlabError):
         return []
+    health, gain = (HEALTH_SMALL, GAIN_SMALL) if is_small(base) else (HEALTH, GAIN)
     start = best = nats(base, engine, threads)
     kept: list[tuple[Inverse, Fix]] = []
-    while best > HEALTH:
-        round_ = _best_step(case, base, [*known_fixes, *(fix for _, fix in kept)], engine, threads, end, progress)
-        if round_ is None or round_[1] > best * (1 - GAIN):
+
+    def run(fixes: Sequence[Fix]) -> float:
+        return nats(drafted(case, [*known_fixes, *fixes]), engine, threads)
+
+    while best > health:
+        round_ = _best_step(inverses(case, base), [fix for _, fix in kept], run, health, end, progress)
+        if round_ is None or round_[1] > best * (1 - (gain if best < HEALTH else GAIN)):
             return []
         inverse, best = round_
         kept.append((inverse, inverse.fix({"nats_before": start, "nats_after": best})))
@@ -177,28 +184,54 @@ def blind_search(
         if isinstance(made, AprlabError) or len(kept) > 3:
             return []
         base = made
-    return ddmin(
-        [fix for _, fix in kept], lambda some: nats(drafted(case, [*known_fixes, *some]), engine, threads) <= HEALTH
-    )
+    return ddmin([fix for _, fix in kept], lambda some: run(some) <= health) if kept else []
 
 
 def _best_step(
-    case: FileCase, base: Model, fixes: list[Fix], engine: str | None, threads: int | None, end: float, progress: Progress | None
-) -> tuple[Inverse, float] | None:
+    tried: Iterator[Inverse], kept: list[Fix], run: Callable[[Sequence[Fix]], float], health: float, end: float,
+    progress: Progress | None,
+) -> tuple[Inverse, float] | None:  # fmt: skip
     """The inverse that leaves the fewest nats; the search ends with the first that restores health."""
     best: tuple[Inverse, float] | None = None
-    taken = {fix.finding.fault for fix in fixes}
-    for inverse in inverses(case, base):
+    taken = {fix.finding.fault for fix in kept}
+    for inverse in tried:
         if inverse.fault.id in taken:
             continue
-        left = nats(drafted(case, [*fixes, inverse.fix({})]), engine, threads)
+        left = run([*kept, inverse.fix({})])
         if progress is not None:
             progress(inverse.fault.id, left)
         if best is None or left < best[1]:
             best = inverse, left
-        if left <= HEALTH or time.monotonic() > end:
+        if left <= health or time.monotonic() > end:
             break
     return best
 
 
-__all__ = ["HEALTH", "TEXTS", "Inverse", "blind_search", "inverses", "nats", "undone"]
+# ── what no inverse brings back ───────────────────────────────────────────────────────────────────────────────────
+
+
+def lost_information(case: FileCase) -> list[Fix]:
+    """What blocks show to be gone for good; a fix that is not possible without a reference."""
+    tensors = [
+        Tensor(m.true, m.kind, m.piece.shape, m.piece.raw, Origin(case.file.path, m.piece.name, m.piece.offset))
+        for m in case.matches
+        if m.true is not None and m.kind is not None and m.kind.fits(m.piece.shape, len(m.piece.raw))
+    ]
+    found = []
+    for kind in (types.Q4_K, types.Q5_K):
+        marks = {mark.name: mark for mark in unlikely(tensors) if mark.type is kind}
+        concerned = [t.name for t in tensors if t.type is kind]
+        late = [marks[name] for name in ("late-over-early-scales", "late-over-early-minima") if name in marks]
+        fault, cause = None, None
+        if "dmin-not-zero" in marks and marks["dmin-not-zero"].value == 0:
+            fault, cause = "q4k-min-lost", Mechanism("decode.minimum-zero")
+        elif len(late) == 2 and all(mark.value < 0.6 for mark in late):
+            fault, cause = "q4k-scale-bits", Mechanism("decode.scale-bits-lost")
+        if cause is not None:
+            said = {"marks": [str(mark) for mark in marks.values()], "type": kind.name}
+            finding = Finding("decode", fault if kind is types.Q4_K else None, concerned, cause, said, 0.9)
+            found.append(Fix(finding, [Deviation("bytes", name, None, None, cause) for name in concerned]))
+    return found
+
+
+__all__ = ["HEALTH", "TEXTS", "Inverse", "blind_search", "inverses", "lost_information", "nats", "undone"]

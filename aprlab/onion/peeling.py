@@ -15,6 +15,7 @@ from aprlab.errors import BROKEN, AprlabError, FormatError, UnsupportedError, Us
 from aprlab.formats.raw import Reference, look
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
+from aprlab.onion.blind_search import blind_search, lost_information
 from aprlab.onion.clock import Clock, Progress
 from aprlab.onion.explanation import explain
 from aprlab.onion.fault_search import Explanation
@@ -111,6 +112,9 @@ def examine(
     findings, fixes = report(case, explanation)
     if other is not None:
         findings, fixes = [other, *findings], []
+    elif reference is None and not fast:
+        with clock("blind search"):
+            findings, fixes = _without_reference(case, findings, fixes, engine, threads, progress)
     word = word_of(findings, comparable=other is None)
     verdict = Verdict(word, findings, instruments=instruments, seconds=clock, title=title)
     if fast or other is not None:
@@ -199,6 +203,20 @@ def first_divergence(golden: Golden, model: Model) -> dict[str, Any] | None:
         return compare_runs(golden.session, golden.session_of(model), golden.ids)
     except BROKEN:
         return None
+
+
+def _without_reference(
+    case: FileCase, findings: list[Finding], fixes: list[Fix], engine: str | None, threads: int | None, progress: Progress | None
+) -> tuple[list[Finding], list[Fix]]:  # fmt: skip
+    """What blocks and a run tell where no reference does: information that is gone, and faults that can be undone."""
+    more = lost_information(case) or blind_search(case, fixes, engine=engine, threads=threads)
+    if more and progress is not None:
+        progress("blind search", [d for fix in more for d in fix.deviations])
+    settled = {name for fix in more for name in fix.finding.tensors}
+    vague = [fix for fix in fixes if not fix.possible and set(fix.finding.tensors) <= settled]
+    gone = {id(fix.finding) for fix in vague}
+    kept = [finding for finding in findings if id(finding) not in gone]
+    return [*kept, *(fix.finding for fix in more)], [*(fix for fix in fixes if fix not in vague), *more]
 
 
 def _alone(case: FileCase, fixes: list[Fix], clock: Clock, engine: str | None, threads: int | None, prompt: str) -> Repair | None:

@@ -68,6 +68,7 @@ TEMPLATES: dict[str, str] = {
     # ── decode
     "decode.scales-exchanged": "d and dmin exchanged in every block",
     "decode.minimum-zero": "the minimum of every block is zero",
+    "decode.scale-bits-lost": "scales of the later groups of every block have lost their top bits",
     "decode.nibbles-exchanged": "the two nibbles of every byte exchanged",
     "decode.subnormals-flushed": "subnormal scales flushed to zero",
     "decode.fields-changed-in-every-block": "field{fields:plural} {fields:reprs} changed in every block",
