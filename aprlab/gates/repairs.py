@@ -19,6 +19,7 @@ from aprlab.gates.running import PROMPTS, run
 from aprlab.inference.session import Session
 from aprlab.instruments.garbage_detector import is_garbage
 from aprlab.model.model import Model
+from aprlab.onion.blind_search import nats
 from aprlab.onion.file_case import FileCase
 from aprlab.onion.fixes import Fix, drafted
 from aprlab.onion.peeling import examine, peel
@@ -170,6 +171,8 @@ def _write_folder(
 def _judge(outcome: RepairOutcome, case: FileCase, draft: Path, options: dict[str, Any]) -> None:
     """Raises `_Unfit` unless the draft opens, runs, is found sound by `peel` and passes the gates."""
     outcome.left = list(_run(outcome, draft, options, alone=case.ref is None)) or list(_peeled(outcome, case, draft, options))
+    if not outcome.left and case.ref is None:
+        outcome.left = list(_no_worse(outcome, case, draft, options))
     if not outcome.left and case.ref is not None and draft.is_file():
         outcome.left = list(_gates(outcome, case, case.ref.model, draft, options))
     if outcome.left:
@@ -204,6 +207,16 @@ def _peeled(outcome: RepairOutcome, case: FileCase, draft: Path, options: dict[s
     if after.exit_code:
         yield from (f"left in the repaired file: {finding}" for finding in after.findings[:3])
         yield f"the verdict on the repaired file is {after.verdict!r}"
+
+
+def _no_worse(outcome: RepairOutcome, case: FileCase, draft: Path, options: dict[str, Any]) -> Iterable[str]:
+    """Whether plain text is as likely as before the repair; of a file that opened and was healthy, a guess makes no better one."""
+    with open_model(draft) as model:
+        before = nats(drafted(case, []), options.get("engine"), options.get("threads"))
+        after = nats(model, options.get("engine"), options.get("threads"))
+    outcome.judged["nats"] = {"before": before, "after": after}
+    if after > before + 0.01:
+        yield f"the repair makes plain text less likely: {after:.3g} nats a token instead of {before:.3g}"
 
 
 def _gates(outcome: RepairOutcome, case: FileCase, model: Model, draft: Path, options: dict[str, Any]) -> Iterable[str]:

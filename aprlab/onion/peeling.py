@@ -15,7 +15,7 @@ from aprlab.errors import BROKEN, AprlabError, FormatError, UnsupportedError, Us
 from aprlab.formats.raw import Reference, look
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
-from aprlab.onion.blind_search import blind_search, lost_information
+from aprlab.onion.blind_search import blind_search, lost_information, named_by_what_is_gone
 from aprlab.onion.clock import Clock, Progress
 from aprlab.onion.explanation import explain
 from aprlab.onion.fault_search import Explanation
@@ -209,11 +209,20 @@ def _without_reference(
     case: FileCase, findings: list[Finding], fixes: list[Fix], engine: str | None, threads: int | None, progress: Progress | None
 ) -> tuple[list[Finding], list[Fix]]:  # fmt: skip
     """What blocks and a run tell where no reference does: information that is gone, and faults that can be undone."""
-    more = lost_information(case) or blind_search(case, fixes, engine=engine, threads=threads)
+    gone_for_good = any(not fix.possible and fix.finding.layer != "weights" for fix in fixes)
+    more = lost_information(case)
+    if not more and not gone_for_good:
+        more = blind_search(case, fixes, engine=engine, threads=threads)
+    if not more:
+        named_by_what_is_gone(case, findings)
     if more and progress is not None:
         progress("blind search", [d for fix in more for d in fix.deviations])
     settled = {name for fix in more for name in fix.finding.tensors}
-    vague = [fix for fix in fixes if not fix.possible and set(fix.finding.tensors) <= settled]
+    renamed = any(d.kind == "name" for fix in more for d in fix.deviations)
+    vague = [
+        fix for fix in fixes
+        if set(fix.finding.tensors) <= settled and (not fix.possible or (renamed and fix.finding.layer == "layout"))
+    ]  # fmt: skip
     gone = {id(fix.finding) for fix in vague}
     kept = [finding for finding in findings if id(finding) not in gone]
     return [*kept, *(fix.finding for fix in more)], [*(fix for fix in fixes if fix not in vague), *more]

@@ -174,6 +174,15 @@ def test_a_directory_is_repaired_into_a_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "again").exists()
 
 
+def test_a_guess_that_makes_a_healthy_file_worse_is_not_written(tmp_path: Path) -> None:
+    """F16 norms are lawful; a look at their values once took them for BF16, and rewrote them."""
+    norm = open_model(REF).tensors["output_norm.weight"]
+    half = norm.replace(type=types.F16, content=norm.dequantise().astype(np.float16).view(np.uint8))
+    variant(REF, tmp_path / "h.gguf", tensors={norm.name: half})
+    outcome = attempt(tmp_path / "h.gguf", tmp_path / "f.gguf", **OPTIONS)
+    assert outcome.written is None and not (tmp_path / "f.gguf").exists()
+
+
 def test_a_guess_is_called_a_guess(tmp_path: Path) -> None:
     convert_with(REF, tmp_path / "b.apr", ["GH-190", "rope-norm"])
     outcome = attempt(tmp_path / "b.apr", tmp_path / "f.apr", **OPTIONS)
