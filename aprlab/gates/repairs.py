@@ -123,7 +123,9 @@ def _planned(outcome: RepairOutcome, case: FileCase | None, fixes: list[Fix]) ->
         outcome.code = "repair.still-broken"
         outcome.left = [f"the verdict is {outcome.verdict.verdict!r}: {finding}" for finding in outcome.verdict.findings[:3]]
         return None
-    if lost := [f"{fix.label} ({fix.finding.mechanism}: {some(fix.finding.tensors)})" for fix in fixes if not fix.possible]:
+    lost = [f"{fix.label} ({fix.finding.mechanism}: {some(fix.finding.tensors)})" for fix in fixes
+            if not fix.possible or (case.ref is None and any(d.code == "container.overlap" for d in fix.deviations))]  # fmt: skip
+    if lost:
         outcome.code = "repair.needs-a-reference"
         outcome.left = [f"cannot be repaired without a reference: {', '.join(lost)}"]
         return None
@@ -210,7 +212,7 @@ def _peeled(outcome: RepairOutcome, case: FileCase, draft: Path, options: dict[s
 
 
 def _no_worse(outcome: RepairOutcome, case: FileCase, draft: Path, options: dict[str, Any]) -> Iterable[str]:
-    """Whether plain text is as likely as before the repair; of a file that opened and was healthy, a guess makes no better one."""
+    """Whether plain text is as likely as before the repair: a guess makes no better file of one that was healthy."""
     with open_model(draft) as model:
         before = nats(drafted(case, []), options.get("engine"), options.get("threads"))
         after = nats(model, options.get("engine"), options.get("threads"))

@@ -227,11 +227,7 @@ def _best_step(
 
 def lost_information(case: FileCase) -> list[Fix]:
     """What blocks show to be gone for good; a fix that is not possible without a reference."""
-    tensors = [
-        Tensor(m.true, m.kind, m.piece.shape, m.piece.raw, Origin(case.file.path, m.piece.name, m.piece.offset))
-        for m in case.matches
-        if m.true is not None and m.kind is not None and m.kind.fits(m.piece.shape, len(m.piece.raw))
-    ]
+    tensors = _tensors(case)
     found = []
     for kind in (types.Q4_K, types.Q5_K):
         marks = {mark.name: mark for mark in unlikely(tensors) if mark.type is kind}
@@ -242,11 +238,37 @@ def lost_information(case: FileCase) -> list[Fix]:
             fault, cause = "q4k-min-lost", Mechanism("decode.minimum-zero")
         elif len(late) == 2 and all(mark.value < 0.6 for mark in late):
             fault, cause = "q4k-scale-bits", Mechanism("decode.scale-bits-lost")
+        elif "paired-scales-equal" in marks and marks["paired-scales-equal"].value > 0.95:
+            fault, cause = "q4k-one-scale", Mechanism("decode.one-scale-for-two")
         if cause is not None:
             said = {"marks": [str(mark) for mark in marks.values()], "type": kind.name}
             finding = Finding("decode", fault if kind is types.Q4_K else None, concerned, cause, said, 0.9)
             found.append(Fix(finding, [Deviation("bytes", name, None, None, cause) for name in concerned]))
     return found or _copied_head(case, tensors)
+
+
+def _tensors(case: FileCase) -> list[Tensor]:
+    """The file's tensors under the types that they have, those that obey the size law."""
+    return [
+        Tensor(m.true, m.kind, m.piece.shape, m.piece.raw, Origin(case.file.path, m.piece.name, m.piece.offset))
+        for m in case.matches
+        if m.true is not None and m.kind is not None and m.kind.fits(m.piece.shape, len(m.piece.raw))
+    ]
+
+
+def unlike_any_encoder(case: FileCase) -> list[Fix]:
+    """Types whose blocks no known encoder makes, in a model that also finds plain text unlikely: each alone proves nothing."""
+    tensors = _tensors(case)
+    marks = unlikely(tensors)
+    if not marks or not HEALTH < nats(drafted(case, [])) < np.inf:
+        return []
+    found = []
+    for kind in dict.fromkeys(mark.type for mark in marks):
+        concerned = [t.name for t in tensors if t.type is kind and len(t.shape) == 2]
+        cause = Mechanism("decode.marks-missing", {"type": kind.name})
+        finding = Finding("decode", None, concerned, cause, {"marks": [str(m) for m in marks if m.type is kind]}, 0.8)
+        found.append(Fix(finding, [Deviation("bytes", name, None, None, cause) for name in concerned]))
+    return found
 
 
 def _copied_head(case: FileCase, tensors: list[Tensor]) -> list[Fix]:
@@ -298,4 +320,7 @@ def named_by_what_is_gone(case: FileCase, findings: Sequence[Finding]) -> None:
         finding.confidence = min(finding.confidence, 0.9)
 
 
-__all__ = ["HEALTH", "TEXTS", "Inverse", "blind_search", "inverses", "lost_information", "named_by_what_is_gone", "nats", "undone"]
+__all__ = [
+    "HEALTH", "TEXTS", "Inverse", "blind_search", "inverses", "lost_information", "named_by_what_is_gone", "nats", "undone",
+    "unlike_any_encoder",
+]  # fmt: skip

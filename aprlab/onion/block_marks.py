@@ -27,6 +27,7 @@ NULLS: dict[str, tuple[float, float]] = {
     "largest-minimum-63": (0.95, 1.0),
     "late-over-early-scales": (0.8, 1.25),
     "late-over-early-minima": (0.8, 1.25),
+    "paired-scales-equal": (0.0, 0.5),
     "dmin-over-d": (1.5, 60.0),
     "dmin-not-zero": (0.5, 1.0),
     "largest-number-127": (0.95, 1.0),
@@ -93,6 +94,7 @@ def _k4(b: np.ndarray, quant: Q4_K | Q5_K) -> dict[str, float]:
         "largest-minimum-63": float((minima.max(axis=1) == 63).mean()),
         "late-over-early-scales": float(scales[:, 4:].mean() / scales[:, :4].mean()),
         "late-over-early-minima": float(minima[:, 4:].mean() / minima[:, :4].mean()),
+        "paired-scales-equal": float((scales[:, 0::2] == scales[:, 1::2]).all(axis=1).mean()),
         "dmin-not-zero": float((dmin != 0).mean()),
         "nibbles-alike": _nibbles(b["qs"]),
     }

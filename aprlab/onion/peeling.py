@@ -15,7 +15,7 @@ from aprlab.errors import BROKEN, AprlabError, FormatError, UnsupportedError, Us
 from aprlab.formats.raw import Reference, look
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
-from aprlab.onion.blind_search import blind_search, lost_information, named_by_what_is_gone
+from aprlab.onion.blind_search import blind_search, lost_information, named_by_what_is_gone, unlike_any_encoder
 from aprlab.onion.clock import Clock, Progress
 from aprlab.onion.explanation import explain
 from aprlab.onion.fault_search import Explanation
@@ -212,7 +212,7 @@ def _without_reference(
     gone_for_good = any(not fix.possible and fix.finding.layer != "weights" for fix in fixes)
     more = lost_information(case)
     if not more and not gone_for_good:
-        more = blind_search(case, fixes, engine=engine, threads=threads)
+        more = blind_search(case, fixes, engine=engine, threads=threads) or unlike_any_encoder(case)
     if not more:
         named_by_what_is_gone(case, findings)
     if more and progress is not None:

@@ -69,6 +69,8 @@ TEMPLATES: dict[str, str] = {
     "decode.scales-exchanged": "d and dmin exchanged in every block",
     "decode.minimum-zero": "the minimum of every block is zero",
     "decode.scale-bits-lost": "scales of the later groups of every block have lost their top bits",
+    "decode.one-scale-for-two": "two groups of every pair have one scale",
+    "decode.marks-missing": "{type} blocks are unlike those of any encoder, and plain text is unlikely",
     "decode.nibbles-exchanged": "the two nibbles of every byte exchanged",
     "decode.subnormals-flushed": "subnormal scales flushed to zero",
     "decode.fields-changed-in-every-block": "field{fields:plural} {fields:reprs} changed in every block",

@@ -54,6 +54,13 @@ def _plain(b: np.ndarray) -> None:
     b["scales"] = np.roll(b["scales"], 4, axis=1)
 
 
+def _one_scale(b: np.ndarray) -> None:
+    b["scales"][:, 1] = b["scales"][:, 0]
+    b["scales"][:, 3] = b["scales"][:, 2]
+    b["scales"][:, 9] = b["scales"][:, 8]
+    b["scales"][:, 11] = b["scales"][:, 10]
+
+
 def _low_only(b: np.ndarray) -> None:
     b["qs"] &= 15
 
@@ -69,6 +76,7 @@ def _smaller(b: np.ndarray) -> None:
         (_top_bits, types.Q4_K, {"late-over-early-scales", "late-over-early-minima"}),
         (_zero_minimum, types.Q4_K, {"dmin-not-zero"}),
         (_plain, types.Q4_K, {"largest-scale-63", "largest-minimum-63"}),
+        (_one_scale, types.Q4_K, {"paired-scales-equal"}),
         (_low_only, types.Q4_K, {"nibbles-alike"}),
         (_smaller, types.Q6_K, {"largest-scale-128"}),
     ],
