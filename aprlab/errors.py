@@ -1,4 +1,4 @@
-"""The few ways aprlab says no. Each is one line for the user and an exit status for the shell."""
+"""The errors that aprlab raises on purpose. Each is one line for the user and an exit status for the shell."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def _folder(name: str) -> Path:
         if candidate.is_dir() and (candidate.parent == _PACKAGE or (candidate.parent / "pyproject.toml").is_file()):
             return candidate
     raise UsageError(
-        f"the project's folder {name!r} is neither beside the package nor inside it; is the installation whole?",
+        f"the project's folder {name!r} is neither next to the package nor inside it; is the installation whole?",
         code="paths.no-project-folder",
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ QUESTION, ANSWER = "What is 2+2?", "2 + 2 equals 4."
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """One published model. None stands for what nobody has seen, never for zero.
+    """One published model. None means unknown, never zero.
 
     Attributes:
         repository, file: on the Hugging Face hub.

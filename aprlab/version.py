@@ -1,3 +1,3 @@
-"""The version of this package, for whoever writes files and reports."""
+"""The version of this package, which files and reports carry."""
 
 __version__ = "0.1.0"

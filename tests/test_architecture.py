@@ -60,7 +60,7 @@ def imports(name: str, tree: ast.Module, known: Graph | dict[str, ast.Module], p
 
 
 class WithoutTypes(ast.NodeTransformer):
-    """Drops what stands under ``if TYPE_CHECKING``: it is never loaded, and so makes no order of loading."""
+    """Drops what is under ``if TYPE_CHECKING``: it is never loaded, so it does not matter for the order of loading."""
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
         return node.orelse if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING") else self.generic_visit(node)
@@ -188,14 +188,9 @@ def own_attributes(everything: list[ast.AST]) -> dict[ast.AST, set[str]]:
 
 
 def reaching_in(root: Path) -> list[str]:
-    """Places that change another object's inside, or ask for one exact class where an attribute should answer.
-
-    Kernels excepted: numba has no other door for a cache of one's own, and its functions get their documentation later.
-    """
+    """Places that change another object's inside, or ask for one exact class where an attribute should answer."""
     wrong = []
     for name, everything in nodes(root).items():
-        if room(name) == "kernels":
-            continue
         kept = own_attributes(everything)
         for node in everything:
             if isinstance(node, ast.Attribute):
@@ -244,7 +239,7 @@ SOUND = {
 
 
 def tree(folder: Path, **changed: str) -> Path:
-    """The sound tree with some files added or replaced; ``__`` in a name stands for a slash."""
+    """The sound tree with some files added or replaced; ``__`` in a name means a slash."""
     for name, text in {**SOUND, **{f"{key.replace('__', '/')}.py": text for key, text in changed.items()}}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)

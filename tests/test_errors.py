@@ -194,7 +194,7 @@ def test_the_same_rule_has_the_same_code_in_every_format(tiny: Path, tmp_path: P
 
 def test_each_broken_rule_has_its_own_code(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
-    assert code_of(open_model, tmp_path / "empty") == "formats.unknown-format"
+    assert code_of(open_model, tmp_path / "empty") == "identity.empty"
     raw = bytearray(tiny.read_bytes())
     raw[4] = 9
     (tmp_path / "version.gguf").write_bytes(raw)

@@ -97,7 +97,11 @@ def points(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check(model: Model, config: ModelConfig) -> None:
-    """Before the first pass: every tensor is there, in the shape the config demands.
+    """Check before the first pass that every tensor is there, in the shape that the config requires.
+
+    Args:
+        model: whose tensors are checked.
+        config: the numbers to check them by; usually the model's own.
 
     Raises:
         FormatError: naming the first that is not; a missing Q/K/V bias is as bad as a missing weight.

@@ -67,7 +67,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         output.show_stack(error)
         status = 1
     if status == _INTERRUPTED:
-        logging.disable()  # of tasks that were cut short, asyncio tells at the interpreter's end
+        logging.disable()  # asyncio reports interrupted tasks when the interpreter ends
     sys.exit(status)
 
 

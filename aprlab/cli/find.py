@@ -159,7 +159,7 @@ def forensics(
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="How many rows to print.")] = 12,
     as_json: bool = False,
 ) -> None:
-    """Rank the faults that would make a healthy model say the garbage that somebody saw."""
+    """Rank the faults that would make a healthy model say a given garbage sentence."""
     from aprlab.faults import run_faults
     from aprlab.forensics import ranking
     from aprlab.forensics.answer_scoring import Suspect

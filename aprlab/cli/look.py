@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 def inspect(file: ModelFile, as_json: bool = False) -> None:
     """Show what a model file holds: header, config, tensors by type, every tensor."""
-    from aprlab.formats import open_model
+    from aprlab.formats import identify, open_model
     from aprlab.model.description import describe
 
     with open_model(file) as model:
-        found = describe(model)
+        found = {**describe(model), "identity": identify(file).to_json()}
     if as_json:
         output.say_json(found)
         return
@@ -202,7 +202,7 @@ def _refuse_garbage(session: Session) -> None:
 
 
 def _trace(session: Session, tokens: list[int], points: str, out: Path | None, force: bool) -> None:
-    """Run the prompt once more with a trace; a line for each point on standard error, the values into `out`."""
+    """Run the prompt again with a trace; a line for each point on standard error, the values into `out`."""
     from aprlab.tracing.traces import trace
 
     found = trace(session, tokens, points)

@@ -51,7 +51,7 @@ def gates(
 
 
 def check(file: ModelFile, engine: str = "reference", as_json: bool = False) -> int:
-    """Check one file in ten stages, from the tokenizer to the next token, each computed once more in float64."""
+    """Check one file in ten stages, from the tokenizer to the next token, each computed again in float64."""
     from aprlab.gates import ten_stages
 
     results = ten_stages.check(file, engine=engine)
@@ -85,9 +85,10 @@ def _replaced(listed: str | None) -> dict[str, Any]:
     for fault in chosen:
         if fault.instrument is None:
             raise UsageError(
-                f"fault {fault.id!r} is no instrument's; give it to `convert` or `run`", code="cli.not-an-instrument-fault"
+                f"fault {fault.id!r} is not a fault of an instrument; give it to `convert` or `run`",
+                code="cli.not-an-instrument-fault",
             )
-    return {fault.ruler: fault.instrument for fault in chosen}
+    return {fault.replaces: fault.instrument for fault in chosen}
 
 
 # -- qualification ------------------------------------------------------------------------------------------------------

@@ -179,7 +179,7 @@ def _options(verb: Verb) -> tuple[dict[str, Parameter], dict[int, list[Parameter
 
 
 def _ordered(verb: Verb, own: dict[str, Parameter], shared: dict[int, list[Parameter]]) -> list[Parameter]:
-    """In the order of the function's parameters; a group's options stand where the first of its values is asked for."""
+    """In the order of the function's parameters; a group's options come where the first of its values is used."""
     ordered: list[Parameter] = []
     for name in signature(verb.run).parameters:
         if name in own:

@@ -1,8 +1,8 @@
-"""A mapped file that is cut short under a running command: one line, instead of a process that dies without a word.
+"""A mapped file that is cut short under a running command: one line, instead of a process that dies silently.
 
 Reading a page of a map that the file no longer has raises SIGBUS, which Python cannot turn into an exception: the faulting
-instruction would run again for ever. So the command line installs a handler that names the file and the offset, removes
-the command's temporary files and folders and leaves. It does not return, hence may be Python called back from C. Libraries and
+instruction would run again forever. So the command line installs a handler that names the file and the offset, removes
+the command's temporary files and folders and leaves. It never returns, so it may be Python called from C. Libraries and
 notebooks are left alone: there the process (the kernel) dies, as it would without aprlab.
 """
 

@@ -1,4 +1,4 @@
-"""The three standard streams, where whoever started us has closed one of them."""
+"""The three standard streams, when the caller has closed one of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""GGUF, APR and SafeTensors into each other. Blocks stay as they are unless somebody asks, by name, for another type.
+"""GGUF, APR and SafeTensors into each other. Blocks stay as they are unless another type is asked for by name.
 
 Everything streams: memory does not grow with the file, and the output appears whole or not at all. SafeTensors has no
-blocks, so that writing it decodes, and what that costs is measured on the way and stands in the report.
+blocks, so that writing it decodes, and what that costs is measured on the way and reported.
 """
 
 from aprlab.conversion.converter import FORMATS, convert, export

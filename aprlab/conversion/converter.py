@@ -19,6 +19,7 @@ from aprlab.conversion.report import ConversionReport, TensorLine, report_of
 from aprlab.conversion.seams import Seams, healthy_seams
 from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.formats import apr, gguf, huggingface, open_model, safetensors
+from aprlab.formats.identity import something_else
 from aprlab.formats.reading import padding
 from aprlab.formats.writing import atomic, atomic_folder, check_output, write_all
 from aprlab.model import names
@@ -66,6 +67,8 @@ def convert(
     output = Path(output)
     _check_options(quantize, dialect, compress)
     model = source if isinstance(source, Model) else open_model(source)
+    if (error := something_else(model)) is not None:
+        raise error
     check_output(output, _inputs(model), force=force)
     if output.suffix == ".safetensors":
         raise UsageError(
@@ -133,7 +136,7 @@ def _only_qwen2(model: Model) -> None:
     for name in model.tensors:
         if names.template_of(name) not in known or "N" in name.split("."):
             raise UnsupportedError(
-                "is no tensor of a Qwen2 model", code="conversion.unknown-tensor", path=model.path, tensor=name
+                "is not a tensor of a Qwen2 model", code="conversion.unknown-tensor", path=model.path, tensor=name
             )
 
 
@@ -178,7 +181,7 @@ def export(
     To GGUF: where the APR file was converted from a GGUF file by this project and its tensors were not changed, the result
     is that GGUF file, byte for byte (`reversible` is then True, proved by its hash). Others get a header made from their
     config. To SafeTensors: every tensor is decoded to `dtype`, names are Hugging Face's, and config, tokenizer and
-    generation settings stand beside it, so that transformers loads the directory.
+    generation settings are written next to it, so that transformers loads the directory.
 
     Args:
         source: an APR file or a SafeTensors model; for SafeTensors also a GGUF file; or an opened model.
@@ -201,6 +204,8 @@ def export(
             "dtype is for SafeTensors; `convert --quantize` re-encodes a GGUF or APR", code="conversion.dtype-not-for-format"
         )
     model = source if isinstance(source, Model) else open_model(source)
+    if (error := something_else(model)) is not None:
+        raise error
     if format == "safetensors":
         return _to_safetensors(model, output, dtype or "f32", force, progress, started)
     if model.format == "gguf":
@@ -295,7 +300,7 @@ def _to_gguf(
 
 
 def _fill(file: Any, position: int, start: int, gaps: dict[int, bytes]) -> int:
-    """Write what stands between two tensors: the recorded bytes, else zeros."""
+    """Write what is between two tensors: the recorded bytes, else zeros."""
     if start < position:
         raise FormatError(f"recorded offsets overlap: {start} after {position}", code="conversion.recorded-overlap")
     if start - position > GAP_LIMIT:

@@ -18,7 +18,7 @@ MIXES: dict[str, TensorType] = {
     "q4_k_s": types.Q4_K, "q4_k_m": types.Q4_K, "q5_k_s": types.Q5_K, "q5_k_m": types.Q5_K,
 }  # fmt: skip
 
-# What stands in where a row does not hold whole blocks of 256.
+# The replacement where a row does not hold whole blocks of 256.
 SUBSTITUTES = {
     types.Q2_K: types.Q4_0, types.Q3_K: types.Q4_0, types.Q4_K: types.Q5_0, types.Q5_K: types.Q5_1, types.Q6_K: types.Q8_0,
 }  # fmt: skip
@@ -46,7 +46,7 @@ def types_of(shapes: Mapping[str, tuple[int, ...]], mix: str) -> dict[str, Tenso
     """The type that `mix` gives every tensor of a model, by GGUF name, with these `shapes`.
 
     llama.cpp counts value and down projections as it meets them, and the count, not the layer, decides which get more
-    bits. So the order of `shapes` matters: today it goes by layer number; when the known models were published it went by
+    bits. So the order of `shapes` matters: today it is by layer number; when the known models were published it was by
     name (0, 1, 10, 11 … 2, 20), which their files show.
 
     Raises:

@@ -35,7 +35,7 @@ def describe(model: Model, tensors: list[Tensor], dialect: apr.Dialect) -> dict[
     return apr.metadata_of(model, tensors, dialect) | {"source_metadata": source}
 
 
-# Arrays that stand in the metadata anyway are not written twice.
+# Arrays that are in the metadata anyway are not written twice.
 _SHARED = {
     "tokenizer.ggml.tokens": "tokenizer.vocabulary",
     "tokenizer.ggml.merges": "tokenizer.merges",
@@ -66,7 +66,7 @@ def _origin_record(model: Model) -> dict[str, Any]:
         record["offsets"] = offsets
     gaps = _gaps(header, model)
     if gaps is None:
-        return {}  # more than padding stands between the tensors: such a file cannot be given back
+        return {}  # there is more than padding between the tensors: such a file cannot be reproduced
     if gaps:
         record["gaps"] = gaps
     record["xxh3_128"] = gguf_hash(header.file[: header.data_offset].tobytes(), model.tensors.values())

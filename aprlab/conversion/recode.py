@@ -95,7 +95,7 @@ def re_encoded(tensor: Tensor, target: TensorType) -> Tensor:
 
 
 def at_hand(tensor: Tensor) -> Tensor:
-    """The tensor with its bytes at hand: one that is yet to be encoded is encoded now, others are the same object."""
+    """The tensor with its bytes in memory: one that is yet to be encoded is encoded now, others are the same object."""
     return tensor if tensor.content.at_hand else tensor.replace(content=tensor.raw)
 
 
@@ -105,7 +105,7 @@ def chunks_of(tensor: Tensor) -> Callable[[], Iterator[Any]]:
 
 
 def _checked(tensor: Tensor) -> Iterator[memoryview]:
-    """The bytes of a tensor as they stand in the file, in chunks of whole blocks, every scale looked at on the way."""
+    """The bytes of a tensor as they are in the file, in chunks of whole blocks, every scale checked on the way."""
     content = tensor.content
     assert isinstance(content, Mapped)  # `in_file` says so
     head, step = tensor.type.tensor_bytes, CHUNK // tensor.type.block_bytes * tensor.type.block_bytes

@@ -68,7 +68,7 @@ def report_of(
     model: Model, output: Path, dialect: str, size: int, lines: list[TensorLine], written: list[Tensor], started: float,
     quantize: str | None = None, reversible: bool | None = None, notes: Iterable[str] = (),
 ) -> ConversionReport:  # fmt: skip
-    """The report of what was just written; `notes` stand behind those about types."""
+    """The report of what was just written; `notes` follow those about types."""
     costs = _costs(written)
     return ConversionReport(
         source=model.path,

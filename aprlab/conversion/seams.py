@@ -37,7 +37,13 @@ class Seams:
 def healthy_seams(
     dialect: apr.Dialect, target: TensorType | None = None, retype: Callable[[Tensor], Tensor] | None = None
 ) -> Seams:
-    """The seams of a right conversion into `dialect`; `target` re-encodes every 2-D weight, `retype` each as it likes."""
+    """The seams of a correct conversion.
+
+    Args:
+        dialect: how the APR file is written.
+        target: the type that every 2-D weight is re-encoded to; None keeps all types.
+        retype: a tensor -> the tensor to write, instead of `target`.
+    """
     return Seams(
         name=lambda name: names.from_gguf(name, dialect.naming),
         code=lambda kind: kind.code,

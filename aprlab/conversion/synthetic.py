@@ -69,7 +69,7 @@ class Synthesis:
 def config_of(known: KnownModel, *, tied: bool | None = None) -> ModelConfig:
     """The config of a known model's file. `tied` overrides whether it goes without an output.weight.
 
-    Where nobody has looked into the file (the 3B), it is taken to have one as its smaller siblings do.
+    Where the file has not been inspected (the 3B), it is assumed to have one, like its smaller siblings.
     """
     numbers = {key: value for key, value in known.config.items() if key != "tied_embeddings"}
     numbers |= {key: float(np.float32(numbers[key])) for key in ("rope_theta", "rms_norm_eps")}  # as GGUF keeps them
@@ -88,8 +88,8 @@ def inventory(config: ModelConfig, mix: str = "q4_k_m") -> dict[str, tuple[Tenso
 
     `mix` is one of `mixes.MIXES`, or the name of one type for all matrices.
     """
-    due = tensor_shapes(config)
-    shapes = {name: due[name] for name in natural_order(due)}
+    unordered = tensor_shapes(config)
+    shapes = {name: unordered[name] for name in natural_order(unordered)}
     if mix.lower() in mixes.MIXES:
         kinds = mixes.types_of(shapes, mix.lower())
     else:
@@ -189,7 +189,7 @@ def write(
 
 
 class RandomBlocks(Content):
-    """Bytes that are made anew each time; they depend on the tensor's name and the seed alone."""
+    """Bytes that are made again each time; they depend on the tensor's name and the seed alone."""
 
     __slots__ = ("kind", "name", "seed", "shape")
 
@@ -273,7 +273,7 @@ class Scale:
 
 
 def counts(config: ModelConfig, mix: str = "q4_k_m") -> dict[str, Any]:
-    """What a file of this config holds: parameters (and those beside embedding and output), tensors and bytes by type."""
+    """What a file of this config holds: parameters (and those outside embedding and output), tensors and bytes by type."""
     listed = inventory(config, mix)
     sizes = {name: int(np.prod(shape, dtype=np.int64)) for name, (_, shape) in listed.items()}
     tensors: dict[str, int] = {}

@@ -1,7 +1,7 @@
 """How models, traces, comparisons, verdicts and gates look in a notebook: one table, one kind of mark, no scripts.
 
-Everything is a string of HTML that stands by itself: colours come from JupyterLab's theme where there is one, and no
-state is told by colour alone.
+Everything is a self-contained string of HTML: colours come from JupyterLab's theme where there is one, and no
+state is shown by colour alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TONES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A text in a tone: ``good``, ``bad``, ``open`` (cannot be said), ``mild`` (beside the point)."""
+    """A text in a tone: ``good``, ``bad``, ``open`` (cannot be said), ``mild`` (not the point)."""
 
     text: str
     tone: str = ""
@@ -53,7 +53,7 @@ def table(
 
     Args:
         columns: headings.
-        rows: cells of each row, as text, number or `Cell`; numbers stand to the right.
+        rows: cells of each row, as text, number or `Cell`; numbers are aligned right.
         caption: above it.
         strong: which rows are set in bold.
         height: makes a long table scroll, e.g. ``30em``.

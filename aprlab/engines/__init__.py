@@ -21,7 +21,7 @@ NAMES: tuple[str, ...] = tuple(_ENGINES)
 
 
 def known(name: str) -> str:
-    """`name`, where an engine goes by it; raises UsageError where none does."""
+    """`name`, if an engine has it; raises UsageError if none has."""
     if name not in _ENGINES:
         raise UsageError(f"unknown engine {name!r}; known: {', '.join(NAMES)}", code="engines.unknown")
     return name
@@ -30,11 +30,18 @@ def known(name: str) -> str:
 def create(name: str, model: Model, threads: int | None = None, *, stream: bool = False, **options: Any) -> Engine:
     """The engine called `name` over `model`'s weights; `options` are that engine's own.
 
-    With `stream`, weights are read from the file for every pass and forgotten when they have been used, so that a model
-    larger than memory runs: nothing decoded is kept, and the pages of a matrix go back as soon as it was multiplied by.
+    With `stream`, weights are read from the file for every pass and dropped after use, so that a model
+    larger than memory runs: nothing decoded is kept, and the pages of a matrix are released after its product.
 
     Where numba is not installed, ``jit`` in contract f32 becomes ``reference``, which computes the same more slowly, with
     a warning the first time.
+
+    Args:
+        name: one of `NAMES`.
+        model: its tensors are the weights.
+        threads: CPU threads; None leaves the number to the engine.
+        stream: read weights again for every pass.
+        options: the engine's own, such as ``contract="q8"``.
 
     Raises:
         UsageError: no engine has this name, or its library is not installed on this machine.

@@ -1,7 +1,7 @@
 """What an engine is: the ten primitives that one forward pass of Qwen2 is written in.
 
 An engine owns arithmetic and memory, nothing else. It knows no layers, no config and no order of steps: whatever a
-primitive needs beside its arrays and weights (eps, rotary base, head counts by shape) is handed to it at the call, so
+primitive needs apart from its arrays and weights (eps, rotary base, head counts by shape) is handed to it at the call, so
 that a config that is wrong on purpose reaches every engine the same way. Weights are asked for by GGUF name.
 
 Arrays are the engine's own (NumPy or CuPy) and opaque to the caller except for `.shape`, `.reshape(...)` (a view, C
@@ -145,7 +145,7 @@ class Engine(ABC):
 
     @abstractmethod
     def memory(self) -> dict[str, int]:
-        """Bytes this engine holds now beside the mapped file, by purpose (e.g. ``weights``)."""
+        """Bytes this engine holds now, not counting the mapped file, by purpose (e.g. ``weights``)."""
 
     def warm(self) -> None:  # noqa: B027 - an engine with nothing to prepare is whole
         """Do now what the first pass would otherwise do (decode, upload, compile), so that timings are of passes."""
@@ -155,7 +155,7 @@ class Engine(ABC):
 
     @property
     def alike(self) -> dict[str, Any]:
-        """Options for `create`, beside name and threads, that make another engine compute as this one does."""
+        """Options for `create`, apart from name and threads, that make another engine compute as this one does."""
         return {} if self.contract == "f32" else {"contract": self.contract}
 
     # -- hooks ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from aprlab.model.model import Model
 
 
 class DelegatingEngine(Engine):
-    """Passes every primitive on to `inner`, whichever engine that is."""
+    """Passes every primitive on to `inner`, any engine."""
 
     def __init__(self, inner: Engine) -> None:
         super().__init__(inner.model, inner.threads)

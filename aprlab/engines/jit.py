@@ -285,7 +285,7 @@ class JitEngine(Engine):
 
         OpenBLAS multiplies some sizes of tiles at a third of its speed until it has had one larger product (measured: 5 and
         then 16 billion multiply-adds a second, see benchmarks/README.md); it costs 15 ms. Probably it prefetches where nothing
-        was ever written, and the processor looks in vain for pages that are not there.
+        was ever written, and the processor looks for pages that are not there.
         """
         self._touched = True
         one, other = np.ones((512, 384), np.float32), np.ones((768, 384), np.float32)

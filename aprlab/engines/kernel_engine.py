@@ -35,7 +35,7 @@ class KernelEngine(Engine):
         model: the weights; they go to the device in the bytes of their file.
         device: where the kernels run.
         contract: ``f32``, or ``q8``: activations rounded to 8 bits by blocks of 32 in front of every mat-vec with a
-            quantised weight (weights of plain floats are multiplied in float32 all the same).
+            quantised weight (weights of plain floats are multiplied in float32 anyway).
     """
 
     def __init__(self, model: Model, threads: int | None, device: Device, contract: str) -> None:
@@ -166,7 +166,7 @@ class KernelEngine(Engine):
         return y
 
     def _prepare(self, x: DeviceArray) -> DeviceArray:
-        """Activations as the mat-vec kernels want them. Q, K and V, then gate and up, ask for the same ones in a row."""
+        """Activations as the mat-vec kernels need them. Q, K and V, then gate and up, ask for the same ones in a row."""
         if self._prepared is None or self._prepared[0] is not x:
             count, cols = x.shape
             out = self._empty((launches.prepared_bytes(self.contract, count, cols) // 4,))
@@ -225,7 +225,7 @@ class KernelEngine(Engine):
         return self.device.download(x.buffer, x.offset, 4 * x.size).view(np.int32).astype(np.int64)
 
     def _run(self, make: Callable[..., Launch], tensor: Tensor, *arguments: Any) -> None:
-        """Runs a launch that depends on a tensor's type; what is unsupported is told with the tensor's name."""
+        """Runs a launch that depends on a tensor's type; an unsupported type is reported with the tensor's name."""
         try:
             launch = make(tensor.type, *arguments)
         except UnsupportedError as error:

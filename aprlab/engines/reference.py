@@ -1,4 +1,4 @@
-"""The reference engine: float32 activations and weights, plain NumPy, the one to read and to believe.
+"""The reference engine: float32 activations and weights, plain NumPy; the one to read, and the one to compare others with.
 
 Weights are dequantised by blocks of rows. Where memory allows, the result is kept, since decoding with NumPy costs far
 more than multiplying; else every pass decodes each block again and memory stays small.
@@ -28,7 +28,7 @@ class ReferenceEngine(Engine):
     Args:
         model: the weights.
         threads: threads of NumPy's BLAS during a matmul; None leaves its own default.
-        cache_weights: keep dequantised weights (True), decode them anew each time (False), or decide by what they
+        cache_weights: keep dequantised weights (True), decode them again each time (False), or decide by what they
             need against the memory that is free now (None): they are kept if they take at most half of it.
     """
 

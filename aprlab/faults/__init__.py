@@ -1,6 +1,6 @@
 """The catalogue of faults: every known way this conversion went wrong, each by name, each to be switched on.
 
->>> convert_with("model.gguf", "broken.apr", ["GH-191", "GH-190"])   # a file as the writers of the day made it
+>>> convert_with("model.gguf", "broken.apr", ["GH-191", "GH-190"])   # a file as the writers of the time made it
 >>> session_with(model, ["lost-qkv-biases"]).generate("What is 2+2?")  # a healthy file, read by a faulty reader
 """
 
@@ -48,8 +48,8 @@ def convert_with(
 ) -> ConversionReport:
     """Convert `source` to APR with these faults, each on top of the one before.
 
-    The file stands by itself: unlike a healthy conversion it carries no record of its source. `faults` may be empty,
-    which gives the healthy file to hold a broken one against.
+    The file is on its own: unlike a healthy conversion it carries no record of its source. `faults` may be empty,
+    which gives the healthy file to compare a broken one with.
 
     Args:
         source, output, options: as for `aprlab.conversion.converter.convert`.

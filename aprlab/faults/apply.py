@@ -62,7 +62,7 @@ def convert_faulty(source: str | Path | Model, output: str | Path, faults: Seque
     for fault in faults:
         if fault.file_seam is None:
             raise UsageError(
-                f"fault {fault.id!r} is no file's: it shows when a healthy file is run (`run --fault`)",
+                f"fault {fault.id!r} has no file form: it shows when a healthy file is run (`run --fault`)",
                 code="faults.not-for-files",
             )  # fmt: skip
         if fault.post is not None and options.get("compress") is not None:
@@ -146,7 +146,7 @@ def _watched(fault: Fault, before: Seams, touched: set[str]) -> Seams:
 
 
 class Misread(Held):
-    """Bytes that are decoded by a faulty registry whenever somebody asks for values."""
+    """Bytes that are decoded by a faulty registry whenever values are asked for."""
 
     __slots__ = ("registry",)
     as_stored = False
@@ -211,7 +211,7 @@ def session_faulty(
     for fault in faults:
         if fault.instrument is not None:
             raise UsageError(
-                f"fault {fault.id!r} is an instrument's: it changes what is measured, not what is computed",
+                f"fault {fault.id!r} is a fault of an instrument: it changes what is measured, not what is computed",
                 code="faults.instrument",
             )  # fmt: skip
     files = [fault for fault in faults if fault.run_seam is None]

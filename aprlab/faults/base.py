@@ -1,8 +1,8 @@
-"""What a fault is: one historical bug, by name, at the one place where it really entered.
+"""What a fault is: one historical bug, by name, at the one place where it really happened.
 
 A fault is a small function that turns something healthy into something broken: a seam of the converter, a finished
 file, the block decoders, an engine's primitive, the config, the tokenizer, an instrument. Healthy code knows nothing
-of it. Many bugs can be met in two places, as a file that was written wrongly or as a reader that computes wrongly; such
+of it. Many bugs exist in two places, as a file that was written wrongly or as a reader that computes wrongly; such
 a fault has two functions that mean the same: its file form and its run form.
 """
 
@@ -45,19 +45,19 @@ class Fault:
     """One historical bug.
 
     Attributes:
-        id: the ticket's number where there is one (``GH-191``), else a speaking name (``lost-qkv-biases``).
+        id: the ticket's number where there is one (``GH-191``), else a descriptive name (``lost-qkv-biases``).
         title: one line.
         layer: the layer `peel` has to blame.
         section: the section of the catalogue, a key of `SECTIONS`.
         story: three lines: what was done, why it was wrong, how it hid.
         mark: what it leaves behind, and where.
         silent: a short greedy answer of a real model stays right, word for word; only logits, files or long contexts
-            tell. Measured on Qwen2.5-Coder 0.5B; a model with narrower margins may say otherwise.
+            show it. Measured on Qwen2.5-Coder 0.5B; a model with narrower margins may differ.
         seams, post: the file form: the converter's decisions, or an edit of the finished file (in place, by path).
         registry, engine, config, tokenizer, prompt, session: the run form: block decoders, an engine's primitives, the
             numbers of the forward pass, the tokenizer's data, its work (encoding, printing, stopping), or the loop that
             feeds the model.
-        instrument, ruler: a faulty instrument, and which of `RULERS` it replaces.
+        instrument, replaces: a faulty instrument, and which of `REPLACEABLE` it replaces.
         needs: what a model must have for the fault to change anything, in words; '' where every Qwen2 has it.
         given: options of `convert` that give a Q4_K_M model what it `needs`.
         fits: whether a model has it; asked only of run forms, a conversion sees for itself.
@@ -79,7 +79,7 @@ class Fault:
     prompt: Callable[[Qwen2Tokenizer], Qwen2Tokenizer] | None = None
     session: type[Session] | None = None
     instrument: Callable[..., Any] | None = None
-    ruler: str = ""
+    replaces: str = ""
     needs: str = ""
     given: Mapping[str, Any] = field(default_factory=dict)
     fits: Callable[[Model], bool] = field(default=lambda model: True, repr=False)
@@ -87,7 +87,7 @@ class Fault:
     def __post_init__(self) -> None:
         files, runs = self._set(FILE_SEAMS), self._set(RUN_SEAMS)
         lies = self.instrument is not None
-        if len(files) > 1 or len(runs) > 1 or bool(files or runs) == lies or bool(self.ruler) != lies:
+        if len(files) > 1 or len(runs) > 1 or bool(files or runs) == lies or bool(self.replaces) != lies:
             raise TypeError(f"fault {self.id}: one file form and one run form at most, or one instrument")
         if self.layer not in LAYERS or self.section not in SECTIONS:
             raise TypeError(f"fault {self.id}: unknown layer {self.layer!r} or section {self.section!r}")
@@ -109,7 +109,7 @@ class Fault:
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the functions, as plain data."""
-        forms = {"file": self.file_seam, "run": self.run_seam, "instrument": self.ruler or None}
+        forms = {"file": self.file_seam, "run": self.run_seam, "instrument": self.replaces or None}
         plain = {name: getattr(self, name) for name in ("id", "title", "layer", "section", "story", "mark", "silent", "needs")}
         return plain | {"given": dict(self.given), "seams": {form: seam for form, seam in forms.items() if seam}}
 

@@ -12,6 +12,6 @@ _FORM = {
 
 def forms(fault: Fault) -> str:
     """Where a fault enters, in one or two words: ``file, engine``."""
-    if fault.ruler:
-        return f"instrument: {fault.ruler}"
+    if fault.replaces:
+        return f"instrument: {fault.replaces}"
     return ", ".join(_FORM[seam] for seam in (fault.file_seam, fault.run_seam) if seam is not None)

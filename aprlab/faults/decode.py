@@ -202,7 +202,7 @@ class Stride36(DecodeStep):
     """Q8_0 in blocks of 36 bytes, scale, sum and 32 numbers, which is Q8_1's: from the second block on out of step."""
 
     def decode(self, blocks: Bytes, out: Floats | None = None) -> Floats:
-        held = np.zeros(len(blocks) * 36, np.uint8)  # the last blocks end beyond the tensor; zeros stand there
+        held = np.zeros(len(blocks) * 36, np.uint8)  # the last blocks end beyond the tensor, in zeros
         held[: blocks.size] = blocks.reshape(-1)
         layout = np.dtype([("d", "<f2"), ("s", "<f2"), ("qs", "i1", 32)])
         b = held.view(layout)

@@ -28,7 +28,7 @@ def set_config(**changes: Any) -> Callable[[ModelConfig], ModelConfig]:
 
 
 def written(**changes: object) -> Callable[[Seams], Seams]:
-    """The same in a file, under whichever of these keys its dialect has."""
+    """The same in a file, under the key of its dialect."""
     return lambda s: change_metadata(s, **changes)
 
 
@@ -86,7 +86,7 @@ class GqaModulo(DelegatingEngine):
 
 
 class TwiceAdvanced(Cache):
-    """Believes that each position fills two."""
+    """Counts each position as two."""
 
     def positions(self, count: int) -> np.ndarray:
         return np.arange(self.length, self.length + count, dtype=np.int64)

@@ -1,6 +1,6 @@
 """G. Faulty instruments: only the measurement is wrong.
 
-Each function has the arguments and the result of a sound one, named in `RULERS`, and is wrong in the way upstream's was.
+Each function has the arguments and the result of a sound one, named in `REPLACEABLE`, and is wrong in the way upstream's was.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from aprlab.formats import apr
 Arrays = Mapping[str, np.ndarray]
 
 # What each sound instrument takes and returns.
-RULERS = {
+REPLACEABLE = {
     "spread": "(values (T, n), reference (T, n)) -> ratio of their standard deviations over the same positions",
     "checksum": "(values) -> number that changes when values change, or only their order",
     "same": "(a, b: name -> values) -> whether all tensors of both sides are equal, and there are some",
@@ -30,7 +30,7 @@ RULERS = {
     "garbage": "(text) -> whether it is garbage",
     "status": "(text) -> exit status: 0 for an answer, another for garbage",
     "fixture": "(shape) -> float32 values that a test of decoders or layouts is made with",
-    "better": "(distance before, distance after) -> whether a repair that brought this is to be kept",
+    "better": "(distance before, distance after) -> whether a repair with this effect is kept",
 }
 
 
@@ -104,8 +104,8 @@ def greedy_mending(before: float, after: float) -> bool:
     return after < before
 
 
-def _lie(id: str, title: str, ruler: str, story: str, mark: str, instrument: Callable[..., Any]) -> Fault:
-    return Fault(id, title, "instrument", "G", story, mark, silent=True, instrument=instrument, ruler=ruler)
+def _lie(id: str, title: str, replaces: str, story: str, mark: str, instrument: Callable[..., Any]) -> Fault:
+    return Fault(id, title, "instrument", "G", story, mark, silent=True, instrument=instrument, replaces=replaces)
 
 
 FAULTS = (

@@ -51,7 +51,7 @@ def overlap(path: Path) -> None:
 
 
 def swap_dims(s: Seams) -> Seams:
-    """Dimensions once more reversed than they should be; the data is right."""
+    """Dimensions reversed once too often; the data is right."""
     return replace(s, dims=lambda shape: s.dims(shape)[::-1])
 
 

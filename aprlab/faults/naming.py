@@ -222,7 +222,7 @@ class KeyMismatch(DelegatingEngine):
             self.hits += 1
         else:
             self.misses += 1
-            self.kept[stored] = self.matrix(weight, x.shape[-1]).dequantise()  # decoded anew, and never found again
+            self.kept[stored] = self.matrix(weight, x.shape[-1]).dequantise()  # decoded again, and never found
             del self.kept[stored]  # upstream let them pile up; here only the time is lost
         return self.inner.matmul(x, weight, bias)
 

@@ -22,7 +22,7 @@ from aprlab.quants.types import TensorType
 
 
 class Edited(Recoded):
-    """Values that a fault has made of a tensor's: computed all at once when somebody asks, and encoded again as `kind`.
+    """Values that a fault has made of a tensor's: computed all at once on demand, and encoded again as `kind`.
 
     `compute` gets float32 as `exact_values` gives them and gives as many, which are taken in C order as `shape`.
     """

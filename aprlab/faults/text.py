@@ -42,7 +42,7 @@ def _template(change: Callable[[str], str | None]) -> tuple[Callable[[TokenizerD
 
 
 def doubled(template: str) -> str:
-    """What the template makes of the messages is given to it once more, as one user's message."""
+    """The template's output is given to it again, as one user message."""
     again = "{{- turn([{'role': 'user', 'content': turn(messages) | string}]) -}}"
     return "{%- macro turn(messages) -%}" + template + "{%- endmacro -%}" + again
 

@@ -20,10 +20,10 @@ from aprlab.faults.dtypes import WRITER_CODE, WRITER_TABLE
 from aprlab.faults.forward import LastOfEquals
 from aprlab.faults.naming import QKV_BIASES, gguf_name
 from aprlab.faults.tensors import is_
-from aprlab.formats import apr, open_model
+from aprlab.formats import apr, open_model, raw
 from aprlab.inference.session import Session
 from aprlab.model import names
-from aprlab.model.config import ModelConfig
+from aprlab.model.config import LAYERS_LIMIT, ModelConfig
 from aprlab.model.model import Model
 from aprlab.model.tensor import Origin, Tensor
 from aprlab.published import known_model
@@ -97,7 +97,7 @@ def read(path: str | Path) -> Model:
     Types go the way of `chain`. A tensor that is read as F32 without being it has too few bytes: the first values are
     its packed blocks taken for floats, the rest are zeros. Weights and norms are looked up under every form of name,
     Q/K/V biases only as ``model.layers.N…``; those not found are zeros. Missing config keys take upstream's defaults.
-    `warnings` of the model tell what it did.
+    `warnings` of the model say what it did.
 
     Raises:
         FormatError: what not even that reader survived: no parsable header, metadata or index, no tokenizer.
@@ -114,15 +114,17 @@ def read(path: str | Path) -> Model:
         way = chain(entry.code)
         ways[way] += 1
         shape = entry.dims[::-1] if naming == "raw" else entry.dims
-        raw = _read_as(way.loaded, shape, box.bytes_of(entry))
-        tensors[gguf] = Tensor(gguf, way.loaded, shape, raw, Origin(box.path, entry.name, -1))
+        held = _read_as(way.loaded, shape, box.bytes_of(entry))
+        tensors[gguf] = Tensor(gguf, way.loaded, shape, held, Origin(box.path, entry.name, -1))
     notes += [f"{way} ({count} tensors)" for way, count in sorted(ways.items(), key=lambda item: item[0].byte)]
-    config = _config(box.metadata, tensors, notes)
+    config = _config(box.metadata, tensors, notes, box.path)
     lost = 0
     for layer in range(config.block_count):
         for bias, heads in zip(QKV_BIASES, (config.head_count, config.head_count_kv, config.head_count_kv), strict=True):
             name, rows = f"blk.{layer}.{bias}", heads * config.head_dim
             if name not in tensors:
+                if rows > ROWS_LIMIT:
+                    raise FormatError(f"{heads} heads of {config.head_dim} values", code="apr.bad-value", path=box.path)
                 lost += 1
                 tensors[name] = Tensor(name, types.F32, (rows,), np.zeros(rows * 4, np.uint8), Origin(box.path, "", -1))
     if lost:
@@ -144,8 +146,11 @@ def _read_as(kind: TensorType, shape: tuple[int, ...], raw: np.ndarray) -> np.nd
     return held
 
 
-def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], notes: list[str]) -> ModelConfig:
-    """The config under whichever key, upstream's default where there is none; each default is noted."""
+SIZE_LIMIT, ROWS_LIMIT = 1 << 31, 1 << 24  # numbers of a config: what upstream's u32 and a tensor can hold
+
+
+def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], notes: list[str], path: Path) -> ModelConfig:
+    """The config under any known key, upstream's default where there is none; each default is noted."""
 
     def value(name: str, default: Any) -> Any:
         keys = apr.CONFIG_KEYS[name][0]
@@ -154,21 +159,35 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], notes: l
             notes.append(f"{keys[0]} missing: {default} assumed")
         return default if found is None else found
 
-    width, heads = int(value("embedding_length", 0)), int(value("head_count", 0))
-    rope = value("rope_type", 0)
+    def whole(name: str, default: int) -> int:
+        found = raw.whole(value(name, default))
+        if isinstance(found, raw.Wrong) or not 0 <= found < SIZE_LIMIT:
+            raise FormatError(f"{name} is {found!r}, no size that a tensor can have", code="apr.bad-value", path=path)
+        return int(found)
+
+    def real(name: str, default: float) -> float:
+        found = raw.number(value(name, default))
+        if isinstance(found, raw.Wrong):
+            raise FormatError(f"{name} is {found!r}, not a number", code="apr.bad-value", path=path)
+        return float(found)
+
+    width, heads = whole("embedding_length", 0), whole("head_count", 0)
+    layers, rope = whole("block_count", 0), raw.whole(value("rope_type", 0))
+    if layers > LAYERS_LIMIT:
+        raise FormatError(f"block_count is {layers}", code="config.too-many-layers", path=path)
     return ModelConfig(
         architecture=str(value("architecture", "unknown")),
-        block_count=int(value("block_count", 0)),
+        block_count=layers,
         embedding_length=width,
-        feed_forward_length=int(value("feed_forward_length", 4 * width)),
+        feed_forward_length=whole("feed_forward_length", 4 * width),
         head_count=heads,
-        head_count_kv=int(value("head_count_kv", heads)),
+        head_count_kv=whole("head_count_kv", heads),
         head_dim=width // max(heads, 1),
-        vocab_size=int(value("vocab_size", 0)),
-        context_length=int(value("context_length", 2048)),
-        rope_theta=float(value("rope_theta", 10_000.0)),
+        vocab_size=whole("vocab_size", 0),
+        context_length=whole("context_length", 2048),
+        rope_theta=real("rope_theta", 10_000.0),
         rope_type=apr.ROPE_TYPES.get(rope, "norm"),
-        rms_norm_eps=float(value("rms_norm_eps", 1e-6)),
+        rms_norm_eps=real("rms_norm_eps", 1e-6),
         tied_embeddings="output.weight" not in tensors,
     )
 
@@ -308,7 +327,7 @@ def blocks_as_floats(raw: np.ndarray) -> dict[str, float]:
         ``largest``: largest finite magnitude.
     """
     if raw.size == 0 or raw.size % types.Q4_K.block_bytes:
-        raise FormatError(f"{raw.size} bytes are no whole Q4_K blocks", code="faults.not-whole-blocks")
+        raise FormatError(f"{raw.size} bytes are not whole Q4_K blocks", code="faults.not-whole-blocks")
     seen = np.ascontiguousarray(raw).reshape(-1).view("<f4")
     finite = np.isfinite(seen)
     elements = raw.size // types.Q4_K.block_bytes * types.Q4_K.block_elements

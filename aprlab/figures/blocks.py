@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _FIELDS = (1, 4, 2, 0, 3, 5)  # colours of fields, in their order: small ones in those that stand out
 _PALE = 0.80  # how far towards white a bit that is 0 goes
-_ROOM = 0.75  # of a row of bits, for what stands below it
+_ROOM = 0.75  # of a row of bits, for what is below it
 
 
 def block_microscope(
@@ -29,7 +29,7 @@ def block_microscope(
     width: int = 16,
     marks: Mapping[str, Sequence[tuple[int, int]]] | None = None,
 ) -> Axes:
-    """The bytes of one block as bits, coloured by field; each byte's hexadecimal number stands below it.
+    """The bytes of one block as bits, coloured by field; each byte's hexadecimal number is below it.
 
     Args:
         block: uint8 ``(bytes,)``. The bits of a byte are drawn as they are written, highest first; 1 is dark, 0 pale.
@@ -42,7 +42,7 @@ def block_microscope(
     """
     if block.dtype != np.uint8 or block.shape != (layout.itemsize,) or layout.fields is None:
         raise UsageError(
-            f"a block of {layout.itemsize} bytes with named fields is wanted, got {block.dtype} {block.shape}",
+            f"expected a block of {layout.itemsize} bytes with named fields, got {block.dtype} {block.shape}",
             code="figures.not-a-block",
         )  # fmt: skip
     for label, places in (marks or {}).items():
@@ -126,7 +126,7 @@ def block_values(sides: Mapping[str, np.ndarray], ax: Axes | None = None, *, gro
     need_data(sides)
     if len({values.shape for values in sides.values()}) != 1 or next(iter(sides.values())).ndim != 1:
         raise UsageError(
-            f"values of one length are wanted, got {', '.join(str(v.shape) for v in sides.values())}",
+            f"expected values of the same length, got {', '.join(str(v.shape) for v in sides.values())}",
             code="figures.unlike-shapes",
         )  # fmt: skip
     ax = axes_or_new(ax, 9, 3)
@@ -173,7 +173,7 @@ def value_scatter(
         points: about so many are drawn, evenly spread over the places.
     """
     if truth.shape != seen.shape or not truth.size:
-        raise UsageError(f"two arrays of one shape are wanted, got {truth.shape} and {seen.shape}", code="figures.unlike-shapes")
+        raise UsageError(f"expected two arrays of one shape, got {truth.shape} and {seen.shape}", code="figures.unlike-shapes")
     ax = axes_or_new(ax, 3.4, 3.6)
     with np.errstate(invalid="ignore"):  # wrongly decoded values may be signalling NaNs
         x, y = (np.asarray(side, np.float64).reshape(-1) for side in (truth, seen))

@@ -41,7 +41,7 @@ def axes_or_new(ax: Axes | None, width: float = 9, height: float = 4) -> Axes:
 def plain(text: object) -> str:
     """Words that may come from a file, for a legend, a tick or a note: ``$`` begins no formula.
 
-    Ticks and legends are made anew at every drawing, so that the text itself has to say so; matplotlib drops the backslash.
+    Ticks and legends are made again at every drawing, so that the text itself has to say so; matplotlib drops the backslash.
     """
     return whole(text).replace("$", r"\$")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def inventory_bars(sides: Mapping[str, Mapping[str, int]], ax: Axes | None = None, *, unit: str = "MiB") -> Axes:
-    """Bytes (or tensors) by type, a group of bars per type, a bar per side; the values stand on the bars.
+    """Bytes (or tensors) by type, a group of bars per type, a bar per side; the values are on the bars.
 
     Args:
         sides: label -> {type name: bytes or count}; a type that a side lacks is a bar of zero.
@@ -53,7 +53,7 @@ def dtype_flow(
     """
     need_data(ways)
     if ways.keys() != right.keys() or any(len(way) != len(stages) for way in ways.values()):
-        raise UsageError(f"a verdict and {len(stages)} words are wanted for each type", code="figures.wrong-words")
+        raise UsageError(f"each type needs a verdict and {len(stages)} words", code="figures.wrong-words")
     ax = axes_or_new(ax, 9, 0.42 * len(ways) + 0.8)
     boxes = [list(dict.fromkeys(way[n] for way in ways.values())) for n in range(len(stages))]
 
@@ -87,7 +87,7 @@ def dtype_flow(
 
 
 def magnitude_histogram(sides: Mapping[str, np.ndarray], ax: Axes | None = None) -> Axes:
-    """Share of a tensor's values by decimal order of magnitude, a line per side; zeros, NaN and Inf stand in the legend.
+    """Share of a tensor's values by decimal order of magnitude, a line per side; zeros, NaN and Inf are in the legend.
 
     Args:
         sides: label -> values, any shape. The share is of all values, so a side with many zeros has a lower line.
@@ -120,6 +120,11 @@ def quantile_plot(a: np.ndarray, b: np.ndarray, labels: tuple[str, str], ax: Axe
     """Quantiles of the finite values of both sides against each other; on the diagonal both are spread alike.
 
     Both axes are linear near zero and logarithmic beyond the median magnitude of `a`.
+
+    Args:
+        a, b: values, in any shape.
+        labels: of the two axes.
+        points: number of quantiles.
     """
     x, y = (side[np.isfinite(side)].astype(np.float64) for side in (np.asarray(a), np.asarray(b)))
     if not x.size or not y.size:

@@ -40,11 +40,11 @@ def ptx_profile(
     per: float | None = None,
     most: int = 14,
 ) -> Axes:
-    """Executed instructions by source line, the dearest lines, in order of the source; memory traffic beside the bars.
+    """Executed instructions by source line, the most expensive lines, in source order; memory traffic next to the bars.
 
     Args:
         lines: what each line cost.
-        source: file name -> its text, shown at the bars; without it they bear numbers only.
+        source: file name -> its text, shown at the bars; without it they have numbers only.
         per: instructions are divided by this (the number of weights, say); by default they are shares of all.
         most: so many lines get a bar; the cheaper ones share the last, hatched.
     """

@@ -28,7 +28,7 @@ def state_map(
     *,
     alarm: str | None = None,
 ) -> Axes:
-    """A table of few states in colours: which of `states` holds for each row and column; the word stands in the cell.
+    """A table of few states in colours: which of `states` holds for each row and column; the word is in the cell.
 
     `alarm` is the state that takes the colour of alarm; without it the third one does.
 
@@ -36,7 +36,7 @@ def state_map(
         UsageError: nothing to draw, a row of another length, or a cell that is none of `states`.
     """
     if not cells or len(cells) != len(rows) or any(len(line) != len(columns) for line in cells):
-        raise UsageError(f"nothing to draw: {len(rows)} rows of {len(columns)} cells are wanted", code="figures.nothing-to-draw")
+        raise UsageError(f"nothing to draw: {len(rows)} rows of {len(columns)} cells are needed", code="figures.nothing-to-draw")
     unknown = ({cell for line in cells for cell in line} | {alarm or states[0]}) - set(states)
     if unknown:
         raise UsageError(f"unknown state {sorted(unknown)[0]!r}; known: {', '.join(states)}", code="figures.unknown-state")

@@ -62,7 +62,7 @@ def coverage_bars(sides: Mapping[str, Mapping[str, int]], ax: Axes | None = None
 
 
 def band_plot(values: Mapping[str, float], band: tuple[float, float], ax: Axes | None = None, *, xlabel: str) -> Axes:
-    """Named values as dots, and the band in which a rule wants them; what lies outside is marked and named.
+    """Named values as dots, and the band that a rule allows; those outside are marked and named.
 
     Args:
         values: name -> value.
@@ -98,7 +98,13 @@ def band_plot(values: Mapping[str, float], band: tuple[float, float], ax: Axes |
 
 
 def check_strip(holds: Sequence[bool], ax: Axes | None = None, *, cut: int | None = None, xlabel: str = "check") -> Axes:
-    """Checks in a row, one cell each; `cut` marks how many of them were looked at."""
+    """Checks in a row, one cell each.
+
+    Args:
+        holds: whether each check holds.
+        cut: mark how many of them were looked at.
+        xlabel: label of the axis.
+    """
     need_data({"checks": holds})
     if cut is not None and not 0 < cut <= len(holds):
         raise UsageError(f"a cut after {cut} of {len(holds)} checks", code="figures.cut-outside")
@@ -125,7 +131,12 @@ def check_strip(holds: Sequence[bool], ax: Axes | None = None, *, cut: int | Non
 
 
 def distance_bars(distances: Mapping[str, float], ax: Axes | None = None, *, xlabel: str) -> Axes:
-    """One bar a state, with its value; the first is what the others are held against, those beyond it are marked."""
+    """One bar for each state, with its value; those larger than the first are marked.
+
+    Args:
+        distances: state -> distance; the first is the one that the others are compared with.
+        xlabel: label of the axis.
+    """
     need_data({"states": list(distances)})
     values = np.array(list(distances.values()), float)
     if not np.isfinite(values).all():

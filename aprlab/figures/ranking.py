@@ -1,4 +1,4 @@
-"""Suspects in a row: how well each explains what was seen."""
+"""Suspects ranked: how well each explains the evidence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ranking_bars(
         scores: suspect -> score, 0 to 1, in the order in which they are drawn.
         groups: suspect -> group; the legend names them in order of appearance, those of `known` first.
         enough: a line at the score from which on something is explained.
-        known: groups that have a colour even if nobody belongs to them, so that two figures agree.
+        known: groups that have a colour even if they are empty, so that two figures agree.
 
     Raises:
         UsageError: nothing to draw, a suspect without a group, or more groups than colours.
@@ -38,7 +38,7 @@ def ranking_bars(
         raise UsageError(f"{missing[0]!r} belongs to no group", code="figures.no-group")
     order = list(dict.fromkeys([*known, *(groups[name] for name in scores)]))
     if len(order) > 8:
-        raise UsageError(f"{len(order)} groups, but only 8 colours can be told apart", code="figures.too-many-groups")
+        raise UsageError(f"{len(order)} groups, but only 8 colours can be distinguished", code="figures.too-many-groups")
     ax = axes_or_new(ax, 9, 0.2 * len(scores) + 0.9)
     with style():
         colours = {group: nth_colour(n) for n, group in enumerate(order)}

@@ -39,7 +39,12 @@ def trace_plot(sides: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None
 
 
 def norm_plot(sides: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None = None, *, diverged: int | None = None) -> Axes:
-    """l2 norm of one trace point per layer (log scale), a line per side; `diverged` marks a layer."""
+    """l2 norm of one trace point per layer (log scale), a line per side.
+
+    Args:
+        sides: label -> one row per layer, with `layer` and `l2`.
+        diverged: the layer to be marked.
+    """
     ax = axes_or_new(ax)
     need_data(sides)
     with style():
@@ -60,9 +65,15 @@ def norm_plot(sides: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None 
 def logits_plot(
     a: np.ndarray, b: np.ndarray, labels: tuple[str, str], ax: Axes | None = None, *, top: Mapping[int, str] | None = None
 ) -> Axes:
-    """Scatter of two logit vectors (vocab,), the diagonal behind; `top` names some tokens: id -> text."""
+    """Scatter of two logit vectors, with the diagonal.
+
+    Args:
+        a, b: logits, (vocab,).
+        labels: of the two axes.
+        top: token id -> text, for the tokens to be named.
+    """
     if a.ndim != 1 or a.shape != b.shape or not a.size:
-        raise UsageError(f"two logit vectors of one length are wanted, got {a.shape} and {b.shape}", code="figures.unlike-shapes")
+        raise UsageError(f"expected two logit vectors of one length, got {a.shape} and {b.shape}", code="figures.unlike-shapes")
     ax = axes_or_new(ax, 4.5, 4.5)
     with style():
         ends = [min(a.min(), b.min()), max(a.max(), b.max())]
@@ -100,8 +111,8 @@ def error_map(
 
     Args:
         values: ``(rows, columns)``, not negative. 0 (equal bit for bit) is drawn grey, NaN and Inf orange.
-        rows, columns: what stands on the axes; numbers are thinned out, words are all written.
-        limits: ends of the colour scale, so that two maps can share one; what lies beyond takes the end's colour.
+        rows, columns: labels of the axes; numbers are thinned out, words are all written.
+        limits: ends of the colour scale, so that two maps can share one; values beyond take the end's colour.
     """
     values = np.asarray(values, np.float64)
     if values.shape != (len(rows), len(columns)) or not values.size or (values < 0).any():

@@ -1,1 +1,1 @@
-"""Forensics: which fault, or set of faults, makes a healthy model say the garbage that somebody saw."""
+"""Forensics: which fault, or set of faults, makes a healthy model say a given garbage sentence."""

@@ -1,4 +1,4 @@
-"""Answers under faults, each compared with the healthy one token by token and left as soon as the rest would tell nothing new."""
+"""Answers under faults, each compared with the healthy one token by token and cut off as soon as the rest would add nothing."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def divergence(healthy: np.ndarray, other: np.ndarray) -> float:
 
 
 class _AnswerDecided(Exception):
-    """The rest of an answer would tell nothing new."""
+    """The rest of an answer would add nothing."""
 
 
 class AnswerFollower:
-    """Follows an answer token by token, and leaves when the rest would tell nothing new. `cut` then says why.
+    """Follows an answer token by token, and stops when the rest would add nothing. `cut` then says why.
 
     There are two reasons to leave. The answer is the healthy one: the prompt and the first step gave the healthy logits
     but for rounding, and so will every later step. Or it leads elsewhere: its first `LEAST_TOKENS` tokens, spelled out, hold

@@ -1,7 +1,7 @@
 """How well one answer explains a text: agreement counted in information.
 
-A token that both texts share weighs as many bits as the healthy model is surprised by it, so that a shared ` helf` tells much and
-a shared full stop nothing. To that comes how many bits likelier a fault makes the text itself.
+A token that both texts share weighs as many bits as the healthy model is surprised by it, so that a shared ` helf` says much and
+a shared full stop nothing. Added to that is how many bits likelier a fault makes the text itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from aprlab.inference.tokenizer import Qwen2Tokenizer
 
-TELLING = 8.0  # bits of surprise from which on a token tells something
+TELLING = 8.0  # bits of surprise from which a token counts as evidence
 # Parts of the score and what they weigh; those of the answer, then that of the text itself under the fault.
 WEIGHTS = {"tokens": 0.315, "pairs": 0.175, "prefix": 0.105, "rhythm": 0.105, "gain": 0.3}
 GAIN = 8.0  # bits a token that count as a full explanation

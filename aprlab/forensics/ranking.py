@@ -1,4 +1,4 @@
-"""From a garbage sentence to the bug: which fault makes a healthy model say what somebody saw?
+"""From a garbage sentence to the bug: which fault makes a healthy model say it?
 
 Every fault that a run can have is switched on in turn over one healthy model, alone or in growing sets, and its answer is
 compared with the text from the bug report.
@@ -43,7 +43,7 @@ class Forensics:
 
     @property
     def margin(self) -> float:
-        """How far the best set stands above the best one that shares no fault with it."""
+        """How far the best set is above the best one that shares no fault with it."""
         if not self.suspects or self.suspects[0].match is None:
             return 0.0
         first = self.suspects[0]

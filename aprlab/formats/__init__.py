@@ -2,40 +2,60 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
+from typing import Any
 
-from aprlab.errors import FormatError, UsageError
+from aprlab.errors import UsageError
 from aprlab.formats import apr, gguf, huggingface
+from aprlab.formats.identity import Identity, identify
 from aprlab.model import Model
 
 
 def open_model(path: str | Path) -> Model:
-    """Open a GGUF, APR or SafeTensors file, told apart by magic, or a Hugging Face directory with SafeTensors.
+    """Open a GGUF, APR or SafeTensors file, recognised by magic, or a Hugging Face directory with SafeTensors.
+
+    A GGUF file that is sound and cannot be run (another architecture, an adapter, a vocabulary…) opens for a look at its
+    tensors and keys; its config and tokenizer raise the line that says what it is.
 
     Raises:
         UsageError: there is no such file, it cannot be read, or it is a directory without a model.
         FormatError: the file breaks a rule of its format (counts, spans, alignment, overlap, size law).
-        UnsupportedError: a kind of file that is known by name and not handled (APR1, APRN, split, encrypted…).
+        UnsupportedError: a kind of file that is known by name and not handled (APR1, APRN, split, a pointer, a page…).
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
-            magic = file.read(9)
-    except IsADirectoryError:
-        return huggingface.open_model(path)
+        if not path.is_dir():
+            open(path, "rb").close()
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", code="reading.unreadable", path=path) from None
-    if magic[:4] == b"GGUF":
-        return gguf.open_model(path)
-    if magic[:3] == b"APR":
-        return apr.open_model(path)
-    if magic[8:] == b"{" or path.suffix == ".safetensors":  # no magic: a length of eight bytes, then JSON
-        return huggingface.open_model(path)
-    found = magic[:4].hex(" ") or "nothing"
-    raise FormatError(
-        f"neither GGUF nor APR nor SafeTensors: the file starts with {found}, expected '47 47 55 46' or '41 50 52 00'",
-        code="formats.unknown-format", path=path, offset=0,
-    )  # fmt: skip
+    found = identify(path)
+    if found.header is not None and found.kind in ("model", "layers"):
+        return _named(gguf.model_of(found.header), found)
+    if found.error is not None:
+        raise found.error
+    return apr.open_model(path) if _is_apr(path) else huggingface.open_model(path)
 
 
-__all__ = ["open_model"]
+def _is_apr(path: Path) -> bool:
+    if path.is_dir():
+        return False
+    with open(path, "rb") as file:
+        return file.read(3) == b"APR"
+
+
+def _named(model: Model, found: Identity) -> Model:
+    """A model with what it really is, where it cannot be run."""
+    error = found.error
+    if error is None:
+        return model
+
+    def refuse() -> Any:
+        raise copy(error)
+
+    model.make_config = model.make_tokenizer = refuse
+    model.warnings.append(str(found))
+    return model
+
+
+__all__ = ["Identity", "identify", "open_model"]

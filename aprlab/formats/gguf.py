@@ -1,7 +1,7 @@
-"""GGUF, versions 2 and 3: an own header reader and a writer that gives back every byte.
+"""GGUF, versions 2 and 3: a header reader of our own and a writer that reproduces every byte.
 
 The `gguf` package needs seconds and half a gigabyte for a vocabulary of 150,000 tokens because it makes an array of
-every string; here string arrays stay offsets into the file until somebody asks. Layout: ggml's `docs/gguf.md`.
+every string; here string arrays stay offsets into the file until they are needed. Layout: ggml's `docs/gguf.md`.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class TensorInfo:
     ne: tuple[int, ...]
     code: int
     offset: int
-    at: int  # where the row stands in the file
+    at: int  # where the row is in the file
 
 
 @dataclass
@@ -151,14 +151,14 @@ def read_header(path: str | Path) -> Header:
     for _ in range(field_count):
         item = _read_field(at)
         if item.key in fields:
-            raise FormatError(f"key {item.key!r} stands there twice", code="gguf.duplicate-key", path=path, offset=item.offset)
+            raise FormatError(f"key {item.key!r} is listed twice", code="gguf.duplicate-key", path=path, offset=item.offset)
         fields[item.key] = item
     infos: list[TensorInfo] = []
     seen: set[str] = set()
     for _ in range(tensor_count):
         info = _read_info(at)
         if info.name in seen:
-            raise FormatError("stands there twice", code="reading.duplicate-tensor", path=path, tensor=info.name, offset=info.at)
+            raise FormatError("is listed twice", code="reading.duplicate-tensor", path=path, tensor=info.name, offset=info.at)
         seen.add(info.name)
         infos.append(info)
 
@@ -288,7 +288,7 @@ def model_of(header: Header) -> Model:
     split = _optional(header, "split.count", int)
     if split is not None and split > 1:
         raise UnsupportedError(
-            f"is part {header.value('split.no')} of a model split into {split} files; join them first (llama-gguf-split --merge)",
+            f"is one part of a model split into {split} files; join them first (llama-gguf-split --merge)",
             code="gguf.split-file", path=header.path,
         )  # fmt: skip
     tensors: dict[str, Tensor] = {}
@@ -311,6 +311,7 @@ def model_of(header: Header) -> Model:
         raw = header.file[start : spans[-1].stop]
         tensors[info.name] = Tensor(info.name, kind, shape, raw, Origin(header.path, info.name, start))
     check_spans(spans, header.file_size, header.path)
+    _check_layout(header, spans)
     return Model(
         path=header.path,
         format="gguf",
@@ -319,8 +320,30 @@ def model_of(header: Header) -> Model:
         metadata=FieldView(header),
         make_config=lambda: config(header),
         make_tokenizer=lambda: tokenizer(header),
+        warnings=_notes(header, spans),
         header={"version": header.version, "alignment": header.alignment, "data_offset": header.data_offset},
     )
+
+
+def _check_layout(header: Header, spans: Sequence[Span]) -> None:
+    """Tensors lie one after the other in the order of the table, padded: llama.cpp refuses every other offset."""
+    end = header.data_offset
+    for span, info in zip(spans, header.infos, strict=True):
+        expected = end + padding(end - header.data_offset, header.alignment)
+        if span.start != expected:
+            raise FormatError(
+                f"has offset {info.offset}, expected {expected - header.data_offset} (tensors follow one another without "
+                "gaps); llama.cpp refuses such a file", code="gguf.tensor-offset", path=header.path, tensor=span.name,
+                offset=info.at,
+            )  # fmt: skip
+        end = span.stop
+
+
+def _notes(header: Header, spans: Sequence[Span]) -> list[str]:
+    """What is unusual and does no harm."""
+    end = max((span.stop for span in spans), default=header.file_size)
+    lacks = end + padding(end - header.data_offset, header.alignment) - header.file_size
+    return [f"ends without the last {lacks} bytes of padding; llama.cpp loads such a file, too"] if lacks > 0 else []
 
 
 class FieldView(Mapping[str, Any]):
@@ -342,17 +365,37 @@ class FieldView(Mapping[str, Any]):
 # ── what the keys mean ────────────────────────────────────────────────────────────────────────────────────────────
 
 
+_WITHOUT_PRE = (
+    "; llama.cpp would cut text as 'default' does, which is not how the model learnt it. Convert the file again, or set the "
+    "key: gguf_new_metadata.py --pre-tokenizer qwen2 FILE OUT"
+)
+
+
 def _key(header: Header, key: str, kind: type | tuple[type, ...]) -> Any:
     """A required key of the right Python type."""
     found = header.fields.get(key)
     if found is None:
-        raise FormatError(f"has no key {key!r}", code="gguf.missing-key", path=header.path)
+        more = _WITHOUT_PRE if key == "tokenizer.ggml.pre" else ""
+        raise FormatError(f"has no key {key!r}{more}", code="gguf.missing-key", path=header.path)
     if not isinstance(found.value, kind) or (isinstance(found.value, bool) and kind is not bool):
         raise FormatError(
             f"key {key!r} is a {found.type_name}, which it cannot be",
             code="gguf.wrong-value-type", path=header.path, offset=found.offset,
         )  # fmt: skip
     return found.value
+
+
+def _check_types(header: Header, *, of_tokenizer: bool) -> None:
+    """Every key that llama.cpp reads has the very type that it reads: it refuses an int32 where it expects a uint32."""
+    for found in header.fields.values():
+        expected = keys.gguf_type(found.key)
+        if found.key.startswith("tokenizer.") is not of_tokenizer:
+            continue
+        if expected is not None and found.type_name != expected:
+            raise FormatError(
+                f"key {found.key!r} is a {found.type_name}, where llama.cpp expects {expected} and refuses anything else",
+                code="gguf.wrong-value-type", path=header.path, offset=found.offset,
+            )  # fmt: skip
 
 
 def _optional(header: Header, key: str, kind: type | tuple[type, ...]) -> Any:
@@ -388,6 +431,7 @@ def config(header: Header) -> ModelConfig:
         ),
         header.path,
     )
+    _check_types(header, of_tokenizer=False)
     for problem in keys.gguf_problems(FieldView(header), found):
         at = header.fields[problem.key].offset
         raise UnsupportedError(str(problem), code="keys.not-handled", path=header.path, offset=at)
@@ -397,6 +441,7 @@ def config(header: Header) -> ModelConfig:
 def tokenizer(header: Header) -> TokenizerData:
     """The tokenizer data of a GGUF file; a missing key raises and names it."""
     prefix = "tokenizer.ggml."
+    _check_types(header, of_tokenizer=True)
     tokens = list(_key(header, f"{prefix}tokens", Strings))
     numbers = _key(header, f"{prefix}token_type", np.ndarray)
     if numbers.dtype.kind not in "iu":
@@ -464,7 +509,7 @@ def _pack_info(info: TensorInfo) -> bytes:
 
 
 def gives_back(header: Header) -> bool:
-    """Whether `pack_header` makes the very bytes that `header` was read from.
+    """Whether `pack_header` makes the same bytes that `header` was read from.
 
     It does not where the padding in front of the data is not zero, nor for a NaN whose bits Python changes. Strings and
     table rows have only one spelling, so that the long arrays need not be looked at.
@@ -486,7 +531,7 @@ def field_of(key: str, type_name: str, value: Any) -> Field:
 def pack_header(
     fields: Sequence[Field], infos: Sequence[TensorInfo], *, version: int = 3, alignment: int = DEFAULT_ALIGNMENT
 ) -> bytes:
-    """The bytes in front of the data, padded to `alignment`. `TensorInfo.offset` is written as it stands."""
+    """The bytes in front of the data, padded to `alignment`. `TensorInfo.offset` is written unchanged."""
     parts = [MAGIC, struct.pack("<IQQ", version, len(infos), len(fields))]
     parts += map(_pack_field, fields)
     parts += map(_pack_info, infos)

@@ -29,7 +29,7 @@ CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION = (
 )  # fmt: skip
 TEMPLATE = "chat_template.jinja"
 WRITTEN = (SINGLE, CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION)
-READ = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, INDEX)  # beside the weights
+READ = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, INDEX)  # next to the weights
 JSON_LIMIT = 64 * 2**20  # the largest text file that is read at all; Qwen2's tokenizer.json has 7 MB
 
 
@@ -37,7 +37,7 @@ JSON_LIMIT = 64 * 2**20  # the largest text file that is read at all; Qwen2's to
 
 
 def open_model(path: str | Path) -> Model:
-    """Open a folder with SafeTensors, or one .safetensors file with its companions beside it.
+    """Open a folder with SafeTensors, or one .safetensors file with its companions next to it.
 
     Raises:
         UsageError: a folder without a model.
@@ -91,7 +91,7 @@ def _read_text(path: Path) -> str:
             f"is not UTF-8 ({error.reason})", code="reading.not-utf8", path=path, offset=error.start
         ) from None
     except FileNotFoundError:
-        said = "is missing; a SafeTensors model needs it beside its weights"
+        said = "is missing; a SafeTensors model needs it next to its weights"
         raise UsageError(said, code="huggingface.missing-file", path=path) from None
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", code="reading.unreadable", path=path) from None
@@ -121,13 +121,13 @@ def _shards(index: Path) -> list[safetensors.SafetensorsHeader]:
     headers = []
     for file in dict.fromkeys(listed.values()):
         if Path(file).name != file or file in ("", ".", "..") or "\0" in file or "\\" in file or len(file.encode()) > 255:
-            said = f"weight_map names {file!r:.80}, which is not a file beside it"
+            said = f"weight_map names {file!r:.80}, which is not a file next to it"
             raise FormatError(said, code="huggingface.bad-shard-name", path=index)
         header = safetensors.read_header(index.parent / file)
         there = {entry.name for entry in header.entries}
-        due = {name for name, where in listed.items() if where == file}
-        if there != due:
-            name = min(there ^ due)
+        expected = {name for name, where in listed.items() if where == file}
+        if there != expected:
+            name = min(there ^ expected)
             says = f"{INDEX} does not give it to this file" if name in there else f"is not in {file}, where {INDEX} has it"
             raise FormatError(says, code="huggingface.shards-disagree", path=header.path, tensor=name)
         headers.append(header)
@@ -193,9 +193,9 @@ def config(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Model
     embedding = tensors.get("token_embd.weight")
     if embedding is None:
         raise FormatError("has no tensor 'model.embed_tokens.weight'", code="model.missing-tensor", path=path.parent)
-    due = (number["vocab_size"], number["embedding_length"])
-    if embedding.shape != due:
-        raise FormatError(f"has shape {embedding.shape}, config.json says {due}",
+    expected = (number["vocab_size"], number["embedding_length"])
+    if embedding.shape != expected:
+        raise FormatError(f"has shape {embedding.shape}, config.json says {expected}",
                           code="model.tensor-shape", path=embedding.origin.path, tensor=embedding.origin.name)  # fmt: skip
     head_dim = number["embedding_length"] // max(number["head_count"], 1)
     theta = need("rope_theta", int | float, rope if "rope_theta" in rope else None)  # type: ignore[arg-type]
@@ -293,8 +293,8 @@ def _added(raw: dict[str, Any], path: Path) -> dict[str, tuple[int, int]]:
         if not (isinstance(item, dict) and isinstance(item.get("content"), str) and type(item.get("id")) is int):
             raise FormatError(f"added_tokens holds {_short(item)}", code="huggingface.bad-added-token", path=path)
         if any(item.get(flag) for flag in ("single_word", "lstrip", "rstrip")):
-            what = f"added token {item['content']!r} strips or wants whole words"
-            raise UnsupportedError(f"{what}, which ggml cannot say", code="huggingface.unsupported-added-token", path=path)
+            what = f"added token {item['content']!r} strips or needs whole words"
+            raise UnsupportedError(f"{what}, which ggml cannot express", code="huggingface.unsupported-added-token", path=path)
         marked = item["content"].startswith("<|") and item["content"].endswith("|>")
         found[item["content"]] = item["id"], CONTROL if item.get("special") or marked else USER_DEFINED
     return found
@@ -339,7 +339,7 @@ def _special(name: str, settings: dict[str, Any], raw_config: dict[str, Any], id
     if token is not None:
         if not isinstance(token, str) or token not in ids:
             raise FormatError(
-                f"{name}_token {token!r:.60} is no token of {TOKENIZER}",
+                f"{name}_token {token!r:.60} is not a token of {TOKENIZER}",
                 code="huggingface.unknown-special-token", path=folder / TOKENIZER_CONFIG,
             )  # fmt: skip
         return ids[token]
@@ -369,7 +369,7 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
 
 
 def companions(config: ModelConfig, tok: TokenizerData, dtype: str, eog: list[int]) -> dict[str, dict[str, Any]]:
-    """The JSON files that stand beside the weights, by name.
+    """The JSON files next to the weights, by name.
 
     `dtype` is PyTorch's word for the weights' type, `eog` the ids that end an answer.
     """
@@ -437,7 +437,7 @@ def tokenizer_json(tok: TokenizerData) -> dict[str, Any]:
     pads = _pads(tok)
     added = {id: kind for id, kind in enumerate(tok.token_types) if kind in (CONTROL, USER_DEFINED)}
     rest = [id for id in range(len(tok.tokens)) if id not in pads and id not in added]
-    # Added tokens get their ids by following the vocabulary; where they do not, they have to stand in it.
+    # Added tokens get their ids by following the vocabulary; where they do not, they have to be in it.
     if rest != list(range(len(rest))) or sorted(added) != list(range(len(rest), len(rest) + len(added))):
         rest = [id for id in range(len(tok.tokens)) if id not in pads]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
@@ -480,7 +480,7 @@ def _tokenizer_config(tok: TokenizerData) -> dict[str, Any]:
         "add_bos_token": tok.add_bos,
         "add_prefix_space": False,
         "added_tokens_decoder": {str(id): {"content": tok.tokens[id], **flags, "special": kind == CONTROL} for id, kind in added},
-        # Qwen2 has no first token of a text; the id that GGUF calls so stands in config.json.
+        # Qwen2 has no first token of a text; the id that GGUF calls so is in config.json.
         "bos_token": tok.tokens[tok.bos_token_id] if tok.add_bos and tok.bos_token_id is not None else None,
         "chat_template": tok.chat_template,
         "clean_up_tokenization_spaces": False,

@@ -1,7 +1,7 @@
-"""What a killed process leaves behind, and how the next run finds it: temporary names that are claimed while somebody lives.
+"""What a killed process leaves behind, and how the next run finds it: temporary names that are claimed while their process lives.
 
 A claim is a lock (`flock`) on the open file or folder: the system drops it when its process ends, however it ends. So whatever
-has one of our temporary names and no lock is nobody's, and may go. Where locks do not work, nothing is taken away.
+has one of our temporary names and no lock has no owner, and is removed. Where locks do not work, nothing is removed.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ def sweep_temporary(prefix: str) -> None:
 
 
 def sweep_parts(target: Path) -> None:
-    """Remove the temporary files and folders that a killed writer of `target` has left beside it.
+    """Remove the temporary files and folders that a killed writer of `target` has left next to it.
 
     An old folder whose replacement had not come yet gets its name back first.
     """
-    beside = re.compile(rf"\.{re.escape(target.name)}\.{_RANDOM}\.(?:part|old)")
+    parts = re.compile(rf"\.{re.escape(target.name)}\.{_RANDOM}\.(?:part|old)")
     old = re.compile(rf"\.{re.escape(target.name)}\.{_RANDOM}\.old")
     if not os.path.lexists(target):
         for path in _matching(target.parent, old):
@@ -76,7 +76,7 @@ def sweep_parts(target: Path) -> None:
                 with suppress(OSError):
                     os.rename(path, target)
                 break
-    _sweep(target.parent, beside)
+    _sweep(target.parent, parts)
 
 
 def _matching(folder: Path, name: re.Pattern[str]) -> Iterator[Path]:

@@ -1,13 +1,15 @@
-"""A model file as it stands, taken apart and not yet believed: what its index says, and the bytes behind it.
+"""A model file as written, taken apart and not yet trusted: what its index says, and the bytes it points to.
 
-The strict readers refuse a broken file, rightly; here it is looked at all the same. Nothing is decoded, names and
-types are kept as written beside what they could mean.
+The strict readers refuse a broken file, rightly; here it is inspected anyway. Nothing is decoded; names and
+types are kept as written, together with what they could mean.
 """
 
 from __future__ import annotations
 
+import bisect
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -85,12 +87,15 @@ class Seen:
         """The naming under which most names are known."""
         if self.format == "gguf":
             return "raw"
+        if self.format == "model":
+            return self.dialect.naming
         return "canonical" if self.box is None else apr.naming_of(self.box.entries)
 
     @cached_property
     def nbytes(self) -> int:
         """Size of the file; of the weights where it is a directory."""
-        return sum(piece.size for piece in self.pieces) if self.path.is_dir() else self.path.stat().st_size
+        apart = self.format == "model" or self.path.is_dir()
+        return sum(piece.size for piece in self.pieces) if apart else self.path.stat().st_size
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -121,12 +126,98 @@ MISSING = Missing()
 
 @dataclass(frozen=True)
 class Conflict:
-    """A value that stands in a file several times, differently."""
+    """A value that a file gives several times, differently."""
 
     values: tuple[tuple[str, Any], ...]
 
     def __repr__(self) -> str:
         return " against ".join(f"{key} = {value!r}" for key, value in self.values)
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A value of a kind that its field cannot have; `shown` is what stands in the file, cut where it is long."""
+
+    shown: str
+
+    def __repr__(self) -> str:
+        return self.shown
+
+
+# ── the typed door: every value from a file comes in by one of these ──────────────────────────────────────────────
+
+
+def wrong(value: Any) -> Wrong:
+    """Any value as one of the wrong kind, in a few words; never fails."""
+    if isinstance(value, Wrong):
+        return value
+    if isinstance(value, list | tuple | np.ndarray | gguf.Strings):
+        return Wrong(f"a list of {len(value)}")
+    try:
+        shown = repr(value)
+    except ValueError:  # a number of more digits than Python prints
+        shown = "a number without end"
+    return Wrong(shown if len(shown) <= 60 else f"{shown[:59]}…")
+
+
+def whole(value: Any) -> Any:
+    """An int within 64 bits as it is, anything else as `Wrong`; `MISSING` and conflicts pass."""
+    if isinstance(value, Missing | Conflict):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**64:
+        return value
+    return wrong(value)
+
+
+def number(value: Any) -> Any:
+    """A finite number rounded to float32, which is what every writer had, as float; anything else as `Wrong`."""
+    if isinstance(value, Missing | Conflict):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            with np.errstate(over="ignore"):
+                found = float(np.float32(value))
+        except OverflowError:
+            found = math.inf
+        if math.isfinite(found):
+            return found
+    return wrong(value)
+
+
+def text(value: Any) -> Any:
+    """A string as it is, anything else as `Wrong`."""
+    return value if isinstance(value, str | Missing | Conflict) else wrong(value)
+
+
+def flag(value: Any) -> Any:
+    """True or False as it is, anything else as `Wrong`: 0 and 1 are no flags."""
+    return value if isinstance(value, bool | Missing | Conflict) else wrong(value)
+
+
+def texts(value: Any) -> Any:
+    """A list of strings as a list, anything else (strings that are no UTF-8, too) as `Wrong`."""
+    if isinstance(value, gguf.Strings):
+        try:
+            return list(value)
+        except FormatError as error:
+            return Wrong(f"a list of {len(value)}: {error.message}")
+    if isinstance(value, list) and all(type(item) is str for item in value):
+        return value
+    return value if isinstance(value, Missing) else wrong(value)
+
+
+def wholes(value: Any) -> Any:
+    """A list of ints as a list, anything else as `Wrong`."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+        return value.tolist()
+    if isinstance(value, list) and all(type(item) is int for item in value):
+        return value
+    return value if isinstance(value, Missing) else wrong(value)
+
+
+def unusable(value: Any) -> bool:
+    """Whether a field has no value that could be used: missing, contradictory, or of the wrong kind."""
+    return isinstance(value, Missing | Conflict | Wrong)
 
 
 def content_hash(raw: np.ndarray) -> tuple[int, int]:
@@ -170,8 +261,22 @@ def _look_safetensors(path: Path) -> Seen:
     return Seen(path, "safetensors", dialect, pieces, apr.metadata_of(model, list(model.tensors.values()), dialect), [])
 
 
+def from_model(model: Model) -> Seen:
+    """An opened model taken apart as if it were a file of its own, with whatever was changed in it since."""
+    naming = "raw" if model.format == "gguf" or model.dialect.startswith("realizar") else "canonical"
+    dialect = apr.DIALECTS["realizar" if naming == "raw" else "aprender"]
+    pieces = []
+    for name, t in model.tensors.items():
+        at = t.origin.offset
+        pieces.append(
+            Piece(names.from_gguf(name, naming), t.type.code, t.shape, t.nbytes, at, at, 0, t.raw, name, naming)
+        )
+    metadata = apr.metadata_of(model, list(model.tensors.values()), dialect)
+    return Seen(model.path, "model", dialect, pieces, metadata, [])
+
+
 def from_container(box: apr.Container) -> Seen:
-    """An APR file, from its scan. The dialect is told by the row-major flag first, by the names where it is clear."""
+    """An APR file, from its scan. The dialect comes from the row-major flag first, from the names if it is not set."""
     naming = apr.naming_of(box.entries)
     row_major = bool(box.flags & apr.FLAGS["row_major"])
     dialect = apr.DIALECTS["realizar" if naming == "raw" and not row_major else "aprender"]
@@ -218,12 +323,13 @@ def _look_gguf(path: Path) -> Seen:
     pieces = []
     for info in header.infos:
         shape = info.ne[::-1]
-        end = next((s for s in starts if s > info.offset), info.offset)
+        after = bisect.bisect_right(starts, info.offset)
+        end = starts[after] if after < len(starts) else info.offset
         room = end - info.offset
         kinds = [t for t in apr.candidates(info.code)[:1] if shape[-1] % t.block_elements == 0]
         size = room
         if kinds and room - header.alignment < (exact := kinds[0].nbytes(shape)) <= room:
-            size = exact  # GGUF states no sizes: what lies before the next tensor is the type's bytes and padding
+            size = exact  # GGUF states no sizes: everything before the next tensor is the type's bytes and padding
         else:
             fits = [t for t in types.TYPES if t.fits(shape, room) or 0 <= room - _nbytes(t, shape) < header.alignment]
             size = _nbytes(fits[0], shape) if fits else room
@@ -267,8 +373,17 @@ TOKENIZER_KEYS: dict[str, tuple[tuple[str, ...], str]] = {
 NEEDED = ("model", "pre", "tokens", "token_types", "merges")  # without one of these there is no tokenizer at all
 
 
+_DOORS: dict[str, Callable[[Any], Any]] = dict.fromkeys(CONFIG_FIELDS, whole) | {
+    "architecture": text, "rope_type": text, "rope_theta": number, "rms_norm_eps": number,
+}  # fmt: skip
+_TOKENIZER_DOORS: dict[str, Callable[[Any], Any]] = {
+    "model": text, "pre": text, "tokens": texts, "token_types": wholes, "merges": texts, "bos_token_id": whole,
+    "eos_token_id": whole, "pad_token_id": whole, "add_bos": flag, "chat_template": text,
+}  # fmt: skip
+
+
 def config_fields(seen: Seen) -> dict[str, Any]:
-    """Config field -> value, `MISSING` or `Conflict`; nothing is assumed and nothing refused.
+    """Config field -> value, `MISSING`, `Conflict` or `Wrong`; nothing is assumed and nothing refused.
 
     Floats are rounded to float32, which is what every writer had. A missing `head_dim` is what both formats define it
     to be, and a missing `vocab_size` in GGUF is the embedding's number of rows.
@@ -278,17 +393,14 @@ def config_fields(seen: Seen) -> dict[str, Any]:
         for name in CONFIG_FIELDS:
             found[name] = alias_value(seen.metadata, apr.CONFIG_KEYS[name][0])
         rope = found["rope_type"]
-        found["rope_type"] = apr.ROPE_TYPES.get(rope, rope) if isinstance(rope, int) else rope
+        found["rope_type"] = apr.ROPE_TYPES.get(rope, rope) if type(rope) is int else rope
     else:
         found = {name: seen.metadata.get(key, MISSING) for name, key in GGUF_CONFIG.items()}
         embedding = next((p for p in seen.pieces if p.stated == "token_embd.weight"), None)
-        found["vocab_size"] = MISSING if embedding is None else embedding.shape[0]
+        found["vocab_size"] = MISSING if embedding is None or not embedding.shape else embedding.shape[0]
         found["rope_type"] = "neox"
         found["head_dim"] = seen.metadata.get("qwen2.attention.key_length", MISSING)
-    for name in ("rope_theta", "rms_norm_eps"):
-        if isinstance(found[name], int | float) and not isinstance(found[name], bool):
-            with np.errstate(over="ignore"):
-                found[name] = float(np.float32(found[name]))
+    found = {name: _DOORS[name](value) for name, value in found.items()}
     if found["head_dim"] == MISSING and isinstance(found["head_count"], int) and isinstance(found["embedding_length"], int):
         found["head_dim"] = found["embedding_length"] // max(found["head_count"], 1)
     return found
@@ -305,24 +417,16 @@ def alias_value(metadata: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
 
 
 def tokenizer_fields(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Tokenizer field -> value or `MISSING`, from an APR file's metadata."""
+    """Tokenizer field -> value, `MISSING` or `Wrong`, from an APR file's metadata."""
     found = {}
     for name, (keys, _) in TOKENIZER_KEYS.items():
-        present = [metadata[key] for key in keys if metadata.get(key) is not None]  # the template stands twice upstream
-        found[name] = present[0] if present else MISSING
+        present = [metadata[key] for key in keys if metadata.get(key) is not None]  # upstream writes the template twice
+        found[name] = _TOKENIZER_DOORS[name](present[0] if present else MISSING)
     return found
 
 
 def _gguf_tokenizer(seen: Seen) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, (_, key) in TOKENIZER_KEYS.items():
-        value = seen.metadata.get(key, MISSING)
-        if isinstance(value, np.ndarray):
-            value = value.tolist()
-        elif isinstance(value, gguf.Strings):
-            value = list(value)
-        found[name] = value
-    return found
+    return {name: _TOKENIZER_DOORS[name](seen.metadata.get(key, MISSING)) for name, (_, key) in TOKENIZER_KEYS.items()}
 
 
 def of_config(config: ModelConfig) -> dict[str, Any]:
@@ -335,11 +439,11 @@ def of_tokenizer(data: TokenizerData) -> dict[str, Any]:
     return {name: MISSING if (value := getattr(data, name)) is None else value for name in TOKENIZER_FIELDS}
 
 
-# ── the side that is believed ─────────────────────────────────────────────────────────────────────────────────────
+# ── the reference ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Reference:
-    """A sound model, with the hashes of its tensors at hand."""
+    """A sound model, with the hashes of its tensors."""
 
     def __init__(self, model: Model) -> None:
         self.model = model

@@ -62,7 +62,7 @@ class Span:
 
 
 def check_spans(spans: list[Span], end: int, path: Path) -> None:
-    """Every span lies before `end` and no two overlap; raises FormatError for the first that does not."""
+    """Every span ends before `end` and no two overlap; raises FormatError for the first that does not."""
     for span in spans:
         if span.stop > end:
             raise FormatError(
@@ -83,15 +83,15 @@ def open_regular(path: Path) -> BinaryIO:
 
     Raises:
         OSError: as the system says it.
-        UsageError: it is no regular file, or its name cannot be a file's.
+        UsageError: it is not a regular file, or its name cannot be a file's.
     """
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except ValueError:  # a NUL in the name
-        raise UsageError("is no name that a file can have", code="reading.file-name", path=repr(str(path))) from None
+        raise UsageError("is not a valid file name", code="reading.file-name", path=repr(str(path))) from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise UsageError("is no regular file (a folder, a pipe or a device)", code="reading.file-kind", path=path)
+        raise UsageError("is not a regular file (a folder, a pipe or a device)", code="reading.file-kind", path=path)
     return open(handle, "rb")
 
 
@@ -113,13 +113,13 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def json_object(text: str, what: str, path: Path, offset: int | None = None) -> dict[str, Any]:
-    """A JSON object by the letter: no key twice, no NaN, no nesting without end, nothing that cannot be written again."""
+    """A strict JSON object: no duplicate key, no NaN, no endless nesting, nothing that cannot be written again."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
             if key in found:
-                raise ValueError(f"key {key!r} stands there twice")
+                raise ValueError(f"key {key!r} is listed twice")
             found[key] = value
         return found
 
@@ -136,7 +136,7 @@ def json_object(text: str, what: str, path: Path, offset: int | None = None) -> 
         if _SURROGATE.search(text):  # half a character parses, and then cannot be written or printed
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{what} is not sound JSON: {error}", code="reading.bad-json", path=path, offset=offset) from None
+        raise FormatError(f"{what} is not valid JSON: {error}", code="reading.bad-json", path=path, offset=offset) from None
     if not isinstance(value, dict):
         raise FormatError(
             f"{what} is a JSON {type(value).__name__}, not an object", code="reading.json-not-an-object", path=path, offset=offset

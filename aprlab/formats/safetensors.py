@@ -122,8 +122,8 @@ def _entry(name: str, item: Any, at: Cursor) -> SafetensorsEntry:
         raise FormatError(f"has the impossible data_offsets {offsets!r}", code="safetensors.bad-offsets", **where)
     start, stop = (at.offset + n for n in offsets)
     if not kind.fits(tuple(shape), stop - start):
-        due = f"{kind.name} of shape {shape} takes {kind.nbytes(tuple(shape))}"
-        raise FormatError(f"{stop - start} bytes break the size law: {due}", code="safetensors.size-law", **where)
+        law = f"{kind.name} of shape {shape} takes {kind.nbytes(tuple(shape))}"
+        raise FormatError(f"{stop - start} bytes break the size law: {law}", code="safetensors.size-law", **where)
     return SafetensorsEntry(name, kind, tuple(shape), start, stop)
 
 

@@ -34,11 +34,11 @@ def check_output(output: Path, sources: list[Path], *, force: bool) -> None:
 
 @contextmanager
 def atomic(output: Path, *, force: bool = True) -> Iterator[IO[bytes]]:
-    """A file that becomes `output` only when the block ends well: written without a name, flushed to disk, named, renamed.
+    """A file that becomes `output` only if the block succeeds: written without a name, flushed to disk, named, renamed.
 
     Where the file system knows files without a name (Linux, most of them), a process that is killed leaves nothing at all;
     elsewhere a hidden ``.part`` file. A symbolic link is written through, not replaced. Without `force` a file that is there
-    when the block ends is not replaced either, whoever has made it meanwhile.
+    when the block ends is not replaced either, even if it appeared meanwhile.
     """
     target = _target(output)
     sweep_parts(target)
@@ -102,7 +102,7 @@ def _unwritten(error: OSError, output: Path) -> UsageError:
 
 @contextmanager
 def _standing_for(output: Path, made: Path) -> Iterator[None]:
-    """What is refused about files in the temporary folder `made` is told of `output`, in whose place it stands."""
+    """An error about a file in the temporary folder `made` is reported for `output`, which it will become."""
     try:
         yield
     except AprlabError as error:
@@ -113,7 +113,7 @@ def _standing_for(output: Path, made: Path) -> Iterator[None]:
 
 @contextmanager
 def drafted(output: Path, *, force: bool) -> Iterator[Path]:
-    """A path in a hidden folder beside `output`; the file that the block makes there becomes `output` when it ends well."""
+    """A path in a hidden folder next to `output`; the file that the block makes there becomes `output` if it succeeds."""
     target = _target(output)
     sweep_parts(target)
     try:
@@ -184,7 +184,7 @@ def atomic_folder(output: Path, *, force: bool = False, ours: Callable[[str], bo
                 _sync(path)
             made.chmod(0o777 & ~_umask())
             _sync(made)
-            if occupied():  # asked again: minutes have passed, and somebody may have put a file there
+            if occupied():  # checked again: minutes have passed, and a file may have appeared there
                 if not exchange(made, target):
                     _replace_in_two_steps(made, target)
                 shutil.rmtree(made, ignore_errors=True)  # the old one, by now

@@ -248,7 +248,7 @@ def _strict(case: GateCase, tools: InstrumentSet) -> GateFinding:
             model.check_values()  # says which
             return fails("gate.file-not-sound")
         Session(model, engine="reference", cache_weights=False)  # shapes against the config
-        Qwen2Tokenizer(model.tokenizer)
+        Qwen2Tokenizer(model.tokenizer, model.path)
     except AprlabError as error:
         return fails("gate.strict-reader-refuses", error=error.code, message=error.message)
     return holds("gate.strict-reader-takes")
@@ -366,7 +366,7 @@ def _work(case: GateCase, tools: InstrumentSet) -> GateFinding:
     return fails("gate.more-work", expected=a, found=b)
 
 
-@_gate("A-SELFTEST", "every instrument tells known pairs apart")
+@_gate("A-SELFTEST", "every instrument distinguishes known pairs")
 def _selftest(case: GateCase, tools: InstrumentSet) -> GateFinding:
     bad = [result for result in case.selftest if not result.ok]
     if not bad:

@@ -86,7 +86,7 @@ class ReferenceSide:
 
 
 class CandidateFile:
-    """The candidate: a file as it stands (`seen`), and as the strict reader takes it (`model`, which may raise)."""
+    """The candidate: a file as written (`seen`), and as the strict reader reads it (`model`, which may raise)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -120,7 +120,7 @@ class CandidateFile:
 
     @cached_property
     def back(self) -> Model:
-        """The file converted once more, opened: into GGUF, or, for types that GGUF lacks, into APR's other dialect."""
+        """The file converted again and opened: into GGUF, or, for types that GGUF lacks, into APR's other dialect."""
         with tempfile.TemporaryDirectory() as folder:  # the mapping outlives the name
             if self.model.format == "gguf":
                 convert(self.model, Path(folder) / "back.apr")
@@ -155,7 +155,7 @@ class GateCase:
         given: a session over that file (one with faults, say) to be asked instead of its own.
         origin: what the reference was re-encoded from, where that was meant: F-ROSETTA-STATS-001 looks at it instead.
         instruments: what is measured with.
-        tested: the self-test of those instruments, where somebody has it already.
+        tested: the self-test of those instruments, if it is already known.
     """
 
     ref: ReferenceSide
@@ -192,7 +192,7 @@ class GateCase:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The candidate's tensors, with the decoders of whoever reads them."""
+        """The candidate's tensors, with the decoders of the candidate session."""
         return self.session.engine.model.tensors if self.given is not None else self.file.model.tensors
 
     def of_values(self, measure: Measure, name: str) -> Any:

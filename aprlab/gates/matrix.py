@@ -74,7 +74,7 @@ class KillMatrix:
         return [gate for gate in GATES if not self.kills(gate)]
 
     def upstream_kills(self) -> list[MatrixRow]:
-        """Rows at which one of upstream's ten checks says no."""
+        """Rows that one of upstream's ten checks rejects."""
         return [row for row in self.rows if row.upstream and not all(row.upstream.values())]
 
 
@@ -150,9 +150,9 @@ class MatrixBench:
 
     def _case(self, fault: Fault, form: str, folder: Path) -> GateCase:
         if fault.instrument is not None:
-            tools = InstrumentSet({fault.ruler: fault.instrument})
-            again = instruments.show(INSTRUMENTS[fault.ruler], fault.instrument)
-            tested = [again if result.name == fault.ruler else result for result in self.selftest]
+            tools = InstrumentSet({fault.replaces: fault.instrument})
+            again = instruments.show(INSTRUMENTS[fault.replaces], fault.instrument)
+            tested = [again if result.name == fault.replaces else result for result in self.selftest]
             return GateCase(self.ref, self.healthy, self.ref.session, instruments=tools, tested=tested)
         if form == "file":
             path = folder / f"{fault.id}.apr"

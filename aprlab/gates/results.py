@@ -13,7 +13,7 @@ SCHEMA = 2  # of the JSON of `gates` and `check`; see docs/gates.md
 
 
 class GateFinding(NamedTuple):
-    """What a gate found when it looked: whether its assertion holds, and which figure tells why."""
+    """What a gate found when it looked: whether its assertion holds, and which figure shows why."""
 
     passed: bool
     code: str

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from aprlab import instruments
 from aprlab.conversion.converter import convert
 from aprlab.errors import AprlabError, NumericError, UsageError
@@ -24,7 +26,7 @@ MAX_TOKENS = 12
 
 def run(
     ref: Model | str | Path,
-    cand: str | Path,
+    cand: Model | str | Path,
     session_ref: Session | None = None,
     session_cand: Session | None = None,
     *,
@@ -39,7 +41,8 @@ def run(
 
     Args:
         ref: the reference.
-        cand: the candidate's file.
+        cand: the candidate's file, or an opened model: then the file that it came from, or, where it was changed since it
+            was opened, a file that is written of it for the time of the comparison.
         session_ref, session_cand: to be asked instead of new ones over these files.
         engine: for those new ones; both sides run on the same.
         prompts, max_tokens: what both are asked, greedily.
@@ -52,7 +55,7 @@ def run(
         UsageError, FormatError, UnsupportedError: the reference cannot be read, or the engine is not to be had.
     """
     model = ref if isinstance(ref, Model) else open_model(ref)
-    if not Path(cand).is_file():
+    if not isinstance(cand, Model) and not Path(cand).is_file():
         raise UsageError("there is no such file", code="gates.no-such-file", path=cand)
     origin = None
     if requantised is not None:
@@ -61,7 +64,27 @@ def run(
     reference = ReferenceSide(model, session_ref, engine, prompts, max_tokens)
     _ = reference.session  # what the reference or its engine refuses is raised here: no fault of the candidate's
     tools = instruments.InstrumentSet(replaced)
-    return judge(GateCase(reference, CandidateFile(Path(cand)), session_cand, origin, tools), ids)
+    with tempfile.TemporaryDirectory() as folder:
+        path = _file_of(cand, Path(folder)) if isinstance(cand, Model) else Path(cand)
+        return judge(GateCase(reference, CandidateFile(path), session_cand, origin, tools), ids)
+
+
+def _file_of(model: Model, folder: Path) -> Path:
+    """The file that a model was opened from, where it still is what is there; else one that is written of it."""
+    if model.path.is_file():
+        try:
+            there = open_model(model.path)
+            alike = there.config == model.config and there.tokenizer == model.tokenizer
+            if alike and there.tensors.keys() == model.tensors.keys() and all(
+                (t.type, t.shape) == (model.tensors[n].type, model.tensors[n].shape)
+                and np.array_equal(t.raw, model.tensors[n].raw)
+                for n, t in there.tensors.items()
+            ):
+                return model.path
+        except AprlabError:
+            pass  # the file was changed under the model
+    convert(model, folder / "candidate.apr")
+    return folder / "candidate.apr"
 
 
 def _requantised(model: Model, kind: str) -> Model:

@@ -27,7 +27,14 @@ def sibling(model: Model, folder: Path) -> Model:
     """A model much like this one, with a tensor of every type and a feed-forward width that no 256-block divides.
 
     The 32 weakest neurons of every layer's feed-forward part are taken out, so that rows of ffn_down end in the middle
-    of a 256-block; those become Q5_0, as llama.cpp has it. Written to `folder` as APR, since two types are APR's own.
+    of a 256-block; those become Q5_0, as in llama.cpp. Written to `folder` as APR, since two types are APR's own.
+
+    Args:
+        model: the model to start from.
+        folder: where the file is written.
+
+    Returns:
+        The new model, opened.
     """
     config = model.config
     width = config.feed_forward_length - 32

@@ -1,9 +1,9 @@
-"""Ten stages from the tokenizer to the next word, each looked at in one file, without another to compare it with.
+"""Ten stages from the tokenizer to the next word, each checked in one file alone, with nothing to compare it with.
 
 Upstream's check had ten stages of these names; it looked for parts of names, and at whether a softmax sums to 1. Here
 every stage computes what the file must hold and what its engine must do, from first principles in float64, and every
-stage has a fault that it is known to notice. What one file alone cannot tell (a value that is wrong and plausible) is
-`peel`'s and the gates' business.
+stage has a fault that it is known to notice. What one file alone cannot show (a value that is wrong but plausible) is
+left to `peel` and the gates.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class CheckedFile:
         return far
 
     def product(self, point: str, x: np.ndarray, name: str, bias: str | None = None) -> float:
-        """Some rows of a matrix product once more: x (T, cols) times `name`, plus a bias."""
+        """Some rows of a matrix product, computed again: x (T, cols) times `name`, plus a bias."""
         weights = self.values(name)
         rows = seen_rows(len(weights))
         expected = x @ weights[rows].astype(np.float64).T

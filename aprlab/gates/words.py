@@ -32,7 +32,7 @@ TEMPLATES: dict[str, str] = {
     "gate.statistics-off": "{tensor} ({type}) is off by {off:.3g} of its spread, {allowed:g} allowed",
     "gate.file-problem": "{message}",
     "gate.size-law": "{tensor}: byte {byte}, {size} bytes as {shape}: {fit!o} would fit",
-    "gate.byte-of-another-type": "{tensor}: {type} goes by the byte {byte}, which is not its own",
+    "gate.byte-of-another-type": "{tensor}: {type} is labelled with byte {byte}, which is not its own",
     "gate.label-of-another-type": ("{tensor}: labelled {found} {found_shape}, its bytes are {expected} {expected_shape}"),
     "gate.dims-differ": "{tensor}: dims {found}, expected {expected}",
     "gate.layout-holds": "{tensors} tensors obey the size law, each by one type with its own byte",
@@ -51,7 +51,7 @@ TEMPLATES: dict[str, str] = {
     "gate.statistics-kept": "{same} of {tensors} tensors hold the same values",
     "gate.ids-differ": "{text!r}: {expected} ids became {found} others",
     "gate.text-differs": "{text!r} comes back as {found!r}",
-    "gate.template-unexpected": "there is a chat template that the source has not",
+    "gate.template-unexpected": "there is a chat template that the source does not have",
     "gate.prompt-refused": "{message}",
     "gate.prompt-length-differs": "a prompt of {expected} tokens became {found}",
     "gate.prompt-ids-differ": "a prompt of {tokens} tokens became {tokens} others",
@@ -79,11 +79,11 @@ TEMPLATES: dict[str, str] = {
     "stage.tokenizer.no-merges": "there are no merges: every prompt falls apart into bytes",
     "stage.tokenizer.merges-without-token": "{count} merges make no token, first {first!r}",
     "stage.tokenizer.text-changed": "{text!r} comes back as {found!r}",
-    "stage.tokenizer.end-no-control": "the end of an answer, {end}, is no control token",
+    "stage.tokenizer.end-no-control": "the end of an answer, {end}, is not a control token",
     "stage.tokenizer.end-ignored": "{end} does not end an answer",
     "stage.tokenizer.no-template": "there is no chat template",
     "stage.tokenizer.no-control-tokens": ("the prompt holds no control token: the template is missing, or split into letters"),
-    "stage.tokenizer.question-count": "the question stands {count} times in its prompt",
+    "stage.tokenizer.question-count": "the question is {count} times in its prompt",
     "stage.tokenizer.turn-count": "the prompt opens {count} turns; expected system, user and assistant",
     "stage.embedding": ("{rows} rows of {columns}, std {std:.3g}; the prompt's rows are what the engine looks up"),
     "stage.embedding.constant-rows": "{count} of {rows} rows are constant",
@@ -129,7 +129,15 @@ class ListFormatter(string.Formatter):
 
 
 def words(code: str, parameters: Mapping[str, Any]) -> str:
-    """The sentence that a code and its parameters stand for; KeyError for a code that is not in the table."""
+    """The sentence for a code.
+
+    Args:
+        code: a key of `TEMPLATES`.
+        parameters: the values that its sentence needs.
+
+    Raises:
+        KeyError: the code is not in the table, or a parameter is missing.
+    """
     template = _OPTIONAL.sub(lambda part: part[1] if _given(part[1], parameters) else "", TEMPLATES[code])
     return ListFormatter().format(template, **parameters)
 

@@ -41,7 +41,7 @@ def main() -> None:
 
     # The sandbox guards attributes, not time and memory: from here on the kernel does.
     resource.setrlimit(resource.RLIMIT_CPU, (request["seconds"], request["seconds"]))
-    if sys.platform != "darwin":  # which knows no such limit; time and output are bounded there all the same
+    if sys.platform != "darwin":  # which knows no such limit; time and output are bounded there anyway
         resource.setrlimit(resource.RLIMIT_AS, (request["memory"], request["memory"]))
     resource.setrlimit(resource.RLIMIT_FSIZE, (4 * request["characters"] + 4096,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

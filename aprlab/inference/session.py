@@ -58,7 +58,7 @@ class Session:
             self.engine.warm()
         else:  # both take half a second for a real model, and the engine needs Python little meanwhile
             with ThreadPoolExecutor(1, "aprlab-tokenizer") as pool:
-                built = pool.submit(Qwen2Tokenizer, self.model.tokenizer)
+                built = pool.submit(Qwen2Tokenizer, self.model.tokenizer, self.model.path)
                 self.engine.warm()
                 self.tokenizer = built.result()
         self.load_seconds = time.perf_counter() - started

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from aprlab.errors import FormatError, UsageError
+from aprlab.errors import AprlabError, FormatError, UsageError
 from aprlab.model.config import TokenizerData
 from aprlab.model.vocabulary import (
     BYTE_ALPHABET,
@@ -35,15 +36,20 @@ class Qwen2Tokenizer:
 
     Raises:
         UnsupportedError: a model or pre-tokeniser other than Qwen2's, by name.
-        FormatError: vocabulary and merges contradict each other, a token stands twice, a byte has no token, a special id
+        FormatError: vocabulary and merges contradict each other, a token is listed twice, a byte has no token, a special id
             is outside the vocabulary.
     """
 
-    def __init__(self, data: TokenizerData) -> None:
-        self._ids = check_tokenizer(data)
+    def __init__(self, data: TokenizerData, path: Path | None = None) -> None:
+        """Build it; errors of the data name the file at `path`."""
         self.data = data
         self.vocab_size = len(data.tokens)
-        self._tokenizer = _build(data, self._ids)
+        try:
+            self._ids = check_tokenizer(data)
+            self._tokenizer = _build(data, self._ids)
+        except AprlabError as error:
+            error.path = path if error.path is None else error.path
+            raise
         self.eog = end_of_generation(data, self._ids)
 
     def working_as(
@@ -102,7 +108,7 @@ class Qwen2Tokenizer:
             return bytes(BYTE_ALPHABET[c] for c in token)
         except KeyError as error:
             raise FormatError(
-                f"token {id} {token!r} holds {error.args[0]!r}, no byte of a byte-level vocabulary",
+                f"token {id} {token!r} holds {error.args[0]!r}, which is not a byte of a byte-level vocabulary",
                 code="tokenizer.token-not-bytes",
             ) from None  # fmt: skip
 

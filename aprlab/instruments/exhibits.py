@@ -15,10 +15,13 @@ GARBAGE_STATUS = 3
 
 
 def spread(values: np.ndarray, reference: np.ndarray) -> float:
-    """Ratio of the standard deviations of two activations ``(T, n)`` over the same positions.
+    """Ratio of the standard deviations of two activations over the same positions.
+
+    Args:
+        values, reference: ``(T, n)``, T positions first.
 
     Raises:
-        UsageError: unlike shapes.
+        UsageError: different shapes.
     """
     if values.shape != reference.shape:
         message = f"unlike positions: {values.shape} against {reference.shape}"
@@ -32,8 +35,11 @@ def status(text: str) -> int:
 
 
 def better(before: float, after: float) -> bool:
-    """Whether a repair that moved the distance from `before` to `after` stays in the running: it did something.
+    """Whether a repair is kept as a candidate: it changed the distance at all.
 
-    Nearer or farther is asked of sets only: of two faults that mask each other, each repaired alone makes things worse.
+    Only whole sets are judged by nearer or farther: of two faults that mask each other, each repaired alone makes things worse.
+
+    Args:
+        before, after: distance from the reference, before and after the repair.
     """
     return after != before

@@ -15,6 +15,7 @@ import xxhash
 from aprlab.engines.blas import blas_threads
 from aprlab.errors import FormatError, UsageError
 from aprlab.formats import open_model
+from aprlab.formats.identity import something_else
 from aprlab.instruments.hashes import checksum
 from aprlab.instruments.summary_statistics import PERCENTILES, SAMPLE, Statistics, statistics
 from aprlab.model.content import drop_pages
@@ -33,7 +34,7 @@ FINDINGS = {  # code of a row -> what a table shows
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """One tensor: order-sensitive hashes beside order-blind figures.
+    """One tensor: order-sensitive hashes next to order-blind figures.
 
     Attributes:
         name: GGUF name; type, shape (NumPy order) as in the file.
@@ -112,7 +113,7 @@ def _in_parts(tensor: Tensor) -> Fingerprint:
         blocks, values = tensor.blocks()[rows], np.ascontiguousarray(tensor.dequantise(rows)).reshape(-1)
         raw.update(np.ascontiguousarray(blocks).reshape(-1).data)
         hashed.update(values.view(np.uint8).data)
-        drop_pages(tensor.blocks()[: rows.stop])  # from the start: reading on maps again what lies behind
+        drop_pages(tensor.blocks()[: rows.stop])  # from the start: reading on maps the rest again
         finite = values
         if not np.isfinite(values).all():
             nan, inf = nan + int(np.isnan(values).sum()), inf + int(np.isinf(values).sum())
@@ -155,8 +156,12 @@ def fingerprint_table(prints: Sequence[Fingerprint], title: str) -> Comparison:
 def compare_fingerprints(a: Sequence[Fingerprint], b: Sequence[Fingerprint], title: str = "a against b") -> Comparison:
     """Two lists of fingerprints over the union of their names.
 
-    `equal` is the raw blocks' (and the type's); beside it stand the decoded values' hash, the statistics, and what
+    `equal` is the raw blocks' (and the type's); next to it are the decoded values' hash, the statistics, and what
     upstream's order-blind sum says, which calls a transposed tensor equal.
+
+    Args:
+        a, b: as `fingerprint` gives them.
+        title: of the table.
     """
     left, right = ({p.name: p for p in side} for side in (a, b))
     rows: list[dict[str, Any]] = []
@@ -213,4 +218,14 @@ def transposed_unseen(tensor: Tensor) -> dict[str, bool]:
 def diff(a: Model | str | Path, b: Model | str | Path) -> Comparison:
     """Every tensor of the union, every config value, every part of the tokenizer: `aprlab.compare.compare_models`."""
     with contextlib.ExitStack() as stack:
-        return compare_models(*(s if isinstance(s, Model) else stack.enter_context(open_model(s)) for s in (a, b)))
+        left, right = (s if isinstance(s, Model) else stack.enter_context(open_model(s)) for s in (a, b))
+        _check_kinds(left, right)
+        return compare_models(left, right)
+
+
+def _check_kinds(a: Model, b: Model) -> None:
+    """Two models, or two files of another kind (adapters, projectors); one of each is refused by what it is."""
+    left, right = something_else(a), something_else(b)
+    error = left if left is not None else right
+    if error is not None and (left is None or right is None or left.code != right.code):
+        raise error

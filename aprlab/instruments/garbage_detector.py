@@ -1,8 +1,8 @@
 """Is this an answer, or garbage? Judged by the text alone: no model, no list of bad words.
 
 Each rule below looks for one thing that broken models do and answers do not: characters that no text has, one piece
-for ever, scripts in the middle of each other, brackets that close what nobody opened, words without grammar. A wrong
-answer in good order ("2 + 2 equals 5.") is no garbage, and is not called so. How often the rules are right is measured
+forever, scripts mixed within a word, brackets that close but were never opened, words without grammar. A wrong
+but well-formed answer ("2 + 2 equals 5.") is not garbage, and is not called so. How often the rules are right is measured
 on `data/garbage.jsonl`; see `docs/garbage.md`.
 """
 
@@ -52,13 +52,13 @@ _RULES: list[tuple[str, Callable[[str], str]]] = []
 
 
 def is_garbage(text: str, sound: Session | None = None, prompt: str | None = None) -> tuple[bool, str]:
-    """Whether `text` is garbage, and why (or what was looked at in vain).
+    """Whether `text` is garbage, and why (or what was checked without result).
 
-    A cut-off last character (one U+FFFD at the very end) is held against nobody: answers end at a limit.
+    A cut-off last character (one U+FFFD at the very end) does not count: answers end at a limit.
 
     Args:
         text: what was answered.
-        sound: a healthy session of the same model, if one is at hand: what it would hardly ever say is called garbage, too.
+        sound: a healthy session of the same model, if there is one: what it would hardly ever say is called garbage, too.
         prompt: what was asked, for `sound`.
     """
     text = text.removesuffix("\ufffd") if text.strip("\ufffd \n") else text
@@ -132,7 +132,7 @@ def _spelling(text: str) -> str:
     return ""
 
 
-@_rule("one piece for ever")
+@_rule("one piece forever")
 def _for_ever(text: str) -> str:
     """A unit of up to 24 characters that follows itself again and again and fills most of the text."""
     body = re.sub(r"\s+", " ", text).strip()
@@ -206,7 +206,7 @@ def _salad(text: str) -> str:
     if len(spaced) >= 2 and len(kinds) >= 2:
         return f"{len(kinds) + bool(latin)} scripts in one line"
     if latin > 2 * cjk:
-        # Latin text: East Asian characters stand apart in it, in quotation marks or at least behind a space
+        # Latin text: East Asian characters are set apart in it, in quotation marks or at least behind a space
         inside = re.search(r"[a-z0-9][\u3041-\u30ff\u4e00-\u9fff]|[\u3041-\u30ff\u4e00-\u9fff][a-z]|[A-Za-z0-9)] ?[。、]", text)
         if inside:
             return repr(inside.group())
@@ -219,7 +219,7 @@ def _salad(text: str) -> str:
 
 
 def _unlike(a: str, b: str) -> bool:
-    """Letters of two scripts that do not commonly stand side by side, as Latin and East Asian ones do."""
+    """Letters of two scripts that do not commonly occur side by side, as Latin and East Asian ones do."""
     pair = {_script(a), _script(b)}
     return len(pair) == 2 and "" not in pair and pair != {"LATIN", "CJK"}
 
@@ -229,7 +229,7 @@ def _is_code(text: str) -> bool:
     return "```" in text or len(_CODE.findall(text)) >= 2 or bool(re.match(r"\s*[\[{].*[\]}]\s*$", text, re.DOTALL))
 
 
-@_rule("brackets that close what nobody opened")
+@_rule("brackets that close but were never opened")
 def _brackets(text: str) -> str:
     plain = re.sub(r"(?m)^\s*\(?[A-Za-z0-9]{1,3}\)|[:;]-?\)|\"[^\"\n]*\"|'[^'\n]*'|\d+\)", "", text)  # 1) and :) and quoted ones
     depth: dict[str, int] = {}
@@ -289,7 +289,7 @@ def _grammar(text: str) -> str:
     within = re.findall(r"[a-z]{2}[(\[{\\<|][a-z]|[A-Za-z][\\_]{1,2}[a-z]{3}(?!\w*\()", text)
     charge("signs in the middle of words", len(within), 0.5)
     charge("capitals behind small letters", len(re.findall(r"\b[a-z]{3,}[A-Z]{2,}", text)), 0.6)
-    charge("words nobody can say", sum(_unsayable(w) for w in latin), 0.5)
+    charge("unpronounceable words", sum(_unsayable(w) for w in latin), 0.5)
     hidden = sum(unicodedata.category(c) == "Cf" for c in text) + len(re.findall(r"[A-Za-z][\uff21-\uff5a]", text))
     charge("hidden or wide letters", hidden, 0.6)
     charge("brackets left open", max(0, _left_open(text) - 1), 0.4)
@@ -328,7 +328,7 @@ def _again(words: list[str]) -> int:
 
 
 def _listed(text: str) -> bool:
-    """A list: its items stand on lines of their own, or between commas."""
+    """A list: its items are on lines of their own, or between commas."""
     parts = [p.strip() for p in re.split(r"[\n,;|]+", text) if p.strip()]
     return len(parts) >= 3 and sum(len(p.split()) for p in parts) / len(parts) <= 3.5
 

@@ -24,7 +24,11 @@ def checksum(values: np.ndarray) -> int:
 
 
 def same(a: Arrays, b: Arrays) -> bool:
-    """Whether both sides have the same names, at least one, and equal values under each, bit for bit."""
+    """Whether both sides have the same names, at least one, and equal values under each, bit for bit.
+
+    Args:
+        a, b: name -> array.
+    """
     if not a or a.keys() != b.keys():
         return False
     return all(a[n].shape == b[n].shape and a[n].dtype == b[n].dtype and difference(a[n], b[n]).equal for n in a)

@@ -1,4 +1,4 @@
-"""Every instrument is shown pairs that it must tell apart."""
+"""Every instrument is shown known pairs that it must distinguish."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from aprlab.tracing.comparisons import compare_logits, compare_tokens, compare_t
 
 
 class Failed(Exception):
-    """An instrument did not tell a known pair apart; the message says which."""
+    """An instrument did not distinguish a known pair; the message says which."""
 
 
 def _want(holds: object, otherwise: str) -> None:
@@ -43,11 +43,11 @@ def _check_checksum(measure: Callable[..., Any]) -> str:
     x = fixture((6, 8))
     _want(measure(x) == measure(x.copy()), "two equal arrays have two checksums")
     _want(measure(x) != measure(np.ascontiguousarray(x.T)), "a transposed tensor has the checksum of the original")
-    _want(measure(x) != measure(x[::-1].copy()), "exchanged rows are not seen")
+    _want(measure(x) != measure(x[::-1].copy()), "exchanged rows are not noticed")
     nudged = x.copy()
     nudged.view(np.uint32)[3, 5] ^= 1
-    _want(measure(x) != measure(nudged), "one changed bit is not seen")
-    return "tells a transposed tensor, exchanged rows and one changed bit; the order-blind sum tells none of the first two"
+    _want(measure(x) != measure(nudged), "one changed bit is not noticed")
+    return "notices a transposed tensor, exchanged rows and one changed bit; the order-blind sum notices neither of the first two"
 
 
 def _check_statistics(measure: Callable[..., Any]) -> str:
@@ -79,7 +79,7 @@ def _check_comparison(measure: Callable[..., Any]) -> str:
     _want(not compare_tokens([1, 2, 3], [1, 2]).equal, "the longer token list's rest is dropped")
     _want(compare_tokens([1, 2], [1, 2]).equal, "equal token lists are called different")
     _refuses(lambda: compare_tokens([], []), "no tokens against no tokens")
-    _want(not compare_logits(x, other).equal and compare_logits(x, x.copy()).equal, "logits are not told apart")
+    _want(not compare_logits(x, other).equal and compare_logits(x, x.copy()).equal, "different logits are called equal")
     return "finds one changed value where it is, drops no rest, refuses unlike shapes and nothing at all"
 
 
@@ -199,8 +199,8 @@ def _check_status(measure: Callable[..., Any]) -> str:
 def _check_fixture(measure: Callable[..., Any]) -> str:
     x = measure((6, 8))
     _want(x.shape == (6, 8), f"asked for (6, 8), made {x.shape}")
-    _want(len(np.unique(x)) == x.size, "values repeat: exchanged rows or nibbles would not be seen")
-    _want(np.all(x != 0), "zeros: a lost scale would not be seen")
+    _want(len(np.unique(x)) == x.size, "values repeat: exchanged rows or nibbles would not be noticed")
+    _want(np.all(x != 0), "zeros: a lost scale would not be noticed")
     return "not square, no two values alike, no zeros"
 
 
@@ -250,7 +250,7 @@ INSTRUMENTS: dict[str, Instrument] = {
 
 @dataclass(frozen=True, slots=True)
 class InstrumentResult:
-    """Whether one instrument told its known pairs apart; `detail` says what was shown, or where it failed."""
+    """Whether one instrument distinguished its known pairs; `detail` says what was shown, or where it failed."""
 
     name: str
     ok: bool
@@ -262,7 +262,7 @@ def selftest(replaced: Mapping[str, Callable[..., Any]] | None = None) -> list[I
 
     Args:
         replaced: other functions for some instruments, by name, as the instrument faults of the catalogue are:
-            ``selftest({fault.ruler: fault.instrument})``.
+            ``selftest({fault.replaces: fault.instrument})``.
 
     Raises:
         UsageError: `replaced` names no instrument.
@@ -271,7 +271,7 @@ def selftest(replaced: Mapping[str, Callable[..., Any]] | None = None) -> list[I
 
 
 class InstrumentSet:
-    """The instruments that somebody measures with: this package's, some of them replaced where that was asked for.
+    """The instruments to measure with: this package's, some of them replaced on request.
 
     Args:
         replaced: other functions for some instruments, by name.
@@ -305,7 +305,12 @@ class InstrumentSet:
 
 
 def show(instrument: Instrument, measure: Callable[..., Any] | None = None) -> InstrumentResult:
-    """One instrument (or `measure` in its place) against its known pairs."""
+    """Test one instrument on its known pairs.
+
+    Args:
+        instrument: whose pairs are used.
+        measure: tested instead of the instrument's own function.
+    """
     try:
         return InstrumentResult(instrument.name, True, instrument.check(measure or instrument.measure))
     except Failed as failure:

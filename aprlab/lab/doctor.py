@@ -46,7 +46,7 @@ def python() -> Check:
 def packages(distribution: str = "aprlab") -> Iterator[Check]:
     """One check per declared dependency; the ones of an extra are notes when absent, the others failures.
 
-    Versions are held against the `>=` bounds of the distribution's own metadata, the only kind it uses.
+    Versions are compared with the `>=` bounds of the distribution's own metadata, the only kind it uses.
     """
     for requirement in metadata.requires(distribution) or []:
         found = re.match(r"([A-Za-z0-9_.-]+)\s*(?:>=\s*([0-9.]+))?\s*(?:;.*extra == ['\"](\w+)['\"])?", requirement)

@@ -75,7 +75,7 @@ def of_file(
         UsageError: the verdict was reached without a reference, and there is nothing to hold the file against.
     """
     if case.ref is None:
-        raise UsageError("a picture of a finding needs a reference; there is none in this case", code="lab.no-reference")
+        raise UsageError("a figure of a finding needs a reference; there is none here", code="lab.no-reference")
     if finding.layer in ("config", "tokenizer"):
         sides = _sides(case)
         if sides is not None:
@@ -100,7 +100,7 @@ def of_run(
     """Two axes about a finding in a run: error of each step on sound inputs, and error by position.
 
     Args:
-        a, b: the believed session and the suspected one.
+        a, b: the reference session and the candidate.
     """
     left, right = _pair(axes)
     try:
@@ -158,7 +158,7 @@ def _where(finding: Finding, case: FileCase, others: Sequence[Finding], ax: Axes
 
 
 def _reached(case: FileCase, ax: Axes) -> None:
-    """What a look-up by name gives, beside what is in the file at all."""
+    """What a look-up by name gives, next to what is in the file at all."""
     assert case.ref is not None
     by_name = {match.piece.name: match for match in case.matches}
     counts = {"by its name": [0, 0, 0], "by its bytes": [0, 0, 0]}

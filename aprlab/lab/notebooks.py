@@ -102,7 +102,8 @@ def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dic
             value = float(value)
         if type(value) is not TYPES[wanted]:
             raise UsageError(
-                f"{path.stem}: parameter {name!r} wants {wanted}, got {type(value).__name__} {value!r}", code="lab.parameter-type"
+                f"{path.stem}: parameter {name!r} must be {wanted}, got {type(value).__name__} {value!r}",
+                code="lab.parameter-type",
             )
         checked[name] = value
     return checked
@@ -115,6 +116,15 @@ def run_notebook(
 
     Leaves ``NAME.ipynb`` (executed), ``NAME.html`` (one page that needs no network) and ``NAME.json`` (the findings,
     written by the notebook itself through `write_findings`; the notebook's parameter `out` is set for it).
+
+    Args:
+        name: a bare name such as ``00_golden_rule``, or the path of a notebook.
+        parameters: name -> value; each must be declared in the notebook's cell `parameters`, with the same type.
+        out: the folder; it is made if it does not exist.
+        progress: show a progress bar.
+
+    Returns:
+        Paths of the three files, and the findings.
 
     Raises:
         UsageError: unknown notebook or parameter, a parameter of the wrong type, an `out` that cannot be a folder, or is
@@ -205,9 +215,9 @@ def walk(
     progress: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> list[Step]:
-    """Run several notebooks, one after another, and leave ``index.html`` with their verdicts beside their results.
+    """Run several notebooks, one after another, and leave ``index.html`` with their verdicts, next to their results.
 
-    A notebook that fails does not stop the others. The page is written anew after each of them.
+    A notebook that fails does not stop the others. The page is rewritten after each of them.
 
     Args:
         names: which; none means all, in order.
@@ -251,7 +261,13 @@ def _step(name: str, parameters: Mapping[str, Any], out: Path, progress: bool) -
 
 
 def read_step(name: str, out: Path, failure: str = "") -> Step:
-    """What a run left in `out`, put together again: from the executed notebook and its findings."""
+    """A finished run, read back from `out`: from the executed notebook and its findings.
+
+    Args:
+        name: the notebook's bare name.
+        out: the folder of the run.
+        failure: why it failed, in one line; '' if it did not.
+    """
     report, executed = out / f"{name}.json", json.loads((out / f"{name}.ipynb").read_text(encoding="utf-8"))
     found = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
     headline = str(found.get("headline", ""))
@@ -272,7 +288,8 @@ def _key_figure(notebook: Mapping[str, Any]) -> str:
         for output in cell.get("outputs", [])
         if "image/png" in output.get("data", {})
     ]
-    chosen = [picture for tagged, picture in drawn if tagged] or [picture for _, picture in drawn]
+    tagged = any("key-figure" in cell["metadata"].get("tags", []) for cell in notebook["cells"])
+    chosen = [picture for key, picture in drawn if key or not tagged]
     return "".join(chosen[0].split()) if chosen else ""
 
 
@@ -311,7 +328,7 @@ def traceback(step: Step) -> str:
 
 
 def index_page(steps: Sequence[Step], parameters: Mapping[str, Any]) -> str:
-    """One HTML page about the notebooks that have run: verdicts, key figures, checks, links beside it."""
+    """One HTML page about the notebooks that have run: verdicts, key figures, checks, links to the results."""
     held = sum(step.holds for step in steps)
     shown = ", ".join(f"{key} {value!r}" for key, value in parameters.items() if value != "") or "defaults"
     head = f"<h1>{held} of {len(steps)} notebooks hold</h1><p>Run with <code>{html.escape(shown)}</code>.</p>"
@@ -368,9 +385,15 @@ def _write_page(executed: Path, page: Path) -> None:
 
 
 def write_findings(notebook: str, findings: Mapping[str, Any], out: str | Path) -> Path | None:
-    """Called by a notebook at its end: write ``NOTEBOOK.json`` into `out`, or nothing where `out` is empty.
+    """Called by a notebook at its end: write ``NOTEBOOK.json`` into `out`, or nothing if `out` is ''.
 
-    Only plain JSON is taken (no NaN, no NumPy): a report that cannot be read again is none.
+    Args:
+        notebook: the notebook's bare name.
+        findings: plain JSON only (no NaN, no NumPy), so that every report can be read again.
+        out: the folder.
+
+    Returns:
+        The path of the file; None if nothing was written.
     """
     if not str(out):
         return None

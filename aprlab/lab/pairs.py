@@ -1,6 +1,6 @@
 """Two sides to hold against each other, however they come: two files, a fault put into a file, a fault put into an engine.
 
-Notebook 07 asks everything it shows of a `Pair`. What is wrong is found by `peel`, which is not told how a pair was made.
+Everything that notebook 07 shows comes from a `Pair`. What is wrong is found by `peel`, which does not know how a pair was made.
 """
 
 from __future__ import annotations
@@ -111,12 +111,12 @@ class Pair(ABC):
             return None
 
     def named(self, verdict: Verdict) -> set[str]:
-        """Faults of the catalogue that the verdict names, those that leave the very same file included."""
+        """Faults of the catalogue that the verdict names, including those that leave the same file."""
         return named(verdict)
 
 
 def named(verdict: Verdict) -> set[str]:
-    """Faults of the catalogue that a verdict names, those that leave the very same file included."""
+    """Faults of the catalogue that a verdict names, including those that leave the same file."""
     found = set(verdict.faults)
     for finding in verdict.findings:
         found |= set(finding.evidence.get("leaves_the_same_file_as", ()))
@@ -128,13 +128,13 @@ class Files(Pair):
 
     def __init__(self, reference: Path | None, candidate: Path, *, engine: str | None = None, faults: Sequence[str] = ()) -> None:
         self.reference, self.candidate, self.engine, self.faults = reference, candidate, engine, tuple(faults)
-        self.reference_name = "none: only what is known of such files" if reference is None else reference.name
+        self.reference_name = "none: the candidate is judged alone" if reference is None else reference.name
         self.candidate_name = candidate.name
         self._case: FileCase | None = None
-        self._mends: list[Fix] = []
+        self._fixes: list[Fix] = []
 
     def peel(self, prompt: str = QUESTION) -> Verdict:
-        verdict, self._case, self._mends = examine(self.reference, self.candidate, engine=self.engine, prompt=prompt)
+        verdict, self._case, self._fixes = examine(self.reference, self.candidate, engine=self.engine, prompt=prompt)
         return verdict
 
     def picture(
@@ -153,7 +153,7 @@ class Files(Pair):
             sides["reference"] = self._session(case.ref.model)
         sides["candidate"] = self._session(drafted(case, []))
         if verdict.repair is not None:
-            sides["repaired"] = self._session(drafted(case, [m for m in self._mends if m.label in verdict.repair.set]))
+            sides["repaired"] = self._session(drafted(case, [m for m in self._fixes if m.label in verdict.repair.set]))
         return sides
 
     def _session(self, model: Model | AprlabError) -> Session | str:
@@ -174,10 +174,10 @@ class Engines(Pair):
         self.reference_name, self.candidate_name = f"engine {name}", f"another engine {name}"
         self._a = Session(model, engine=name)
         self._b = session_with(model, faults, engine=name)
-        self._mends: list[Fix] = []
+        self._fixes: list[Fix] = []
 
     def peel(self, prompt: str = QUESTION) -> Verdict:
-        verdict, self._mends, self._mended = examine_sessions(self._a, self._b, prompt=prompt)
+        verdict, self._fixes, self._repaired = examine_sessions(self._a, self._b, prompt=prompt)
         return verdict
 
     def picture(
@@ -191,8 +191,11 @@ class Engines(Pair):
     def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
         sides: dict[str, Session | str] = {"reference": self._a, "candidate": self._b}
         if verdict.repair is not None:
-            sides["repaired"] = self._mended([m for m in self._mends if m.label in verdict.repair.set])
+            sides["repaired"] = self._repaired([m for m in self._fixes if m.label in verdict.repair.set])
         return sides
+
+
+DEFAULT_FAULT = "lost-qkv-biases"  # of notebook 07; left as it is beside a candidate, it is nobody's choice
 
 
 def pair(
@@ -210,8 +213,9 @@ def pair(
         model: GGUF file that faults are put into, and the reference where none is named; without it the embedded model.
         reference: the reference file.
         candidate: the candidate file. With neither reference nor model it is judged alone.
-        fault: ids of the catalogue, comma-separated, if there is no candidate. Faults that files can have go
-            into a file; if one of them is an engine's only, all go into an engine.
+        fault: ids of the catalogue, comma-separated, if there is no candidate; `DEFAULT_FAULT` beside one is no
+            choice, and the candidate is taken. Faults that files can have go into a file; if one of them is an
+            engine's only, all go into an engine.
         folder: where a faulty file is written.
         engine: runs both sides; empty: chosen by the size of the model.
 
@@ -219,6 +223,8 @@ def pair(
         UsageError: neither a candidate nor a fault, or both; a fault that measurements have; faults of which some are
             for files and others for engines only; whatever `convert_with` and `session_with` raise.
     """
+    if candidate and fault == DEFAULT_FAULT:
+        fault = ""
     chosen = [by_id(id) for id in fault.split(",") if id.strip()]
     if bool(candidate) == bool(chosen):
         raise UsageError(
@@ -250,7 +256,7 @@ def pair(
 
 
 def given_for(chosen: Sequence[Fault]) -> dict[str, Any]:
-    """What a conversion has to be told so that all these faults can show: types that the source may not have.
+    """Options of a conversion so that all these faults can show: types that the source may not have.
 
     Raises:
         UsageError: two of them need different ones.
@@ -270,7 +276,7 @@ def _refuse_rulers(chosen: Sequence[Fault]) -> None:
     for f in chosen:
         if f.instrument is not None:
             raise UsageError(
-                f"fault {f.id!r} is a measurement's: see notebook 05_instruments, or `aprlab selftest --fault {f.id}`",
+                f"fault {f.id!r} is a fault of a measurement: see notebook 05_instruments, or `aprlab selftest --fault {f.id}`",
                 code="faults.instrument",
             )  # fmt: skip
 
@@ -287,4 +293,4 @@ def _with_faulty_file(source: Path, chosen: Sequence[Fault], folder: Path, engin
     return Files(reference, candidate, engine=engine, faults=ids)
 
 
-__all__ = ["Engines", "ErrorMaps", "Files", "Pair", "given_for", "named", "pair"]
+__all__ = ["DEFAULT_FAULT", "Engines", "ErrorMaps", "Files", "Pair", "given_for", "named", "pair"]

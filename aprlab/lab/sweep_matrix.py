@@ -59,7 +59,7 @@ def read_matrix(path: str | Path) -> list[SweepCell]:
 
     ::
 
-        notebooks: [07_peel]                # names of the project's notebooks, or paths beside this file
+        notebooks: [07_peel]                # names of the project's notebooks, or paths relative to this file
         parameters: {prompt: What is 2+2?}  # the same for all runs
         matrix:                             # every combination is run
           fault: [GH-191, lost-qkv-biases]
@@ -80,7 +80,7 @@ def read_matrix(path: str | Path) -> list[SweepCell]:
         return FormatError(f"line {line_of(*keys)}: {message}", code=code, path=path)
 
     if not isinstance(data, dict):
-        raise refuse(f"a mapping with {', '.join(KEYS)} is wanted, not {_kind(data)}", code="sweep.wrong-kind")
+        raise refuse(f"expected a mapping with {', '.join(KEYS)}, not {_kind(data)}", code="sweep.wrong-kind")
     for name in data:
         if name not in KEYS:
             raise refuse(f"unknown key {name!r}; known: {', '.join(KEYS)}", name, code="sweep.unknown-key")
@@ -137,7 +137,7 @@ def _mapping(value: Any, part: str, refuse: _Refuse) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise refuse(f"{part!r} wants a mapping, not {_kind(value)}", part, code="sweep.wrong-kind")
+        raise refuse(f"{part!r} must be a mapping, not {_kind(value)}", part, code="sweep.wrong-kind")
     for name in value:
         if not isinstance(name, str):
             raise refuse(f"a parameter's name is a word, not {name!r}", part, name, code="sweep.wrong-kind")
@@ -149,15 +149,15 @@ def _mapping(value: Any, part: str, refuse: _Refuse) -> dict[str, Any]:
 def _check_axes(axes: Mapping[str, Any], fixed: Mapping[str, Any], refuse: _Refuse) -> None:
     for name, values in axes.items():
         if not isinstance(values, list) or not values:
-            wrong = f"{name!r} wants a list of at least one value, not {_kind(values)}"
+            wrong = f"{name!r} must be a list of at least one value, not {_kind(values)}"
             raise refuse(wrong, "matrix", name, code="sweep.wrong-kind")
         if name in fixed:
-            raise refuse(f"{name!r} stands under `parameters` as well", "matrix", name, code="sweep.axis-and-parameter")
+            raise refuse(f"{name!r} is under `parameters` as well", "matrix", name, code="sweep.axis-and-parameter")
 
 
 def _notebooks(value: Any, folder: Path, refuse: _Refuse) -> list[Path]:
     if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
-        raise refuse("'notebooks' wants a list of names", "notebooks", code="sweep.wrong-kind")
+        raise refuse("'notebooks' must be a list of names", "notebooks", code="sweep.wrong-kind")
     found = []
     for n, name in enumerate(value):
         try:
@@ -173,13 +173,13 @@ def _exclusions(value: Any, axes: Mapping[str, list[Any]], refuse: _Refuse) -> l
     if value is None:
         return []
     if not isinstance(value, list):
-        raise refuse(f"'exclude' wants a list, not {_kind(value)}", "exclude", code="sweep.wrong-kind")
+        raise refuse(f"'exclude' must be a list, not {_kind(value)}", "exclude", code="sweep.wrong-kind")
     for n, rule in enumerate(value):
         if not isinstance(rule, dict) or not rule:
-            raise refuse(f"a mapping of axes to values is wanted, not {_kind(rule)}", "exclude", n, code="sweep.wrong-kind")
+            raise refuse(f"expected a mapping of axes to values, not {_kind(rule)}", "exclude", n, code="sweep.wrong-kind")
         for name in rule:
             if name not in axes:
-                raise refuse(f"{name!r} is no axis of the matrix; there are: {', '.join(axes) or 'none'}", "exclude", n, name,
+                raise refuse(f"{name!r} is not an axis of the matrix; there are: {', '.join(axes) or 'none'}", "exclude", n, name,
                              code="sweep.unknown-axis")  # fmt: skip
     return value
 
@@ -204,7 +204,7 @@ def _check(
     for keys, name, value in places:
         if type(value) not in _PLAIN:
             raise FormatError(
-                f"line {line_of(*keys)}: {name!r} wants a word or a number, not {_kind(value)}",
+                f"line {line_of(*keys)}: {name!r} must be a word or a number, not {_kind(value)}",
                 code="sweep.wrong-kind", path=path,
             )  # fmt: skip
         try:

@@ -1,6 +1,6 @@
-"""YAML files that people write: plain data, and the line where each part of it stands.
+"""YAML files that people write: plain data, and the line of each part.
 
-An error in such a file is of use only with its line, so `load` returns a way to ask for it beside the data. Tags are
+An error in such a file is useful only with its line, so `load` returns a way to ask for it, next to the data. Tags are
 refused (`yaml.SafeLoader`), and so are two keys of one name in one mapping, of which YAML would silently keep the last.
 """
 
@@ -25,14 +25,14 @@ LineOf = Callable[..., int]
 
 
 def load(path: str | Path) -> tuple[Any, LineOf]:
-    """The data of a YAML file, and ``line_of(*keys)``: the line, from 1, of what stands under these keys.
+    """The data of a YAML file, and ``line_of(*keys)``: the line, from 1, of what is under these keys.
 
     A key is a mapping's key or a list's index: ``line_of("scenarios", 3, "prompt")``. Of a mapping's entry the line is
     its key's; of a list's, where the item begins; without keys, where the document begins. Keys that the file does not
     have give the line of the innermost part that it has, so that a missing key is reported where it is missed.
 
     Raises:
-        UsageError: the file cannot be read, or is no regular file.
+        UsageError: the file cannot be read, or is not a regular file.
         FormatError: it is not UTF-8, not YAML, holds a tag or two equal keys, no document at all, or more than `MOST_PARTS`
             parts with its aliases written out; with the line.
     """
@@ -87,7 +87,7 @@ def _note(
         said = f"line {line}: more than {MOST_PARTS} parts with its aliases written out"
         raise FormatError(said, code="yaml.parts-limit", path=path)
     if id(node) in above:
-        raise FormatError(f"line {line}: an alias to what it stands in", code="yaml.alias-circle", path=path)
+        raise FormatError(f"line {line}: an alias to the part that contains it", code="yaml.alias-circle", path=path)
     if node.tag in _NUMBERS and len(node.value) > MOST_CHARACTERS:
         raise FormatError(f"line {line}: a number of {len(node.value)} characters", code="yaml.number-length", path=path)
     above = above | {id(node)}
@@ -104,7 +104,7 @@ def _note(
                 raise FormatError(f"line {here}: a number of {len(key.value)} characters", code="yaml.number-length", path=path)
             name: Key = int(key.value) if key.tag.endswith(":int") and key.value.isdecimal() else key.value
             if name in seen:
-                said = f"line {here}: key {key.value!r:.80} again; it stands at line {seen[name]} already"
+                said = f"line {here}: key {key.value!r:.80} again; it is at line {seen[name]} already"
                 raise FormatError(said, code="yaml.key-again", path=path)
             seen[name] = here
             _note(value, (*at, name), here, lines, path, above)

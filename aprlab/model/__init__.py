@@ -1,7 +1,7 @@
-"""A model as aprlab sees it: config, tokenizer data and tensors, whichever container they came from.
+"""A model inside aprlab: config, tokenizer data and tensors, independent of the container they came from.
 
-Raw blocks are views on the mapped file; nothing is dequantised until somebody asks. Names are GGUF's, shapes are
-NumPy's (rows first). ggml's order is called `ne` and only ever the reverse of `shape`; data never moves.
+Raw blocks are views on the mapped file; nothing is dequantised until it is needed. Names are GGUF's, shapes are
+NumPy's (rows first). ggml's order is called `ne` and is always the reverse of `shape`; data never moves.
 """
 
 from aprlab.model.config import ModelConfig, TokenizerData, require_qwen2

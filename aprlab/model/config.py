@@ -62,7 +62,7 @@ def require_qwen2(architecture: str, path: Path) -> None:
 
 
 def check_config(config: ModelConfig, path: Path) -> ModelConfig:
-    """What must hold between the numbers, whichever container they came from."""
+    """What must hold between the numbers, for any container."""
     for name in ("block_count", "embedding_length", "feed_forward_length", "head_count", "head_count_kv", "head_dim"):
         if getattr(config, name) < 1:
             raise FormatError(f"{name} is {getattr(config, name)}; it must be at least 1", code="config.out-of-range", path=path)

@@ -1,7 +1,7 @@
 """Where the bytes of a tensor come from.
 
-A tensor has a type, a shape and a content. The content gives ranges of bytes, and values. Here are the two kinds that have
-their bytes at hand: a view on a mapped file and an array in memory. Contents that make their bytes when somebody asks are
+A tensor has a type, a shape and a content. The content gives ranges of bytes, and values. This module has the two kinds that
+hold their bytes: a view on a mapped file and an array in memory. Contents that make their bytes on demand are defined
 where they are made: re-encoded (`aprlab.conversion.recode`), random (`aprlab.conversion.synthetic`), edited and misread
 (`aprlab.faults`).
 """

@@ -1,4 +1,4 @@
-"""Hooks that are told of each decoding of a tensor, for as long as they are added."""
+"""Hooks that are called at each decoding of a tensor, from when they are added until they are removed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _hooks: list[DecodeHook] = []
 
 @contextmanager
 def decode_hook(hook: DecodeHook) -> Iterator[None]:
-    """Inside the block `hook` is called before each decoding, by whichever decoder and on whichever thread."""
+    """Inside the block `hook` is called before each decoding, by any decoder and on any thread."""
     _hooks.append(hook)
     try:
         yield

@@ -109,7 +109,7 @@ def fetch(
         found = sha256(part, progress)
         if found != offer.sha256:
             part.unlink()
-            said = f"came with SHA-256 {found}, {offer.sha256} was due; nothing was kept"
+            said = f"came with SHA-256 {found}, expected {offer.sha256}; nothing was kept"
             raise FormatError(said, code="hub.hash-arrived-unlike", path=target)
         os.fsync(file.fileno())
         os.replace(part, target)
@@ -122,14 +122,14 @@ def _found_here(
     known: KnownModel, target: Path, note: Path, endpoint: str | None, offline: bool, progress: Callable[[int], None] | None
 ) -> str:
     """SHA-256 of the file that is here, which must be the known one's."""
-    due = known.sha256 or _noted(note)
-    if due is None and offline:
-        raise UsageError("is here, but without network nobody knows its SHA-256", code="hub.hash-unknown", path=target)
-    if due is None:
-        due = _offer(known, endpoint).sha256
+    expected = known.sha256 or _noted(note)
+    if expected is None and offline:
+        raise UsageError("is here, but its SHA-256 cannot be looked up without network", code="hub.hash-unknown", path=target)
+    if expected is None:
+        expected = _offer(known, endpoint).sha256
     found = sha256(target, progress)
-    if found != due:
-        said = f"is here, but its SHA-256 is {found}, not {due}; --force fetches it again"
+    if found != expected:
+        said = f"is here, but its SHA-256 is {found}, expected {expected}; --force fetches it again"
         raise UsageError(said, code="hub.other-file-here", path=target)
     return found
 
@@ -171,7 +171,7 @@ def _offer(known: KnownModel, endpoint: str | None) -> _Offer:
         seen = hub.get_hf_file_metadata(url)
     etag = str(seen.etag or "").lower()
     if not _SHA256.fullmatch(etag) or not seen.size:
-        said = f"the hub tells no SHA-256 of {known.file} (its ETag is {etag or 'missing'!r})"
+        said = f"the hub gives no SHA-256 for {known.file} (its ETag is {etag or 'missing'!r})"
         raise FetchError(said, code="hub.hash-missing")
     place = seen.location or url
     return _Offer(etag, seen.size, place, urlsplit(place)[:2] == urlsplit(url)[:2])
@@ -186,7 +186,7 @@ def _download(known: KnownModel, offer: _Offer, file: BinaryIO, part: Path) -> i
         file.truncate(file.seek(0))
     room = shutil.disk_usage(part.parent).free
     if offer.size - there > room:
-        said = f"{offer.size - there} bytes are to come, and the disk has room for {room}"
+        said = f"{offer.size - there} bytes are missing, and the disk has room for {room}"
         raise UsageError(said, code="hub.no-room", path=part.parent)
     with _plainly(known, part, offer), hub.utils.tqdm(
         desc=known.file[-40:], total=offer.size, initial=there, unit="B", unit_scale=True, disable=None
@@ -222,7 +222,7 @@ def _receive(hub: Any, offer: _Offer, file: BinaryIO, bar: Any) -> None:
         hub.utils.hf_raise_for_status(response)
         packed = response.headers.get("Content-Encoding", "identity")
         if packed != "identity":  # a few kB could unpack to gigabytes
-            said = f"the hub sends the file packed ({packed}), which nobody asked for; {there} bytes are kept"
+            said = f"the hub sends the file packed ({packed}), which was not asked for; {there} bytes are kept"
             raise FetchError(said, code="hub.content-encoding")
         if there and response.status_code == 200:  # it does not resume
             bar.update(-there)
@@ -280,7 +280,7 @@ def _plainly(known: KnownModel, part: Path | None = None, offer: _Offer | None =
         if status == 404:
             raise FetchError(f"the hub has no {known.repository}/{known.file}", code="hub.not-found") from None
         if status in (401, 403):
-            said = f"the hub wants a login for {known.repository} (HTTP {status}); see `hf auth login`"
+            said = f"the hub requires a login for {known.repository} (HTTP {status}); see `hf auth login`"
             raise FetchError(said, code="hub.login") from None
         code = "hub.unreachable"
         if status is not None:

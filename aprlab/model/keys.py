@@ -126,7 +126,7 @@ ARCHITECTURE_KEYS: dict[str, _KeyRule] = {
 
 # Of ``tokenizer.*``; a key without a row is refused, whatever it holds.
 TOKENIZER_KEYS: dict[str, _KeyRule] = {
-    "tokenizer.ggml.scores": _KeyRule(_anything, ""),  # of SentencePiece; byte-level BPE goes by merges
+    "tokenizer.ggml.scores": _KeyRule(_anything, ""),  # of SentencePiece; byte-level BPE uses merges
     "tokenizer.ggml.token_type_count": _KeyRule(_anything, ""),  # of BERT
     "tokenizer.ggml.add_eos_token": _KeyRule(_is(False), "an end token is put behind every prompt"),
     "tokenizer.ggml.add_sep_token": _KeyRule(_is(False), "a separator is put behind every prompt"),
@@ -149,8 +149,43 @@ _HARMLESS = re.compile(
     r"tokenizer\.chat_template\.\w+"  # alternatives by name; the default one is `tokenizer.chat_template`
     r"|tokenizer\.ggml\.fim_(pre|suf|mid|pad|rep|sep)_token_id"  # fill-in-the-middle
 )
-# Tokens at which llama.cpp ends an answer, besides the end of sequence: harmless only where they are known as ends already.
+# Tokens at which llama.cpp ends an answer, apart from the end of sequence: harmless only where they are known as ends already.
 END_KEYS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+
+# The types that llama.cpp reads keys as; it refuses a file in which one of them has any other, an int32 for a uint32 too.
+_TYPES: dict[str, str] = {
+    **dict.fromkeys((
+        "general.file_type", "qwen2.block_count", "qwen2.context_length", "qwen2.embedding_length", "qwen2.feed_forward_length",
+        "qwen2.attention.head_count", "qwen2.attention.head_count_kv", "qwen2.attention.key_length",
+        "qwen2.attention.value_length", "qwen2.rope.dimension_count", "qwen2.rope.scaling.original_context_length",
+        "qwen2.expert_count", "qwen2.expert_used_count", "qwen2.pooling_type", "tokenizer.ggml.token_type_count",
+        *(f"tokenizer.ggml.{name}_token_id" for name in (
+            "bos", "eos", "eot", "eom", "unknown", "padding", "mask", "prefix", "suffix", "middle", "fim_pre", "fim_suf",
+            "fim_mid", "fim_pad", "fim_rep", "fim_sep",
+        )),
+    ), "uint32"),
+    **dict.fromkeys((
+        "qwen2.rope.freq_base", "qwen2.attention.layer_norm_rms_epsilon", "qwen2.rope.scaling.factor", "qwen2.rope.scale_linear",
+        "qwen2.rope.scaling.attn_factor",
+    ), "float32"),
+    **dict.fromkeys((
+        "qwen2.attention.causal", "qwen2.rope.scaling.finetuned",
+        *(f"tokenizer.ggml.{name}" for name in (
+            "add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix", "remove_extra_whitespaces",
+        )),
+    ), "bool"),
+    **dict.fromkeys((
+        "general.architecture", "general.name", "qwen2.rope.scaling.type", "tokenizer.ggml.model", "tokenizer.ggml.pre",
+    ), "string"),
+    "tokenizer.ggml.tokens": "array[string]", "tokenizer.ggml.merges": "array[string]",
+    "tokenizer.ggml.token_type": "array[int32]",
+}  # fmt: skip
+
+
+def gguf_type(key: str) -> str | None:
+    """The one GGUF value type that llama.cpp reads this key as, e.g. ``uint32``; None where it does not read it."""
+    return _TYPES.get(key)
+
 
 # Of config.json and of APR's metadata, which has Hugging Face's names: key -> rule.
 HUGGINGFACE_KEYS: dict[str, _KeyRule] = {

@@ -88,7 +88,7 @@ class Model:
         return sum(t.nbytes for t in self.tensors.values())
 
     def load_line(self) -> str:
-        """The line the ticket made famous, told truly: by counting tensors, not uploads."""
+        """The line the ticket made famous, but true: it counts tensors, not uploads."""
         layers = self.config.block_count
         floats = [name for name in ("F32", "F16", "BF16", "F64") if name in self.by_type()]
         rest = ", ".join(f"{self.by_type()[name]} {name}" for name in floats) or "0 float"

@@ -1,6 +1,6 @@
 """Tensor names: GGUF's are the ones used inside, APR's and Hugging Face's are a declared bijection away.
 
-`PAIRS` is the whole truth of a Qwen2 model; `N` stands for the layer. The historic variants of APR's names are data
+`PAIRS` has every tensor of a Qwen2 model; `N` is the layer. The historic variants of APR's names are data
 too, so that files written with them can be recognised, repaired or made on purpose.
 """
 
@@ -53,8 +53,8 @@ def _short(hf: str) -> str:
 # Every naming a file was ever written with: naming -> {template in the file: GGUF template}.
 VARIANTS: dict[str, dict[str, str]] = {
     "canonical": {hf: gguf for gguf, hf in PAIRS},  # PMAT-113, and PMAT-222 up to today
-    "bare": {hf.removeprefix("model."): gguf for gguf, hf in PAIRS},  # PMAT-205, the first mend of GH-190
-    "short": {_short(hf): gguf for gguf, hf in PAIRS},  # stands in one upstream contract
+    "bare": {hf.removeprefix("model."): gguf for gguf, hf in PAIRS},  # PMAT-205, the first fix of GH-190
+    "short": {_short(hf): gguf for gguf, hf in PAIRS},  # from one upstream contract
     "raw": {gguf: gguf for gguf, _ in PAIRS},  # realizar keeps GGUF's names
 }
 _WRITE: dict[str, dict[str, str]] = {naming: {g: f for f, g in table.items()} for naming, table in VARIANTS.items()}

@@ -18,7 +18,7 @@ from aprlab.quants.types import TensorType
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a tensor stood: the file, its name there, the absolute byte offset of its data (-1 in a compressed body)."""
+    """Where a tensor was: the file, its name there, the absolute byte offset of its data (-1 in a compressed body)."""
 
     path: Path
     name: str
@@ -83,7 +83,7 @@ class Tensor:
 
     @property
     def raw(self) -> np.ndarray:
-        """All bytes, ``uint8``, 1-D: the mapped file's or memory's own, read-only; made each time where they are not at hand."""
+        """All bytes, ``uint8``, 1-D: the mapped file's or memory's own, read-only; made each time if not in memory."""
         return self.content.whole()
 
     @property

@@ -18,7 +18,7 @@ PRE_TOKENIZERS: dict[str, str] = {
 # Other names that ggml gives the same pattern (`LLAMA_VOCAB_PRE_TYPE_QWEN2` in llama-vocab.cpp).
 PRE_TOKENIZERS |= dict.fromkeys(("deepseek-r1-qwen", "kormo"), PRE_TOKENIZERS["qwen2"])
 
-# Control tokens that end a generation besides the file's own eos, as llama.cpp has it: end of a turn, of a text, and
+# Control tokens that end a generation in addition to the file's own eos, as llama.cpp has it: end of a turn, of a text, and
 # the file and repository marks of the fill-in-the-middle format.
 END_OF_GENERATION = ("<|im_end|>", "<|endoftext|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>")
 
@@ -68,7 +68,7 @@ def _vocabulary(tokens: list[str]) -> dict[str, int]:
     if len(ids) != len(tokens):
         twice = next(id for id, token in enumerate(tokens) if ids[token] != id)
         raise FormatError(
-            f"token {tokens[twice]!r} stands twice in the vocabulary, as {twice} and {ids[tokens[twice]]}",
+            f"token {tokens[twice]!r} is listed twice in the vocabulary, as {twice} and {ids[tokens[twice]]}",
             code="tokenizer.duplicate-token",
         )  # fmt: skip
     missing = [byte for char, byte in BYTE_ALPHABET.items() if char not in ids]

@@ -320,7 +320,28 @@ def named_by_what_is_gone(case: FileCase, findings: Sequence[Finding]) -> None:
         finding.confidence = min(finding.confidence, 0.9)
 
 
+def without_reference(
+    case: FileCase, findings: list[Finding], fixes: list[Fix], engine: str | None, threads: int | None
+) -> tuple[list[Finding], list[Fix]]:
+    """What blocks and a run tell where no reference does: information that is gone, and faults that can be undone."""
+    gone_for_good = any(not fix.possible and fix.finding.layer != "weights" for fix in fixes)
+    more = lost_information(case)
+    if not more and not gone_for_good:
+        more = blind_search(case, fixes, engine=engine, threads=threads) or unlike_any_encoder(case)
+    if not more:
+        named_by_what_is_gone(case, findings)
+    settled = {name for fix in more for name in fix.finding.tensors}
+    renamed = any(d.kind == "name" for fix in more for d in fix.deviations)
+    vague = [
+        fix for fix in fixes
+        if set(fix.finding.tensors) <= settled and (not fix.possible or (renamed and fix.finding.layer == "layout"))
+    ]  # fmt: skip
+    gone = {id(fix.finding) for fix in vague}
+    kept = [finding for finding in findings if id(finding) not in gone]
+    return [*kept, *(fix.finding for fix in more)], [*(fix for fix in fixes if fix not in vague), *more]
+
+
 __all__ = [
     "HEALTH", "TEXTS", "Inverse", "blind_search", "inverses", "lost_information", "named_by_what_is_gone", "nats", "undone",
-    "unlike_any_encoder",
+    "unlike_any_encoder", "without_reference",
 ]  # fmt: skip

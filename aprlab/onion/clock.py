@@ -1,4 +1,4 @@
-"""Seconds of each stage of a peel, and whoever wants to follow it."""
+"""Seconds of each stage of a peel, and a callback that follows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often a forward pass decodes each weight: work that is done in vain shows here, not in the values."""
+"""How often a forward pass decodes each weight: wasted work shows here, not in the values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aprlab.model.decode_hooks import decode_hook
 def decodings(engine: Engine, config: ModelConfig, token: int) -> dict[str, int]:
     """How often a second pass over one token decodes each weight that a first pass has decoded already.
 
-    An engine that keeps its decoded weights does so not once; whichever decoder is at work, its decodings count.
+    An engine that keeps its decoded weights decodes nothing again; the decodings of any decoder count.
     """
     counts: Counter[str] = Counter()
     forward(engine, config, [token], engine.new_cache(config, 2))

@@ -9,7 +9,16 @@ import numpy as np
 
 from aprlab.errors import FormatError
 from aprlab.formats import apr, gguf
-from aprlab.formats.raw import CONFIG_FIELDS, GGUF_CONFIG, MISSING, NEEDED, TOKENIZER_FIELDS, TOKENIZER_KEYS, Conflict
+from aprlab.formats.raw import (
+    CONFIG_FIELDS,
+    GGUF_CONFIG,
+    MISSING,
+    NEEDED,
+    TOKENIZER_FIELDS,
+    TOKENIZER_KEYS,
+    Wrong,
+    unusable,
+)
 from aprlab.model import names
 from aprlab.model.config import ModelConfig, TokenizerData, check_config, require_qwen2
 from aprlab.model.model import Model
@@ -94,7 +103,7 @@ class Draft:
             if slot.stated is None:
                 raise FormatError("unknown tensor name", code="onion.unknown-name", path=path, tensor=slot.name)
             if slot.stated in tensors:
-                raise FormatError("stands there twice", code="onion.listed-twice", path=path, tensor=slot.name)
+                raise FormatError("is listed twice", code="onion.listed-twice", path=path, tensor=slot.name)
             if slot.kind is None or not slot.kind.fits(slot.shape, len(slot.raw)):
                 raise FormatError("breaks the size law", code="onion.size-law", path=path, tensor=slot.name)
             origin = Origin(path, slot.name, slot.offset)
@@ -152,7 +161,7 @@ def made_config(found: dict[str, Any], tensors: dict[str, Tensor], path: Any) ->
     """A config from fields, checked as the readers check theirs."""
     for name in CONFIG_FIELDS:
         value = found.get(name, MISSING)
-        if value == MISSING or isinstance(value, Conflict):
+        if unusable(value):
             raise FormatError(f"config field {name!r} is {value!r}", code="onion.config-field", path=path)
         if name not in ("architecture", "rope_type") and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise FormatError(f"config field {name!r} is {value!r}, not a number", code="onion.config-field", path=path)
@@ -168,6 +177,9 @@ def made_tokenizer(found: dict[str, Any], path: Any) -> TokenizerData:
     for name in NEEDED:
         if found.get(name, MISSING) == MISSING:
             raise FormatError(f"tokenizer has no {name!r}", code="onion.tokenizer-field", path=path)
+    for name, value in found.items():
+        if isinstance(value, Wrong):
+            raise FormatError(f"tokenizer field {name!r} is {value!r}", code="onion.tokenizer-field", path=path)
     values: dict[str, Any] = {name: None if (v := found.get(name, MISSING)) == MISSING else v for name in TOKENIZER_FIELDS}
     return TokenizerData(**values)
 

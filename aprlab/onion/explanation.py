@@ -28,10 +28,10 @@ def explain(case: FileCase, budget: float = 6.0) -> Explanation:
     """
     edits = _edits(case)
     settled = {id(d) for work in edits.values() for d in work}
-    if case.file.format != "apr":
+    if case.ref is None:
+        found = _rules(case) if case.file.format == "apr" else Explanation(complete=True)
+    elif case.file.format == "safetensors":
         found = Explanation(complete=True)
-    elif case.ref is None:
-        found = _rules(case)
     else:
         found = _search(case, settled, budget)
     found.faults += [FAULTS[id] for id in edits]

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from aprlab.faults import FAULTS, Fault
 from aprlab.onion.file_case import Deviation, FileCase
-from aprlab.onion.file_simulation import Key, Simulator
+from aprlab.onion.file_simulation import Key, SimulatedFile, Simulator
 from aprlab.quants.types import TensorType
 
 
@@ -25,7 +25,7 @@ class Explanation:
     Attributes:
         faults: in the order of the catalogue.
         covers: fault id -> deviations that are its work.
-        same: fault id -> ids that would have left the very same file.
+        same: fault id -> ids that would have left the same file.
         complete: together they reproduce the file, all of it.
         verified: tensors whose bytes were compared with what the faults would have written.
         tried: sets of faults that were tried.
@@ -100,14 +100,14 @@ class FaultSearch(Simulator):
         return {}
 
     def _cover(self, found: Explanation, candidates: list[Fault]) -> None:
-        """Faults whose whole footprint stands in the file, as few as cover what is open."""
+        """Faults whose whole footprint is in the file, as few as cover what is open."""
         left, holders = set(self.open), []
         for fault in candidates:
             if not self._holds_on_probes(fault):
                 continue
             marks = self.footprint(fault)
-            if marks is not None and marks[0] and marks[0] == marks[1]:
-                holders.append((fault, marks[0]))
+            if marks is not None and marks[1] and self._nearly(*marks):
+                holders.append((fault, marks[1]))
         while holders and left:
             fault, marks_ = max(holders, key=lambda pair: (len(pair[1] & left), -len(pair[1])))
             if not marks_ & left:
@@ -120,6 +120,12 @@ class FaultSearch(Simulator):
             holders = [(f, m) for f, m in holders if f is not fault]
         found.complete = not left
         found.faults.sort(key=lambda f: list(FAULTS).index(f.id))
+
+    def _nearly(self, touched: set[Key], held: set[Key]) -> bool:
+        """Whether the file has all that a fault leaves, but for a few tensors whose values were changed by themselves."""
+        lacking = touched - held
+        tensors = sum(what == "bytes" for what, _ in touched)
+        return all(what == "bytes" and who in self.changed for what, who in lacking) and 4 * len(lacking) <= tensors
 
     def _marks(self, fault: Fault) -> tuple[set[str], set[str]]:
         """Probes whose bytes a fault by itself changes, and those of them that it changes into what is found."""
@@ -201,7 +207,14 @@ class FaultSearch(Simulator):
             changed = {k for k in all_ if before.plain.get(k) != after.plain.get(k)}
             keys |= {k for k in changed if not strict or after.plain.get(k) == self.actual.plain.get(k)}
             keys |= {("bytes", w) for _, w in after.content if w in before.untouched and w not in after.untouched}
-        return [d for d in self.case.deviations if _keys_of(d) & keys]
+        return [d for d in self.case.deviations if _keys_of(d) & keys and not self._by_itself(d, alone)]
+
+    def _by_itself(self, d: Deviation, out: SimulatedFile | None) -> bool:
+        """Whether a tensor's values were changed otherwise than a fault would have changed them."""
+        key = ("bytes", d.tensor)
+        if d.kind != "bytes" or d.tensor not in self.changed or out is None or key not in out.content:
+            return False
+        return key in self.actual.content and not self.agree(out, key)
 
 
 _TOUCHES = {

@@ -14,6 +14,8 @@ from aprlab.conversion.recode import re_encoded
 from aprlab.formats.raw import Piece, Reference, Seen, of_config, of_tokenizer
 from aprlab.model import names
 from aprlab.model.tensor import Origin, Tensor
+from aprlab.onion.looks import Looks
+from aprlab.onion.row_errors import RowErrors
 from aprlab.onion.verdict import LAYERS
 from aprlab.onion.words import Mechanism
 from aprlab.quants.types import TensorType
@@ -34,6 +36,8 @@ class TensorMatch:
         equal: the raw bytes are the reference's.
         correlation: of decoded values with the reference's, where it was needed; None if it was not.
         place: where in the image the right bytes stand, if not where the index says.
+        looks: type -> figures of the values under it, where they had a say. Written by the dtype layer.
+        rows: all rows compared with the reference's, once that was needed; None before, or where they cannot be decoded.
     """
 
     piece: Piece
@@ -45,6 +49,8 @@ class TensorMatch:
     equal: bool = False
     correlation: float | None = None
     place: int | None = None
+    looks: dict[str, Looks] = field(default_factory=dict)
+    rows: RowErrors | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ class FileMatcher:
         self.claimed: set[str] = set()
 
     def match(self) -> list[TensorMatch]:
-        """All ways, one after the other; what is left is nobody's."""
+        """All ways, one after the other; what is left matches nothing."""
         self._by_own_content()
         if self.open:
             self._by_content()
@@ -87,7 +87,7 @@ class FileMatcher:
                 self.claim(n, _nearest(self.pieces[n], others), "content", equal=True)
 
     def _by_span(self) -> None:
-        """The right bytes stand a little before or after the place that the index names."""
+        """The right bytes are a little before or after the place that the index names."""
         if self.box is None:
             return
         shift = 0
@@ -102,7 +102,7 @@ class FileMatcher:
         moved = sum(match.by == "span" for match in self.found.values())
         if not shift or 2 * moved <= len(self.pieces) - len(self.claimed):
             return
-        # Most stand `shift` bytes off: then so do those whose bytes were changed as well.
+        # Most are `shift` bytes off: then so are those whose bytes were changed as well.
         for n in self.open:
             start, image = self.pieces[n].start + shift, self.box.image
             if 0 <= start <= len(image) - self.pieces[n].size:
@@ -167,7 +167,7 @@ class _RenamingRule:
 
 
 def place_near(box: apr.Container, piece: Piece, tensor: Tensor, first: int, reach: int = 4096) -> int | None:
-    """Where a tensor's bytes stand in the file, if not where the index says: `first` bytes away, or within `reach`."""
+    """Where a tensor's bytes are in the file, if not where the index says: `first` bytes away, or within `reach`."""
     wanted, start, image = tensor.raw, piece.start, box.image
     if len(wanted) != piece.size:
         return None

@@ -26,6 +26,10 @@ from aprlab.onion.file_case import FileCase
 from aprlab.quants.types import TensorType
 
 Key = tuple[str, str]  # what, of which tensor or field
+_CHANGED = (
+    "weights.scaled", "weights.negated", "weights.offset", "weights.rows-zero", "weights.not-finite",
+    "weights.columns-permuted", "weights.values-changed-in-rows", "weights.field-",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +125,16 @@ class Simulator:
                     out.untouched.add(who)
         out.plain |= {("config", name): _hashable(self.case.file.config[name]) for name in CONFIG_FIELDS}
         out.plain |= {("tokenizer", name): _hashable(self.case.file.tokenizer[name]) for name in TOKENIZER_FIELDS}
+        if self.case.file.format != "apr":
+            # Other formats write a value otherwise (or leave it out) and mean the same: the layers have compared those.
+            known = {(d.kind, d.tensor) for d in self.case.deviations}
+            out.plain |= {key: value for key, value in self._base_fields.items() if key not in known}
         return out
+
+    @cached_property
+    def changed(self) -> set[str]:
+        """Tensors whose values were changed in a way that figures tell: by a scale, in some rows, in their columns."""
+        return {d.tensor for d in self.case.deviations if d.kind == "bytes" and d.code.startswith(_CHANGED)}
 
     def outcome(self, faults: Sequence[Fault], only: set[str] | None = None) -> SimulatedFile | None:
         """What these faults would have written; None where they cannot. `only` looks at some tensors (and no lists)."""
@@ -283,7 +296,7 @@ class Simulator:
         each kind that is as it was."""
         held = {m.true: m.kind for m in self.case.matches}
         chosen: dict[tuple[Any, ...], str] = {}
-        for name, tensor in sorted(self.ref.tensors.items(), key=lambda item: item[1].nbytes):
+        for name, tensor in sorted(self.ref.tensors.items(), key=lambda item: (item[0] in self.changed, item[1].nbytes)):
             chosen.setdefault((("bytes", name) in self.open, tensor.type, held.get(name), len(tensor.shape)), name)
         return set(chosen.values())
 
@@ -295,6 +308,11 @@ class Simulator:
         keys = out.plain.keys() | self.base.plain.keys()
         touched = {k for k in keys if out.plain.get(k) != self.base.plain.get(k)}
         held = {k for k in touched if out.plain.get(k) == self.actual.plain.get(k)}
+        # A wrong label stands over the bytes that it is wrong for: where the size is another, the label is not this fault's.
+        held -= {
+            (what, who) for what, who in held
+            if what == "code" and out.plain.get(("size", who)) != self.actual.plain.get(("size", who))
+        }  # fmt: skip
         for key in out.content:
             if key[1] in out.untouched or key[1] not in self.ref.tensors:
                 continue

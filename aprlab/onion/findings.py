@@ -56,6 +56,21 @@ def _explained(case: FileCase, explanation: Explanation, fault: Fault, work: lis
     return Finding(fault.layer, fault.id, tensors_of(work), known(fault), evidence, sure, harmless=harmless)
 
 
+def word_alone(findings: Sequence[Finding], health: str) -> Word:
+    """The verdict on one file without a reference.
+
+    Args:
+        findings: of the layers, of the strict reader and of the run.
+        health: the state of the run, see `aprlab.onion.health`; ``unproved`` where there was none.
+    """
+    bad = [f for f in findings if not f.harmless and f.layer != "forward"]
+    if health == "broken" or any(f.confidence >= 1.0 for f in bad):
+        return "broken"
+    if bad or health == "suspect":
+        return "suspect"
+    return "healthy" if health == "healthy" else "unproved"
+
+
 def word_of(findings: Sequence[Finding], *, comparable: bool) -> Word:
     """The verdict that findings amount to."""
     if not comparable:
@@ -66,4 +81,4 @@ def word_of(findings: Sequence[Finding], *, comparable: bool) -> Word:
     return "ambiguous" if all(f.ambiguous for f in bad) else "broken"
 
 
-__all__ = ["ONE_SIDED", "report", "word_of"]
+__all__ = ["ONE_SIDED", "report", "word_alone", "word_of"]

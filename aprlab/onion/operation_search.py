@@ -41,7 +41,7 @@ class OperationSearch:
     """Faults of the catalogue around a healthy engine of the same kind: do its operations give what was seen?
 
     Args:
-        a: the believed side.
+        a: the reference.
         kind: engine to try them on, the suspected side's.
         seen: what was seen.
     """
@@ -159,8 +159,8 @@ class OperationSearch:
                     return cache.positions(call.args[0])
                 if call.op == "attend":
                     assert cache is not None
-                    q, k, v, layer, due = call.args
-                    at = np.arange(cache.length, cache.length + len(due), dtype=np.int64)
+                    q, k, v, layer, positions = call.args
+                    at = np.arange(cache.length, cache.length + len(positions), dtype=np.int64)
                     return np.asarray(engine.to_numpy(engine.attend(q, k, v, cache, layer, at)))
                 return np.asarray(engine.to_numpy(getattr(engine, call.op)(*call.args)))
         except BROKEN:

@@ -8,26 +8,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from aprlab.engines import known
 from aprlab.errors import BROKEN, AprlabError, FormatError, UnsupportedError, UsageError
-from aprlab.formats.raw import Reference, look
+from aprlab.formats.identity import identify
+from aprlab.formats.raw import Reference, from_model, look
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
-from aprlab.onion.blind_search import blind_search, lost_information, named_by_what_is_gone, unlike_any_encoder
+from aprlab.onion import health, opening
+from aprlab.onion.blind_search import without_reference
 from aprlab.onion.clock import Clock, Progress
 from aprlab.onion.explanation import explain
 from aprlab.onion.fault_search import Explanation
 from aprlab.onion.file_case import FileCase
-from aprlab.onion.findings import report, word_of
+from aprlab.onion.findings import report, word_alone, word_of
 from aprlab.onion.fixes import Fix, drafted, search
 from aprlab.onion.instrument_check import tested
 from aprlab.onion.layers import FILE_LAYERS
 from aprlab.onion.references import reference_of
 from aprlab.onion.run_comparison import compare_runs
+from aprlab.onion.run_cost import cost_finding
 from aprlab.onion.run_peeling import peel_engines
 from aprlab.onion.verdict import Finding, Repair, Verdict, Word
+from aprlab.onion.vocabulary_rows import aligned
 from aprlab.onion.words import Mechanism, refused
 from aprlab.published import QUESTION
 from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, GoldenOutcome, best_engine
@@ -35,7 +43,7 @@ from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, GoldenOutcome, best_e
 
 def peel(
     ref: str | Path | Model | None,
-    cand: str | Path | None = None,
+    cand: str | Path | Model | None = None,
     *,
     engines: Sequence[str] | Sequence[Session] | None = None,
     fast: bool = False,
@@ -48,11 +56,12 @@ def peel(
     """Find out what is wrong with a file, or with an engine.
 
     Args:
-        ref: the reference file; None to judge `cand` by the size law, statistics and what is known of its model.
-        cand: the candidate, GGUF or APR, however broken.
+        ref: the reference, a file or an opened model; None to judge `cand` alone: by the size law, statistics, what is
+            known of its model, and a run (see `aprlab.onion.health`).
+        cand: the candidate, GGUF or APR, however broken; or an opened model.
         engines: two engines to compare on one model instead, by name (``jit``, or with faults of the
             catalogue, ``reference+rope-norm``), or two sessions.
-        fast: stop at the first layer that finds something, and run nothing.
+        fast: stop at the first layer that finds something, and run nothing; one file alone is then never ``healthy``.
         engine: runs both files under the golden rule; None takes the compiled one for real models where it is there.
         threads: for the engines.
         prompt, max_tokens: of the golden rule.
@@ -73,7 +82,7 @@ def peel(
 
 def examine(
     ref: str | Path | Model | None,
-    cand: str | Path | None,
+    cand: str | Path | Model | None,
     *,
     fast: bool = False,
     engine: str | None = None,
@@ -85,20 +94,73 @@ def examine(
     """`peel` for files, with the case and the fixes that `repair` needs."""
     if cand is None:
         raise UsageError("two files are needed, or one and two engines", code="peel.two-files-needed")
-    cand = Path(cand)
+    if engine is not None:
+        known(engine)
+    asked = _Asked(engine, threads, prompt, max_tokens, fast)
     clock = Clock(progress)
     with clock("instruments"):
         instruments, broken = tested()
-    title = cand.name if ref is None else f"{Path(getattr(ref, 'path', ref)).name} against {cand.name}"  # type: ignore[arg-type]
+    verdict = Verdict("not-comparable", broken, instruments=instruments, seconds=clock, **_sides(ref, cand))
     if broken:
-        return Verdict("not-comparable", broken, instruments=instruments, seconds=clock, title=title), None, []
+        return verdict, None, []
     with clock("open"):
         reference = None if ref is None else reference_of(ref)
         try:
-            file = look(cand)
+            if not isinstance(cand, Model) and (what := identify(cand)).error is not None and Path(cand).exists():
+                verdict.verdict, verdict.findings = _unreadable(what.error, what.kind == "damaged")
+                return verdict, None, []
+            file = from_model(cand) if isinstance(cand, Model) else look(Path(cand))
         except (FormatError, UnsupportedError) as error:
-            return _unreadable(error, instruments, clock, title), None, []
+            verdict.verdict, verdict.findings = _unreadable(error, isinstance(error, FormatError))
+            return verdict, None, []
+        reference, rows = (None, []) if reference is None else aligned(file, reference)
     case = FileCase(file, reference)
+    _layers(case, clock, fast)
+    with clock("hypotheses"):
+        other = _other_model(case)
+        explanation = Explanation() if other or not case.deviations else explain(case)
+    verdict.findings, fixes = report(case, explanation)
+    verdict.findings[:0] = rows
+    if other is not None:
+        verdict.findings = [other, *verdict.findings]
+        return verdict, case, []
+    model = cand if isinstance(cand, Model) else None
+    if reference is None:
+        fixes = _judge_alone(case, verdict, fixes, clock, asked, model)
+    else:
+        fixes = _judge_pair(case, verdict, fixes, clock, asked, model)
+    return verdict, case, fixes
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is run, and how."""
+
+    engine: str | None
+    threads: int | None
+    prompt: str
+    max_tokens: int
+    fast: bool
+
+    def engine_for(self, model: Model) -> str:
+        return self.engine if self.engine is not None else best_engine(model)
+
+
+def _sides(ref: str | Path | Model | None, cand: str | Path | Model) -> dict[str, Any]:
+    """Title of a verdict, and what it says was compared with what."""
+    name = _name(cand)
+    if ref is None:
+        return {"title": f"{name}, alone (no reference)", "compared": {"reference": None, "candidate": name}}
+    other = _name(ref)
+    return {"title": f"{other} against {name}", "compared": {"reference": other, "candidate": name}}
+
+
+def _name(side: str | Path | Model) -> str:
+    return (side.path if isinstance(side, Model) else Path(side)).name
+
+
+def _layers(case: FileCase, clock: Clock, fast: bool) -> None:
+    """Every layer in turn, the cheap ones first; fast: up to the first that finds something."""
     for layer in FILE_LAYERS:
         with clock(layer.name):
             found = list(layer.suspect(case))
@@ -106,24 +168,48 @@ def examine(
         clock.progress(layer.name, found)
         if fast and any(not d.harmless for d in case.deviations):
             break
-    with clock("hypotheses"):
-        other = _other_model(case)
-        explanation = Explanation() if other or not case.deviations else explain(case)
-    findings, fixes = report(case, explanation)
-    if other is not None:
-        findings, fixes = [other, *findings], []
-    elif reference is None and not fast:
+
+
+# ── one file ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _judge_alone(
+    case: FileCase, verdict: Verdict, fixes: list[Fix], clock: Clock, asked: _Asked, model: Model | None
+) -> list[Fix]:  # fmt: skip
+    """Without a reference: the strict reader, then a run; the verdict is completed in place. Returns the fixes left."""
+    if not asked.fast:
         with clock("blind search"):
-            findings, fixes = _without_reference(case, findings, fixes, engine, threads, progress)
-    word = word_of(findings, comparable=other is None)
-    verdict = Verdict(word, findings, instruments=instruments, seconds=clock, title=title)
-    if fast or other is not None:
-        return verdict, case, fixes
-    if reference is not None:
-        _run(case, verdict, fixes, clock, engine, threads, prompt, max_tokens)
-    elif fixes:
-        verdict.repair = _alone(case, fixes, clock, engine, threads, prompt)
-    return verdict, case, fixes
+            verdict.findings, fixes = without_reference(case, verdict.findings, fixes, asked.engine, asked.threads)
+    with clock("strict"):
+        opened = opening.opened(case.file, prompt=asked.prompt, max_tokens=asked.max_tokens, model=model)
+        known_cause = opened.refusal is None or opening.explained(opened, case, verdict.findings, fixes)
+    if not known_cause:
+        verdict.findings.insert(0, opening.finding(opened))
+        if isinstance(opened.error, UnsupportedError):
+            verdict.verdict = "unproved"
+            return []
+    if opened.refusal is not None or asked.fast:
+        verdict.verdict = word_alone(verdict.findings, "unproved")
+        if fixes and not asked.fast and known_cause:
+            verdict.repair = _alone(case, fixes, clock, asked)
+        return fixes if known_cause else []
+    assert opened.model is not None
+    with clock("health"):
+        found = health.Health("broken")
+        try:
+            name = asked.engine_for(opened.model)
+            session = Session(opened.model, engine=name, threads=asked.threads, tokenizer=opened.tokenizer)
+        except BROKEN as error:
+            refusal = error if isinstance(error, AprlabError) else FormatError(str(error), code="onion.does-not-run")
+            found.fail("broken", refused(refusal, "forward.refused"), 1.0)
+        else:
+            found = health.examine(session, lambda test: clock.progress(f"health: {test}", None))
+    verdict.findings += found.findings
+    verdict.health = found.figures
+    verdict.verdict = word_alone(verdict.findings, found.state)
+    if fixes:
+        verdict.repair = _alone(case, fixes, clock, asked)
+    return fixes
 
 
 # ── opening ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -142,12 +228,11 @@ def golden_of(reference: Reference, engine: str, threads: int | None, prompt: st
     return _GOLDEN[key][1]
 
 
-def _unreadable(error: AprlabError, instruments: dict[str, Any], clock: Clock, title: str) -> Verdict:
-    """A file of which nothing more can be read: broken, or of a kind that is not handled."""
+def _unreadable(error: AprlabError, damaged: bool) -> tuple[Word, list[Finding]]:
+    """A file of which nothing more can be read: a damaged model, or something else that is no model we know."""
     evidence = {"offset": error.offset, "tensor": error.tensor}
     finding = Finding("container", None, [], refused(error, "container.unreadable"), evidence)
-    word: Word = "not-comparable" if isinstance(error, UnsupportedError) else "broken"
-    return Verdict(word, [finding], instruments=instruments, seconds=clock, title=title)
+    return "broken" if damaged else "not-comparable", [finding]
 
 
 def _other_model(case: FileCase) -> Finding | None:
@@ -156,45 +241,94 @@ def _other_model(case: FileCase) -> Finding | None:
         return None
     sizes = {name: tensor.size for name, tensor in case.ref.tensors.items()}
     alike = sum(math.prod(m.piece.shape) == sizes[m.true] for m in case.matches if m.true is not None)
-    if 2 * alike >= len(sizes):
-        return None
-    evidence = {"tensors_alike": alike, "of": len(sizes)}
+    equal = sum(m.equal and len(m.shape) > 1 for m in case.matches)  # vectors of ones or zeros are alike in all models
+    if 2 * alike >= min(len(sizes), len(case.matches)) > 0 or 10 * equal >= sum(len(p.shape) > 1 for p in case.file.pieces) > 0:
+        return None  # tensors are missing or changed, and the findings name them
+    evidence = {"tensors_alike": alike, "of": len(sizes), "matrices_equal": equal}
     return Finding("naming", None, [], Mechanism("naming.other-model"), evidence)
 
 
 # ── runs ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _judge_pair(
+    case: FileCase, verdict: Verdict, fixes: list[Fix], clock: Clock, asked: _Asked, model: Model | None
+) -> list[Fix]:  # fmt: skip
+    """Beside a reference: the strict reader, then both runs; the verdict is completed in place. Returns the fixes left."""
+    assert case.ref is not None
+    golden = None
+    if not asked.fast:
+        with clock("reference run"):
+            golden = golden_of(case.ref, asked.engine_for(case.ref.model), asked.threads, asked.prompt, asked.max_tokens)
+    with clock("strict"):
+        shared = None if golden is None else golden.session.tokenizer
+        opened = opening.opened(case.file, prompt=asked.prompt, max_tokens=asked.max_tokens, model=model, known=shared)
+        known_cause = opened.refusal is None or opening.explained(opened, case, verdict.findings, fixes)
+    if not known_cause:
+        alone = all(f.harmless for f in verdict.findings)
+        verdict.findings.insert(0, opening.finding(opened))
+        unknown = isinstance(opened.error, UnsupportedError) and (alone or opened.error.code == "qwen2.foreign-tensor")
+        verdict.verdict = word_of(verdict.findings, comparable=not unknown)
+        return []
+    verdict.verdict = word_of(verdict.findings, comparable=True)
+    if golden is not None:
+        _run(case, verdict, fixes, clock, golden, opened)
+    return fixes
+
+
 def _run(
-    case: FileCase, verdict: Verdict, fixes: list[Fix], clock: Clock, engine: str | None, threads: int | None, prompt: str,
-    max_tokens: int,
+    case: FileCase, verdict: Verdict, fixes: list[Fix], clock: Clock, golden: Golden, opened: opening.Opened
 ) -> None:  # fmt: skip
     """Golden rule before and after, first divergence, smallest repair; the verdict is completed in place."""
     assert case.ref is not None
-    with clock("reference run"):
-        name = engine if engine is not None else best_engine(case.ref.model)
-        golden = golden_of(case.ref, name, threads, prompt, max_tokens)
     cost = any(m.of is not None and m.kind is not None and m.kind is not m.of.type for m in case.matches)
+    as_is = _as_it_is(case, opened)
     with clock("run"):
-        as_is = drafted(case, [])
         if isinstance(as_is, Model) and case.deviations:  # equal files are run once more below, under the golden rule
             verdict.first_divergence = first_divergence(golden, as_is)
     with clock("repair"):
         possible = [m for m in fixes if m.possible]
 
         def measure(some: Sequence[Fix]) -> GoldenOutcome:
-            return golden.measure(drafted(case, some))
+            return golden.measure(drafted(case, some) if some else as_is)
 
         found = search(possible, measure, cost=cost)
         if fixes:
             verdict.repair = found.repair
-        elif verdict.findings:
-            price = found.before.to_json()
-            verdict.findings[0].evidence["cost"] = price
-        elif not (found.before.bitwise and found.before.says_the_same):
+            return
+        before = found.before
+        if verdict.findings:
+            verdict.findings[0].evidence["cost"] = before.to_json()
+        if before.error is not None or not np.isfinite(before.distance):
+            message = before.error or "logits are not finite"
+            cause = Mechanism("forward.refused", {"rule": "golden.does-not-run", "message": message})
+            verdict.findings.insert(0, Finding("forward", None, [], cause, before.to_json()))
+            verdict.verdict = "broken"
+        elif not before.says_the_same and not cost:
             # Every byte and number agrees, and the runs do not: then one of the runs is not to be trusted.
-            what = Finding("instrument", None, [], Mechanism("instrument.unequal-runs"), found.before.to_json(), 0.5)
+            what = Finding("instrument", None, [], Mechanism("instrument.unequal-runs"), before.to_json(), 0.5)
+            verdict.findings, verdict.verdict = [what, *verdict.findings], "ambiguous"
+        elif cost and (costly := cost_finding(case, golden, before)) is not None:
+            verdict.findings, verdict.verdict = [costly, *verdict.findings], "ambiguous"
+        elif not verdict.findings and not before.bitwise:
+            what = Finding("instrument", None, [], Mechanism("instrument.unequal-runs"), before.to_json(), 0.5)
             verdict.findings, verdict.verdict = [what], "ambiguous"
+
+
+def _as_it_is(case: FileCase, opened: opening.Opened) -> Model | AprlabError:
+    """The file under the golden rule before anything is fixed: what the strict reader has of it, or why it refuses.
+
+    Bytes that are the reference's are read from the reference's file, where config and tokenizer are as the strict
+    reader has them: one copy in memory serves both sides.
+    """
+    if opened.error is not None:
+        return opened.error
+    assert opened.model is not None
+    draft = drafted(case, [])
+    if isinstance(draft, AprlabError):
+        return opened.model
+    alike = draft.config == opened.model.config and draft.tokenizer == opened.model.tokenizer
+    return draft if alike else opened.model
 
 
 def first_divergence(golden: Golden, model: Model) -> dict[str, Any] | None:
@@ -205,30 +339,7 @@ def first_divergence(golden: Golden, model: Model) -> dict[str, Any] | None:
         return None
 
 
-def _without_reference(
-    case: FileCase, findings: list[Finding], fixes: list[Fix], engine: str | None, threads: int | None, progress: Progress | None
-) -> tuple[list[Finding], list[Fix]]:  # fmt: skip
-    """What blocks and a run tell where no reference does: information that is gone, and faults that can be undone."""
-    gone_for_good = any(not fix.possible and fix.finding.layer != "weights" for fix in fixes)
-    more = lost_information(case)
-    if not more and not gone_for_good:
-        more = blind_search(case, fixes, engine=engine, threads=threads) or unlike_any_encoder(case)
-    if not more:
-        named_by_what_is_gone(case, findings)
-    if more and progress is not None:
-        progress("blind search", [d for fix in more for d in fix.deviations])
-    settled = {name for fix in more for name in fix.finding.tensors}
-    renamed = any(d.kind == "name" for fix in more for d in fix.deviations)
-    vague = [
-        fix for fix in fixes
-        if set(fix.finding.tensors) <= settled and (not fix.possible or (renamed and fix.finding.layer == "layout"))
-    ]  # fmt: skip
-    gone = {id(fix.finding) for fix in vague}
-    kept = [finding for finding in findings if id(finding) not in gone]
-    return [*kept, *(fix.finding for fix in more)], [*(fix for fix in fixes if fix not in vague), *more]
-
-
-def _alone(case: FileCase, fixes: list[Fix], clock: Clock, engine: str | None, threads: int | None, prompt: str) -> Repair | None:
+def _alone(case: FileCase, fixes: list[Fix], clock: Clock, asked: _Asked) -> Repair | None:
     """Without a reference: the fixed file must open and answer in finite numbers; what it answers is shown."""
     possible = [m for m in fixes if m.possible]
     if not possible:
@@ -239,9 +350,8 @@ def _alone(case: FileCase, fixes: list[Fix], clock: Clock, engine: str | None, t
             return None
         before = drafted(case, [])
         try:
-            name = engine if engine is not None else best_engine(model)
-            session = Session(model, engine=name, threads=threads)
-            answer = session.generate(prompt, max_tokens=MAX_TOKENS, raw=session.wants_raw)
+            session = Session(model, engine=asked.engine_for(model), threads=asked.threads)
+            answer = session.generate(asked.prompt, max_tokens=MAX_TOKENS, raw=session.wants_raw)
         except BROKEN as error:
             return Repair([m.label for m in possible], False, {"after": f"does not run: {error}"})
         proof = {"before": str(before) if isinstance(before, AprlabError) else "opens", "after": "opens", "answer": answer.text}

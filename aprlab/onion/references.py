@@ -12,8 +12,10 @@ _REFERENCES: dict[tuple[str, int, int], Reference] = {}
 
 
 def reference_of(ref: str | Path | Model) -> Reference:
-    """The reference, with hashes; the last few are remembered by path, time and size."""
-    path = Path(ref.path if isinstance(ref, Model) else ref)
+    """The reference, with hashes; the last few are remembered, files by path, time and size, opened models by themselves."""
+    if isinstance(ref, Model):
+        return _of_model(ref)
+    path = Path(ref)
     try:
         state = path.stat()
         key = (str(path.resolve()), state.st_mtime_ns, state.st_size)
@@ -24,3 +26,16 @@ def reference_of(ref: str | Path | Model) -> Reference:
             _REFERENCES.pop(next(iter(_REFERENCES)))
         _REFERENCES[key] = Reference(open_model(path))
     return _REFERENCES[key]
+
+
+_MODELS: list[Reference] = []
+
+
+def _of_model(model: Model) -> Reference:
+    """The reference of an opened model; what was changed in it since it was opened counts."""
+    for found in _MODELS:
+        if found.model is model and all(found.tensors.get(n) is t for n, t in model.tensors.items()):
+            return found
+    del _MODELS[:-1]
+    _MODELS.append(Reference(model))
+    return _MODELS[-1]

@@ -33,13 +33,13 @@ def compare_runs(a: Session, b: Session, ids: Sequence[int], prompt: int | None 
     for some in passes:
         recorder = Recorder(a.engine, points(a.config))
         forward(a.engine, a.config, some, mine, recorder)
-        due = recorder.points(done + len(some))
+        expected = recorder.points(done + len(some))
 
-        def watch(point: str, x: Array, due: dict[str, Point] = due, done: int = done) -> Array:
+        def watch(point: str, x: Array, expected: dict[str, Point] = expected, done: int = done) -> Array:
             nonlocal compared
-            if not found and point in due:
+            if not found and point in expected:
                 compared += 1
-                difference = difference_of(due[point].values, b.engine.to_numpy(x), exact)
+                difference = difference_of(expected[point].values, b.engine.to_numpy(x), exact)
                 if difference is not None:
                     difference["first_position"] = difference.get("first_position", 0) + done
                     stage = "decode" if done else "prefill"

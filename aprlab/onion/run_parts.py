@@ -144,7 +144,7 @@ def tokenizer_data_parts(a: Session, b: Session) -> list[RunPart]:
     return _records(left, differ, "tokenizer", lambda fault: fault.tokenizer)
 
 
-def _records(due: Any, differ: dict[str, Any], layer: str, seam: Callable[[Fault], Any]) -> list[RunPart]:
+def _records(expected: Any, differ: dict[str, Any], layer: str, seam: Callable[[Fault], Any]) -> list[RunPart]:
     parts: list[RunPart] = []
     left = dict(differ)
     for fault in FAULTS.values():
@@ -152,23 +152,24 @@ def _records(due: Any, differ: dict[str, Any], layer: str, seam: Callable[[Fault
         if change is None or not left:
             continue
         try:
-            after = change(due)
+            after = change(expected)
         except (AprlabError, ValueError):
             continue
-        changed = {f.name: getattr(after, f.name) for f in fields(type(due)) if getattr(after, f.name) != getattr(due, f.name)}
+        new = {f.name: getattr(after, f.name) for f in fields(type(expected))}
+        changed = {name: value for name, value in new.items() if value != getattr(expected, name)}
         if changed and all(name in left and left[name] == value for name, value in changed.items()):
             found = {name: _brief(value) for name, value in changed.items()}
-            evidence = {"found": found, "expected": {name: _brief(getattr(due, name)) for name in changed}}
+            evidence = {"found": found, "expected": {name: _brief(getattr(expected, name)) for name in changed}}
             parts.append(RunPart(Finding(fault.layer, fault.id, [], known(fault), evidence), data=tuple(changed)))
             for name in changed:
                 left.pop(name)
     for name, value in left.items():
-        evidence = {"found": _brief(value), "expected": _brief(getattr(due, name))}
+        evidence = {"found": _brief(value), "expected": _brief(getattr(expected, name))}
         cause = Mechanism(f"{layer}.field-differs", {"field": name})
         parts.append(RunPart(Finding(layer, None, [], cause, evidence), data=(name,)))
     for part in parts:
         if layer == "config":
-            part.config = {name: getattr(due, name) for name in part.data}
+            part.config = {name: getattr(expected, name) for name in part.data}
     return parts
 
 
@@ -191,10 +192,10 @@ def _behaviour(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
 
 
 def tokenizer_parts(b: Session) -> list[RunPart]:
-    """What the tokenizer does otherwise than its own data demand: encoding, printing, stopping."""
+    """Where the tokenizer does not do what its own data require: encoding, printing, stopping."""
     sound = Qwen2Tokenizer(b.model.tokenizer)
-    due, seen = _behaviour(sound), _behaviour(b.tokenizer)
-    wrong = {name for name in due if due[name] != seen[name]}
+    expected, found = _behaviour(sound), _behaviour(b.tokenizer)
+    wrong = {name for name in expected if expected[name] != found[name]}
     if not wrong:
         return []
     prompts = [f for f in FAULTS.values() if f.prompt is not None]
@@ -205,15 +206,15 @@ def tokenizer_parts(b: Session) -> list[RunPart]:
             assert fault.prompt is not None
             tokenizer = fault.prompt(tokenizer)
         guesses.append((some, _behaviour(tokenizer)))
-        if guesses[-1][1] == seen:
+        if guesses[-1][1] == found:
             break
-    exact = [some for some, did in guesses if did == seen]
+    exact = [some for some, did in guesses if did == found]
     if exact:
         out = []
         for fault in exact[0]:
             assert fault.prompt is not None
             did = _behaviour(fault.prompt(sound))
-            evidence = {"differs_in": sorted(name for name in due if did[name] != due[name])}
+            evidence = {"differs_in": sorted(name for name in expected if did[name] != expected[name])}
             out.append(RunPart(Finding(fault.layer, fault.id, [], known(fault), evidence), tokenizer=True))
         return out
     cause = Mechanism("tokenizer.behaviour-differs", {"what": sorted(wrong)})
@@ -243,17 +244,18 @@ def fed(loop: type[Session], a: Session, ids: Sequence[int]) -> list[tuple[int, 
 
 
 def loop_parts(a: Session, b: Session, ids: Sequence[int]) -> list[RunPart]:
-    """What the loop around the engine feeds otherwise, each pass being right in itself."""
+    """Where the loop around the engine feeds it something else, although each pass is right in itself."""
     if type(b) is type(a):
         return []
-    due, seen = fed(type(a), a, ids), fed(type(b), a, ids)
-    if due == seen:
+    expected, found = fed(type(a), a, ids), fed(type(b), a, ids)
+    if expected == found:
         return []
     loops = [f for f in FAULTS.values() if f.session is not None]
-    at = next((n for n, (x, y) in enumerate(zip(due, seen, strict=False)) if x != y), min(len(due), len(seen)))
-    evidence = {"differs_at_pass": at, **{w: _pass(p[at]) for w, p in (("expected", due), ("found", seen)) if at < len(p)}}
+    both = {"expected": expected, "found": found}
+    at = next((n for n, (x, y) in enumerate(zip(expected, found, strict=False)) if x != y), min(map(len, both.values())))
+    evidence = {"differs_at_pass": at, **{word: _pass(passes[at]) for word, passes in both.items() if at < len(passes)}}
     for some in [[f] for f in loops] + [list(pair) for pair in itertools.permutations(loops, 2)]:
-        if fed(loop_of(some), a, ids) == seen:
+        if fed(loop_of(some), a, ids) == found:
             return [RunPart(Finding(f.layer, f.id, [], known(f), evidence), loop=True) for f in some]
     return [RunPart(Finding("forward", None, [], Mechanism("forward.loop-differs"), evidence), loop=True)]
 
@@ -267,7 +269,7 @@ def _pass(one: tuple[int, list[int]]) -> str:
 
 
 def cost_parts(a: Session, b: Session, token: int) -> list[RunPart]:
-    """Work done in vain: values right, weights decoded anew at every product."""
+    """Wasted work: values right, weights decoded again for every product."""
     try:
         mine, theirs = decodings(a.engine, a.config, token), decodings(b.engine, a.config, token)
     except BROKEN:

@@ -51,7 +51,7 @@ def peel_engines(
     model: str | Path | Model | None, specs: Sequence[str] | Sequence[Session], *, fast: bool, threads: int | None, prompt: str,
     max_tokens: int = MAX_TOKENS, progress: Callable[[str, Any], None] | None = None,
 ) -> Verdict:  # fmt: skip
-    """`peel` for two engines on one model; the first is believed."""
+    """`peel` for two engines on one model; the first is the reference."""
     if len(specs) != 2 or (model is None and not all(isinstance(s, Session) for s in specs)):
         raise UsageError("two engines and one model are needed", code="peel.two-engines-needed")
     if model is None:
@@ -59,10 +59,10 @@ def peel_engines(
         assert isinstance(a, Session)
         assert isinstance(b, Session)
     else:
-        believed = model if isinstance(model, Model) else reference_of(model).model
-        a = side(believed, specs[0], threads)
+        shared = model if isinstance(model, Model) else reference_of(model).model
+        a = side(shared, specs[0], threads)
         try:
-            b = side(believed, specs[1], threads)
+            b = side(shared, specs[1], threads)
         except UsageError:
             raise
         except AprlabError as error:
@@ -170,7 +170,7 @@ _RUNS: list[tuple[Session, str, int, Golden]] = []
 
 
 def golden_for(a: Session, prompt: str, max_tokens: int = MAX_TOKENS) -> Golden:
-    """The believed side's answer, prompt at once and then token by token; the last is remembered."""
+    """The reference's answer, prompt at once and then token by token; the last is remembered."""
     for session, asked, length, golden in _RUNS:
         if session is a and (asked, length) == (prompt, max_tokens):
             return golden

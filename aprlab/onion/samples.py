@@ -21,7 +21,7 @@ def sample_rows(rows: int) -> np.ndarray:
 
 
 def sample(raw: np.ndarray, kind: TensorType, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Decoded values of a few rows, float32 (rows, cols); None where the bytes are not there or nobody can decode."""
+    """Decoded values of a few rows, float32 (rows, cols); None where the bytes are missing or cannot be decoded."""
     if not kind.fits(shape, len(raw)):
         return None
     cols = shape[-1]
@@ -55,7 +55,7 @@ def reference_sample(tensor: Tensor) -> np.ndarray | None:
     return kept[1]
 
 
-# Types a Qwen2 file is met in; what nobody here can decode is not among them.
+# Types that Qwen2 files come in, without those that cannot be decoded here.
 LIKELY: tuple[TensorType, ...] = (
     types.F32, types.F16, types.BF16, types.Q8_0, types.Q4_K, types.Q5_K, types.Q6_K, types.Q4_0, types.Q4_1, types.Q5_0,
     types.Q5_1, types.Q3_K, types.Q2_K, types.APR_Q4, types.APR_Q8,

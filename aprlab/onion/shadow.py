@@ -1,7 +1,7 @@
-"""The shadow of a run: each of its operations computed once more, by the other engine, on the very same input.
+"""The shadow of a run: each of its operations computed once more, by the other engine, on the same input.
 
-Inherited and introduced error are told apart by that: what differs here was introduced here. An engine is a black box; its
-primitives are called with the reference's inputs and their results compared. Which class it is, or which fault somebody wrapped
+That separates inherited from introduced error: what differs here was introduced here. An engine is a black box; its
+primitives are called with the reference's inputs and their results compared. Which class it is, or which fault was wrapped
 around it, is not looked at.
 """
 
@@ -37,20 +37,20 @@ class Call:
 
 
 class PairCache(Cache):
-    """The reference's cache with the other side's beside it; what the other says of positions is noted."""
+    """The reference's cache together with the other side's; what the other says of positions is noted."""
 
     def __init__(self, mine: Cache, other: Cache, note: Callable[[Any, Any], None]) -> None:
         super().__init__(mine.k, mine.v, mine.capacity, mine.length)
         self.other, self.note = other, note
 
     def positions(self, count: int) -> np.ndarray:
-        due = super().positions(count)
+        expected = super().positions(count)
         try:
             got: Any = self.other.positions(count)
         except AprlabError as error:
             got = error
-        self.note(due, got)
-        return due
+        self.note(expected, got)
+        return expected
 
     def advance(self, count: int) -> None:
         super().advance(count)
@@ -58,7 +58,7 @@ class PairCache(Cache):
 
 
 class Shadow(Engine):
-    """Runs the reference and, at each operation, the other engine on the very same input. What goes on is the reference's.
+    """Runs the reference and, at each operation, the other engine on the same input. Each result passed on is the reference's.
 
     `calls` keeps all operations in order.
     """
@@ -73,12 +73,12 @@ class Shadow(Engine):
         self.stage = "prefill"
 
     def _both(self, op: str, what: str, args: tuple[Any, ...], out: Array, other: Callable[[], Any]) -> Array:
-        due = np.array(self.a.to_numpy(out))
-        call = Call(op, (op, template_of(what), self.stage), args, due)
+        expected = np.array(self.a.to_numpy(out))
+        call = Call(op, (op, template_of(what), self.stage), args, expected)
         try:
             with np.errstate(all="ignore"):
                 got = np.array(self.b.to_numpy(other()))
-            difference = difference_of(due, got, self.exact)
+            difference = difference_of(expected, got, self.exact)
             if difference is not None:
                 call.other, call.difference = got, {**difference, "at": what}
         except BROKEN as error:
@@ -96,10 +96,13 @@ class Shadow(Engine):
         return self.a.to_numpy(x)
 
     def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
-        def note(due: Any, got: Any) -> None:
-            wrong = None if np.array_equal(due, got) else {"at": "positions", "expected": _ends(due), "found": _ends(got)}
-            other = got if isinstance(got, np.ndarray) else np.zeros(0)
-            self.calls.append(Call("positions", ("positions", "", self.stage), (len(due),), due, other if wrong else None, wrong))
+        def note(expected: Any, got: Any) -> None:
+            wrong: dict[str, Any] | None = None
+            if not np.array_equal(expected, got):
+                wrong = {"at": "positions", "expected": _ends(expected), "found": _ends(got)}
+            other = (got if isinstance(got, np.ndarray) else np.zeros(0)) if wrong else None
+            group = ("positions", "", self.stage)
+            self.calls.append(Call("positions", group, (len(expected),), expected, other, wrong))
 
         return PairCache(self.a.new_cache(config, capacity), self.b.new_cache(config, capacity), note)
 
@@ -125,7 +128,7 @@ class Shadow(Engine):
     def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
         out = self.a.attend(q, k, v, cache, layer, positions)
         assert isinstance(cache, PairCache)
-        # The other side's own cache may stand elsewhere by now; it is asked at the positions that it believes in.
+        # The other side's own cache may have moved on; it is asked at its own positions.
         own = cache.other
         at = positions if own.length == cache.length else np.arange(own.length, own.length + len(positions), dtype=np.int64)
         args = (q, k, v, layer, positions)

@@ -16,10 +16,12 @@ from aprlab.display.html import Cell, table
 from aprlab.faults import Fault
 from aprlab.onion.words import Mechanism
 
-Word = Literal["same", "equivalent", "broken", "ambiguous", "not-comparable"]
-SCHEMA = 2  # of the JSON; higher when a key goes or changes its meaning
+Word = Literal["same", "equivalent", "healthy", "suspect", "broken", "unproved", "ambiguous", "not-comparable"]
+SCHEMA = 3  # of the JSON; higher when a key goes or changes its meaning
 _SHOWN = 12  # findings that a terminal is given; pages and JSON have all
-EXIT = {"same": 0, "equivalent": 0, "broken": 3, "ambiguous": 4, "not-comparable": 4}
+EXIT = {
+    "same": 0, "equivalent": 0, "healthy": 0, "broken": 3, "suspect": 4, "unproved": 4, "ambiguous": 4, "not-comparable": 4,
+}  # fmt: skip
 LAYERS = ("container", "naming", "dtype", "layout", "decode", "weights", "config", "tokenizer", "forward", "instrument")
 
 
@@ -116,12 +118,16 @@ class Verdict:
     Attributes:
         verdict: ``same`` (nothing differs that matters), ``equivalent`` (other bytes, the same model within what its
             types can hold), ``broken``, ``ambiguous`` (the bytes cannot decide between explanations),
-            ``not-comparable`` (no statement is possible, and `findings` say why).
+            ``not-comparable`` (no statement is possible, and `findings` say why). Of one file without a reference:
+            ``healthy`` (it was run, and every test of health passed), ``suspect`` (something is unlikely, nothing is
+            proved), ``broken``, ``unproved`` (it could not be run, or not be judged by what it says).
         findings: in the order of the layers, cheapest first.
         first_divergence: first trace point at which the two runs differ, or None.
         repair: the smallest set of repairs, or None where nothing is broken or nothing helps.
-        instruments: each instrument -> true where it told a known pair apart, else how it failed.
+        instruments: each instrument -> true if it distinguished a known pair, else how it failed.
         seconds: by stage.
+        compared: what was compared with what: ``reference`` (None: nothing) and ``candidate``.
+        health: figures of the tests of one file alone; empty with a reference, or where it could not be run.
     """
 
     verdict: Word
@@ -131,11 +137,18 @@ class Verdict:
     instruments: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     title: str = ""
+    compared: dict[str, Any] = field(default_factory=dict)
+    health: dict[str, Any] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
-        """0 same or equivalent, 3 broken, 4 not comparable or ambiguous."""
+        """0 same, equivalent or healthy; 3 broken; 4 whatever is not proved: suspect, unproved, ambiguous, not comparable."""
         return EXIT[self.verdict]
+
+    @property
+    def alone(self) -> bool:
+        """Whether the candidate was judged without a reference."""
+        return self.compared.get("reference", "") is None
 
     @property
     def faults(self) -> list[str]:
@@ -147,9 +160,11 @@ class Verdict:
         return {
             "schema": SCHEMA,
             "verdict": self.verdict,
+            "compared": plain(self.compared),
             "findings": [finding.to_json() for finding in self.findings],
             "first_divergence": plain(self.first_divergence),
             "repair": None if self.repair is None else self.repair.to_json(),
+            "health": plain(self.health),
             "instruments": plain(self.instruments),
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
         }
@@ -161,6 +176,7 @@ class Verdict:
             lines += [f"    {key}: {short(value)}" for key, value in finding.evidence.items()]
         if len(self.findings) > _SHOWN:
             lines.append(f"  and {len(self.findings) - _SHOWN} findings more, all of them in the JSON")
+        lines += [f"  {key}: {short(value)}" for key, value in self.health.items()]
         if self.first_divergence is not None:
             lines.append("  first divergence: " + ", ".join(f"{k} {short(v)}" for k, v in self.first_divergence.items()))
         if self.repair is not None:
@@ -184,7 +200,7 @@ class Verdict:
             rows.append([f.layer, word, some(f.tensors), f.mechanism, evidence, f"{f.confidence:.2f}"])
         caption = Cell(f"{self.title}: {self.verdict}".lstrip(": "), self.tone)
         head = table(columns, rows, caption=caption) if rows else f"<div>{caption.html()}</div>"
-        after: dict[str, Any] = {}
+        after: dict[str, Any] = {key: short(plain(value)) for key, value in self.health.items()}
         if self.first_divergence is not None:
             after["first divergence"] = short(plain(self.first_divergence))
         if self.repair is not None:

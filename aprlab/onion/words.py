@@ -16,42 +16,46 @@ from aprlab.errors import AprlabError
 from aprlab.faults import FAULTS
 
 # Placeholders are the parameters of a code. `list`, `reprs` and `and` join a list; `plural` is an "s" for several, `singular`
-# for one alone.
+# for one alone; `rows` is an "s" for more than one row number.
 TEMPLATES: dict[str, str] = {
     "catalogue.fault": "{title}",
     # ── container
     "container.header-changed": "the header was changed after it was written",
-    "container.checksum": "bytes were changed after the file was written: its seal is broken",
+    "container.checksum": "bytes were changed after the file was written: the checksum does not match",
     "container.truncated": "the file is cut off: the index asks for bytes beyond its end",
     "container.length-differs": "the file is shorter or longer than its writer made it",
     "container.index-unsorted": "the index is not sorted",
     "container.misaligned": "data do not start on a multiple of 64 bytes",
     "container.overlap": "bytes of two tensors overlap",
-    "container.offset-too-small": "the offset is {bytes} bytes too small: the right bytes stand there",
-    "container.offset-too-large": "the offset is {bytes} bytes too large: the right bytes stand there",
-    "container.listed-twice": "a tensor stands in the index twice",
+    "container.offset-too-small": "the offset is {bytes} bytes too small: the right bytes are where it should point",
+    "container.offset-too-large": "the offset is {bytes} bytes too large: the right bytes are where it should point",
+    "container.listed-twice": "a tensor is in the index twice",
     "container.tensor-cut-off": "the file ends before the tensor does",
     "container.refused": "{message}",
     "container.unreadable": "{message}",
     # ── naming
-    "naming.other-generation": "names of the {found!r} generation, where {expected!r} ones are wanted",
+    "naming.other-generation": "names of the {found!r} generation, expected {expected!r}",
     "naming.unknown-name": "content under a name that no Qwen2 model has",
     "naming.unknown-tensor": "a tensor that no Qwen2 model has",
     "naming.layers-exchanged": "content of layers {first} and {second} under each other's number",
     "naming.modules-exchanged": "content of {first} and {second} under each other's name",
     "naming.biases-missing": "Q, K and V biases are not in the file",
     "naming.tensors-missing": "tensors are not in the file",
+    "naming.refused": "{message}",
     "naming.other-model": "these are not two files of one model",
     # ── dtype
-    "dtype.several-types-fit": "label {label} breaks the size law, and the bytes do not tell between {types:and}",
+    "dtype.refused": "{message}",
+    "dtype.several-types-fit": "label {label} breaks the size law, and the bytes cannot decide between {types:and}",
     "dtype.no-type-fits": "label {label} with a size that fits no known type",
-    "dtype.shared-code": "{type} under byte {label}, which two types have had; the size law tells them apart",
+    "dtype.foreign-code": "{message}",
+    "dtype.shared-code": "{type} under byte {label}, which two types have had; the size law decides",
     "dtype.code-of-another-type": "{type} blocks under byte {label} ({means})",
     "dtype.file-rounded": "values of the file are those of the reference rounded to {type}",
     "dtype.reference-rounded": "values of the reference are those of the file rounded to {type}",
     "dtype.decoded": "decoded from {before} and kept as {after}, value for value",
     "dtype.re-encoded": "re-encoded from {before} to {after}",
     # ── layout
+    "layout.refused": "{message}",
     "layout.dims-reversed": "dims are in the reverse order",
     "layout.dims-differ": "dims are not those of this tensor",
     "layout.transposed": "data transposed, dims left as they were",
@@ -64,8 +68,9 @@ TEMPLATES: dict[str, str] = {
     "layout.values-rotated": "values rotated by {by}",
     "layout.rows-reordered": "{moved} of {of} rows in another order",
     "layout.values-reordered": "{moved} of {of} values in another order",
-    "layout.size-differs": "{found} bytes where {expected} are due",
+    "layout.size-differs": "{found} bytes, expected {expected}",
     # ── decode
+    "decode.refused": "{message}",
     "decode.scales-exchanged": "d and dmin exchanged in every block",
     "decode.minimum-zero": "the minimum of every block is zero",
     "decode.scale-bits-lost": "scales of the later groups of every block have lost their top bits",
@@ -73,6 +78,7 @@ TEMPLATES: dict[str, str] = {
     "decode.marks-missing": "{type} blocks are unlike those of any encoder, and plain text is unlikely",
     "decode.nibbles-exchanged": "the two nibbles of every byte exchanged",
     "decode.subnormals-flushed": "subnormal scales flushed to zero",
+    "decode.misread": "{type} decoded with {how}, then kept as {after}",
     "decode.fields-changed-in-every-block": "field{fields:plural} {fields:reprs} changed in every block",
     "decode.fields-changed-in-most-blocks": "field{fields:plural} {fields:reprs} changed in most blocks",
     "decode.products-differ": "products with weights of type {types:list} differ on the same input",
@@ -86,18 +92,37 @@ TEMPLATES: dict[str, str] = {
     "weights.bytes-changed-in-one-block": "{bytes} bytes changed in one block",
     "weights.values-changed": "values changed throughout (correlation {correlation:.2f})",
     "weights.values-unlike": "values unlike the reference's throughout",
+    "weights.not-finite": "values that are not finite numbers in row{rows:rows} {rows}",
+    "weights.rows-zero": "row{rows:rows} {rows} all zeros",
+    "weights.negated": "values changed: negated throughout",
+    "weights.negated-in-rows": "values changed: negated in row{rows:rows} {rows}",
+    "weights.scaled": "values changed: × {by} throughout",
+    "weights.scaled-in-rows": "values changed: × {by} in row{rows:rows} {rows}",
+    "weights.offset": "values changed: {offset:+} throughout",
+    "weights.offset-in-rows": "values changed: {offset:+} in row{rows:rows} {rows}",
+    "weights.scaled-and-offset": "values changed: × {by} and {offset:+} throughout",
+    "weights.scaled-and-offset-in-rows": "values changed: × {by} and {offset:+} in row{rows:rows} {rows}",
+    "weights.columns-permuted": "values changed: {moved} of {of} columns in another order, the same in every row",
+    "weights.field-scaled": "values changed: {fields:and} of the blocks × {by}",
+    "weights.values-changed-in-rows": "values changed in row{rows:rows} {rows}",
     "weights.scales-not-finite": "scales that are not finite numbers",
     "weights.implausible-size": "values of a size that no trained weight has",
     "weights.constant-added": "products differ by one constant vector at every position: a bias",
     # ── config
     "config.missing": "{field} is missing; upstream would assume {default}",
-    "config.conflict": "{field} stands there twice: {found}",
+    "config.conflict": "{field} is given twice: {found}",
+    "config.wrong-kind": "{field} is {found}, which this field cannot be",
+    "config.context-too-short":
+        "context_length {context_length} has no room for the prompt and an answer ({prompt} and {answer} tokens)",
+    "config.refused": "{message}",
     "config.value-differs": "{field} is {found!r}, not {expected!r}",
     "config.field-differs": "{field} differs",
     "config.does-not-run": "does not run: {message}",
     # ── tokenizer
     "tokenizer.missing": "{field} is missing",
     "tokenizer.missing-or-empty": "{field} is missing or empty",
+    "tokenizer.wrong-kind": "{field} is {found}, which this field cannot be",
+    "tokenizer.refused": "{message}",
     "tokenizer.unexpected": "{field} is there, and the reference has none",
     "tokenizer.rotated": "{field} are rotated by {by}",
     "tokenizer.reordered": "{field} are in another order",
@@ -110,14 +135,24 @@ TEMPLATES: dict[str, str] = {
     "tokenizer.unknown-pre-tokenizer": "pre-tokeniser {found!r} is not Qwen2's",
     "tokenizer.specials-ordinary": "{tokens:list} are marked as ordinary text",
     "tokenizer.ends-elsewhere": "eos_token_id {found} is {token!r}",
+    "tokenizer.rows-fewer": "{count} rows of vocabulary fewer: {first} to {last} ({tokens:list}) are not in the file",
+    "tokenizer.rows-more": "{count} rows of vocabulary more: {first} to {last} ({tokens:list}) are not in the reference",
     "tokenizer.end-is-no-token": "eos_token_id is {found!r}",
-    "tokenizer.behaviour-differs": "{what:list} differ from what its data demand",
+    "tokenizer.behaviour-differs": "{what:list} differ from what its data require",
     # ── forward
+    "forward.refused": "{message}",
+    "forward.not-finite": "{message}",
+    "forward.language": "{part}: {nats:.2f} nats per token, at most {allowed:g} are allowed for such a model",
+    "forward.language-unknown":
+        "{part}: {nats:.2f} nats per token; what a healthy model of this size has is not known",
+    "forward.garbage": "{garbage} of {of} answers are garbage",
+    "forward.serial": "logits token by token are off by {off:.2g} of their norm from those of one pass",
     "forward.operations-differ": "{operations:list} differ{operations:singular} on the same input",
+    "forward.costs-too-much": "the run loses more than these types explain: KL {kl} nats, {most} at most",
     "forward.loop-differs": "the loop feeds other tokens, or at other positions",
-    "forward.decoded-again": "weights are decoded anew at every product",
+    "forward.decoded-again": "weights are decoded again for every product",
     # ── instrument
-    "instrument.failed": "instrument {instrument!r} does not tell a known pair apart: all findings are void",
+    "instrument.failed": "instrument {instrument!r} does not distinguish a known pair: all findings are void",
     "instrument.unequal-runs": "equal files gave unequal runs",
     "instrument.contracts-differ":
         "unlike activation contracts: {first!r} against {second!r}; compare like with like",
@@ -135,6 +170,8 @@ class _Filler(string.Formatter):
                 return " and ".join(map(str, value))
             case "plural":
                 return "s" if len(value) > 1 else ""
+            case "rows":
+                return "" if str(value).isdigit() else "s"
             case "singular":
                 return "s" if len(value) == 1 else ""
             case _:
@@ -166,13 +203,13 @@ def table_of_codes() -> str:
     lines = ["| code | parameters | words |", "|---|---|---|"]
     for code, template in TEMPLATES.items():
         names = ", ".join(f"`{name}`" for name in parameters_of(code))
-        shown = re.sub(r"\{\w+:(plural|singular)\}", "(s)", template)
+        shown = re.sub(r"\{\w+:(plural|singular|rows)\}", "(s)", template)
         shown = re.sub(r"\{(\w+)[^}]*\}", r"{\1}", shown)
         lines.append(f"| `{code}` | {names} | {shown} |")
     return "\n".join(lines)
 
 
-QUOTED = ("message",)  # parameters that quote an error for people; they tell no causes apart
+QUOTED = ("message", "correlation")  # for people, a quoted error or a figure; they do not distinguish causes
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +218,7 @@ class Mechanism:
 
     Attributes:
         code: a key of `TEMPLATES`.
-        parameters: plain values that the sentence needs, or that tell causes apart.
+        parameters: plain values that the sentence needs, or that distinguish causes.
     """
 
     code: str
@@ -212,7 +249,7 @@ class Mechanism:
 
 
 def refused(error: AprlabError, code: str) -> Mechanism:
-    """What a reader or a run says no to, with the rule that was broken; the message is quoted for people."""
+    """What a reader or a run refuses, with the rule that was broken; the message is quoted for people."""
     return Mechanism(code, {"rule": error.code, "message": error.message})
 
 

@@ -1,6 +1,6 @@
 """Oracles: does an answer hold? Each looks at one thing, says yes or no, and why; None where it cannot tell.
 
-What each takes as its argument, and what it can miss, stands at its function.
+What each takes as its argument, and what it can miss, is at its function.
 """
 
 from __future__ import annotations
@@ -83,15 +83,15 @@ def check(name: Any, argument: Any, kind: str, prompt: Any) -> str:
         return f"unknown oracle {name!r}; known: {', '.join(ORACLES)}"
     oracle = ORACLES[name]
     if kind not in oracle.kinds:
-        return f"{name} is of no use to {kind}; it takes {', '.join(oracle.kinds)}"
+        return f"{name} has no use in {kind}; it takes {', '.join(oracle.kinds)}"
     if said := oracle.check(argument):
         return f"{name}: {said}"
     if name == "arithmetic" and isinstance(prompt, str) and Fraction(str(argument)) in _numbers(prompt):
-        return f"arithmetic: {argument} stands in the question; an echo of it would pass"
+        return f"arithmetic: {argument} is in the question; an echo of it would pass"
     if name == "contains":
         for wanted in [argument] if isinstance(argument, str) else argument:
             if isinstance(prompt, str) and _has(prompt, wanted):
-                return f"contains: {wanted!r} stands in the question; an echo of it would pass"
+                return f"contains: {wanted!r} is in the question; an echo of it would pass"
     return ""
 
 
@@ -106,7 +106,7 @@ def judge(name: str, answer: Answer, argument: Any, prompt: Any) -> Word:
 def _is(what: str, *types: type) -> Callable[[Any], str]:
     def check(value: Any) -> str:
         good = isinstance(value, types) and (bool in types or not isinstance(value, bool)) and value != ""
-        return "" if good else f"wants {what}, got {value!r}"
+        return "" if good else f"must be {what}, got {value!r}"
 
     return check
 
@@ -123,12 +123,12 @@ def _exact(answer: Answer, wanted: str, prompt: Any) -> tuple[bool, str]:
 def _some_texts(value: Any) -> str:
     some = [value] if isinstance(value, str) else value
     good = isinstance(some, list) and some and all(isinstance(v, str) and v.strip() for v in some)
-    return "" if good else f"wants text or a list of texts, got {value!r}"
+    return "" if good else f"must be text or a list of texts, got {value!r}"
 
 
 @_oracle("contains", _some_texts)
 def _contains(answer: Answer, wanted: str | list[str], prompt: Any) -> tuple[bool, str]:
-    """One of these stands in the answer: as whole words where it is made of letters, whatever the case.
+    """One of these is in the answer: as whole words if it consists of letters, upper or lower case.
 
     A sentence that denies it ("not Paris") passes, too.
     """
@@ -145,14 +145,14 @@ def _has(text: str, wanted: str) -> bool:
 
 
 def _no(value: Any) -> str:
-    return "" if value is False else f"wants false, got {value!r}"
+    return "" if value is False else f"must be false, got {value!r}"
 
 
 @_oracle("garbage", _no)
 def _garbage(answer: Answer, wanted: bool, prompt: Any) -> tuple[bool, str]:
-    """The answer is none, by `aprlab.instruments.garbage_detector` (whose errors are measured in docs/garbage.md).
+    """The answer is not garbage, by `aprlab.instruments.garbage_detector` (whose errors are measured in docs/garbage.md).
 
-    Of a completion the text is judged behind its prompt: it goes on in the middle of a sentence.
+    A completion is judged together with its prompt, since it starts in the middle of a sentence.
     """
     bad, why = is_garbage(answer.text)
     if bad and "nothing said" not in why and isinstance(prompt, str) and prompt.endswith((":", "{", "(", "=", "):")):
@@ -165,7 +165,7 @@ _ENDS = ("eos", "length", "stop")
 
 def _ends(value: Any) -> str:
     some = value if isinstance(value, list) else [value]
-    return "" if some and all(v in _ENDS for v in some) else f"wants one or some of {', '.join(_ENDS)}, got {value!r}"
+    return "" if some and all(v in _ENDS for v in some) else f"must be one or some of {', '.join(_ENDS)}, got {value!r}"
 
 
 @_oracle("stop", _ends)
@@ -176,7 +176,7 @@ def _stop(answer: Answer, wanted: str | list[str], prompt: Any) -> tuple[bool, s
 
 @_oracle("refused", _is("part of a message", str))
 def _refused(answer: Answer, wanted: str, prompt: Any) -> tuple[bool, str]:
-    """It is refused in words, and with these among them."""
+    """The request is refused with a message that contains this text."""
     return wanted in answer.refused, answer.refused or f"answered: {answer.text[:40]!r}"
 
 
@@ -190,7 +190,7 @@ def _known_script(value: Any) -> str:
 
 @_oracle("script", _known_script)
 def _script(answer: Answer, wanted: str, prompt: Any) -> tuple[bool, str]:
-    """At least half of the letters are of this script; ``japanese`` also wants one kana."""
+    """At least half of the letters are of this script; ``japanese`` also needs one kana."""
     letters = [c for c in answer.text if c.isalpha()]
     names = [unicodedata.name(c, "").split()[0] if unicodedata.name(c, "") else "" for c in letters]
     mine = [n for n in names if n.split("-")[0] in _SCRIPTS[wanted]]
@@ -223,16 +223,16 @@ def _shown(number: Fraction) -> str:
 
 def _finite(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
-        return f"wants a finite number, got {value!r}"
+        return f"must be a finite number, got {value!r}"
     return _is("a number", int, float)(value)
 
 
 @_oracle("arithmetic", _finite)
 def _arithmetic(answer: Answer, wanted: float, prompt: Any) -> tuple[bool, str]:
-    """The last number that the answer brings is this, and each sum that it spells out is true.
+    """The last number of the answer is this, and each sum that it spells out is true.
 
     Numbers of the question, operands and the numbers of a list do not count; a playbook may not ask for a number that
-    stands in its question.
+    is in its question.
     """
     text = unicodedata.normalize("NFKC", answer.text)
     if long := re.search(rf"\d{{{_DIGITS + 1},}}", text):
@@ -266,18 +266,18 @@ LANGUAGES = ("python", "rust", "javascript")
 
 def _code_argument(value: Any) -> str:
     if not isinstance(value, dict) or "language" not in value or set(value) - {"language", "defines"}:
-        return f"wants language, and perhaps defines, got {value!r}"
+        return f"must have language, and may have defines, got {value!r}"
     if value["language"] not in LANGUAGES:
         return f"unknown language {value['language']!r}; known: {', '.join(LANGUAGES)}"
-    return "" if isinstance(value.get("defines", ""), str) else f"defines: wants a name, got {value['defines']!r}"
+    return "" if isinstance(value.get("defines", ""), str) else f"defines: must be a name, got {value['defines']!r}"
 
 
 @_oracle("code", _code_argument, ("ask", "complete"))
 def _code(answer: Answer, wanted: Mapping[str, str], prompt: Any) -> tuple[bool | None, str]:
     """The code parses (Python by `ast`, others by their tree-sitter grammar) and defines something with a body.
 
-    Taken is the first fenced block, or all; behind the prompt where that was the beginning of the code. What was cut off by
-    the limit on tokens may be cut back, line by line, to something whole.
+    The code is the first fenced block, or everything; after the prompt if that was the beginning of the code. Code that was cut
+    off by the limit on tokens may be cut back, line by line, until it parses.
     """
     text, cut = answer.text, answer.stop != "eos"
     if fenced := re.search(r"```[\w+-]*\n(.*?)(```|\Z)", text, re.DOTALL):
@@ -374,16 +374,16 @@ def _grown(text: str, language: str) -> list[str]:
 def _bounds(value: Any) -> str:
     keys = set(value) if isinstance(value, dict) else set()
     if "of" not in keys or not keys & {"at_least", "at_most"} or keys - {"of", "at_least", "at_most"}:
-        return f"wants of, and at_least or at_most, got {value!r}"
+        return f"must have of, and at_least or at_most, got {value!r}"
     if not isinstance(value["of"], str):
-        return f"of: wants the name of a figure, got {value['of']!r}"
+        return f"of: must be the name of a figure, got {value['of']!r}"
     limits = [value[k] for k in keys - {"of"}]
     return "" if all(type(v) in (int, float) for v in limits) else f"limits are numbers, got {limits}"
 
 
 @_oracle("figure", _bounds, ("load", "serial", "speed", "memory"))
 def _figure(answer: Answer, wanted: Mapping[str, Any], prompt: Any) -> tuple[bool | None, str]:
-    """A measured number lies within bounds."""
+    """A measured number is within bounds."""
     value = answer.figures.get(wanted["of"])
     if value is None:
         return None, f"{wanted['of']} was not measured"
@@ -393,14 +393,14 @@ def _figure(answer: Answer, wanted: Mapping[str, Any], prompt: Any) -> tuple[boo
 
 def _agreement_argument(value: Any) -> str:
     good = isinstance(value, dict) and set(value) == {"tokens"} and type(value["tokens"]) is int and value["tokens"] > 0
-    return "" if good else f"wants tokens: how many, got {value!r}"
+    return "" if good else f"must have tokens: how many, got {value!r}"
 
 
 @_oracle("agreement", _agreement_argument)
 def _agreement(answer: Answer, wanted: Mapping[str, int], prompt: Any) -> tuple[bool | None, str]:
-    """llama.cpp, from the same ids, chooses the same tokens, or as good as: at the first difference it gives this
-    answer's token a log-probability within `GAP` of its own choice's. (It rounds activations to 8 bits: near ties may
-    turn. Behind such a turn the texts are others, and no longer compared.)"""
+    """llama.cpp, from the same ids, chooses the same tokens, or nearly: at the first difference it gives this
+    answer's token a log-probability within `GAP` of its own choice's. (It rounds activations to 8 bits, so near ties may
+    turn out differently. After that the texts differ and are no longer compared.)"""
     if answer.peer is None:
         return None, "llama.cpp was not asked: it is not installed (extra `peer`), or there is no GGUF file for it"
     if "error" in answer.peer:

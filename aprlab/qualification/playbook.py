@@ -1,6 +1,6 @@
-"""Playbooks: which scenarios a model is put through, and what counts as passing. The schema stands in `docs/qualification.md`.
+"""Playbooks: which scenarios a model is put through, and what counts as passing. The schema is in `docs/qualification.md`.
 
-A playbook is checked as a whole before anything runs; whatever is wrong is told with the line where it stands.
+A playbook is checked as a whole before anything runs; whatever is wrong is reported with its line.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Scenario:
         prompt: what is asked: text, or messages (role, content) for ``talk``.
         expect: (oracle, argument) pairs; all have to hold.
         system, max_tokens, temperature, seed, stop: as for `aprlab.generate`.
-        fill: text and count: so many copies stand before the prompt.
+        fill: text and count: that many copies are put before the prompt.
         repeat: ask so many times, with other questions in between; all answers must have the same tokens.
         restart: ask again in a fresh process; the answer must have the same tokens.
         source, target: formats of a ``convert``.
         gate: id of a ``gate``.
         timeout: seconds for all of it.
-        line: where it stands in the playbook.
+        line: its line in the playbook.
     """
 
     id: str
@@ -105,8 +105,8 @@ class Playbook:
     @property
     def digest(self) -> str:
         """SHA-256 (16 digits) over the scenarios, without titles and lines."""
-        told = [{k: v for k, v in asdict(s).items() if k not in ("line", "why")} for s in self.scenarios]
-        return hashlib.sha256(json.dumps([told, self.golden], sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+        rows = [{k: v for k, v in asdict(s).items() if k not in ("line", "why")} for s in self.scenarios]
+        return hashlib.sha256(json.dumps([rows, self.golden], sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def names() -> list[str]:
@@ -137,8 +137,8 @@ def _kind(what: str, *kinds: type, least: float | None = None, most: float = mat
 
     def check(value: Any) -> str:
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            return f"wants {wanted}, got {value!r}"
-        return "" if least is None or least <= float(str(value)) <= most else f"wants {wanted}, got {value!r}"
+            return f"must be {wanted}, got {value!r}"
+        return "" if least is None or least <= float(str(value)) <= most else f"must be {wanted}, got {value!r}"
 
     return check
 
@@ -149,18 +149,18 @@ def _one_of(*known: str) -> Check:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        return f"wants text, got {value!r}"
+        return f"must be text, got {value!r}"
     return f"{len(value)} characters; at most {_LIMIT} are taken (use fill for more)" if len(value) > _LIMIT else ""
 
 
 def _texts(value: Any) -> str:
     good = isinstance(value, list) and value and all(isinstance(v, str) and v for v in value)
-    return "" if good else f"wants a list of texts, got {value!r}"
+    return "" if good else f"must be a list of texts, got {value!r}"
 
 
 def _formats(value: Any) -> str:
     if not isinstance(value, list) or not value or len(set(map(str, value))) != len(value):
-        return f"wants a list of formats, each once, got {value!r}"
+        return f"must be a list of formats, each once, got {value!r}"
     return next((said for v in value if (said := _one_of(*FORMATS)(v))), "")
 
 
@@ -168,18 +168,18 @@ def _turns(value: Any) -> str:
     fits = isinstance(value, list) and value and all(
         isinstance(t, dict) and t.keys() == {"role", "content"} and all(isinstance(v, str) for v in t.values()) for t in value
     )
-    return "" if fits else "wants a list of messages, each with role and content"
+    return "" if fits else "must be a list of messages, each with role and content"
 
 
 def _fill(value: Any) -> str:
     if not isinstance(value, dict) or value.keys() != {"text", "times"}:
-        return f"wants text and times, got {value!r}"
+        return f"must have text and times, got {value!r}"
     return _text(value["text"]) or _kind("a count", int, least=1, most=100_000)(value["times"])
 
 
 def _id(value: Any) -> str:
     good = isinstance(value, str) and value and all(c.isascii() and (c.isalnum() or c in "-.") for c in value)
-    return "" if good else f"wants letters, digits, - and ., got {value!r}"
+    return "" if good else f"must be letters, digits, - and ., got {value!r}"
 
 
 _SETTINGS: dict[str, Check] = {
@@ -192,13 +192,13 @@ _SETTINGS: dict[str, Check] = {
 }
 _KEYS: dict[str, Check] = _SETTINGS | {
     "id": _id, "area": _one_of(*AREAS), "why": _text, "ask": _text, "complete": _text, "talk": _turns, "do": _one_of(*DOINGS),
-    "expect": lambda value: "" if isinstance(value, list) and value else "wants a list of oracles",
+    "expect": lambda value: "" if isinstance(value, list) and value else "must be a list of oracles",
     "fill": _fill, "repeat": _kind("a count", int, least=2, most=100), "restart": _kind("true or false", bool),
     "from": _one_of(*FORMATS), "to": _one_of(*FORMATS), "gate": _id,
 }  # fmt: skip
 _TOP: dict[str, Check] = {
     "name": _id, "title": _text, "about": _text, "formats": _formats, "golden": _texts,
-    "defaults": _kind("settings", dict), "scenarios": lambda value: "" if isinstance(value, list) and value else "wants a list",
+    "defaults": _kind("settings", dict), "scenarios": lambda value: "" if isinstance(value, list) and value else "must be a list",
 }  # fmt: skip
 
 
@@ -220,7 +220,7 @@ def load(name: str | Path) -> Playbook:
 
     def checked(value: Any, known: Mapping[str, Check], *at: str | int) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise refuse(f"wants keys with values, got {value!r:.200}", *at, code="playbook.no-mapping")
+            raise refuse(f"must be keys with values, got {value!r:.200}", *at, code="playbook.no-mapping")
         for key, item in value.items():
             if key not in known:
                 raise refuse(f"unknown key {key!r}; known: {', '.join(known)}", *at, key, code="playbook.key-unknown")
@@ -246,7 +246,7 @@ def load(name: str | Path) -> Playbook:
         used.add(given["id"])
         kinds = [key for key in (*ASKS, "do") if key in given]
         if len(kinds) != 1:
-            said = f"exactly one of {', '.join((*ASKS, 'do'))} is wanted, got {', '.join(kinds) or 'none'}"
+            said = f"expected exactly one of {', '.join((*ASKS, 'do'))}, got {', '.join(kinds) or 'none'}"
             raise refuse(said, *at, code="playbook.kind")
         scenarios.append(_scenario(given, kinds[0], defaults, at, line_of(*at), refuse))
     return Playbook(
@@ -265,7 +265,7 @@ def _scenario(
     doing = given["do"] if kind == "do" else kind
     for key, of in {"from": "convert", "to": "convert", "gate": "gate"}.items():
         if (key in given) != (doing == of):
-            raise refuse(f"{key} is wanted for do: {of}, and only there", *at, key, code="playbook.key-place")
+            raise refuse(f"{key} is needed for do: {of}, and allowed only there", *at, key, code="playbook.key-place")
     if doing == "convert" and given["from"] == given["to"]:
         raise refuse("from and to are the same", *at, "to", code="playbook.same-format")
     if doing == "gate" and given["gate"] not in GATES:
@@ -273,14 +273,14 @@ def _scenario(
     if kind == "do":
         for key in ("fill", "repeat", "restart"):
             if key in given:
-                raise refuse(f"{key} is of no use to do: {doing}", *at, key, code="playbook.key-useless")
+                raise refuse(f"{key} has no use in do: {doing}", *at, key, code="playbook.key-useless")
     elif kind == "talk" and "fill" in given:
-        raise refuse("fill is of no use to talk", *at, "fill", code="playbook.key-useless")
+        raise refuse("fill has no use in talk", *at, "fill", code="playbook.key-useless")
     expect: list[tuple[str, Any]] = []
     prompt = given.get(kind, "") if kind != "do" else ""
     for m, item in enumerate(given.get("expect", ())):
         if not isinstance(item, dict) or len(item) != 1:
-            raise refuse(f"wants one oracle and its argument, got {item!r:.200}", *at, "expect", m, code="playbook.expect")
+            raise refuse(f"must be one oracle and its argument, got {item!r:.200}", *at, "expect", m, code="playbook.expect")
         ((oracle, argument),) = item.items()
         if said := oracles.check(oracle, argument, doing, prompt):
             raise refuse(said, *at, "expect", m, code="playbook.expect")

@@ -22,7 +22,7 @@ AREA_COLUMNS = ("area", "passed", "run", "not run", "upstream's points")
 
 
 def area_rows(found: Qualification) -> list[tuple[str, ...]]:
-    """Scenarios by area beside upstream's points for the rows of it."""
+    """Scenarios by area, next to upstream's points for its rows."""
     own, theirs = found.own, found.upstream
     rows: list[tuple[str, ...]] = []
     for area, title in AREAS.items():
@@ -211,7 +211,7 @@ def what_if(rows: Sequence[ScenarioRow]) -> list[ScenarioRow]:
 
 
 def points_for(score: float) -> int:
-    """Points of 1000 that upstream's scale wants for a score."""
+    """Points of 1000 that upstream's scale needs for a score."""
     return math.ceil((10 ** (score / 100) - 1) / 9 * 1000 - 1e-9)
 
 

@@ -1,6 +1,6 @@
 """Runs a playbook: scenarios in child processes, each with a time limit; finished rows are kept and not run again.
 
-A child serves many scenarios and is started anew when it has crashed, hung or run out of memory: each of those is a
+A child serves many scenarios and is started again when it has crashed, hung or run out of memory: each of those is a
 result of the scenario it happened in, and of no other.
 """
 
@@ -161,7 +161,7 @@ class Qualification:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Qualification:
-        """What `to_json` gave; the scores are computed anew."""
+        """What `to_json` gave; the scores are computed again."""
         return Qualification(
             data["model"], data["playbook"], data["engine"], data["threads"], tuple(data["formats"]),
             [ScenarioRow(**row) for row in data["rows"]], environment=data.get("environment", {}),
@@ -293,7 +293,7 @@ class _Journal:
                     entry = json.loads(line)
                     self.rows[entry["key"]] = ScenarioRow(**entry["row"])
                 except (ValueError, KeyError, TypeError):
-                    said = f"not a journal: line {n} holds no row; --fresh begins anew"
+                    said = f"not a journal: line {n} holds no row; --fresh starts again"
                     raise FormatError(said, code="qualification.journal", path=self.path) from None
         else:
             whole = first + "\n"
@@ -313,7 +313,7 @@ class _Journal:
 
 
 def finite(value: Any) -> Any:
-    """Plain data without NaN and infinities, which JSON has no word for: None stands for them."""
+    """Plain data without NaN and infinities, which JSON cannot express: None replaces them."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

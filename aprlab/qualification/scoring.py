@@ -40,7 +40,7 @@ class ScenarioRow:
         note: why it was not run, or how it broke.
         figures: measured numbers.
         seconds, cpu: of the wall, of the processor.
-        details: whatever else a conversion or a gate has to tell.
+        details: whatever else a conversion or a gate reports.
     """
 
     scenario: str
@@ -157,7 +157,7 @@ def rows_for(points: int, passed: int, maximum: int = 200) -> list[int]:
 
 
 def wilson(passed: int, of: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, both ends in 0..1; nothing tried says nothing: (0, 1)."""
+    """Wilson's 95 % interval of a share, both ends in 0..1; no trials give (0, 1)."""
     if not 0 <= passed <= of:
         raise ValueError(f"{passed} of {of}")
     if of == 0:
@@ -169,7 +169,7 @@ def wilson(passed: int, of: int) -> tuple[float, float]:
 
 
 FIT, UNFIT, THIN = "fit for release", "not fit for release", "not enough evidence"
-NEEDED = ("QUAL", "STAB", "COMP", "REGR")  # areas without which nobody can say that a converted model may go out
+NEEDED = ("QUAL", "STAB", "COMP", "REGR")  # areas without which a converted model cannot be approved
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +273,7 @@ def _blocks(tried: Sequence[ScenarioRow], bad: Sequence[ScenarioRow]) -> tuple[i
     if row.kind == "convert":
         return 4, f"conversion {row.format} is not golden"
     if row.kind == "gate":
-        return 4, f"gate {row.prompt} says no"
+        return 4, f"gate {row.prompt} fails"
     if any(w["oracle"] == "garbage" and w["passed"] is False for r in bad for w in r.words):
         return 5, f"{where}: garbage"
     if len({r.text for r in tried}) > 1:

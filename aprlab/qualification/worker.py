@@ -1,4 +1,4 @@
-"""The child: holds a model open and does one thing after another, so that a crash takes nobody with it."""
+"""The child: holds a model open and does one thing after another, so that a crash takes nothing else down."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _leave_with(parent: int) -> None:
 
 def peak() -> int:
     """Most bytes that this process ever had in memory, mapped pages of files included."""
-    try:  # getrusage would tell the parent's peak: it is inherited by fork and kept by exec
+    try:  # getrusage would give the parent's peak: it is inherited by fork and kept by exec
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
     except (OSError, StopIteration):
@@ -122,7 +122,7 @@ class ChildOperations:
         with np.errstate(all="ignore"):
             far = np.linalg.norm(together - single, axis=1) / np.linalg.norm(together, axis=1)
         if not np.isfinite(far).all():
-            raise NumericError("the logits are no numbers, or all zero", code="qualification.logits-not-finite")
+            raise NumericError("the logits are not numbers, or all zero", code="qualification.logits-not-finite")
         return {"figures": {"relative_l2": float(far.max()), "tokens": len(tokens)}}
 
     def do_speed(self) -> Reply:
@@ -171,14 +171,14 @@ class ChildOperations:
         sessions = [Session(m, engine=engine, threads=threads) for m in (a, b)]
         rows = []
         for prompt in prompts:
-            due, got = (s.generate(prompt, max_tokens=max_tokens, keep_logits=True) for s in sessions)
-            before, after = due.logits, got.logits
+            expected, got = (s.generate(prompt, max_tokens=max_tokens, keep_logits=True) for s in sessions)
+            before, after = expected.logits, got.logits
             assert before is not None
             assert after is not None  # they were asked for
             n = min(len(before), len(after))
             far = float(np.linalg.norm(before[:n] - after[:n]) / (np.linalg.norm(before[:n]) or 1))
-            golden = (due.prompt_tokens, due.tokens, due.text, due.stop) == (got.prompt_tokens, got.tokens, got.text, got.stop)
-            rows.append({"prompt": prompt, "golden": golden, "texts": [due.text, got.text], "tokens": len(due.tokens),
+            golden = all(getattr(expected, part) == getattr(got, part) for part in ("prompt_tokens", "tokens", "text", "stop"))
+            rows.append({"prompt": prompt, "golden": golden, "texts": [expected.text, got.text], "tokens": len(expected.tokens),
                          "bitwise": bool(np.array_equal(before, after)), "relative_l2": far})  # fmt: skip
         return {"pair": {"same": same, "other": other, "first": first, "types": [a.by_type(), b.by_type()], "answers": rows}}
 

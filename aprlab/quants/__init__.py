@@ -1,4 +1,4 @@
-"""Block types: byte layout, decode and encode in readable NumPy, the truth every engine is held to.
+"""Block types: byte layout, decode and encode in readable NumPy, the truth that every engine is compared with.
 
 >>> raw = quantise(x, types.Q4_K)                      # float32 (rows, columns) -> uint8 (rows, row bytes)
 >>> y = dequantise(raw, types.Q4_K, x.shape)           # -> float32 (rows, columns)
@@ -60,19 +60,39 @@ def dequantise(
     out: Floats | None = None,
     registry: Mapping[TensorType, Quant] = REGISTRY,
 ) -> Floats:
-    """A tensor's bytes, uint8 in any shape, to float32 of `shape` (NumPy order: the last axis is a row).
+    """Decode a whole tensor.
 
-    `out`, a contiguous float32 array of `shape`, is filled instead of a new one. Raises `FormatError` where the number
-    of bytes breaks the size law, `UnsupportedError` for a type nobody here can decode.
+    Args:
+        raw: its bytes, uint8 in any shape.
+        type_: its block type.
+        shape: NumPy order; the last axis is a row.
+        out: a contiguous float32 array of `shape`, to be filled instead of a new one.
+        registry: the decoders by type.
+
+    Returns:
+        float32 of `shape`.
+
+    Raises:
+        FormatError: the number of bytes breaks the size law.
+        UnsupportedError: the type cannot be decoded here.
     """
     return quant(type_, registry).dequantise(raw, shape, out)
 
 
 def quantise(x: Floats, type_: TensorType, *, registry: Mapping[TensorType, Quant] = REGISTRY) -> Bytes:
-    """Rows of finite values, (..., columns), to uint8 (..., row bytes); for AprQ8, a whole tensor to uint8 (bytes,).
+    """Encode rows of values as blocks.
 
-    Raises `NumericError` for values that are not finite or do not fit, `UnsupportedError` where the type cannot be
-    written (`can_encode`) or a row does not hold whole blocks.
+    Args:
+        x: finite values, (..., columns); for AprQ8 a whole tensor.
+        type_: the block type.
+        registry: the encoders by type.
+
+    Returns:
+        uint8 (..., row bytes); for AprQ8 uint8 (bytes,).
+
+    Raises:
+        NumericError: values that are not finite or do not fit.
+        UnsupportedError: the type cannot be written (`can_encode`), or a row does not hold whole blocks.
     """
     return quant(type_, registry).quantise(x)
 

@@ -15,7 +15,7 @@ Ints = NDArray[np.int8]
 
 
 def columns(x: Floats, size: int) -> Floats:
-    """Values (n, 256) as groups of `size` in columns: (size, n * 256 / size), as `search` wants them."""
+    """Values (n, 256) as groups of `size` in columns: (size, n * 256 / size), as `search` needs them."""
     return np.ascontiguousarray(x.reshape(-1, size).T)
 
 

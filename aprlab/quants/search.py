@@ -18,7 +18,7 @@ def ordered_sum(a: Floats) -> Floats:
     """Sum over axis 0 in float32, one row after the other.
 
     NumPy sums pairwise along the axis that is contiguous in memory and in plain order along any other; with one
-    column the two could not be told apart, and a K quant never has fewer than eight.
+    column the two could not be distinguished, and a K quant never has fewer than eight.
     """
     assert a.flags.c_contiguous
     assert a.shape[1] > 1

@@ -1,7 +1,8 @@
 """The one table of tensor types. Reader, writer, converter, tests and docs take codes and sizes from here.
 
-ggml's rows come from the `gguf` package (`GGMLQuantizationType`, `GGML_QUANT_SIZES`); APR's two own types stand
-beside them. There is no default row: an unknown code or name raises.
+ggml's rows come from the `gguf` package (`GGMLQuantizationType`, `GGML_QUANT_SIZES`); APR's two own types are next to
+them. Codes that ggml gave up, and those of ik_llama.cpp, are in `FOREIGN`, by name and with what to do. There is no
+default row: an unknown code or name raises.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class TensorType:
         name: ggml's name, e.g. ``Q4_K``.
         block_elements: values in one block; a row (the last axis) holds whole blocks only.
         block_bytes: bytes of one block.
-        tensor_bytes: bytes that stand once in front of the whole tensor (AprQ8's scale; else 0).
+        tensor_bytes: bytes once in front of the whole tensor (AprQ8's scale; else 0).
     """
 
     code: int
@@ -66,7 +67,7 @@ class TensorType:
         return self.name
 
 
-# Where the `gguf` package's sizes are not ggml's: Q8_1 keeps two halfs beside its 32 numbers, not two floats.
+# Where the `gguf` package's sizes are not ggml's: Q8_1 keeps two halfs next to its 32 numbers, not two floats.
 CORRECTED = {"Q8_1": (32, 36)}
 
 TYPES: tuple[TensorType, ...] = (
@@ -74,17 +75,75 @@ TYPES: tuple[TensorType, ...] = (
     TensorType(128, "AprQ4", 32, 18),
     TensorType(129, "AprQ8", 1, 1, tensor_bytes=4),
 )
+
+@dataclass(frozen=True, slots=True)
+class ForeignType:
+    """A type code that files are met with and that no ggml of today reads.
+
+    Attributes:
+        name: the type's name where it lives or lived.
+        home: who gave the code out, and what became of it.
+        remedy: what the owner of such a file can do.
+    """
+
+    code: int
+    name: str
+    home: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"type code {self.code} is {self.name}, {self.home}; {self.remedy}"
+
+
+def _foreign_types() -> dict[int, ForeignType]:
+    removed = (
+        ({4: "Q4_2", 5: "Q4_3"}, "removed from ggml in 2023", "requantise from the source"),
+        ({31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"}, "Q4_0 repacked for one processor, removed from ggml",
+         "requantise from the source as Q4_0, which llama.cpp repacks while it loads"),
+        ({36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}, "IQ4_NL repacked for one processor, removed from ggml",
+         "requantise from the source as IQ4_NL, which llama.cpp repacks while it loads"),
+    )  # fmt: skip
+    found = {code: ForeignType(code, name, home, fix) for names, home, fix in removed for code, name in names.items()}
+    fix = "requantise from the source with llama.cpp, or run the file with ik_llama.cpp"
+    for code in IK_CODES:
+        found[code] = ForeignType(code, IK_NAMES.get(code, "a type"), "of ik_llama.cpp alone", fix)
+    return found
+
+
+# ik_llama.cpp numbers its own types from 133 on, and the same repacked in rows from 200 on.
+IK_NAMES = {
+    133: "Q6_0", 134: "IQ1_BN", 135: "IQ2_BN", 136: "Q8_K64", 137: "IQ2_K",
+    138: "IQ3_K", 139: "IQ4_K", 140: "IQ5_K", 141: "IQ6_K", 144: "IQ4_KS", 145: "IQ2_KS", 146: "IQ4_KSS", 147: "Q8_K16",
+    148: "Q8_K32", 149: "Q8_KR8", 150: "Q8_K128", 151: "Q8_KV", 152: "IQ5_KS", 153: "IQ2_KT", 154: "IQ3_KT",
+    155: "IQ4_KT", 156: "IQ3_KS", 157: "IQ2_KL", 158: "IQ1_KT", 202: "Q4_0_R8", 206: "Q5_0_R4", 208: "Q8_0_R8",
+    210: "Q2_K_R4", 211: "Q3_K_R4", 212: "Q4_K_R4", 213: "Q5_K_R4", 214: "Q6_K_R4", 216: "IQ2_XXS_R4",
+    217: "IQ2_XS_R4", 218: "IQ3_XXS_R4", 219: "IQ1_S_R4", 220: "IQ4_NL_R4", 221: "IQ3_S_R4", 222: "IQ2_S_R4",
+    223: "IQ4_XS_R8", 229: "IQ1_M_R4", 230: "BF16_R16", 233: "Q6_0_R4", 335: "IQ2_BN_R4", 337: "IQ2_K_R4",
+    338: "IQ3_K_R4", 339: "IQ4_K_R4", 340: "IQ5_K_R4", 344: "IQ4_KS_R4", 352: "IQ5_KS_R4", 398: "Q8_KV_R8", 399: "Q8_K_R8",
+}  # fmt: skip
+IK_CODES = range(133, 400)
+FOREIGN = _foreign_types()
+
 _BY_CODE = {t.code: t for t in TYPES}
 _BY_NAME = {t.name.upper(): t for t in TYPES}
 assert len(_BY_CODE) == len(_BY_NAME) == len(TYPES)
+assert not FOREIGN.keys() & _BY_CODE.keys()
 
 
 def by_code(code: int) -> TensorType:
-    """The type of ggml (or APR) number `code`; raises `UnsupportedError` for a number nobody gave out."""
+    """The type of ggml (or APR) number `code`; raises `UnsupportedError` for a number of others, by name, or of nobody."""
+    if code in FOREIGN:
+        raise UnsupportedError(f"tensor {FOREIGN[code]}", code="quants.foreign-type-code")
     try:
         return _BY_CODE[code]
     except KeyError:
         raise UnsupportedError(f"unknown tensor type code {code}", code="quants.unknown-type-code") from None
+
+
+def lawful(code: int) -> TensorType | None:
+    """The type of ggml's number `code`; None for APR's own, for those that ggml gave up, and for a number of nobody."""
+    found = _BY_CODE.get(code)
+    return None if found in (APR_Q4, APR_Q8) else found
 
 
 def by_name(name: str) -> TensorType:

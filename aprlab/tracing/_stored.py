@@ -1,7 +1,7 @@
-"""A trace's file before it is believed: how large its members are, and whether its header has the types that it must have.
+"""A trace's file, checked before it is loaded: how large its members are, and whether its header has the right types.
 
 A trace is an ``.npz``: a zip archive. What a member unpacks to is looked at in the archive's own directory, before NumPy reads
-it; zipfile never gives more bytes than stand there.
+it; zipfile never gives more bytes than are stated there.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def opened(path: Path) -> Iterator[Any]:
 
     Raises:
         OSError: as the system says it.
-        FormatError: it unpacks to more than a file of its length can be believed to hold.
+        FormatError: it unpacks to more than a file of its length can plausibly hold.
         zipfile.BadZipFile, ValueError: it is no such archive.
     """
     with open_regular(path) as file:

@@ -1,6 +1,6 @@
-"""Two things side by side, as a table: arrays, logits, token sequences, traces, model files.
+"""Two things compared, as a table: arrays, logits, token sequences, traces, model files.
 
-Every comparison says how much it compared and refuses to compare nothing; what stands on one side only is a row of
+Every comparison says how much it compared and refuses to compare nothing; what is on one side only is a row of
 its own, never dropped. `equal` means equal bit for bit: a tolerance is the caller's business and is named by them.
 """
 
@@ -30,7 +30,7 @@ class Comparison:
     """A table of what was compared.
 
     Attributes:
-        title: what stands against what.
+        title: what is compared with what.
         columns: names of the columns, in order; each row is a dict with these keys.
         rows: one per thing compared, equal or not.
         equal: True when every row is equal bit for bit.
@@ -330,8 +330,14 @@ def _refuse_unlike(a: Point, b: Point) -> None:
 def compare(a: Any, b: Any) -> Comparison:
     """Compare two things of one kind: model files (paths or opened), traces, arrays, token lists.
 
+    Args:
+        a, b: both of one kind; arrays have the same shape.
+
+    Returns:
+        A table with a row for each thing compared; `equal` says whether all are equal, bit for bit.
+
     Raises:
-        UsageError: unlike kinds, or a kind that nothing here compares.
+        UsageError: different kinds, or a kind that cannot be compared.
     """
     from aprlab.tracing.traces import Trace
 

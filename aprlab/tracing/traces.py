@@ -157,7 +157,7 @@ class Trace:
         """
         path = Path(path)
         check_output(path, [], force=force)
-        spans: list[list[int]] = []  # points share their positions, so each distinct list stands once
+        spans: list[list[int]] = []  # points share their positions, so each distinct list is stored once
         entries: dict[str, dict[str, Any]] = {}
         for name, point in self.points.items():
             positions = point.positions.tolist()
@@ -218,7 +218,7 @@ class Trace:
 
 
 class Recorder:
-    """A tap that keeps the points it is told to; give it to `forward` once or several times, pass after pass."""
+    """A tap that keeps the chosen points; give it to `forward` once or several times, pass after pass."""
 
     def __init__(self, engine: Engine, wanted: Iterable[str], *, last_only: bool = False) -> None:
         self._engine = engine
@@ -324,12 +324,12 @@ def replay(session: Session, given: Trace, *, chunk: int | None = None) -> Trace
     cache, start = engine.new_cache(config, count), 0
 
     def put_back(point: str, x: Array) -> Array:
-        due = given[point].values[start : start + x.shape[0]]
-        if x.shape != due.shape:
-            said = f"{point} has shape {x.shape} here and {due.shape} in the given trace"
+        expected = given[point].values[start : start + x.shape[0]]
+        if x.shape != expected.shape:
+            said = f"{point} has shape {x.shape} here and {expected.shape} in the given trace"
             raise UsageError(said, code="trace.shape-unlike")
         recorder(point, x)
-        return engine.from_numpy(due)
+        return engine.from_numpy(expected)
 
     step = chunk if chunk is not None else max(1, count)
     for start in range(0, count, step):

@@ -1,7 +1,7 @@
 """Interactive explorers for JupyterLab: look at a broken model from the outside in.
 
     from aprlab import widgets
-    widgets.onion_explorer()                      # break a model, watch it being peeled, mend it
+    widgets.onion_explorer()                      # break a model, watch it being peeled, repair it
     widgets.tensor_browser("a.gguf", "b.apr")     # both files as one table
     widgets.block_microscope("a.gguf", "b.apr")   # bytes, fields, values of one block
     widgets.trace_explorer("a.gguf", ["rope-norm"])   # layer × step heat map
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def onion_explorer(files: Mapping[str, str | Path] | None = None) -> OnionView:
-    """Choose a model and what to break, run, watch the verdict layer by layer, open figures, mend one by one.
+    """Choose a model and what to break, run, watch the verdict layer by layer, open figures, repair one by one.
 
     Args:
         files: label -> path of further healthy models; the embedded one and those of the models' folder are there.
@@ -48,7 +48,11 @@ def tensor_browser(*files: str | Path) -> TensorView:
 
 
 def block_microscope(*files: str | Path, tensor: str = "") -> BlockView:
-    """One block of a tensor at a time, on one side or two; the embedded model without any file.
+    """One block of a tensor at a time, on one side or two.
+
+    Args:
+        files: one file or two; the embedded model if there is none.
+        tensor: GGUF name of the tensor to begin with; '' for the first quantised one.
 
     Raises:
         UsageError, FormatError, UnsupportedError: a file of which not even an index can be read, an unknown tensor.
@@ -63,7 +67,14 @@ def trace_explorer(
     model: str | Path | None = None, faults: Iterable[str] = (), *, other: str | Path | None = None, engine: str = "",
     other_engine: str = "",
 ) -> TraceView:  # fmt: skip
-    """A healthy forward pass against one with faults, of another file, or on another engine."""
+    """Compare a healthy forward pass with one that has faults, of another file, or on another engine.
+
+    Args:
+        model: a GGUF or APR file; the embedded model if None.
+        faults: ids of faults that the other side runs with.
+        other: the file of the other side, instead of the same.
+        engine, other_engine: engines of the two sides; '' leaves the choice to the explorer.
+    """
     from aprlab.widgets.models.traces import TraceExplorer
     from aprlab.widgets.views import TraceView
 

@@ -1,4 +1,4 @@
-"""One widget for everything that is clicked: it shows HTML, and an element with ``data-key`` tells its key."""
+"""One widget for everything that is clicked: it shows HTML, and an element with ``data-key`` sends its key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""View-models as HTML: strings in which what can be clicked bears its key."""
+"""View-models as HTML: strings in which what can be clicked has its key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from aprlab.widgets.models.onion import OnionExplorer, SideAnswer
 from aprlab.widgets.models.tensors import COLUMNS, TensorBrowser
 from aprlab.widgets.models.traces import TraceExplorer
 
-FIELD_COLOURS = ("#f2b48a", "#9fd8c8", "#e8b9d4", "#8cc3e6", "#f5d48a", "#c9dcf0")  # pale: black figures stand on them
+FIELD_COLOURS = ("#f2b48a", "#9fd8c8", "#e8b9d4", "#8cc3e6", "#f5d48a", "#c9dcf0")  # pale: for black figures on top
 EQUAL, BROKEN = "#ececec", "#d55e00"
 _LIMITS = (1e-7, 1.0)
 
@@ -88,6 +88,8 @@ def verdict_line(onion: OnionExplorer) -> str:
         return ""
     words = {
         "same": "nothing is wrong", "equivalent": "other bytes, the same model", "broken": "broken",
+        "healthy": "healthy, judged alone", "suspect": "suspect, nothing is proved",
+        "unproved": "nothing is proved: it was not run, or cannot be judged by what it says",
         "ambiguous": "the bytes cannot decide", "not-comparable": "no statement is possible",
     }[verdict.verdict]  # fmt: skip
     line = f'<div style="font-size:1.15em">{Cell(words, verdict.tone).html()}</div>'
@@ -110,31 +112,31 @@ def findings(onion: OnionExplorer) -> str:
 
 
 def evidence(found: Evidence | None) -> str:
-    """Caption and table; the figure stands in an image of its own."""
+    """Caption and table; the figure is in an image of its own."""
     if found is None:
         return ""
     head = f"<div>{html.escape(found.caption)}</div>"
     return head + (table(found.columns, found.rows, height="14em") if found.rows else "")
 
 
-def mends(onion: OnionExplorer) -> str:
-    """A button for each mend."""
-    if not onion.mends:
+def repairs(onion: OnionExplorer) -> str:
+    """A button for each repair."""
+    if not onion.repairs:
         return ""
-    chips = "".join(f'<span class="chip mend" {key(label)}>{html.escape(label)}</span>' for label in onion.mends)
+    chips = "".join(f'<span class="chip repair" {key(label)}>{html.escape(label)}</span>' for label in onion.repairs)
     return f"<div><b>Repair</b> (click to apply, click again to undo)</div><div class='chips'>{chips}</div>"
 
 
 def answers(onion: OnionExplorer) -> str:
-    """What everybody says, the mends that are applied now last and marked."""
+    """What each side says, the repairs that are applied now last and marked."""
     if onion.healthy is None:
         return ""
     rows = [["healthy", _said(onion.healthy), ""]]
     for answer in onion.answers:
-        who = "as it is" if not answer.mended else "repaired: " + ", ".join(answer.mended)
+        who = "as it is" if not answer.repaired else "repaired: " + ", ".join(answer.repaired)
         same = not answer.refusal and answer.text == onion.healthy.text
         rows.append([who, _said(answer), Cell("the same words", "good") if same else Cell("other words", "bad")])
-    now = [False, *(answer.mended == onion.mended for answer in onion.answers)]
+    now = [False, *(answer.repaired == onion.repaired for answer in onion.answers)]
     return table(("side", f"answer to {onion.prompt!r}", ""), rows, strong=now)
 
 
@@ -344,7 +346,7 @@ def _spans(numbers: Sequence[int]) -> str:
             runs.append([n, n])
     texts = [f"{a}" if a == b else f"{a} to {b}" for a, b in runs]
     if not texts:
-        return "no value (its bits are not used, or stand where nothing changes)"
+        return "no value (its bits are not used, or are where nothing changes)"
     cut = [*texts[:6], f"{len(texts) - 6} more runs"] if len(texts) > 6 else texts
     return f"{len(numbers)} value{'s' if len(numbers) != 1 else ''}: {', '.join(cut)}"
 

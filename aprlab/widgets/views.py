@@ -62,7 +62,7 @@ class View(w.VBox):
         raise NotImplementedError
 
     def try_(self, action: Callable[[], object]) -> None:
-        """An action of the user's: what is refused stands in the status line, not in a log that nobody sees."""
+        """An action of the user's: a refusal is shown in the status line, not in a hidden log."""
         try:
             action()
         except AprlabError as error:
@@ -106,7 +106,7 @@ def _button(text: str, action: Callable[[], None], *, icon: str = "", primary: b
 
 
 class OnionView(View):
-    """Choose model and faults, run, watch the layers, open figures, mend."""
+    """Choose model and faults, run, watch the layers, open figures, repair."""
 
     def __init__(self, onion: OnionExplorer) -> None:
         self.onion = onion
@@ -127,7 +127,7 @@ class OnionView(View):
         self.stages, self.verdict = Clickable(), Clickable()
         self.findings = Clickable(lambda key: self.try_(lambda: onion.look(int(key))))
         self.evidence, self.figure = Clickable(), _image()
-        self.mends = Clickable(lambda key: self.try_(lambda: onion.mend(key)))
+        self.repairs = Clickable(lambda key: self.try_(lambda: onion.repair(key)))
         self.answers = Clickable()
         _observed(self.model_choice, lambda value: self._choose(model=value))
         _observed(self.form, lambda value: self._choose(form=value))
@@ -140,7 +140,7 @@ class OnionView(View):
         ], layout=w.Layout(width="100%"))  # fmt: skip
         super().__init__(
             onion,
-            [top, self.stages, self.verdict, self.findings, self.evidence, self.figure, self.mends, self.answers],
+            [top, self.stages, self.verdict, self.findings, self.evidence, self.figure, self.repairs, self.answers],
         )
 
     def _choose(self, **change: Any) -> None:
@@ -163,8 +163,8 @@ class OnionView(View):
         self.evidence.html = pages.evidence(onion.evidence)
         _show(self.figure, b"" if onion.evidence is None else onion.evidence.image)
         ready = onion.verdict is not None and bool(onion.answers)
-        self.mends.html = pages.mends(onion) if ready else ""
-        self.mends.currents = list(onion.mended)
+        self.repairs.html = pages.repairs(onion) if ready else ""
+        self.repairs.currents = list(onion.repaired)
         self.answers.html = pages.answers(onion)
 
 
@@ -219,7 +219,7 @@ class TraceView(View):
 
 
 def value_histogram(sides: dict[str, np.ndarray], ax: Any) -> Any:
-    """Histograms of some values on common bins, a line per side; the outermost bins hold what lies beyond."""
+    """Histograms of some values on common bins, a line per side; the outermost bins hold everything beyond."""
     with np.errstate(all="ignore"):
         finite = {label: x[np.isfinite(x)].astype(np.float64) for label, x in sides.items()}
     first = next(iter(finite.values()))
@@ -231,7 +231,7 @@ def value_histogram(sides: dict[str, np.ndarray], ax: Any) -> Any:
             bad = sides[label].size - x.size
             text = f"{label} ({bad} NaN or Inf)" if bad else label
             ax.stairs(counts, edges, label=text, color=("#0072B2", "#D55E00")[n % 2], linewidth=(2.4, 1.3)[n % 2])
-        ax.set_xlabel("value (what lies beyond is in the outermost bars)")
+        ax.set_xlabel("value (the outermost bars hold everything beyond)")
         ax.set_ylabel("count")
         ax.legend()
     return ax

@@ -110,7 +110,7 @@ def test_random_blocks_decode_to_values_of_the_size_asked(kind: types.TensorType
     values = quants.decode(raw.reshape(-1, kind.block_bytes), kind).astype(np.float64)
     assert np.isfinite(values).all()
     assert abs(values.mean()) < 0.1 * 0.02 and 0.9 < values.std() / 0.02 < 1.1
-    if kind.quantised:  # no block stands there twice
+    if kind.quantised:  # no block is listed twice
         assert len({block.tobytes() for block in raw.reshape(-1, kind.block_bytes)}) == len(raw) // kind.block_bytes
 
 

@@ -1,4 +1,4 @@
-"""What `engines.base` promises, held against float64 formulas, for every engine that this machine can make."""
+"""What `engines.base` promises, compared with float64 formulas, for every engine that this machine can make."""
 
 from __future__ import annotations
 

@@ -59,6 +59,6 @@ def differences(healthy: Container, broken: Container) -> dict[str, set[str]]:
     keys = {*healthy.metadata, *broken.metadata}
     seen["metadata"] = {key for key in keys if healthy.metadata.get(key) != broken.metadata.get(key)}
     seen["flags"] = set(healthy.flag_names) ^ set(broken.flag_names)
-    words = ("not sorted", "stands there twice", "ends at", "overlap", "CRC", "footer")
+    words = ("not sorted", "is listed twice", "ends at", "overlap", "CRC", "footer")
     seen["problems"] = {next((w for w in words if w in str(p)), str(p)) for p in broken.problems}
     return {kind: found for kind, found in seen.items() if found}

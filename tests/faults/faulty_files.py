@@ -40,7 +40,7 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
     "bare-bias-names": {"renamed": BIASES},
     "fused-biases": {"missing": BIASES, "extra": {"model.layers.N.self_attn.qkv_proj.bias"}},
     "unsorted-index": {"order": {"index"}, "problems": {"not sorted"}},
-    "duplicate-tensor": {"twice": {N}, "problems": {"stands there twice"}},
+    "duplicate-tensor": {"twice": {N}, "problems": {"is listed twice"}},
     "dropped-tensor": {"missing": {N}},
     "tied-lm-head": {"code": {HEAD}, "size": {HEAD}},
     "zero-lm-head": {"bytes": {HEAD}},

@@ -47,11 +47,11 @@ def test_ids_know_no_case_and_no_doubles(tiny: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_fault_must_be_told_whole() -> None:
+def test_a_fault_must_be_described_completely() -> None:
     good = FAULTS["GH-191"]
     for change in (
         {"story": "one line"}, {"mark": ""}, {"layer": "kernel"}, {"section": "H"}, {"seams": None},
-        {"instrument": len, "ruler": "checksum"}, {"post": layout.truncate},
+        {"instrument": len, "replaces": "checksum"}, {"post": layout.truncate},
     ):  # fmt: skip
         with pytest.raises(TypeError, match="fault GH-191"):
             replace(good, **change)

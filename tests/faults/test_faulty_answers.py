@@ -16,7 +16,7 @@ from aprlab.inference.tokenizer import Qwen2Tokenizer
 from aprlab.model.model import Model
 
 
-def test_prompts_go_wrong_as_told(model: Model) -> None:
+def test_prompts_go_wrong_as_described(model: Model) -> None:
     session = session_with(model, [])
     right = session.prompt_tokens(QUESTION)
     control = {id for id, kind in enumerate(model.tokenizer.token_types) if kind == 3}
@@ -61,7 +61,7 @@ def test_spelled_tokens_are_the_same_tokens(model: Model) -> None:
     assert wrong.text == "".join(model.tokenizer.tokens[id] for id in right.tokens) != right.text
 
 
-def test_nobody_listens_for_the_end(model: Model) -> None:
+def test_the_end_of_the_answer_is_ignored(model: Model) -> None:
     right = session_with(model, []).generate(QUESTION, max_tokens=24)
     wrong = session_with(model, ["eos-hard-coded"]).generate(QUESTION, max_tokens=24)
     assert right.stop == "eos"

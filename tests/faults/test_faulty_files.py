@@ -1,4 +1,4 @@
-"""Making a broken file: it stands by itself, nothing is left behind, and the command line says so."""
+"""Making a broken file: it needs no source, nothing is left behind, and the command line says so."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aprlab.faults import FAULTS, convert_with, session_with
 from aprlab.model.model import Model
 
 
-def test_a_broken_file_stands_by_itself(model: Model, broken: Callable[[str], Path]) -> None:
+def test_a_broken_file_needs_no_source(model: Model, broken: Callable[[str], Path]) -> None:
     """No record of the source is left in it, and its footer is that of its writer: nothing but the fault is wrong."""
     assert "source_metadata" not in box(broken("GH-191")).metadata
     assert not box(broken("GH-191")).problems

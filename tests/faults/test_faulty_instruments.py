@@ -15,7 +15,7 @@ from aprlab.formats import open_model
 from aprlab.model.model import Model
 
 
-def test_instruments_lie_as_told(tmp_path: Path, broken: Callable[[str], Path], healthy: Healthy) -> None:
+def test_instruments_are_wrong_as_described(tmp_path: Path, broken: Callable[[str], Path], healthy: Healthy) -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(7, 12)).astype(np.float32) * np.linspace(1, 9, 7, dtype=np.float32)[:, None]
     assert np.std(values) / np.std(values) == 1
@@ -54,12 +54,12 @@ def test_instruments_lie_as_told(tmp_path: Path, broken: Callable[[str], Path], 
 
 
 def test_every_ruler_has_a_liar() -> None:
-    assert {fault.ruler for fault in instrument_faults().values()} == set(instruments.RULERS)
+    assert {fault.replaces for fault in instrument_faults().values()} == set(instruments.REPLACEABLE)
 
 
 @pytest.mark.parametrize("id", ["mixed-positions", "exit-zero"])
 def test_instruments_are_no_models_faults(id: str, model: Model, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is an instrument's"):
+    with pytest.raises(UsageError, match="is a fault of an instrument"):
         session_with(model, [id])
-    with pytest.raises(UsageError, match="is no file's"):
+    with pytest.raises(UsageError, match="has no file form"):
         convert_with(model, tmp_path / "x.apr", [id])

@@ -138,7 +138,7 @@ def test_3_packed_blocks_are_no_plausible_floats(tiny: Path) -> None:
         raw = np.concatenate([t.raw for t in model.tensors.values() if t.type is types.Q4_K])
     bits = np.ascontiguousarray(raw).view("<u4")
     assert found["not_finite"] == pytest.approx(np.mean((bits >> 23) & 0xFF == 0xFF), rel=1e-12)  # exponent of all ones
-    with pytest.raises(FormatError, match="no whole Q4_K blocks"):
+    with pytest.raises(FormatError, match="not whole Q4_K blocks"):
         upstream.blocks_as_floats(np.zeros(100, np.uint8))
 
 

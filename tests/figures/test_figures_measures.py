@@ -20,7 +20,7 @@ def test_ratio_plot_has_a_line_at_one_and_one_a_side() -> None:
         measures.ratio_plot({"a": [1], "b": [1, 2]}, ylabel="ratio")
 
 
-def test_coverage_bars_stand_end_to_end() -> None:
+def test_coverage_bars_are_drawn_end_to_end() -> None:
     ax = measures.coverage_bars({"first": {"equal": 3, "not looked at": 4}, "second": {"equal": 0, "differs": 2}})
     widths = [[bar.get_width() for bar in bars] for bars in ax.containers]
     starts = [[bar.get_x() for bar in bars] for bars in ax.containers]
@@ -52,7 +52,7 @@ def test_check_strip_shows_every_check_and_the_cut() -> None:
 
 
 def test_distance_bars_mark_what_is_further_than_the_first() -> None:
-    ax = measures.distance_bars({"both faults": 0.5, "one mended": 0.8, "both mended": 0.0}, xlabel="distance")
+    ax = measures.distance_bars({"both faults": 0.5, "one repaired": 0.8, "both repaired": 0.0}, xlabel="distance")
     bars = ax.containers[0]
     assert [bar.get_width() for bar in bars] == [0.5, 0.8, 0.0]
     assert len({mpl.colors.to_hex(bar.get_facecolor()) for bar in bars}) == 3

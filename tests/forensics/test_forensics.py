@@ -92,7 +92,7 @@ def test_an_answer_is_left_where_it_leads_elsewhere(model: Model, recorded: Sign
     assert next(s.text for s in found.suspects if s.faults == ("cache-key-mismatch",)) == recorded.healthy[0]
 
 
-def test_nothing_fits_a_text_nobody_said(model: Model) -> None:
+def test_nothing_fits_a_text_that_no_fault_says(model: Model) -> None:
     found = forensics(model, "Wednesday bird elephant Wednesday bird elephant", faults=LOUD)
     assert found.best is None
     assert found.conclusion == "nothing fits"

@@ -111,7 +111,7 @@ def test_a_split_file_is_refused_by_name(tiny: Path, tmp_path: Path) -> None:
     fields = [*header.fields.values(), gguf.Field("split.count", 2, 3), gguf.Field("split.no", 2, 1)]
     path = tmp_path / "part.gguf"
     path.write_bytes(gguf.pack_header(fields, header.infos) + header.file[header.data_offset :].tobytes())
-    with pytest.raises(UnsupportedError, match="part 1 of a model split into 3 files"):
+    with pytest.raises(UnsupportedError, match="part 2 of 3 of a model split into 3 files"):
         open_model(path)
 
 
@@ -179,7 +179,9 @@ def rewritten(varied: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"code": 4}, "unknown tensor type code 4"),
+        ({"code": 130}, "unknown tensor type code 130"),
+        ({"code": 4}, "type code 4 is Q4_2"),
+        ({"code": 33}, "type code 33 is Q4_0_8_8"),
         ({"code": 128}, "unknown tensor type code 128"),
         ({"code": 12}, "does not hold whole Q4_K blocks"),
         ({"ne": (0, 3)}, "impossible dimensions"),

@@ -111,8 +111,8 @@ def test_shards_are_one_model(folder: Path, folders: dict[str, Path], tmp_path: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update({"lm_head.weight": "../../outside.safetensors"}), "not a file beside it"),
-        (lambda m: m.update({"lm_head.weight": ".."}), "not a file beside it"),
+        (lambda m: m.update({"lm_head.weight": "../../outside.safetensors"}), "not a file next to it"),
+        (lambda m: m.update({"lm_head.weight": ".."}), "not a file next to it"),
         (lambda m: m.update({"lm_head.weight": "model-00002-of-00003.safetensors"}), "lm_head"),
         (lambda m: m.update({"lm_head.weight": "gone.safetensors"}), "No such file"),
         (lambda m: m.pop("lm_head.weight"), "does not give it to this file"),
@@ -178,9 +178,9 @@ BAD_FILES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("tokenizer.json", lambda t: t["pre_tokenizer"]["pretokenizers"].pop(0), "is not Qwen2's"),
     ("tokenizer.json", lambda t: t["added_tokens"][0].update(id="7"), "added_tokens holds"),
     ("tokenizer.json", lambda t: t["added_tokens"][0].update(lstrip=True), "strips"),
-    ("tokenizer_config.json", lambda t: t.update(eos_token="<|nothing|>"), "is no token"),
+    ("tokenizer_config.json", lambda t: t.update(eos_token="<|nothing|>"), "is not a token"),
     ("tokenizer_config.json", lambda t: t.update(chat_template=7), "not text"),
-    ("tokenizer_config.json", lambda t: t.update(eos_token=["<|im_end|>"]), "is no token"),
+    ("tokenizer_config.json", lambda t: t.update(eos_token=["<|im_end|>"]), "is not a token"),
 ]
 
 
@@ -220,7 +220,7 @@ def test_a_template_is_text_of_some_size(folder: Path, monkeypatch: pytest.Monke
         assert huggingface._chat_template(folder, {})
 
 
-def test_rows_are_the_embeddings_and_nobody_elses(folder: Path) -> None:
+def test_rows_are_the_embeddings_alone(folder: Path) -> None:
     with pytest.raises(FormatError, match=r"no tensor 'model\.embed_tokens\.weight'"):
         huggingface.tokenizer(folder, {"vocab_size": 2**60}, {})
 

@@ -42,7 +42,7 @@ def same_of_everything(values: np.ndarray) -> Statistics:
 
 # Every faulty instrument: those of the catalogue, and one for each instrument that no fault of the catalogue stands in for.
 FAULTY: dict[str, tuple[str, Measure]] = {
-    **{id: (fault.ruler, fault.instrument) for id, fault in instrument_faults().items()},
+    **{id: (fault.replaces, fault.instrument) for id, fault in instrument_faults().items()},
     "finds-no-difference": ("comparison", finds_no_difference),
     "same-of-everything": ("statistics", same_of_everything),
 }

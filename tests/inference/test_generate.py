@@ -41,7 +41,7 @@ def endless(model: Model) -> Session:
 
 
 def by_hand(model: Model, prompt: list[int], steps: int) -> list[int]:
-    """Greedy ids by running the whole sequence anew for every token: no cache, no session."""
+    """Greedy ids by running the whole sequence again for every token: no cache, no session."""
     engine, tokens = ReferenceEngine(model), list(prompt)
     for _ in range(steps):
         logits = forward(engine, CONFIG, tokens, engine.new_cache(CONFIG, len(tokens)))
@@ -54,7 +54,7 @@ def test_greedy_is_the_argmax_of_every_step(endless: Session, model: Model) -> N
     assert answer.tokens == by_hand(model, PROMPT, 12)
     assert answer.prompt_tokens == PROMPT
     assert answer.stop == "length"
-    assert len(set(answer.tokens)) > 3  # not one token for ever, which would prove little
+    assert len(set(answer.tokens)) > 3  # not one token forever, which would prove little
     assert answer.logits is not None
     assert answer.logits.shape == (12, CONFIG.vocab_size)
     assert answer.logits.argmax(-1).tolist() == answer.tokens

@@ -137,7 +137,7 @@ def changed(index: int, token: str) -> list[str]:
         ({"merges": ["h q"]}, FormatError, "hq"),
         ({"merges": ["hello"]}, FormatError, "merge 0 'hello'"),
         ({"merges": [" a"]}, FormatError, "merge 0"),
-        ({"tokens": changed(299, "hello")}, FormatError, "'hello' stands twice.*299"),
+        ({"tokens": changed(299, "hello")}, FormatError, "'hello' is listed twice.*299"),
         ({"tokens": changed(3, "§§")}, FormatError, "no token for byte"),
         ({"token_types": [1]}, FormatError, "300 tokens, but 1"),
         ({"eos_token_id": 300}, FormatError, "eos token 300 is outside the vocabulary of 300"),

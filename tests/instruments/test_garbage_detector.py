@@ -41,7 +41,7 @@ def test_answers_are_accepted(text) -> None:
     assert is_garbage(text) == (False, is_garbage(text)[1])
 
 
-def test_a_character_cut_in_half_at_the_end_is_held_against_nobody() -> None:
+def test_a_character_cut_in_half_at_the_end_does_not_count() -> None:
     assert not is_garbage("日本の首都は東\ufffd")[0]
     assert is_garbage("日本の\ufffd首都")[0]
 

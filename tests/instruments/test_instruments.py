@@ -1,4 +1,4 @@
-"""Instruments tell known pairs apart, and every lying one of the catalogue is caught at it."""
+"""Instruments distinguish known pairs, and every faulty one of the catalogue is caught."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from aprlab import instruments
 from aprlab.errors import FormatError, UsageError
 from aprlab.faults import instrument_faults
-from aprlab.faults.instruments import RULERS, order_blind_checksum
+from aprlab.faults.instruments import REPLACEABLE, order_blind_checksum
 from aprlab.formats import open_model
 from aprlab.instruments.fingerprints import compare_fingerprints, fingerprint, transposed_unseen
 from aprlab.instruments.hashes import checksum
@@ -32,14 +32,14 @@ def test_every_honest_instrument_passes_and_says_what_was_shown() -> None:
 
 
 def test_the_catalogues_rulers_are_instruments_here() -> None:
-    assert RULERS.keys() <= INSTRUMENTS.keys()
-    assert {f.ruler for f in instrument_faults().values()} == RULERS.keys()
+    assert REPLACEABLE.keys() <= INSTRUMENTS.keys()
+    assert {f.replaces for f in instrument_faults().values()} == REPLACEABLE.keys()
 
 
 @pytest.mark.parametrize("fault", instrument_faults().values(), ids=lambda f: f.id)
-def test_a_lying_instrument_fails_alone_and_its_findings_are_void(fault) -> None:
-    result = show(INSTRUMENTS[fault.ruler], fault.instrument)
-    assert not result.ok and result.detail and void([result]) == {fault.ruler}
+def test_a_faulty_instrument_fails_alone_and_its_findings_are_void(fault) -> None:
+    result = show(INSTRUMENTS[fault.replaces], fault.instrument)
+    assert not result.ok and result.detail and void([result]) == {fault.replaces}
 
 
 def test_an_instrument_that_breaks_has_failed_and_the_others_go_on() -> None:

@@ -29,7 +29,7 @@ def fake_packages(monkeypatch: pytest.MonkeyPatch, requires: list[str], installe
     return list(doctor.packages())
 
 
-def test_packages_are_held_against_the_declared_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_are_compared_with_the_declared_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     requires = [
         "numpy>=2.0",
         "gguf>=0.17",

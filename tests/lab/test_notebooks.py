@@ -108,7 +108,7 @@ def test_it_ends_in_a_check_and_writes_its_findings(path: Path, notebook: nbform
     assert f'lab.write_findings("{path.stem}"' in last
 
 
-def test_it_is_told_in_prose(notebook: nbformat.NotebookNode) -> None:
+def test_it_is_explained_in_prose(notebook: nbformat.NotebookNode) -> None:
     words = sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown")
     assert words > 10 * len(code_cells(notebook))
     assert notebook.cells[0].source.startswith("# ")

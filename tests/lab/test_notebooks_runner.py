@@ -44,14 +44,14 @@ def test_parameters_are_checked_by_name_and_type(tmp_path: Path) -> None:
     ("parameters", "message"),
     [
         ({"modle": "a"}, "no parameter 'modle'; it has: model, out, count, scale, loud"),
-        ({"count": "5"}, "'count' wants int, got str"),
-        ({"count": True}, "'count' wants int, got bool"),
-        ({"count": 2.0}, "'count' wants int, got float"),
-        ({"loud": 1}, "'loud' wants bool, got int"),
-        ({"count": np.int64(5)}, "'count' wants int, got int64"),
-        ({"scale": np.float64(5)}, "'scale' wants float, got float64"),
-        ({"model": Path("a")}, "'model' wants str"),
-        ({"model": None}, "'model' wants str, got NoneType"),
+        ({"count": "5"}, "'count' must be int, got str"),
+        ({"count": True}, "'count' must be int, got bool"),
+        ({"count": 2.0}, "'count' must be int, got float"),
+        ({"loud": 1}, "'loud' must be bool, got int"),
+        ({"count": np.int64(5)}, "'count' must be int, got int64"),
+        ({"scale": np.float64(5)}, "'scale' must be float, got float64"),
+        ({"model": Path("a")}, "'model' must be str"),
+        ({"model": None}, "'model' must be str, got NoneType"),
     ],
 )
 def test_wrong_parameters_are_refused_before_anything_runs(tmp_path: Path, parameters: dict, message: str) -> None:
@@ -189,12 +189,12 @@ def test_a_walk_goes_on_after_a_failure_and_indexes_all(tmp_path: Path, monkeypa
         assert fetched not in page
 
 
-def test_a_walk_with_a_parameter_that_nobody_has_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_walk_with_an_unknown_parameter_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_as(tmp_path, "a", "1 / 0")
     monkeypatch.setattr(lab.paths, "notebooks_dir", lambda: tmp_path)
     for names, parameters, message in (
         (["a"], {"cuont": 3}, "has a parameter 'cuont'; they have: count, loud, model, out, scale"),
-        (["a"], {"count": "3"}, "wants int"),
+        (["a"], {"count": "3"}, "must be int"),
         (["a", "z"], {}, "no notebook 'z'"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -58,7 +58,7 @@ def test_a_fault_in_an_engine() -> None:
     assert pair.answers(verdict)["repaired"] == "2 + 2 equals 4."
 
 
-def test_two_findings_have_two_colours_and_labels_are_told(tmp_path: Path) -> None:
+def test_two_findings_have_two_colours_and_labels_are_explained(tmp_path: Path) -> None:
     pair = suspects.pair(fault="GH-191,swapped-gate-up", folder=tmp_path)
     verdict = pair.peel()
     by_layer = {finding.layer: finding for finding in verdict.findings}
@@ -102,7 +102,7 @@ def test_what_a_fault_needs_is_given_to_both_sides(tmp_path: Path) -> None:
         ({}, "either a candidate or a fault is needed"),
         ({"candidate": "c", "fault": "GH-190"}, "which of them"),
         ({"fault": "GH-19O"}, "unknown fault 'GH-19O'; near: .*GH-190"),
-        ({"fault": "first-ten"}, "a measurement's: see notebook 05_instruments"),
+        ({"fault": "first-ten"}, "a fault of a measurement: see notebook 05_instruments"),
         ({"fault": "GH-190,gqa-modulo"}, "GH-190 can be in a file only, gqa-modulo in an engine only"),
         ({"fault": "GH-190", "reference": "r"}, "the model is the reference"),
         ({"fault": "unknown-to-f32,q5k-layout"}, "need different types: quantize q5_0 and q5k"),

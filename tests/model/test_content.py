@@ -1,4 +1,4 @@
-"""Contents: where a tensor's bytes come from, whoever keeps or makes them."""
+"""Contents: where a tensor's bytes come from, kept or made on demand."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def test_a_server_that_lies_about_the_hash(server: Hub, known: KnownModel, tmp_p
     """Same size, other bytes: never in the place of a good file, forced or not."""
     (tmp_path / FILE).write_bytes(CONTENT)
     server.content = bytes(reversed(CONTENT))
-    with pytest.raises(FormatError, match=f"{SHA} was due; nothing was kept"):
+    with pytest.raises(FormatError, match=f"expected {SHA}; nothing was kept"):
         hub.fetch("tiny", folder=tmp_path, endpoint=server.url, force=True)
     assert (tmp_path / FILE).read_bytes() == CONTENT and files(tmp_path) == [FILE]
 
@@ -178,7 +178,7 @@ def test_a_hub_with_another_file(server: Hub, tmp_path: Path, monkeypatch: pytes
     assert files(tmp_path) == [] and server.gets == []
 
 
-def test_a_bad_file_in_its_place_is_told_and_kept_until_forced(server: Hub, known: KnownModel, tmp_path: Path) -> None:
+def test_a_bad_file_in_its_place_is_reported_and_kept_until_forced(server: Hub, known: KnownModel, tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"something else")
     with pytest.raises(UsageError, match="is here, but its SHA-256"):
         hub.fetch("tiny", folder=tmp_path, endpoint=server.url)
@@ -186,7 +186,7 @@ def test_a_bad_file_in_its_place_is_told_and_kept_until_forced(server: Hub, know
     assert hub.fetch("tiny", folder=tmp_path, endpoint=server.url, force=True).path.read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize(("status", "message"), [(404, "has no owner/tiny"), (401, "wants a login"), (500, "HTTP 500")])
+@pytest.mark.parametrize(("status", "message"), [(404, "has no owner/tiny"), (401, "requires a login"), (500, "HTTP 500")])
 def test_errors_of_the_hub(status: int, message: str, server: Hub, known: KnownModel, tmp_path: Path) -> None:
     server.status = status
     with pytest.raises(hub.FetchError, match=message) as caught:
@@ -196,7 +196,7 @@ def test_errors_of_the_hub(status: int, message: str, server: Hub, known: KnownM
 
 def test_no_hash_no_file(server: Hub, known: KnownModel, tmp_path: Path) -> None:
     server.announced = "abc"
-    with pytest.raises(hub.FetchError, match="tells no SHA-256"):
+    with pytest.raises(hub.FetchError, match="gives no SHA-256"):
         hub.fetch("tiny", folder=tmp_path, endpoint=server.url)
 
 

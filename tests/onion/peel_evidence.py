@@ -43,7 +43,7 @@ class Row:
 
     @property
     def named(self) -> bool:
-        """Each fault under its id (or one that leaves the very same file), in its layer, and nothing else beside."""
+        """Each fault under its id (or one that leaves the same file), in its layer, and nothing else."""
         findings = [f for f in self.verdict.findings if f.fault is not None]
         names = [{f.fault, *(id for key in ALIKE for id in f.evidence.get(key, []))} for f in findings]
         layers = all(f.layer == FAULTS[f.fault].layer for f in findings if f.fault is not None)
@@ -52,7 +52,7 @@ class Row:
         return found and layers and len(findings) == len(self.put) and not strange
 
     @property
-    def mended(self) -> bool:
+    def repaired(self) -> bool:
         """A minimal repair restores the golden rule; or the fault changes nothing that a run could notice."""
         if self.verdict.verdict == "equivalent":
             return True
@@ -69,7 +69,7 @@ class Row:
         return v.verdict, findings, parts, repair
 
     def __str__(self) -> str:
-        state = f"{'named' if self.named else 'MISSED'}, {'mended' if self.mended else 'NOT MENDED'}"
+        state = f"{'named' if self.named else 'MISSED'}, {'repaired' if self.repaired else 'NOT REPAIRED'}"
         return f"{self.form} {'+'.join(self.put)}: {state}; {self.verdict.verdict}, {self.verdict.faults}"
 
 
@@ -114,7 +114,7 @@ def _hash(path: Path) -> str:
 
 
 def run_row(ids: tuple[str, ...]) -> Row | None:
-    """An engine with these faults on the healthy file, held against the healthy engine."""
+    """An engine with these faults on the healthy file, compared with the healthy engine."""
     try:
         broken = session_with(believed(), ids)
     except AprlabError:
@@ -185,8 +185,8 @@ def main() -> None:
                 print(row, f"{sum(row.verdict.seconds.values()):.1f} s", file=sys.stderr, flush=True)
             for form in ("file", "run"):
                 some = [r for r in rows if r.form == form]
-                named, mended = sum(r.named for r in some), sum(r.mended for r in some)
-                print(f"| {title}, {form} | {len(some)} | {named} | {mended} |", flush=True)
+                named, repaired = sum(r.named for r in some), sum(r.repaired for r in some)
+                print(f"| {title}, {form} | {len(some)} | {named} | {repaired} |", flush=True)
         for name, verdict in healthy(folder):
             print(f"| healthy: {name} | {verdict.verdict} | {len(verdict.findings)} |", flush=True)
 

@@ -25,7 +25,7 @@ from aprlab.onion.verdict import LAYERS, SCHEMA, Verdict
 from aprlab.onion.words import TEMPLATES
 
 REF = paths.embedded_model()
-KEYS = ["schema", "verdict", "findings", "first_divergence", "repair", "instruments", "seconds"]
+KEYS = ["schema", "verdict", "compared", "findings", "first_divergence", "repair", "health", "instruments", "seconds"]
 
 
 def broken(tmp_path: Path, change: Callable[[Tensor], Tensor]) -> Path:
@@ -162,7 +162,7 @@ def test_tensors_of_one_side_only_come_first(tmp_path: Path) -> None:
     assert set(found["repair"]["set"]) == {"naming/dropped-tensor", "config/rope-norm"}
 
 
-def test_a_lying_instrument_voids_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_faulty_instrument_voids_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from aprlab import instruments
 
     convert_with(REF, tmp_path / "b.apr", ["GH-190"])
@@ -200,7 +200,7 @@ def test_two_faults_that_mask_each_other(tmp_path: Path) -> None:
     assert verdict.repair.minimal
     proof = verdict.repair.proof
     assert proof["one_at_a_time"].keys() == set(verdict.repair.set)
-    assert proof["masking"], "with these weights, mending one of the two alone makes it worse"
+    assert proof["masking"], "with these weights, repairing one of the two alone makes it worse"
     for name in proof["masking"]:
         assert proof["one_at_a_time"][name]["distance"] > proof["before"]["distance"]
 

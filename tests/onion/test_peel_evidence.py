@@ -15,7 +15,7 @@ from aprlab.onion.file_case import Deviation, FileCase
 def _judge(rows: list[evidence.Row], least: float) -> None:
     missed = [str(row) for row in rows if not row.named]
     assert len(rows) - len(missed) >= least * len(rows), missed
-    healed = [str(row) for row in rows if not row.mended]
+    healed = [str(row) for row in rows if not row.repaired]
     assert len(rows) - len(healed) >= least * len(rows), healed
 
 

@@ -16,7 +16,7 @@ TELLING = [
 
 @pytest.mark.real
 @pytest.mark.parametrize("id", TELLING)
-def test_named_and_mended(real_05b: Path, tmp_path: Path, id: str) -> None:
+def test_named_and_repaired(real_05b: Path, tmp_path: Path, id: str) -> None:
     convert_with(real_05b, tmp_path / "broken.apr", [id])
     verdict = peel(real_05b, tmp_path / "broken.apr", max_tokens=4)  # the answer is eight tokens long; four tell as much
     names = {id for f in verdict.findings for id in (f.fault, *f.evidence.get("leaves_the_same_file_as", []))}

@@ -90,7 +90,7 @@ def test_lists_and_plurals() -> None:
     assert words("forward.operations-differ", {"operations": ["add", "rope"]}) == "add, rope differ on the same input"
 
 
-def test_causes_are_told_apart_by_parameters_and_never_by_a_quoted_message() -> None:
+def test_causes_differ_by_parameters_and_never_by_a_quoted_message() -> None:
     errors = [FormatError("one", code="apr.unknown-flags"), FormatError("two", code="apr.unknown-flags"),
               FormatError("one", code="apr.padding-not-zero")]  # fmt: skip
     causes = [refused(error, "container.refused") for error in errors]

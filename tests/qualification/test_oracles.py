@@ -154,14 +154,14 @@ def test_figures_lie_within_their_bounds() -> None:
     [
         ("script", ["latin"], "ask", "unknown ['latin']"),
         ("script", {"latin": 1}, "ask", "unknown"),
-        ("figure", {"of": ["x"], "at_least": 1}, "speed", "wants the name of a figure"),
-        ("arithmetic", float("inf"), "ask", "wants a finite number, got inf"),
-        ("arithmetic", float("nan"), "ask", "wants a finite number, got nan"),
-        ("arithmetic", True, "ask", "wants a number"),
+        ("figure", {"of": ["x"], "at_least": 1}, "speed", "must be the name of a figure"),
+        ("arithmetic", float("inf"), "ask", "must be a finite number, got inf"),
+        ("arithmetic", float("nan"), "ask", "must be a finite number, got nan"),
+        ("arithmetic", True, "ask", "must be a number"),
         ("arithmetic", 10**400, "ask", ""),
     ],
 )
-def test_arguments_that_an_oracle_cannot_use_are_told(name: str, argument: object, kind: str, said: str) -> None:
+def test_arguments_that_an_oracle_cannot_use_are_reported(name: str, argument: object, kind: str, said: str) -> None:
     found = oracles.check(name, argument, kind, "What is 2+2?")
     assert found.startswith(f"{name}: ") == bool(said)
     assert said in found

@@ -59,7 +59,7 @@ def test_the_columns_of_the_tickets_table() -> None:
     assert report.area_rows(made(rows()))[0] == ("QUAL quality of answers", "0", "1", "0", "0/200")
 
 
-def test_docs_page_has_the_tickets_rows_and_the_measured_ones_beside() -> None:
+def test_docs_page_has_the_tickets_rows_next_to_the_measured_ones() -> None:
     text = page_script("qualification_page").markdown([made(rows())])
     assert "| Qwen2.5-Coder 0.5B Instruct | 24.2 (F) | 10/22 | 10/10 | 0/12 |" in text
     assert text.count("| 24.2 (F) |") == 5

@@ -118,12 +118,12 @@ def test_a_journal_is_read_again_whatever_the_answers_hold(tmp_path: Path) -> No
     assert path.read_bytes() == whole
     for line in (b"3\n", b'{"key": "a"}\n', b'{"key": "a", "row": {"odd": 1}}\n', b"\xff\n"):
         path.write_bytes(whole + line)
-        with pytest.raises(FormatError, match="not a journal: line 7 holds no row; --fresh begins anew"):
+        with pytest.raises(FormatError, match="not a journal: line 7 holds no row; --fresh starts again"):
             runner._Journal(path, header)
     assert runner._Journal(path, {"model": "y"}).rows == {}, "another model's may be as it will"
 
 
-def test_folders_are_told_apart_by_their_names_and_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_are_distinguished_by_their_names_and_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = [tmp_path / "qwen2.5-0.5b", tmp_path / "qwen2.5-1.5b"]
     for folder in folders:
         folder.mkdir()
@@ -153,7 +153,7 @@ def test_logits_that_are_no_numbers_are_an_error_in_words(monkeypatch: pytest.Mo
     monkeypatch.setattr(sys.modules["aprlab.tracing.traces"], "trace", lambda *args, **options: seen)
     bench = runner.worker.ChildOperations()
     bench.session = SimpleNamespace(chat_tokens=lambda text: [1, 2])
-    with pytest.raises(NumericError, match="no numbers, or all zero"):
+    with pytest.raises(NumericError, match="not numbers, or all zero"):
         bench.do_serial()
 
 
@@ -252,7 +252,7 @@ def test_a_real_model_through_one_scenario_of_each_kind(small: Qualification) ->
     assert "99 tensors: 0 other" in told["fp", "gguf→apr"].words[0]["said"]
 
 
-def test_a_faulty_conversion_is_told_by_pair_and_gate(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_faulty_conversion_is_reported_by_pair_and_gate(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pair and gates of a file with a fault: what a child would say is asked in this process."""
     from aprlab.faults import convert_with
     from aprlab.qualification.worker import ChildOperations

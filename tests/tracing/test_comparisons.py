@@ -22,7 +22,7 @@ def test_equal_means_every_bit() -> None:
     assert seen.max_abs == abs(float(a[2, 1]) - float(b[2, 1])) > 0
 
 
-def test_zero_signs_and_nan_are_told_apart_by_their_bits() -> None:
+def test_zero_signs_and_nan_are_distinguished_by_their_bits() -> None:
     a, nan = np.array([0.0, 1.0], np.float32), np.array([np.nan, 1.0], np.float32)
     assert not comparisons.difference(a, np.array([-0.0, 1.0], np.float32)).equal
     assert comparisons.difference(nan, nan.copy()).equal

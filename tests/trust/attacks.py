@@ -226,7 +226,7 @@ ATTACKS = [
     Attack("ptx number", "a file number of 5,000 digits", ptx(f'.file {"9" * 5000} "x"\n')),
     Attack("ptx variable", "a variable of a terabyte", ptx(".global .b8 a[1000000000000] = {1};\n")),
     Attack("ptx product", "a constant of a megabit", ptx(f".global .b8 a[{'*'.join(['18446744073709551615'] * 16000)}];\n")),
-    Attack("ptx negation", "! on a register that is no predicate", ptx(entry(".reg .b32 %r<2>;\nmov.u32 %r1, !%tid.x;"))),
+    Attack("ptx negation", "! on a register that is not a predicate", ptx(entry(".reg .b32 %r<2>;\nmov.u32 %r1, !%tid.x;"))),
     Attack("yaml aliases", "396 bytes that stand for 9^9 words", yaml(aliases())),
     Attack("yaml aliases, playbook", "the same as a playbook", yaml(aliases(), "qualify")),
     Attack("yaml matrix", "a matrix of 400 × 400 × 400", yaml(matrix(400))),

@@ -211,11 +211,11 @@ def test_the_onion_explorer(opened: Callable[..., Page], shoot: Callable[[Page, 
     p.click(".aprlab-clickable tr[data-key='1']")  # the figure of the second finding
     p.wait_for_selector(f"{WIDGET} img >> visible=true")
     page.settle()
-    p.click(".mend[data-key='naming/GH-190']")
+    p.click(".repair[data-key='naming/GH-190']")
     page.says("repaired: naming/GH-190")
     page.settle()
     assert "the same words" not in p.locator(WIDGET).first.inner_text()
-    p.click(".mend[data-key='decode/q4k-min-lost']")
+    p.click(".repair[data-key='decode/q4k-min-lost']")
     page.says("✓ the same words")
     page.settle()
     page.check()

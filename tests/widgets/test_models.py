@@ -171,7 +171,7 @@ def browser(tiny: Path, mislabelled: Path) -> TensorBrowser:
     return found
 
 
-def test_two_files_are_compared_beside_the_caller(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_files_are_compared_in_the_background(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go, told = threading.Event(), []
 
     def status(here: Side, there: Side, name: str) -> str:
@@ -179,7 +179,7 @@ def test_two_files_are_compared_beside_the_caller(tiny: Path, monkeypatch: pytes
         return "same"
 
     monkeypatch.setattr(TensorBrowser, "_status", staticmethod(status))
-    monkeypatch.setattr(tensors, "_TOLD", 1 << 18)
+    monkeypatch.setattr(tensors, "_REPORT_EVERY", 1 << 18)
     found = TensorBrowser(Side.open(tiny, "a"), Side.open(tiny, "b"))
     found.listen(lambda: told.append(found.work.done))
     assert found.work.busy
@@ -284,7 +284,7 @@ def test_a_q4_k_value_is_made_of_four_bits_two_scales_and_two_numbers(tiny: Path
     assert {21, 0, 1, 2, 3} <= scope.marked()[0]
 
 
-def test_a_fault_is_held_against_the_truth_and_the_worst_block_found(tiny: Path) -> None:
+def test_a_fault_is_compared_with_the_truth_and_the_worst_block_found(tiny: Path) -> None:
     scope = BlockMicroscope(Side.open(tiny, "a"), name=GATE)
     assert "q4k-min-lost" in scope.faults
     assert set(faults_of(types.Q6_K)) & set(scope.faults) <= set(scope.faults)
@@ -328,7 +328,7 @@ def test_two_sides_of_one_block(tiny: Path, one_scale: Path) -> None:
 # ── traces ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_inherited_and_introduced_error_are_told_apart(tiny: Path) -> None:
+def test_inherited_and_introduced_error_are_separated(tiny: Path) -> None:
     explorer = TraceExplorer(tiny, ["rope-norm"])
     with pytest.raises(UsageError, match="run it first"):
         explorer.click("layers.0.q")
@@ -399,7 +399,7 @@ def test_stepping_goes_through_the_source() -> None:
 
 
 @pytest.mark.parametrize("run", [lambda s: s.run_to(1), lambda s: s.run_to_ptx(1)], ids=["line", "PTX line"])
-def test_a_warp_stands_where_it_was_stopped(run: Callable[[KernelStepper], None]) -> None:
+def test_a_warp_stays_where_it_was_stopped(run: Callable[[KernelStepper], None]) -> None:
     stepper = KernelStepper(operation="matvec")
     busy: list[bool] = []
 
@@ -459,7 +459,7 @@ def test_a_seeded_bug_is_shown_and_convicted() -> None:
 # ── onion ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_file_with_two_faults_is_peeled_shown_and_mended() -> None:
+def test_a_file_with_two_faults_is_peeled_shown_and_repaired() -> None:
     onion = OnionExplorer()
     states: list[str] = []
     onion.listen(lambda: states.append(onion.work.doing))
@@ -485,38 +485,38 @@ def test_a_file_with_two_faults_is_peeled_shown_and_mended() -> None:
         assert len(onion.evidence.rows) == rows
     onion.look(1)
     assert onion.evidence is None
-    names, values = onion.mends
-    onion.mend(names)
+    names, values = onion.repairs
+    onion.repair(names)
     onion.work.wait()
     assert not onion.restored
-    onion.mend(values)
+    onion.repair(values)
     onion.work.wait()
     assert onion.restored
-    assert onion.mended == (names, values)
-    onion.mend(names)  # taken back
+    assert onion.repaired == (names, values)
+    onion.repair(names)  # taken back
     onion.work.wait()
-    assert onion.mended == (values,)
+    assert onion.repaired == (values,)
     assert onion.answer is not None
     assert onion.answer.refusal
-    with pytest.raises(UsageError, match="no mend 'x'"):
-        onion.mend("x")
+    with pytest.raises(UsageError, match="no repair 'x'"):
+        onion.repair("x")
     with pytest.raises(UsageError, match="finding 9 of 2"):
         onion.look(9)
 
 
-def test_a_faulty_reader_is_peeled_and_mended() -> None:
+def test_a_faulty_reader_is_peeled_and_repaired() -> None:
     onion = OnionExplorer()
     onion.choose(form="reader", faults=["rope-norm"])
     onion.run()
     onion.work.wait()
     assert onion.work.error == ""
-    assert onion.mends == ["config/rope-norm"]
+    assert onion.repairs == ["config/rope-norm"]
     onion.look(0)
     onion.work.wait()
     assert onion.evidence is not None
     assert onion.evidence.image.startswith(b"\x89PNG")
     assert "error at each position" in onion.evidence.caption
-    onion.mend("config/rope-norm")
+    onion.repair("config/rope-norm")
     onion.work.wait()
     assert onion.restored
 

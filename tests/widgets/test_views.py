@@ -104,8 +104,8 @@ def test_onion() -> None:
     view.findings.click("0")
     view.onion.work.wait()
     assert "model.embed_tokens.weight" in view.evidence.html
-    for label in view.onion.mends:
-        view.mends.click(label)
+    for label in view.onion.repairs:
+        view.repairs.click(label)
         view.onion.work.wait()
     assert "✓ the same words" in view.answers.html
     well_formed(view)

@@ -15,7 +15,7 @@ from aprlab.quants.types import TensorType
 
 
 def candidates(code: int) -> tuple[TensorType, ...]:
-    """Every type an APR dtype byte has stood for; empty for a byte nobody gave out."""
+    """Every type an APR dtype byte has stood for; empty for an unassigned byte."""
     if code in AMBIGUOUS:
         return AMBIGUOUS[code]
     try:
@@ -29,7 +29,7 @@ def type_of(box: Container, entry: Entry, shape: tuple[int, ...]) -> TensorType:
 
     Raises:
         UnsupportedError: aprender's U8.
-        FormatError: unknown byte, no candidate fits (the label lies), or more than one does (ambiguous).
+        FormatError: unknown byte, no candidate fits (the label is wrong), or more than one does (ambiguous).
     """
     where: dict[str, Any] = {"path": box.path, "tensor": entry.name, "offset": entry.at}
     known = candidates(entry.code)

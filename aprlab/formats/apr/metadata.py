@@ -185,7 +185,7 @@ def text_of(model: Model, *keys: str) -> str | None:
 
 
 def _quantization(tensors: list[Tensor]) -> dict[str, Any] | None:
-    """The type that holds most bytes, as upstream's typed key wants it."""
+    """The type that holds most bytes, as upstream's typed key needs it."""
     sizes: dict[TensorType, int] = {}
     for tensor in tensors:
         if tensor.type.quantised:

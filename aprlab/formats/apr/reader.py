@@ -77,7 +77,7 @@ def model_of(box: Container) -> Model:
 
 
 def _false_flags(box: Container, tensors: dict[str, Tensor]) -> list[str]:
-    """Flags that do not tell the truth; upstream leaves some clear, so it is a warning. realizar knows only one flag."""
+    """Flags that are wrong; upstream leaves some clear, so it is a warning. realizar knows only one flag."""
     truth = {"quantized": any(t.type.quantised for t in tensors.values())}
     if box.flags & FLAGS["row_major"]:
         truth["has_vocabulary"] = "tokenizer.vocabulary" in box.metadata

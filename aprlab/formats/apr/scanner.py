@@ -169,7 +169,7 @@ def _check_index(box: Container) -> None:
         if entry.name in seen:
             box.problems.append(
                 FormatError(
-                    "stands there twice", code="reading.duplicate-tensor", path=box.path, tensor=entry.name, offset=entry.at
+                    "is listed twice", code="reading.duplicate-tensor", path=box.path, tensor=entry.name, offset=entry.at
                 )
             )
         seen.add(entry.name)
@@ -185,7 +185,7 @@ def _check_index(box: Container) -> None:
         at = next(n for n in range(1, len(listed)) if listed[n] < listed[n - 1])
         box.problems.append(
             FormatError(
-                f"stands after {listed[at - 1]!r}: the index is not sorted, and upstream's binary search misses tensors",
+                f"comes after {listed[at - 1]!r}: the index is not sorted, and upstream's binary search misses tensors",
                 code="apr.index-not-sorted", path=box.path, tensor=listed[at], offset=box.entries[at].at,
             )
         )  # fmt: skip
@@ -251,7 +251,7 @@ def _decompress(path: Path, file: np.ndarray, kind: str, data_offset: int, count
     """The image a compressed file stands for: raw header, then the decompressed body.
 
     Never trusts a claimed size: the body ends where header and index say it must, or the file is refused. Before a byte
-    of the weights is unpacked, their claimed size is compared with what a body of this length can be believed to hold.
+    of the weights is unpacked, their claimed size is compared with what a body of this length can plausibly hold.
     """
     body = file[HEADER_SIZE:]
     most = EXPANSION_FREE + EXPANSION * len(body)

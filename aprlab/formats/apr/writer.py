@@ -91,7 +91,7 @@ def write(
     Args:
         output: the file to make.
         metadata: the JSON object; `source_metadata.body_bytes` is filled in so that a cut-off file is noticed.
-        plans: the tensors, names and dims as they shall stand in the file.
+        plans: the tensors, names and dims as they will be in the file.
         dialect: flags, order of the index and footer come from it.
         compress: None, ``lz4`` or ``zstd`` for everything after the header.
         force: replace a file of that name.
@@ -120,7 +120,7 @@ def write(
 def _front(
     metadata: dict[str, Any], plans: list[Plan], dialect: Dialect, compress: str | None, output: str | Path
 ) -> tuple[bytearray, list[bytes]]:
-    """The header, and what stands between it and the data: metadata, index, padding."""
+    """The header, and what is between it and the data: metadata, index, padding."""
     entries, offset = [], 0
     for plan in plans:
         entries.append(Entry(plan.name, plan.code, plan.dims, offset, plan.nbytes))
@@ -143,8 +143,8 @@ def _front(
     )  # fmt: skip
     header[40:44] = header_crc(bytes(header)).to_bytes(4, "little")
     front = [text, bytes(padding(len(text), ALIGNMENT)), index, bytes(padding(index_at + len(index), ALIGNMENT))]
-    if compress == "lz4" and (due := sum(map(len, front)) + body) > LZ4_LIMIT:
-        raise UnsupportedError(f"an LZ4 block holds {LZ4_LIMIT} bytes, and {due} are to be packed; zstd can",
+    if compress == "lz4" and (size := sum(map(len, front)) + body) > LZ4_LIMIT:
+        raise UnsupportedError(f"an LZ4 block holds {LZ4_LIMIT} bytes at most, and {size} are to be packed; use zstd",
                                code="apr.lz4-limit", path=output)  # fmt: skip
     return header, front
 

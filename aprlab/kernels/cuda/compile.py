@@ -107,7 +107,7 @@ def compile_source(
         text: CUDA C++.
         arch: compute capability times ten.
         machine_code: also assemble it, which fills `cubin` and `resources`; else both are empty.
-        options: NVRTC's, beside `OPTIONS`.
+        options: NVRTC's, in addition to `OPTIONS`.
 
     Raises:
         CompileError: NVRTC refused the text.
@@ -124,12 +124,12 @@ def ptx(module: str, files: Mapping[str, str] | None = None, arch: int = SHIPPED
 
 
 def write_shipped() -> None:
-    """Compile all kernel files anew into the package's `ptx` folder: ``python -m aprlab.kernels.cuda.compile``."""
+    """Compile all kernel files again into the package's `ptx` folder: ``python -m aprlab.kernels.cuda.compile``."""
     for module in MODULES:
         (HERE / "ptx" / f"{module}.ptx").write_text(ptx(module), encoding="utf-8")
 
 
-# `.file` names the working directory, which is nobody's business and would make the text depend on it
+# `.file` names the working directory, which is private and would make the text depend on it
 _FILE = re.compile(r'(\.file\s+\d+ )"(?:[^"]*/)?([^"/]+)"')
 _ENTRY = re.compile(r"Compiling entry function '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")

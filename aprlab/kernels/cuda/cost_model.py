@@ -2,7 +2,7 @@
 
 A mat-vec of one token cannot be faster than its weights come from memory (the roofline), and it is no slower as long as its
 instructions are issued in that time. Both sides are counted for each weight. Launches, caches, latency and occupancy are not
-in the model: a prediction is a lower bound of the time, and measurements stand in a column of their own.
+in the model: a prediction is a lower bound of the time, and measurements have a column of their own.
 """
 
 from __future__ import annotations

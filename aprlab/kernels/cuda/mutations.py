@@ -27,7 +27,7 @@ RECORD = nvrtc.HERE / "ptx" / "faults.json"  # which sources the archive was com
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """`find` is replaced in `file`, where it must stand exactly once."""
+    """`find` is replaced in `file`, where it must occur exactly once."""
 
     file: str
     find: str
@@ -38,7 +38,7 @@ class Edit:
         matches = text.count(self.find)
         if matches != 1:
             raise AprlabError(
-                f"{self.find!r} stands {matches} times in {self.file}, expected once", code="cuda.mutation-does-not-match"
+                f"{self.find!r} occurs {matches} times in {self.file}, expected once", code="cuda.mutation-does-not-match"
             )
         return text.replace(self.find, self.replace)
 
@@ -51,7 +51,7 @@ class Mutation:
         name: for the command line.
         summary: what is done wrong, in one line.
         types: names of the block types that decode wrongly.
-        mark: what the fault leaves behind, as its history tells it.
+        mark: what the fault leaves behind, as its history reports it.
         edits: what makes it.
         overrun: the faulty kernels read up to this many times the bytes of a tensor; buffers must be that long.
     """
@@ -171,7 +171,7 @@ _ALL = [
         "q4k-scale-unpack",
         "Q4_K scales of groups 4..7 unpacked without their top two bits (Q5_K too)",
         _K,
-        "one token for ever, which one depends on the prompt",
+        "one token forever, which one depends on the prompt",
         (
             Edit(
                 "prelude.cuh",
@@ -184,7 +184,7 @@ _ALL = [
         "q4k-d-dmin",
         "Q4_K d and dmin exchanged (Q5_K too)",
         _K,
-        "one token for ever, whatever the prompt",
+        "one token forever, whatever the prompt",
         (
             Edit("dequantise.cu", "const float d = __fmul_rn(scale_at(head.x),", "const float d = __fmul_rn(scale_at(head.x >> 16),"),
             Edit("dequantise.cu", "const float m = __fmul_rn(scale_at(head.x >> 16),", "const float m = __fmul_rn(scale_at(head.x),"),
@@ -195,7 +195,7 @@ _ALL = [
         "q4k-min-lost",
         "Q4_K min not subtracted (Q5_K too)",
         _K,
-        "one token for ever, whatever the prompt; layer means drift",
+        "one token forever, whatever the prompt; layer means drift",
         (
             Edit("dequantise.cu", "const float m = __fmul_rn(scale_at(head.x >> 16),", "const float m = __fmul_rn(0.0f,"),
             Edit("blocks.cuh", "t.d = head.x;", "t.d = head.x & 0xffffu;"),
@@ -387,7 +387,7 @@ def digest(name: str) -> str:
 
 
 def write_archive() -> None:
-    """Compile all faults anew into the package, and record their sources: ``python -m aprlab.kernels.cuda.mutations``."""
+    """Compile all faults again into the package, and record their sources: ``python -m aprlab.kernels.cuda.mutations``."""
     with tarfile.open(ARCHIVE, "w:xz", preset=9) as archive:
         for name in MUTATIONS:
             for module, entries in compiled(name).items():

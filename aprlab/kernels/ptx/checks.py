@@ -64,7 +64,7 @@ class _Read:
 
 
 class _Shadow:
-    """Who touched each byte of a buffer last. Threads are numbered through the grid; −1 is nobody."""
+    """Who touched each byte of a buffer last. Threads are numbered through the grid; −1 is no thread."""
 
     def __init__(self, nbytes: int) -> None:
         self.writer = np.full(nbytes, -1, np.int64)
@@ -154,7 +154,7 @@ class Checks:
                 bad = ~buffer.written[cells].all(axis=1)
                 if bad.any():
                     self._report(
-                        state, access, buffer, "uninitialised read", lanes, cells, bad, "reads bytes that nobody wrote", None
+                        state, access, buffer, "uninitialised read", lanes, cells, bad, "reads bytes never written", None
                     )
             if access.kind != "load":
                 buffer.written[cells] = True
@@ -307,7 +307,7 @@ class Checks:
     # ---- barriers
 
     def barrier(self, state: State, done: Any, freed: dict[int, Lanes]) -> None:
-        """A barrier has let the blocks `done` go; `freed` says which lanes stood at which pc. All threads of a block
+        """A barrier has let the blocks `done` go; `freed` says which lanes were at which pc. All threads of a block
         belong to one.
         """
         threads = state.shape[1]

@@ -1,7 +1,7 @@
 """The SIMT machine: runs one entry over a grid, all threads of many blocks at once, every register an array.
 
-A group is a set of lanes (threads) at one pc. The group with the lowest pc runs first and merges with whoever waits
-where it arrives, which is how divergent threads find together again. While all live lanes are in one group, results
+A group is a set of lanes (threads) at one pc. The group with the lowest pc runs first and merges with any group that
+waits where it arrives, which is how divergent threads converge again. While all live lanes are in one group, results
 replace whole arrays and nothing is masked. A register that is the same for all threads, for all threads of a block,
 or for all blocks stays a scalar, (B, 1) or (1, T) array until it meets one that is not, so address and loop
 arithmetic cost next to nothing.
@@ -566,7 +566,7 @@ class State:
         pc, lanes, _ = entries[0]
         wanted = next(iter(self.expected.values()))
         why = f"{wanted} threads were to come" if wanted else "not all threads of the block come"
-        self._stop("divergent barrier", pc, int(lanes.index[0]), f"deadlock: {lanes.count} threads wait here for ever, {why}")
+        self._stop("divergent barrier", pc, int(lanes.index[0]), f"deadlock: {lanes.count} threads wait here forever, {why}")
 
     def warp_sync(self, pc: int, mask: Any) -> None:
         self._members(pc, mask, "bar.warp.sync")

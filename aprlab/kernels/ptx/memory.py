@@ -1,6 +1,6 @@
 """Where a kernel's bytes live: buffers in a flat 64-bit address space, and the set of lanes an instruction runs on.
 
-Addresses are made so that every mistake can be told: each buffer has a window of 64 GiB to itself, so an access
+Addresses are made so that every mistake can be located: each buffer has a window of 64 GiB to itself, so an access
 before or behind it still names the buffer it meant. Shared, local and parameter memory are offsets from 0, with a
 window each for generic pointers.
 """

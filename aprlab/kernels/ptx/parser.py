@@ -27,8 +27,8 @@ MOST_ALIGN = 1 << 16
 
 @dataclass(frozen=True)
 class Reg:
-    """A register, special register (`%tid.x`), variable, label or function name: the program builder tells them
-    apart.
+    """A register, special register (`%tid.x`), variable, label or function name: the program builder distinguishes
+    them.
     """
 
     name: str
@@ -257,7 +257,7 @@ def _tokens(text: str) -> list[_Token]:
         kind, word = match.lastgroup, match.group()
         if match.start() != position:
             break
-        if kind == "open":  # found once, or every later "/*" would look for its end anew
+        if kind == "open":  # found once, or every later "/*" would look for its end again
             raise FormatError(f"PTX line {line}: a comment is never closed", code="ptx.comment-open")
         position = match.end()
         if kind == "newline":
@@ -813,6 +813,6 @@ def parse(text: str) -> Module:
     try:
         return parser.parse()
     except (ValueError, ArithmeticError, IndexError) as error:  # a number such as 09, 1/0, a constant that is no number
-        raise parser.fail(f"cannot read what stands here ({error})", "ptx.constant") from error
+        raise parser.fail(f"cannot read this ({error})", "ptx.constant") from error
     except RecursionError:
         raise parser.fail("nested too deeply", "ptx.nesting") from None

@@ -263,7 +263,7 @@ class _Flattener:
 
 
 def _layout(variables: list[Variable], gap: int) -> tuple[dict[str, tuple[int, int]], int]:
-    """Offsets by declaration order and alignment. `gap` bytes lie between neighbours, so that an overrun can be seen;
+    """Offsets by declaration order and alignment. There are `gap` bytes between neighbours, so that an overrun can be seen;
     a multiple of 128 keeps every variable in its banks.
     """
     out: dict[str, tuple[int, int]] = {}
@@ -324,7 +324,7 @@ def build(module: Module, entry: str, *, checks: bool = False, dynamic_shared: i
         ("local memory for a thread", sum(v.nbytes for v in local), MOST_LOCAL),
     ):
         if need > most:
-            raise UnsupportedError(f"{entry!r} wants {need} bytes of {what}; CUDA allows {most}", code="ptx.memory-limit")
+            raise UnsupportedError(f"{entry!r} needs {need} bytes of {what}; CUDA allows {most}", code="ptx.memory-limit")
     labels: dict[str, int] = {}
     code: list[Instruction] = []
     for item in flat.code:
@@ -429,7 +429,7 @@ class _Builder:
                 return self.get_register(self.register(operand), dtype)
             case Reg(name) if name in SPECIALS:
                 if kind == "pred":
-                    raise self.fail(f"{name} is no predicate", "ptx.operand-type")
+                    raise self.fail(f"{name} is not a predicate", "ptx.operand-type")
                 return _get_special(name, dtype)
             case Reg(name) if name.startswith("%"):
                 raise self.unsupported(
@@ -477,7 +477,7 @@ class _Builder:
             if value.dtype is not dtype:
                 value = value.view(dtype) if value.ndim else np.asarray(value).view(dtype)[()]
             if st.sel is None:
-                st.owned[number] = False  # whoever reads the whole array may keep it
+                st.owned[number] = False  # a reader of the whole array may keep it
                 return value
             return st.sel.pick(value)
 
@@ -724,7 +724,7 @@ class _Builder:
         if access.space == "param" and isinstance(source, Address) and source.base in self.program.params:
             start = self.program.params[str(source.base)] + offset
             if start + access.nbytes > self.program.param_bytes:
-                raise self.fail(f"{source} reads behind the parameters")
+                raise self.fail(f"{source} reads beyond the parameters")
             size, dtype = access.dtype.itemsize, access.dtype
 
             def load_param(st: State) -> None:

@@ -121,7 +121,7 @@ class Stepper:
         return self.view
 
     def run_to(self, line: int, file: str = "") -> WarpView:
-        """Go on until the warp stands at source line `line` (of a file whose name ends in `file`), or ends."""
+        """Go on until the warp is at source line `line` (of a file whose name ends in `file`), or ends."""
         while not self.finished:
             self._advance()
             source = self._source()

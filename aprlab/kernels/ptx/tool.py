@@ -60,7 +60,7 @@ class PlannedLaunch:
 
 @dataclass(frozen=True)
 class KernelComparison:
-    """A kernel's output beside the right one.
+    """A kernel's output next to the right one.
 
     `worst` is the largest |difference|, `scale` the largest |right value|, `allowed` what rounding can explain at the
     worst place (0 for a dequantisation, which must be equal bit for bit), `wrong` the number of values beyond it,
@@ -242,7 +242,7 @@ class Job:
         return report
 
     def compare(self) -> KernelComparison:
-        """The last output beside the right one."""
+        """The last output next to the right one."""
         if self.out is None:
             raise UsageError("launch first", code="ptx.not-launched")
         weights = self.tensor.dequantise(slice(0, self.rows))

@@ -9,7 +9,7 @@ Three functions know the layouts, and everything else (decode, mat-vec in both c
 * `steps(...)` for K types: the integer scales themselves and the block's float scale, for contract ``q8``.
 
 `kind` is a marker (see `KINDS`) whose numba type names the block type, so that each kernel is compiled once a type.
-Layouts are ggml's, from its public C structures; field offsets stand beside each function.
+Layouts are ggml's, from its public C structures; field offsets are next to each function.
 """
 
 # The functions that the overloads return are compiled by numba: no docstrings, no annotations inside.

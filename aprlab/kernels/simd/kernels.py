@@ -100,7 +100,7 @@ def entry(kernel: Any, *args: Any) -> Callable[..., Any]:
 
 
 def packable(kind: Kind) -> bool:
-    """Whether fused kernels want matrices of this block type packed (`pack`)."""
+    """Whether fused kernels need matrices of this block type packed (`pack`)."""
     return kind.type.name in FIELDS
 
 

@@ -1,4 +1,4 @@
-"""What a forward pass needs beside matrices: norm, rotation, SwiGLU, attention over a KV cache, and an exponential.
+"""What a forward pass needs apart from matrices: norm, rotation, SwiGLU, attention over a KV cache, and an exponential.
 
 All arrays are float32, C order. Each result depends on its own row or (query, head) alone and is summed in an order
 that neither the number of threads nor the number of queries in a call can change.

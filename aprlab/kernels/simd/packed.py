@@ -129,7 +129,7 @@ def _turn(x):
 
 
 def fields(type_: TensorType) -> np.ndarray:
-    """`FIELDS` of a type as `pack` wants them: int64 (n, 3)."""
+    """`FIELDS` of a type as `pack` needs them: int64 (n, 3)."""
     return np.array(FIELDS[type_.name], np.int64)
 
 
@@ -422,10 +422,10 @@ def split(x, block, tile, n, digits, scale, sums, whole):
 
     ``x = scale * k`` with ``k = d0 + 256 d1 + 65536 d2`` rounded to nearest, digits in -128 … 127. The scale is a power of
     two such that the block's largest value takes 22 or 23 bits and the sign. Sums are of 32 values of x, over the scale
-    where `whole`. Digits lie as `pairs_add` wants them, scales and sums as [block][token].
+    where `whole`. Digits are laid out as `pairs_add` needs them, scales and sums as [block][token].
 
-    Returns False, with nothing of use in the arrays, where plain float products are called for: a block holds NaN or
-    infinity, its largest value lies outside 2^-90 … 2^100, or that is more than 2^12 times the mean of the others.
+    Returns False, with nothing useful in the arrays, where plain float products are called for: a block holds NaN or
+    infinity, its largest value is outside 2^-90 … 2^100, or that is more than 2^12 times the mean of the others.
     """
     tokens, count = len(tile), len(tile) * 3
     for b in range(x.size // block):

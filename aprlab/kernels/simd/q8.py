@@ -165,7 +165,7 @@ def _row_dot_q8(isa, kind, w, at, q, d, s, count):
 
 
 def _round_rows(kind, x, q, d, s):
-    """All rows of x to 8 bits, as `kind` wants them. Only for kernels."""
+    """All rows of x to 8 bits, as `kind` needs them. Only for kernels."""
     raise NotImplementedError
 
 
@@ -180,7 +180,7 @@ def _round_rows_overload(kind, x, q, d, s):
 
         return simple
 
-    paired = kind.value in ("Q4_K", "Q5_K")  # their minima want sums of 32
+    paired = kind.value in ("Q4_K", "Q5_K")  # their minima need sums of 32
 
     def k_type(kind, x, q, d, s):
         for t in range(x.shape[0]):

@@ -324,7 +324,7 @@ def _shifter(method: str, doc: str) -> Any:
             return None
 
         def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-            # no processor at hand shifts bytes: take them by pairs, and let the caller mask what crosses over
+            # no processor has byte shifts: take them by pairs, and let the caller mask what crosses over
             lanes = i16x16 if value == i8x32 else value
             amount = _splat(b, b.trunc(args[1], lanes.lane), lanes.lanes)
             return b.bitcast(getattr(b, method)(b.bitcast(args[0], lanes.llvm), amount), value.llvm)

@@ -16,7 +16,7 @@ FILE_LAYERS: tuple[Layer, ...] = (
     NamingLayer(), ContainerLayer(), DtypeLayer(), LayoutLayer(), WeightsLayer(), ConfigLayer(), TokenizerLayer(),
 )  # fmt: skip
 
-# Kind of deviation -> the layer that explains and repairs it. An unknown kind is nobody's, and raises KeyError.
+# Kind of deviation -> the layer that explains and repairs it. An unknown kind belongs to none, and raises KeyError.
 OWNERS: dict[str, Layer] = {kind: layer for layer in FILE_LAYERS for kind in layer.kinds}
 
 __all__ = ["FILE_LAYERS", "OWNERS", "Layer"]

@@ -81,7 +81,7 @@ def fields_at(hit: np.ndarray, kind: TensorType) -> set[str]:
 
 
 def expected_bytes(case: FileCase, match: TensorMatch) -> np.ndarray | None:
-    """The bytes the piece should have in the type it is held in; None where nobody can encode that."""
+    """The bytes the piece should have in the type it is held in; None where that cannot be encoded."""
     assert match.of is not None
     if match.kind is None:
         return None

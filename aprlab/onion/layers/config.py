@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from aprlab.formats import apr
-from aprlab.formats.raw import CONFIG_FIELDS, MISSING, Conflict
+from aprlab.formats.raw import CONFIG_FIELDS, MISSING, Conflict, Wrong
 from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase
 from aprlab.onion.layers.layer import Layer
@@ -37,6 +37,10 @@ class ConfigLayer(Layer):
                 if value != MISSING:
                     cause = Mechanism("config.conflict", {"field": name, "found": str(value)})
                 found.append(Deviation("config", name, str(value), expected, cause, evidence={"keys": list(keys)}))
+            elif isinstance(value, Wrong):
+                cause = Mechanism("config.wrong-kind", {"field": name, "found": str(value)})
+                known_value = None if expected is value else expected
+                found.append(Deviation("config", name, str(value), known_value, cause))
             elif value != expected:
                 harmless = name in _QUIET and isinstance(value, int) and value >= 1
                 cause = Mechanism("config.value-differs", {"field": name, "found": value, "expected": expected})

@@ -1,4 +1,4 @@
-"""The container: seals (CRC), spans, order of the index, tensors that stand twice."""
+"""The container: checksums, spans, order of the index, duplicate tensors."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _at(match: TensorMatch, code: str, **evidence: Any) -> Deviation:
 
 
 def _moved(case: FileCase) -> list[Deviation]:
-    """Tensors whose true bytes stand elsewhere in the data: the offset is wrong, not the data."""
+    """Tensors whose true bytes are elsewhere in the data: the offset is wrong, not the data."""
     found: list[Deviation] = []
     box = case.file.box
     for match in case.matches:

@@ -6,18 +6,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from aprlab.errors import AprlabError, NumericError
+from aprlab.errors import AprlabError, NumericError, UnsupportedError
 from aprlab.formats import apr
 from aprlab.model.tensor import Tensor
 from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase, TensorMatch
 from aprlab.onion.layers.layer import Layer
+from aprlab.onion.looks import FLOATS, by_looks
+from aprlab.onion.row_errors import beyond, row_errors
 from aprlab.onion.samples import ALIKE, LIKELY, correlation, kinds_for, reference_sample, sample
 from aprlab.onion.words import Mechanism
 from aprlab.quants import can_encode, dequantise, quantise, types
+from aprlab.quants.bounds import LOST, MARGIN
 from aprlab.quants.types import BF16, F16, F32, TensorType
 
 _LIKER = 0.3  # a correlation by which one type beats all others where none is alike: wrong types are at 0.1 and below
+_AS_GOOD = 1e-3  # correlations that near do not speak against a lawful label
 _WORSE = 1.5  # a re-encoding may lose that much more than ggml's own encoder would
 
 
@@ -56,15 +60,21 @@ def wrong_label(match: TensorMatch) -> Deviation | None:
     if kind is not None and kind is labelled_rows(match):
         return None
     label = [t for t in apr.candidates(p.code) if t.fits(match.shape, p.size)]
-    means = "/".join(t.name for t in apr.candidates(p.code)) or "nothing"
+    means = "/".join(t.name for t in apr.candidates(p.code)) or (
+        types.FOREIGN[p.code].name if p.code in types.FOREIGN else "nothing"
+    )
     evidence: dict[str, Any] = {
         "label": p.code, "label_means": means, "bytes": p.size,
         "fits": [t.name for t in LIKELY if t.fits(match.shape, p.size)],
     }  # fmt: skip
     if match.correlation is not None:
         evidence["correlation"] = round(match.correlation, 6)
+    if match.looks:
+        evidence["looks"] = {name: looks.to_json() for name, looks in match.looks.items()}
     if kind is None:
         cause = Mechanism("dtype.no-type-fits", {"label": p.code})
+        if p.code in types.FOREIGN:
+            cause = Mechanism("dtype.foreign-code", {"label": p.code, "message": str(types.FOREIGN[p.code])})
         if match.open_kinds:
             cause = Mechanism("dtype.several-types-fit", {"label": p.code, "types": [t.name for t in match.open_kinds]})
         return Deviation(
@@ -81,25 +91,66 @@ def wrong_label(match: TensorMatch) -> Deviation | None:
 
 
 def other_encoding(case: FileCase, match: TensorMatch) -> Deviation | None:
-    """A tensor that is held in another type than the reference's: measured, not condemned."""
-    if match.of is None or match.kind is None or match.equal:
+    """A tensor that is held in another type than the reference's: every row is measured, none condemned within its bound."""
+    of, kind = match.of, match.kind
+    if of is None or kind is None or match.equal:
         return None
+
+    def found(cause: Mechanism, evidence: dict[str, Any]) -> Deviation:
+        return Deviation("encoding", match.true or "", kind.name, of, cause, match, evidence, harmless=True)
+
     cause = rounded(match)
-    if cause is None and match.kind is match.of.type:
-        return None
-    evidence = loss(case, match)
-    if evidence is None:
-        return None
-    types_ = {"before": match.of.type.name, "after": match.kind.name}
     if cause is not None:
-        evidence = {"rel_l2": evidence["rel_l2"]}
-    elif evidence["worse_than_ggml"] > _WORSE:
-        return None  # the layers of bytes have to say what happened to it
-    else:
-        cause = Mechanism("dtype.decoded" if evidence["rel_l2"] == 0 else "dtype.re-encoded", types_)
-    return Deviation(
-        "encoding", match.true or "", match.kind.name, match.of, cause, match, evidence, harmless=True
-    )
+        evidence = loss(case, match)
+        return None if evidence is None else found(cause, {"rel_l2": evidence["rel_l2"]})
+    types_ = {"before": of.type.name, "after": kind.name}
+    if kind is of.type:
+        return found(Mechanism("dtype.re-encoded", types_), {"re_encoded_through": "F32"}) if encoded_again(match) else None
+    match.rows = row_errors(of, kind, match.piece.raw)
+    if match.rows is None:
+        return None
+    try:
+        if len(beyond(match.rows, of.type, kind)):
+            return None  # the layers of bytes have to say what happened to it
+    except UnsupportedError:
+        return None
+    evidence = _measured(case, match)
+    if not {of.type, kind} <= set(FLOATS) and evidence.get("worse_than_ggml", 0.0) > _WORSE:
+        return None
+    exact = not match.rows.dd.any()
+    return found(Mechanism("dtype.decoded" if exact else "dtype.re-encoded", types_), evidence)
+
+
+def _measured(case: FileCase, match: TensorMatch) -> dict[str, Any]:
+    """What holding a tensor in another type cost, over all rows, and what ggml's encoder would have cost on a few."""
+    rows, kind = match.rows, match.kind
+    assert rows is not None
+    assert kind is not None
+    evidence = loss(case, match) or {}
+    if not can_encode(kind):
+        evidence = {}
+    evidence |= {"rel_l2": rows.rel_l2, "worst_row_rel_l2": float(rows.relative.max(initial=0)), "rows": rows.rows}
+    if kind.name in LOST:
+        evidence["bound_of_a_row"] = LOST[kind.name] * MARGIN
+    return evidence
+
+
+def encoded_again(match: TensorMatch) -> bool:
+    """Whether the bytes are what the reference's values give when they are encoded in their own type once more."""
+    of, raw = match.of, match.piece.raw
+    assert of is not None
+    if not (of.type.quantised and can_encode(of.type) and of.type.fits(of.shape, len(raw))) or of.type.tensor_bytes:
+        return False
+    step, size = max(1, (1 << 18) // of.cols), of.type.row_bytes(of.cols)
+    try:
+        for start in range(0, of.rows, step):
+            rows = slice(start, min(start + step, of.rows))
+            values = of.dequantise(rows if len(of.shape) > 1 else None).reshape(-1, of.cols)
+            if not np.array_equal(quantise(values, of.type).reshape(-1), raw[start * size : rows.stop * size]):
+                return False
+    except AprlabError:
+        return False
+    return True
 
 
 def rounded(match: TensorMatch) -> Mechanism | None:
@@ -155,6 +206,9 @@ def settle(match: TensorMatch) -> None:
             values = sample(p.raw, kind, match.of.shape)
             scores[kind] = 0.0 if values is None or expected is None else correlation(values, expected)
         best = max(scores, key=lambda kind: scores[kind], default=None)
+        label = lawful(p.code, match.of.shape, p.size)
+        if best is not None and label in FLOATS and scores.get(label, 0) > scores[best] - _AS_GOOD:
+            best = label  # values all near one constant, as a norm's, are alike under every type
         if best is not None and scores[best] > ALIKE:
             match.kind, match.correlation = best, scores[best]
             return
@@ -162,50 +216,36 @@ def settle(match: TensorMatch) -> None:
         if best is not None and ranked[0] > _LIKER and (len(ranked) == 1 or ranked[0] - ranked[1] > _LIKER):
             match.kind, match.correlation = best, scores[best]  # changed values, and still those of one type only
             return
-        # The values are nobody's: then what they look like, the label if it is legal, or the reference's type.
-        looks = by_looks(p.raw, match.of.shape, options) if len(options) > 1 else None
-        label = [t for t in apr.candidates(p.code) if t.fits(match.of.shape, p.size)]
-        likely = [*([looks] if looks else []), *label, *(t for t in options if t is match.of.type)]
+        if p.code in types.FOREIGN:
+            return  # known by name, and like nothing that can be decoded here: no guess
+        # The values are nobody's: then the label if it is lawful and not absurd, what they look like, or the reference's.
+        looks, match.looks = by_looks(p.raw, match.of.shape, options, label)
+        likely = [t for t in (looks, label) if t is not None] or [t for t in options if t is match.of.type]
         likely = likely or (options if len(options) == 1 else [])
         match.kind = likely[0] if likely else None
         match.correlation = None if match.kind is None else scores[match.kind]
         match.open_kinds = tuple(options)
         return
-    label = p.fitting()
+    if p.code in types.FOREIGN:
+        return
     options = [t for t in LIKELY if t.fits(p.shape, p.size)]
-    if len(label) == 1:
-        # A label may be legal and wrong: Q4_K, Q4_0 and AprQ4 have one density. It stands unless another looks better by far.
-        better = by_looks(p.raw, p.shape, options) if len(options) > 1 else None
-        match.kind = better if better is not None else label[0]
-        match.open_kinds = tuple(options) if match.kind is not label[0] else ()
-        return
-    if len(options) <= 1:
-        match.kind = options[0] if options else None
-        return
-    match.kind, match.open_kinds = by_looks(p.raw, p.shape, options), tuple(options)
+    # A lawful label may be wrong: Q4_K, Q4_0 and AprQ4 have one density. It stands unless its reading is absurd.
+    label = lawful(p.code, p.shape, p.size)
+    looks, match.looks = by_looks(p.raw, p.shape, options, label)
+    if looks is not None:
+        match.kind, match.open_kinds = looks, tuple(options)
+    elif label is not None:
+        match.kind = label
+    elif len(options) == 1:
+        match.kind = options[0]
+    else:
+        match.open_kinds = tuple(options)
 
 
-def by_looks(raw: np.ndarray, shape: tuple[int, ...], options: list[TensorType]) -> TensorType | None:
-    """The one type under which the values look like weights; None where none or several do.
-
-    Weights are finite, centred and of like size from row to row. Blocks read as another type of the same density take
-    numbers for scales: f16 patterns that are NaN, or scales many powers of ten apart.
-    """
-    spread = {}
-    for kind in options:
-        values = sample(raw, kind, shape)
-        if values is None or not np.isfinite(values).all():
-            continue
-        rows = values.reshape(-1, min(32, values.shape[-1])).astype(np.float64)
-        size = np.sqrt((rows**2).mean(axis=1))
-        if not (size > 0).any():
-            continue
-        logs = np.log10(np.maximum(size, size.max() * 1e-9))
-        spread[kind] = float(logs.std() + abs(np.log10(max(size.mean(), 1e-12)) + 1.5) * 0.1)
-    ranked = sorted(spread, key=lambda kind: spread[kind])
-    if not ranked or (len(ranked) > 1 and spread[ranked[1]] < 2 * spread[ranked[0]]):
-        return None
-    return ranked[0]
+def lawful(code: int, shape: tuple[int, ...], size: int) -> TensorType | None:
+    """The one type that a label stands for by the size law; None where it is none, or several."""
+    found = [t for t in apr.candidates(code) if t.fits(shape, size)]
+    return found[0] if len(found) == 1 else None
 
 
 def target_of(case: FileCase) -> TensorType | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import ClassVar
 
 from aprlab.model import names
@@ -24,11 +25,11 @@ class NamingLayer(Layer):
     def suspect(self, case: FileCase) -> list[Deviation]:
         case.matches = match_up(case)
         found: list[Deviation] = []
-        written = [match.piece.name for match in case.matches]
+        written = Counter(match.piece.name for match in case.matches)
         for match in case.matches:
             p, true = match.piece, match.true
             if true is None:
-                twice = written.count(p.name) > 1
+                twice = written[p.name] > 1
                 cause = Mechanism("container.listed-twice" if twice else "naming.unknown-tensor")
                 found.append(Deviation("extra", p.stated or p.name, p.name, None, cause, match))
                 continue
@@ -86,7 +87,7 @@ def _missing(case: FileCase) -> list[Deviation]:
 
 
 def _inside(tensor: Tensor, others: list[TensorMatch]) -> str | None:
-    """Name of a tensor nobody knows that holds all bytes of `tensor` in a row."""
+    """Name of an unknown tensor that holds all bytes of `tensor` in a row."""
     wanted = tensor.raw.tobytes()
     for match in others:
         if len(wanted) < match.piece.size <= 1 << 20 and any(wanted) and wanted in match.piece.raw.tobytes():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from aprlab.formats.raw import MISSING, NEEDED, TOKENIZER_FIELDS
+from aprlab.formats.raw import MISSING, NEEDED, TOKENIZER_FIELDS, Wrong
 from aprlab.inference.tokenizer import CONTROL, PRE_TOKENIZERS
 from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase
@@ -27,11 +27,34 @@ class TokenizerLayer(Layer):
             value, expected = case.file.tokenizer[name], case.expected_tokenizer[name]
             if value != expected:
                 cause, evidence = difference(name, value, expected)
-                found.append(Deviation("tokenizer", name, value, expected, cause, evidence=evidence))
+                quiet = changes_nothing(name, value, expected, case)
+                found.append(Deviation("tokenizer", name, value, expected, cause, evidence=evidence, harmless=quiet))
         return found
 
     def repair(self, draft: Draft, deviation: Deviation) -> None:
         draft.tokenizer[deviation.tensor] = deviation.expected
+
+
+def changes_nothing(name: str, value: Any, expected: Any, case: FileCase) -> bool:
+    """Whether a field that is missing on one side is one that no run can notice.
+
+    Padding is for batches, which no run here has; a start token counts only where one is put in front or the template asks
+    for it; and no start token is put in front where no field says so.
+    """
+    if value != MISSING and expected != MISSING:
+        return False
+    template = case.file.tokenizer["chat_template"]
+    asks = isinstance(template, str) and "bos_token" in template
+    adds = case.file.tokenizer["add_bos"] is True or case.expected_tokenizer["add_bos"] is True
+    match name:
+        case "pad_token_id":
+            return True
+        case "bos_token_id":
+            return not asks and not adds
+        case "add_bos":
+            return not adds
+        case _:
+            return False
 
 
 def difference(name: str, value: Any, expected: Any) -> tuple[Mechanism, dict[str, Any]]:
@@ -42,6 +65,8 @@ def difference(name: str, value: Any, expected: Any) -> tuple[Mechanism, dict[st
 
     if value == MISSING:
         return cause("missing"), {}
+    if isinstance(value, Wrong):
+        return cause("wrong-kind", found=str(value)), {}
     if expected == MISSING:
         return cause("unexpected"), {}
     if isinstance(value, list) and isinstance(expected, list):
@@ -63,13 +88,26 @@ def difference(name: str, value: Any, expected: Any) -> tuple[Mechanism, dict[st
 
 
 def rotation(value: list[Any], expected: list[Any]) -> int | None:
-    """By how many places `expected` was moved round to give `value`; None where it was not."""
-    if not value or len(value) != len(expected):
+    """By how many places `expected` was moved round to give `value`; None where it was not. Linear in their length."""
+    count = len(value)
+    if not count or count != len(expected):
         return None
-    for shift, item in enumerate(value):
-        rest = len(expected) - shift
-        if item == expected[0] and shift and value[shift:] == expected[:rest] and value[:shift] == expected[rest:]:
-            return shift
+    # Knuth, Morris and Pratt: `expected` is sought in two copies of `value`, from the second place on.
+    border = [0] * count
+    at = 0
+    for n in range(1, count):
+        while at and expected[n] != expected[at]:
+            at = border[at - 1]
+        at += expected[n] == expected[at]
+        border[n] = at
+    at = 0
+    for n in range(1, 2 * count - 1):
+        item = value[n % count]
+        while at and item != expected[at]:
+            at = border[at - 1]
+        at += item == expected[at]
+        if at == count:
+            return n - count + 1
     return None
 
 
@@ -83,9 +121,12 @@ def alone(found: dict[str, Any]) -> list[Deviation]:
     for name in NEEDED:
         if found[name] == MISSING or found[name] == []:
             out.append(deviation(name, found[name], MISSING, "tokenizer.missing-or-empty", field=name))
+    for name, value in found.items():
+        if isinstance(value, Wrong):
+            out.append(deviation(name, str(value), None, "tokenizer.wrong-kind", field=name, found=str(value)))
     if found["chat_template"] == MISSING:
         out.append(deviation("chat_template", MISSING, MISSING, "tokenizer.missing", field="chat_template"))
-    if found["pre"] != MISSING and found["pre"] not in PRE_TOKENIZERS:
+    if isinstance(found["pre"], str) and found["pre"] not in PRE_TOKENIZERS:
         known = next(iter(PRE_TOKENIZERS))
         out.append(deviation("pre", found["pre"], known, "tokenizer.unknown-pre-tokenizer", found=found["pre"]))
     tokens, kinds = found["tokens"], found["token_types"]
@@ -96,7 +137,7 @@ def alone(found: dict[str, Any]) -> list[Deviation]:
             known_kinds = [CONTROL if n in marks else kind for n, kind in enumerate(kinds)]
             out.append(deviation("token_types", kinds, known_kinds, "tokenizer.specials-ordinary", tokens=ordinary))
         eos, ends = found["eos_token_id"], [n for n, t in enumerate(tokens) if t in ("<|im_end|>", "<|endoftext|>")]
-        if eos != MISSING and ends and eos not in ends:
+        if eos != MISSING and not isinstance(eos, Wrong) and ends and eos not in ends:
             if isinstance(eos, int) and 0 <= eos < len(tokens):
                 wrong = {"code": "tokenizer.ends-elsewhere", "found": eos, "token": tokens[eos]}
             else:

@@ -9,6 +9,8 @@ import numpy as np
 from aprlab.errors import AprlabError
 from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase, TensorMatch
+from aprlab.onion.layers._changes import changed_values
+from aprlab.onion.layers._misreads import explained_by_misreading
 from aprlab.onion.layers.blocks import (
     differing,
     expected_bytes,
@@ -73,11 +75,13 @@ def explain_bytes(case: FileCase, match: TensorMatch) -> Deviation | None:
         good = match.of  # bytes in the reference's own encoding: then the file was not re-encoded
         return found(Mechanism("weights.bytes-of-another-tensor", parts))
     if expected is None:
-        return found(Mechanism("weights.values-differ"), 0.7)
+        return found(changed_values(match, evidence, None) or Mechanism("weights.values-differ"), 0.7)
     if len(expected) == len(raw) and np.array_equal(expected, raw):
         return None
     evidence |= differing(match, expected)
     cause = transformed(case, match, expected, evidence)
+    if cause is None and len(expected) == len(raw):
+        cause = changed_values(match, evidence, expected)
     return found(cause) if cause is not None else found(*unexplained(match, evidence))
 
 
@@ -95,7 +99,7 @@ def transformed(
         return None
     cause = explained_by_order(case, match, expected) or explained_by_fields(match, expected)
     if cause is None and len(match.shape) == 2:
-        cause = explained_by_values(case, match)
+        cause = explained_by_values(case, match) or explained_by_misreading(case, match)
     if cause is None:
         vain[match.kind] = vain.get(match.kind, 0) + 1
     return cause

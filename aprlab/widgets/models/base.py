@@ -1,4 +1,4 @@
-"""What all view-models share: they say when they changed, and long work runs beside the caller with its progress told.
+"""What all view-models share: they say when they changed, and long work runs in the background and reports its progress.
 
 No widget library is used here: a view-model is driven by a test, a script or a view alike.
 """
@@ -12,7 +12,7 @@ from aprlab.errors import AprlabError, UsageError
 
 
 class Stopped(Exception):
-    """The work was told to stop."""
+    """The work was asked to stop."""
 
 
 class Observable:
@@ -54,7 +54,7 @@ class Work:
             raise UsageError(f"still busy: {self.doing}", code="widgets.busy")
 
     def start(self, what: str, job: Callable[[], None]) -> None:
-        """Run `job()` beside the caller; raises UsageError while another is under way.
+        """Run `job()` in the background; raises UsageError while another is under way.
 
         An error of this library is kept as one line; any other too, with its class: a widget has no stack to show.
         """
@@ -84,7 +84,7 @@ class Work:
         self._thread.start()
 
     def tell(self, doing: str, done: float) -> None:
-        """Called by the job: what it does now and how far it is; ends the job where it was told to stop."""
+        """Called by the job: what it does now and how far it is; ends the job if it was asked to stop."""
         if self._stop.is_set():
             raise Stopped
         self.doing, self.done = doing, min(max(done, 0.0), 1.0)

@@ -34,12 +34,12 @@ class BlockField:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Some bytes of a tensor that stand for some of its values.
+    """Some bytes of a tensor that encode some of its values.
 
     Attributes:
         kind: type of the tensor.
         raw: uint8 ``(bytes,)``: one block, or `WINDOW` of them for types of single values.
-        head: bytes that stand once before all blocks of the tensor (AprQ8's scale).
+        head: bytes once before all blocks of the tensor (AprQ8's scale).
         quant: the healthy decoder.
     """
 
@@ -121,9 +121,9 @@ class BlockMicroscope(Observable):
     """One block at a time.
 
     Attributes:
-        sides: by label, the first is the one that is believed.
+        sides: by label, the first is the reference.
         name, row, block: which block of which tensor; a row of a type of single values has blocks of `WINDOW` values.
-        fault: id of a decoding fault that is held against the truth, or ''.
+        fault: id of a decoding fault to compare with the truth, or ''.
         byte, value: what was clicked, or -1.
     """
 
@@ -198,7 +198,7 @@ class BlockMicroscope(Observable):
         self.byte, self.value = (-1, -1) if same else (byte, value)
         self.changed()
 
-    # -- what is seen
+    # -- what is shown
 
     def block_on(self, label: str) -> Block | None:
         """The block on one side; None where that side has no such tensor, or one of another shape."""
@@ -222,7 +222,7 @@ class BlockMicroscope(Observable):
 
     @property
     def first(self) -> Block:
-        """The block of the side that is believed."""
+        """The block of the reference."""
         found = self.block_on(next(iter(self.sides)))
         assert found is not None
         return found
@@ -251,7 +251,7 @@ class BlockMicroscope(Observable):
         labels = list(self.sides)
         if not self.fault and len(labels) < 2:
             raise UsageError(
-                "nothing to hold this side against: choose a fault, or open two files", code="widgets.nothing-to-compare"
+                "nothing to compare this side with: choose a fault, or open two files", code="widgets.nothing-to-compare"
             )
         a = self.tensor()
         b = a if self.fault else self.tensor(label=labels[1])

@@ -26,13 +26,13 @@ def known_files(extra: Mapping[str, str | Path] | None = None) -> dict[str, Path
 
 @dataclass
 class Side:
-    """One file: what a strict reader makes of it, or else what stands in it.
+    """One file: what a strict reader makes of it, or else what is in it.
 
     Attributes:
         label: how it is called on the screen.
         path: the file.
         refusal: why the strict reader refuses it; empty where it does not.
-        tensors: by GGUF name (by the name in the file where nobody knows it), each with the type that its label and its
+        tensors: by GGUF name (by the name in the file if it is unknown), each with the type that its label and its
             size allow. A piece that no type fits is in `unreadable`.
         unreadable: name -> the piece, as the index has it.
     """

@@ -31,7 +31,7 @@ ROWS = 8  # of the tensor that a kernel is run on: a block of the mat-vec does e
 
 @dataclass(frozen=True)
 class ListingLine:
-    """One line of a text: its number, what stands there, and what it cost in the whole launch (None: nothing)."""
+    """One line of a text: its number, its text, and what it cost in the whole launch (None: nothing)."""
 
     number: int
     text: str
@@ -62,7 +62,7 @@ class KernelStepper(Observable):
         block_number, warp, lane: who is watched.
         register: the register whose lanes are shown, or ''.
         report: of a launch of all blocks, with counters.
-        comparison: its result held against the right one.
+        comparison: its result compared with the right one.
     """
 
     def __init__(self, model: str | Path | None = None, name: str = "", operation: str = "dequantise", fault: str = "") -> None:
@@ -183,7 +183,7 @@ class KernelStepper(Observable):
         return self.stepper.view
 
     def _tell(self) -> None:
-        """On with it, unless told to stop."""
+        """Go on, unless asked to stop."""
         if self.work.busy:
             self.work.tell(self.work.doing, self.work.done)
 
@@ -200,7 +200,7 @@ class KernelStepper(Observable):
         self.changed()
 
     def run_to(self, line: int, file: str = "") -> None:
-        """Go on to a source line (at least one instruction), beside the caller: it may never be reached."""
+        """Go on to a source line (at least one instruction), in the background: it may never be reached."""
         self._go(f"running to line {line}", lambda: self.stepper.run_to(line, file or self.view.file))
 
     def run_to_ptx(self, line: int) -> None:
@@ -213,7 +213,7 @@ class KernelStepper(Observable):
         self._go(f"running to PTX line {line}", run)
 
     def _go(self, what: str, run: Callable[[], object]) -> None:
-        """Run the warp beside the caller; where it is stopped, it stands."""
+        """Run the warp in the background; it stays where it is stopped."""
 
         def job() -> None:
             try:
@@ -225,7 +225,7 @@ class KernelStepper(Observable):
         self.work.start(what, job)
 
     def profile(self) -> None:
-        """Run all blocks with counters, beside the caller, and hold the result against the right one."""
+        """Run all blocks with counters, in the background, and compare the result with the right one."""
 
         def job() -> None:
             made, _, compare = self._launch()
@@ -235,7 +235,7 @@ class KernelStepper(Observable):
 
         self.work.start("running all blocks with counters", job)
 
-    # -- what is seen
+    # -- what is shown
 
     @cached_property
     def sources(self) -> dict[str, list[str]]:
@@ -245,7 +245,7 @@ class KernelStepper(Observable):
 
     @property
     def file(self) -> str:
-        """The source file in which the warp stands (or stood last)."""
+        """The source file in which the warp is (or was last)."""
         return self.view.file or f"{self.kernel.module}.cu"
 
     def source(self, file: str = "") -> list[ListingLine]:

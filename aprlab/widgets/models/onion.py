@@ -1,4 +1,4 @@
-"""Onion explorer: break a model on purpose, watch the layers being looked at, see why, mend it finding by finding."""
+"""Onion explorer: break a model on purpose, watch the layers being checked, see why, repair it finding by finding."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ STAGES: dict[Form, dict[str, str]] = {
         "container": "counts, spans, order", "dtype": "types", "layout": "layout", "weights": "values",
         "config": "config", "tokenizer": "tokenizer",
         "hypotheses": "which known fault gives exactly these bytes?", "reference run": "what does the healthy file say?",
+        "strict": "does the strict reader open it?",
         "run": "where do the runs diverge?", "repair": "repair, run again, drop what was not needed",
     },
     "reader": {
@@ -58,15 +59,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class SideAnswer:
-    """What a side says with some of its findings mended. `refusal` is why it says nothing."""
+    """What a side says with some of its findings repaired. `refusal` is why it says nothing."""
 
-    mended: tuple[str, ...]
+    repaired: tuple[str, ...]
     text: str
     refusal: str = ""
 
 
 class OnionExplorer(Observable):
-    """Choose, run, look, mend.
+    """Choose, run, look, repair.
 
     Attributes:
         files: label -> path of the healthy models there are.
@@ -77,8 +78,8 @@ class OnionExplorer(Observable):
         prompt: what is asked.
         stages, verdict: of the last run.
         healthy: what the healthy side answers.
-        answers: what the other one answered, with nothing mended and then with each choice of mends that was tried.
-        mended: labels of the mends that are applied now.
+        answers: what the other one answered, with nothing repaired, then with each choice of repairs that was tried.
+        repaired: labels of the repairs that are applied now.
         evidence: of the finding looked at, or None.
     """
 
@@ -98,10 +99,10 @@ class OnionExplorer(Observable):
         self.verdict: Verdict | None = None
         self.healthy: SideAnswer | None = None
         self.answers: list[SideAnswer] = []
-        self.mended: tuple[str, ...] = ()
+        self.repaired: tuple[str, ...] = ()
         self.evidence: Evidence | None = None
         self.shown: int = -1
-        self._mends: list[Fix] = []
+        self._repairs: list[Fix] = []
         self._case: FileCase | None = None
         self._sessions: tuple[Session, Session] | None = None
         self._build: Callable[[Sequence[Fix]], Session | AprlabError] | None = None
@@ -147,7 +148,7 @@ class OnionExplorer(Observable):
     # -- running
 
     def run(self) -> None:
-        """Break it, peel it, ask both sides; beside the caller, `stages` tell how far it is."""
+        """Break it, peel it, ask both sides; in the background, `stages` show how far it is."""
         self.work.free()
         if self.candidate and self.form != "file":
             raise UsageError("a file of your own is looked at as a file", code="widgets.own-file-is-a-file")
@@ -172,7 +173,7 @@ class OnionExplorer(Observable):
         path = Path(self.candidate) if self.candidate else Path(self._folder) / f"{'+'.join(self.faults) or 'healthy'}.apr"
         if not self.candidate:
             convert_with(reference, path, self.faults, force=True, **given_for([FAULTS[id] for id in self.faults]))
-        self.verdict, self._case, self._mends = examine(
+        self.verdict, self._case, self._repairs = examine(
             self.files[self.model], path, prompt=self.prompt, max_tokens=self.max_tokens, progress=self._on_stage
         )
         engine = best_engine(reference)
@@ -191,13 +192,13 @@ class OnionExplorer(Observable):
         engine = best_engine(reference)
         healthy = Session(reference, engine=engine)
         other = session_with(reference, self.faults, engine)
-        self.verdict, self._mends, mended = examine_sessions(healthy, other, prompt=self.prompt, progress=self._on_stage)
-        self._sessions, self._build = (healthy, other), mended
+        self.verdict, self._repairs, build = examine_sessions(healthy, other, prompt=self.prompt, progress=self._on_stage)
+        self._sessions, self._build = (healthy, other), build
 
     def _on_stage(self, name: str, found: Sequence[Deviation] | None) -> None:
         """From `peel`: a stage begins (None), or a layer has ended and found this."""
         at = next((n for n, stage in enumerate(self.stages) if stage.name == name), None)
-        if at is None:  # a stage that nobody described is still a stage
+        if at is None:  # a stage without a description is still a stage
             self.stages.append(Stage(name, name))
             at = len(self.stages) - 1
         stage = self.stages[at]
@@ -240,37 +241,38 @@ class OnionExplorer(Observable):
             return facts(finding)
         healthy, other = self._sessions
         if self.form == "file":
-            others = [mend for mend in self._mends if mend.finding is not finding]
-            built = self._build(others)  # everything else mended, so that the figure shows this finding alone
+            others = [fix for fix in self._repairs if fix.finding is not finding]
+            built = self._build(others)  # everything else repaired, so that the figure shows this finding alone
             if isinstance(built, AprlabError):
                 return facts(finding)
             other = built
         return of_runs(healthy, other, finding, self.prompt)
 
-    # -- mending
+    # -- repairing
 
     @property
-    def mends(self) -> list[str]:
-        """Labels of what can be mended."""
-        return [mend.label for mend in self._mends if self.form == "reader" or mend.possible]
+    def repairs(self) -> list[str]:
+        """Labels of what can be repaired."""
+        return [fix.label for fix in self._repairs if self.form == "reader" or fix.possible]
 
-    def mend(self, label: str) -> None:
-        """Apply a mend, or take it back, and ask again beside the caller."""
-        if label not in self.mends:
-            raise UsageError(f"no mend {label!r}; there are: {', '.join(self.mends) or 'none'}", code="widgets.no-such-repair")
-        kept = [known for known in self.mends if (known in self.mended) != (known == label)]
-        self.work.start("asking again", lambda: self._mend(tuple(kept)))
+    def repair(self, label: str) -> None:
+        """Apply a repair, or take it back, and ask again in the background."""
+        if label not in self.repairs:
+            known = ", ".join(self.repairs) or "none"
+            raise UsageError(f"no repair {label!r}; there are: {known}", code="widgets.no-such-repair")
+        kept = [known for known in self.repairs if (known in self.repaired) != (known == label)]
+        self.work.start("asking again", lambda: self._apply(tuple(kept)))
 
-    def _mend(self, labels: tuple[str, ...]) -> None:
+    def _apply(self, labels: tuple[str, ...]) -> None:
         found = self._answer(labels)
-        self.mended = labels
-        self.answers = [answer for answer in self.answers if answer.mended != labels] + [found]
+        self.repaired = labels
+        self.answers = [answer for answer in self.answers if answer.repaired != labels] + [found]
 
     def _answer(self, labels: tuple[str, ...]) -> SideAnswer:
-        known = next((answer for answer in self.answers if answer.mended == labels), None)
+        known = next((answer for answer in self.answers if answer.repaired == labels), None)
         if known is not None:
             return known
-        build, chosen = self._build, [mend for mend in self._mends if mend.label in labels]
+        build, chosen = self._build, [fix for fix in self._repairs if fix.label in labels]
         assert build is not None
         return self._ask(labels, lambda: build(chosen))
 
@@ -291,8 +293,8 @@ class OnionExplorer(Observable):
 
     @property
     def answer(self) -> SideAnswer | None:
-        """With the mends that are applied now."""
-        return next((answer for answer in self.answers if answer.mended == self.mended), None)
+        """With the repairs that are applied now."""
+        return next((answer for answer in self.answers if answer.repaired == self.repaired), None)
 
     @property
     def restored(self) -> bool:

@@ -48,7 +48,7 @@ class TensorDetail:
 
 
 class TensorBrowser(Observable):
-    """Two files (or one) as a table. Two are compared beside the caller, and have no statuses until that has ended.
+    """Two files (or one) as a table. Two are compared in the background, and have no statuses until that has ended.
 
     Attributes:
         sides: one or two.
@@ -152,7 +152,7 @@ class TensorBrowser(Observable):
         self.changed()
 
     def choose(self, name: str) -> None:
-        """Look at one tensor: its fingerprints and values are computed beside the caller."""
+        """Look at one tensor: its fingerprints and values are computed in the background."""
         if name not in {row.name for row in self.all}:
             raise UsageError(f"no tensor {name!r}", code="widgets.no-such-tensor")
         self.work.start(f"decoding {name}", lambda: self._look(name))

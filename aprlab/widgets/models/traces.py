@@ -43,7 +43,7 @@ class PointDetail:
 
 
 class TraceExplorer(Observable):
-    """A healthy run beside one with faults, as a map of layers × steps.
+    """A healthy run next to one with faults, as a map of layers × steps.
 
     Attributes:
         model: path of the model file.
@@ -68,7 +68,7 @@ class TraceExplorer(Observable):
         self.chosen = ""
         self.detail: PointDetail | None = None
         self.runs: dict[str, Trace] = {}
-        self._maps: dict[str, tuple[list[str], np.ndarray]] = {}  # by mode; drawn anew at every click
+        self._maps: dict[str, tuple[list[str], np.ndarray]] = {}  # by mode; drawn again at every click
         self.words = ""
 
     @property
@@ -88,7 +88,7 @@ class TraceExplorer(Observable):
         self.runs, self._maps, self.chosen, self.detail, self.words = {}, {}, "", None, ""
 
     def run(self) -> None:
-        """Trace both sides, and the other one's steps on the healthy inputs, beside the caller."""
+        """Trace both sides, and the other one's steps on the healthy inputs, in the background."""
         self.work.free()
         self._forget()
         self.work.start("opening the model", self._run)

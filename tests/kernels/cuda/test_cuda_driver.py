@@ -143,7 +143,7 @@ def test_q_k_and_v_share_their_prepared_activations(model: Model) -> None:
     assert engine.device.launched.count("quantise") == 1 + packed[0]  # another array is prepared anew
 
 
-def test_an_unsupported_type_is_told_with_its_tensor() -> None:
+def test_an_unsupported_type_is_reported_with_its_tensor() -> None:
     odd = random_model(config=CONFIG, mix=(types.Q2_K, types.Q4_K, types.Q2_K))
     engine = WatchedEngine(odd, None, Watching(), "f32")
     name = next(n for n, t in odd.tensors.items() if t.type is types.Q2_K and n.startswith("blk"))
@@ -278,7 +278,7 @@ def test_the_cuda_device_moves_bytes_unchanged_and_pads_with_zeros(monkeypatch: 
     assert device.pointer(buffer, 16) == buffer.data.ptr + 16
 
 
-def test_a_gpu_that_is_too_small_is_told_before_anything_is_uploaded(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_too_small_is_reported_before_anything_is_uploaded(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     cupy = fake_cupy(1, free=1000)
     cupy.empty = None  # an allocation would fail loudly
     monkeypatch.setitem(sys.modules, "cupy", cupy)

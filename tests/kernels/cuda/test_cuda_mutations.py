@@ -69,9 +69,9 @@ def test_every_edit_matches_exactly_once(name: str) -> None:
 def test_an_edit_that_matches_not_at_all_or_twice_raises() -> None:
     edit = Edit("a.cu", "x = 1;", "x = 2;")
     assert edit.apply("int x = 1;") == "int x = 2;"
-    with pytest.raises(AprlabError, match=r"'x = 1;' stands 0 times in a\.cu"):
+    with pytest.raises(AprlabError, match=r"'x = 1;' occurs 0 times in a\.cu"):
         edit.apply("int x = 3;")
-    with pytest.raises(AprlabError, match=r"stands 2 times in a\.cu"):
+    with pytest.raises(AprlabError, match=r"occurs 2 times in a\.cu"):
         edit.apply("x = 1; x = 1;")
 
 
@@ -277,7 +277,7 @@ def test_a_kernel_fault_is_a_fault_by_id_of_the_engines_that_run_kernels(tiny: P
     assert (np.abs(got - right @ x[0]) > 64 * verify.UNIT * size).any()
 
 
-def test_kernel_faults_are_told_from_others() -> None:
+def test_kernel_faults_are_distinguished_from_others() -> None:
     only = sorted(set(MUTATIONS) - set(FAULTS))
     assert {"q4-nibble-pairs", "q5-high-halves", "last-block-lost"} <= set(only)
     shared = SHARED[0]

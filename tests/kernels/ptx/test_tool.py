@@ -88,7 +88,7 @@ def test_right_kernels_pass(text: str, tensor: Tensor) -> None:
         ("cols / 32; ++b", "cols / 32 - 1; ++b"), ("int o = 16", "int o = 8"),
     ],
 )  # fmt: skip
-def test_wrong_kernels_are_told(tensor: Tensor, old: str, new: str) -> None:
+def test_wrong_kernels_are_reported(tensor: Tensor, old: str, new: str) -> None:
     assert SOURCE.count(old) == 1
     comparison = tool.run(job(ptx(SOURCE.replace(old, new)), tensor, "matvec", MATVEC)).comparison
     assert not comparison.right
@@ -96,7 +96,7 @@ def test_wrong_kernels_are_told(tensor: Tensor, old: str, new: str) -> None:
     assert comparison.worst > 100 * comparison.allowed
 
 
-def test_one_wrong_bit_and_missing_values_are_told(text: str, tensor: Tensor) -> None:
+def test_one_wrong_bit_and_missing_values_are_reported(text: str, tensor: Tensor) -> None:
     args = ("weights", "out", "blocks")
     source = SOURCE.replace("out[b * 32 + i] =", "if (b != 5) out[b * 32 + i] =")
     comparison = tool.run(job(ptx(source), tensor, "dequantise", args, "blocks/4")).comparison

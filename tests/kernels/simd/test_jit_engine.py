@@ -132,7 +132,7 @@ def test_activations_for_floats_take_the_plain_way_each_by_itself(model: Model) 
     assert np.isfinite(got[[0, 2]]).all()
 
 
-def test_a_tensor_that_decodes_in_its_own_way_is_believed(model: Model) -> None:
+def test_a_tensor_that_decodes_in_its_own_way_is_used_as_it_decodes(model: Model) -> None:
     class Doubled(Held):
         as_stored = False
 

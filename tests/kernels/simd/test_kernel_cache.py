@@ -32,7 +32,7 @@ def run(folder: Path, cache: Path, **more: str) -> str:
 
 
 @pytest.mark.parametrize(("suffix", "damage"), [(".nbi", "torn"), (".nbc", "empty"), (".nbc", "flipped")])
-def test_damaged_files_are_made_anew(suffix: str, damage: str, tmp_path: Path) -> None:
+def test_damaged_files_are_made_again(suffix: str, damage: str, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     assert [run(tmp_path, cache), run(tmp_path, cache)] == ["0", "1"]
     (file,) = cache.rglob(f"*{suffix}")

@@ -1,0 +1,96 @@
+"""The laws between the tools, asked of one file: what `run` does, what `peel` says alone and beside the source.
+
+* peel ends with exit status 0 ⇒ run works, in finite numbers, and beside a reference from which nothing was re-encoded it
+  answers in the reference's tokens;
+* run refuses a file ⇒ peel does not end with 0, and it has a finding that is not harmless;
+* a healthy variant ⇒ peel ends with 0;
+* no tool crashes, whatever the bytes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from generator import FileCase
+
+from aprlab.errors import AprlabError
+from aprlab.formats import open_model
+from aprlab.inference.session import Session
+from aprlab.onion.peeling import peel
+from aprlab.onion.verdict import Verdict
+from aprlab.published import QUESTION
+
+TOKENS = 10
+
+
+@dataclass
+class Said:
+    """What the tools say of one file; `broken` are the laws that this breaks, in words."""
+
+    case: FileCase
+    run: str = ""
+    refused: str | None = None
+    alone: Verdict | None = None
+    pair: Verdict | None = None
+    broken: list[str] = field(default_factory=list)
+
+
+def answer(path: Path) -> tuple[str, list[int]]:
+    """What `run` answers, greedily, with its tokens."""
+    with open_model(path) as model:
+        session = Session(model)
+        found = session.generate(QUESTION, max_tokens=TOKENS, raw=session.wants_raw)
+    return found.text, found.tokens
+
+
+def ask(case: FileCase, source: Path, folder: Path, *, alone: bool = True, pair: bool = True) -> Said | None:
+    """Make a file and ask all tools; None where the case cannot be made."""
+    path = case.make(folder / "case.gguf")
+    if path is None:
+        return None
+    said = Said(case)
+    tokens: list[int] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            said.run, tokens = answer(path)
+        except AprlabError as error:
+            said.refused = error.code
+        except Exception as error:
+            said.broken.append(f"run crashes: {type(error).__name__}: {error}")
+            said.refused = "crash"
+        sides: list[tuple[str, Any]] = [("alone", None)] * alone + [("pair", source)] * pair
+        for name, ref in sides:
+            try:
+                verdict = peel(ref, path, max_tokens=TOKENS)
+            except Exception as error:
+                said.broken.append(f"peel {name} raises {type(error).__name__}: {error}")
+                continue
+            setattr(said, name, verdict)
+            said.broken += _broken(said, name, verdict)
+    if said.pair is not None and said.pair.exit_code == 0 and said.refused is None and not re_encoded(said.pair):
+        expected = answer(source)[1]
+        if tokens != expected:
+            said.broken.append(f"pair {said.pair.verdict}, but the tokens are {tokens}, not {expected}")
+    return said
+
+
+def _broken(said: Said, name: str, verdict: Verdict) -> list[str]:
+    if verdict.exit_code == 0 and said.refused is not None:
+        return [f"{name} {verdict.verdict}, but run refuses: {said.refused}"]
+    if verdict.exit_code != 0 and said.case.healthy:
+        return [f"false alarm {name}: {verdict.verdict}: {verdict.findings[0] if verdict.findings else verdict.health}"]
+    if said.refused is not None and not any(not f.harmless for f in verdict.findings):
+        return [f"{name}: run refuses ({said.refused}), and nothing is found"]
+    return []
+
+
+def re_encoded(verdict: Verdict) -> bool:
+    """Whether tensors were found in another encoding than the reference's, within what that may cost."""
+    return any(f.layer == "dtype" for f in verdict.findings)
+
+
+__all__ = ["Said", "answer", "ask", "re_encoded"]
