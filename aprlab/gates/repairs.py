@@ -158,7 +158,7 @@ def _noted(outcome: RepairOutcome) -> RepairOutcome:
 def _write_folder(
     outcome: RepairOutcome, case: FileCase, model: Model, output: Path, force: bool, options: dict[str, Any]
 ) -> None:
-    """A Hugging Face directory, made in a temporary one and judged there; files of the candidate's that we do not write stay."""
+    """A Hugging Face directory, made in a temporary one and judged there; only files that an export writes are in it."""
     with atomic_folder(output, force=force, ours=WRITTEN.__contains__) as made, TemporaryDirectory(dir=made.parent) as place:
         draft = Path(place) / "model"
         write_repaired(case.file, model, draft)
