@@ -83,7 +83,7 @@ def _rounds(case: FileCase) -> dict[str, Mechanism]:
             moves.setdefault(template, {})[int(m.true.split(".")[1])] = int(m.piece.stated.split(".")[1])
             if case.ref is not None and not m.equal and m.piece.hash in case.ref.by_hash:
                 copies.add(m.true)
-    found = {}
+    found: dict[str, Mechanism] = {}
     for template, move in moves.items():
         for circle in _circles(move):
             members = [template.replace("N", str(layer), 1) for layer in circle]
