@@ -31,7 +31,7 @@ def changed_values(match: TensorMatch, evidence: dict[str, Any], expected: np.nd
     Args:
         match: with its reference and its type.
         evidence: gets ``scale``, ``offset``, ``correlation``, ``rel_l2`` and ``rows_changed``.
-        expected: the bytes that it should have, None where nobody can encode them.
+        expected: the bytes that it should have, None where they cannot be encoded.
     """
     of, kind = match.of, match.kind
     if of is None or kind is None:
