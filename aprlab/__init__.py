@@ -30,7 +30,7 @@ _PUBLIC = {
     "compare": "aprlab.tracing:compare",
     "Comparison": "aprlab.tracing:Comparison",
     "peel": "aprlab.onion:peel",
-    "repair": "aprlab.onion:repair",
+    "repair": "aprlab.gates:repair",
     "run_notebook": "aprlab.lab:run_notebook",
     "embedded_model": "aprlab.paths:embedded_model",
     "AprlabError": "aprlab.errors:AprlabError",
@@ -78,9 +78,10 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from aprlab.conversion import convert, export
     from aprlab.errors import AprlabError, FormatError, NumericError, UnsupportedError, UsageError
     from aprlab.formats import open_model
+    from aprlab.gates import repair
     from aprlab.inference import generate
     from aprlab.lab import run_notebook
     from aprlab.model import Model, ModelConfig, Tensor
-    from aprlab.onion import peel, repair
+    from aprlab.onion import peel
     from aprlab.paths import embedded_model
     from aprlab.tracing import Comparison, Trace, compare, trace

@@ -87,19 +87,20 @@ def repair(
     as_json: bool = False,
 ) -> int:
     """Repair a broken file: names, labels, dims and config from the file itself, lost bytes from a reference."""
-    from aprlab.onion import repair as run
-    from aprlab.onion.verdict import EXIT
+    from aprlab.gates import attempt
 
-    verdict = run(file, output, reference, force=force, engine=engine, threads=threads, prompt=prompt)
-    after = "same"
-    if verdict.repair is not None:
-        after = verdict.repair.proof["written"]["verdict"]
+    outcome = attempt(file, output, reference, force=force, engine=engine, threads=threads, prompt=prompt)
     if as_json:
-        out.say_json(verdict.to_json())
-    else:
-        out.say(verdict)
-        out.note(f"{output}: {after}")
-    return EXIT[after]
+        out.say_json(outcome.verdict.to_json())
+        return outcome.exit_code
+    if outcome.code == "repair.nothing-found":
+        out.note(f"{file}: {outcome.headline}")
+        return outcome.exit_code
+    out.say(outcome.verdict)
+    for change in outcome.changes:
+        out.say(f"  {change}")
+    out.note(outcome.headline)
+    return outcome.exit_code
 
 
 # -- the catalogue ------------------------------------------------------------------------------------------------------

@@ -351,7 +351,7 @@ def _nbytes(kind: TensorType, shape: tuple[int, ...]) -> int:
 CONFIG_FIELDS = tuple(f.name for f in fields(ModelConfig) if f.name not in ("tied_embeddings",))
 TOKENIZER_FIELDS = tuple(f.name for f in fields(TokenizerData))
 
-_GGUF_CONFIG = {
+GGUF_CONFIG = {
     "architecture": "general.architecture", "block_count": "qwen2.block_count", "embedding_length": "qwen2.embedding_length",
     "feed_forward_length": "qwen2.feed_forward_length", "context_length": "qwen2.context_length",
     "head_count": "qwen2.attention.head_count", "head_count_kv": "qwen2.attention.head_count_kv",
@@ -395,7 +395,7 @@ def config_fields(seen: Seen) -> dict[str, Any]:
         rope = found["rope_type"]
         found["rope_type"] = apr.ROPE_TYPES.get(rope, rope) if type(rope) is int else rope
     else:
-        found = {name: seen.metadata.get(key, MISSING) for name, key in _GGUF_CONFIG.items()}
+        found = {name: seen.metadata.get(key, MISSING) for name, key in GGUF_CONFIG.items()}
         embedding = next((p for p in seen.pieces if p.stated == "token_embd.weight"), None)
         found["vocab_size"] = MISSING if embedding is None or not embedding.shape else embedding.shape[0]
         found["rope_type"] = "neox"

@@ -3,6 +3,7 @@
 from aprlab.gates.catalogue import GATES, PROBES, TOLERANCE, Gate
 from aprlab.gates.matrix import KILL, PASS, REFUSED, VOID, KillMatrix, MatrixRow, kill_matrix
 from aprlab.gates.matrix_page import figure_cells, markdown, short
+from aprlab.gates.repairs import RepairOutcome, attempt, repair
 from aprlab.gates.results import GateResult, GateResults
 from aprlab.gates.running import MAX_TOKENS, PROMPTS, run
 from aprlab.gates.sibling_model import sibling
@@ -26,11 +27,14 @@ __all__ = [
     "GateResults",
     "KillMatrix",
     "MatrixRow",
+    "RepairOutcome",
     "StageResult",
+    "attempt",
     "check",
     "figure_cells",
     "kill_matrix",
     "markdown",
+    "repair",
     "run",
     "short",
     "sibling",

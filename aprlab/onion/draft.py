@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from aprlab.errors import FormatError
-from aprlab.formats import apr
-from aprlab.formats.raw import CONFIG_FIELDS, MISSING, NEEDED, TOKENIZER_FIELDS, Wrong, unusable
+from aprlab.formats import apr, gguf
+from aprlab.formats.raw import (
+    CONFIG_FIELDS,
+    GGUF_CONFIG,
+    MISSING,
+    NEEDED,
+    TOKENIZER_FIELDS,
+    TOKENIZER_KEYS,
+    Wrong,
+    unusable,
+)
 from aprlab.model import names
 from aprlab.model.config import ModelConfig, TokenizerData, check_config, require_qwen2
 from aprlab.model.model import Model
@@ -101,12 +110,51 @@ class Draft:
             tensors[slot.stated] = Tensor(slot.stated, slot.kind, slot.shape, slot.raw, origin)
         for name, tensor in self.added.items():
             tensors[name] = tensor.replace(name=name)
+        tensors = self._in_order(tensors)
         config, data = self.config, self.tokenizer
         return Model(
             path=path, format="apr" if self.case.file.format == "apr" else "gguf", dialect=self.case.file.dialect.name,
-            tensors=tensors, metadata=self.case.file.metadata,
+            tensors=tensors, metadata=self._metadata(tensors),
             make_config=lambda: made_config(config, tensors, path), make_tokenizer=lambda: made_tokenizer(data, path),
         )  # fmt: skip
+
+    def _in_order(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As the data stand in the file; what was added, where the reference has it, if both are in one order."""
+        starts = {slot.stated: self.case.matches[n].piece.start for n, slot in self.slots.items()}
+        order = sorted(tensors, key=lambda name: starts.get(name, 1 << 62))
+        if self.case.ref is not None:
+            known = [name for name in self.case.ref.tensors if name in tensors]
+            if [name for name in known if name in starts] == [name for name in order if name in starts]:
+                order = [*known, *(name for name in order if name not in known)]
+        return {name: tensors[name] for name in order}
+
+    def _metadata(self, tensors: dict[str, Tensor]) -> Any:
+        """The file's own metadata; in GGUF with what was repaired, so that all other keys stay as they are."""
+        file = self.case.file
+        if file.header is None:
+            return file.metadata
+        fields = dict(file.header.fields)
+        for mine, found, keys in (
+            (self.config, file.config, GGUF_CONFIG),
+            (self.tokenizer, file.tokenizer, {name: key for name, (_, key) in TOKENIZER_KEYS.items()}),
+        ):
+            for name, key in keys.items():
+                if mine[name] == found[name]:
+                    continue
+                if mine[name] == MISSING:
+                    fields.pop(key, None)
+                else:
+                    kind = fields[key].type_name if key in fields else _gguf_type(key, mine[name])
+                    fields[key] = gguf.field_of(key, kind, mine[name])
+        infos = gguf.layout([(t.name, t.type, t.shape) for t in tensors.values()], file.header.alignment)
+        return gguf.FieldView(replace(file.header, fields=fields, infos=infos))
+
+
+def _gguf_type(key: str, value: Any) -> str:
+    """The type that llama.cpp's converter gives a value."""
+    if isinstance(value, list):
+        return "array[string]" if value and isinstance(value[0], str) else "array[int32]"
+    return {bool: "bool", int: "uint32", float: "float32", str: "string"}[type(value)]
 
 
 def made_config(found: dict[str, Any], tensors: dict[str, Tensor], path: Any) -> ModelConfig:

@@ -21,6 +21,7 @@ from aprlab.formats.raw import Reference, from_model, look
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
 from aprlab.onion import health, opening
+from aprlab.onion.blind_search import without_reference
 from aprlab.onion.clock import Clock, Progress
 from aprlab.onion.explanation import explain
 from aprlab.onion.fault_search import Explanation
@@ -176,6 +177,9 @@ def _judge_alone(
     case: FileCase, verdict: Verdict, fixes: list[Fix], clock: Clock, asked: _Asked, model: Model | None
 ) -> list[Fix]:  # fmt: skip
     """Without a reference: the strict reader, then a run; the verdict is completed in place. Returns the fixes left."""
+    if not asked.fast:
+        with clock("blind search"):
+            verdict.findings, fixes = without_reference(case, verdict.findings, fixes, asked.engine, asked.threads)
     with clock("strict"):
         opened = opening.opened(case.file, prompt=asked.prompt, max_tokens=asked.max_tokens, model=model)
         known_cause = opened.refusal is None or opening.explained(opened, case, verdict.findings, fixes)

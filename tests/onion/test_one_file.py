@@ -91,7 +91,6 @@ def test_unlike_logits_together_and_one_by_one_are_suspect(monkeypatch: pytest.M
     [
         ({"qwen2.attention.layer_norm_rms_epsilon": 0.0}, "config.out-of-range", "config", "broken"),
         ({"qwen2.attention.head_count": 0}, "config.out-of-range", "config", "broken"),
-        ({"general.architecture": "llama"}, "config.unsupported-architecture", "config", "unproved"),
         ({"qwen2.rope.scaling.type": "yarn"}, "keys.not-handled", "config", "unproved"),
         ({"qwen2.attention.causal": False}, "keys.not-handled", "config", "unproved"),
         ({"tokenizer.chat_template": "{% if %}"}, "template.fails", "tokenizer", "broken"),
@@ -108,6 +107,13 @@ def test_what_run_refuses_is_a_finding_under_its_own_code(
     pair = peel(REF, path)
     assert pair.exit_code != 0
     assert any(f.layer == layer and not f.harmless for f in pair.findings), str(pair)
+
+
+def test_a_file_of_another_kind_is_not_comparable_alone_and_in_a_pair(tmp_path: Path) -> None:
+    path = variant(REF, tmp_path / "c.gguf", keys={"general.architecture": "llama"})
+    for ref in (None, REF):
+        verdict = peel(ref, path)
+        assert (verdict.verdict, verdict.exit_code) == ("not-comparable", 4)
 
 
 def test_a_context_without_room_is_never_equivalent(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from aprlab.conversion.seams import Seams
 from aprlab.errors import UsageError
 from aprlab.faults import convert_with
 from aprlab.formats import open_model
+from aprlab.gates.repairs import repair
 from aprlab.model.tensor import Tensor
 from aprlab.onion.fixes import ddmin
 from aprlab.onion.peeling import peel
-from aprlab.onion.repairs import repair
 from aprlab.onion.verdict import LAYERS, SCHEMA, Verdict
 from aprlab.onion.words import TEMPLATES
 

@@ -40,7 +40,7 @@ from aprlab.faults import convert_with  # noqa: E402
 from aprlab.formats import open_model  # noqa: E402
 from aprlab.lab import sweeps as sweep  # noqa: E402
 from aprlab.model import hub  # noqa: E402
-from aprlab.onion.repairs import repair  # noqa: E402
+from aprlab.gates.repairs import repair  # noqa: E402
 from aprlab.published import KnownModel  # noqa: E402
 
 

@@ -57,6 +57,8 @@ def wrong_label(match: TensorMatch) -> Deviation | None:
     """The label of a piece, where it is not that of its bytes, or was another type's once."""
     p, kind = match.piece, match.kind
     true = match.true or p.name
+    if kind is not None and kind is labelled_rows(match):
+        return None
     label = [t for t in apr.candidates(p.code) if t.fits(match.shape, p.size)]
     means = "/".join(t.name for t in apr.candidates(p.code)) or (
         types.FOREIGN[p.code].name if p.code in types.FOREIGN else "nothing"
@@ -178,12 +180,24 @@ def _rounds_to(finer: np.ndarray, kind: TensorType, coarser: np.ndarray) -> bool
     return np.array_equal(held.view(np.uint32), coarser.view(np.uint32))
 
 
+def labelled_rows(match: TensorMatch) -> TensorType | None:
+    """The type in the label of a matrix that has more or fewer rows than it should have, and obeys the size law as it is."""
+    p, of = match.piece, match.of
+    if of is None or len(p.shape) != 2 or len(of.shape) != 2 or p.shape[1] != of.shape[1] or p.shape[0] == of.shape[0]:
+        return None
+    fitting = p.fitting()
+    return fitting[0] if len(fitting) == 1 else None
+
+
 def settle(match: TensorMatch) -> None:
     """Find out which type the bytes are: the reference's where they are its bytes, else by values, else by size alone."""
     p = match.piece
     if match.of is not None:
         if match.equal or match.by == "span":
             match.kind = match.of.type
+            return
+        if (label_ := labelled_rows(match)) is not None:
+            match.kind = label_
             return
         options = kinds_for(p, match.of)
         expected = reference_sample(match.of)
