@@ -1,4 +1,4 @@
-"""What is this file? Told by its first bytes, its size and a GGUF header, before anything is believed of it.
+"""What is this file? Recognised by its first bytes, its size and a GGUF header, before anything in it is trusted.
 
 People give a tool what the download left: a pointer, a login page, one part of five, an adapter. Each of these is named
 in one line with what to do, instead of a long list of tensors that are missing. Nothing here raises for any bytes.

@@ -136,7 +136,7 @@ class Conflict:
 
 @dataclass(frozen=True)
 class Wrong:
-    """A value of a kind that its field cannot have; `shown` is what stands in the file, cut where it is long."""
+    """A value of a kind that its field cannot have; `shown` is what the file says, cut if it is long."""
 
     shown: str
 

@@ -26,8 +26,8 @@ class TensorMatch:
     """A piece of the suspected file and the tensor that it is, or should be.
 
     Attributes:
-        piece: as it stands.
-        true: GGUF name by content, or by name where no content matches; None where it is nobody's.
+        piece: as written.
+        true: GGUF name by content, or by name where no content matches; None where it matches nothing.
         of: the reference's tensor, None without a reference or where `true` is None.
         by: how the two were brought together: ``content``, ``span`` (content, but not where the index points),
             ``values`` (decoded, correlated), ``rule``, ``shape``, ``name``, ``nothing``.

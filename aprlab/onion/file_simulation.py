@@ -104,7 +104,7 @@ class Simulator:
 
     @cached_property
     def actual(self) -> SimulatedFile:
-        """The file as it stands."""
+        """The file as written."""
         out = SimulatedFile()
         extra = 0
         shaken = {id(d.match): d for d in self.case.deviations if d.kind == "span"}
@@ -301,14 +301,14 @@ class Simulator:
         return set(chosen.values())
 
     def footprint(self, fault: Fault) -> tuple[set[Key], set[Key]] | None:
-        """What a fault changes in a healthy file, and what of that stands in this file as it would have left it."""
+        """What a fault changes in a healthy file, and what of that is in this file as it would have left it."""
         out = self.outcome([fault])
         if out is None:
             return None
         keys = out.plain.keys() | self.base.plain.keys()
         touched = {k for k in keys if out.plain.get(k) != self.base.plain.get(k)}
         held = {k for k in touched if out.plain.get(k) == self.actual.plain.get(k)}
-        # A wrong label stands over the bytes that it is wrong for: where the size is another, the label is not this fault's.
+        # A wrong label belongs to the bytes that it is wrong for: where the size is another, the label is not this fault's.
         held -= {
             (what, who) for what, who in held
             if what == "code" and out.plain.get(("size", who)) != self.actual.plain.get(("size", who))

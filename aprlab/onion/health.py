@@ -1,8 +1,8 @@
 """Whether one file, with nothing to compare it with, speaks: it is run on its own tokenizer and template, and measured.
 
 Nats per token on a text of several languages and code and on a short conversation, greedy answers, the same logits
-together and one by one, a long context beside a short one, everything finite. What is allowed was calibrated, see
-`docs/peel.md`. A model whose kind nobody here knows is never called broken for its language alone.
+together and one by one, a long context next to a short one, everything finite. What is allowed was calibrated, see
+`docs/peel.md`. A model of an unknown kind is never called broken for its language alone.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def examine(session: Session, tell: Callable[[str], None] = lambda test: None) -
 
     Args:
         session: over the file, opened strictly.
-        tell: told the name of each test before it runs.
+        tell: called with the name of each test before it runs.
     """
     health = Health()
     kind, limits = kind_of(session.config)

@@ -22,7 +22,7 @@ from aprlab.onion.fixes import Fix, drafted
 from aprlab.onion.verdict import Finding
 from aprlab.onion.words import Mechanism, refused
 
-# What a reader may raise on bytes that nobody foresaw; its own words are AprlabErrors.
+# What a reader may raise on bytes that were not foreseen; its own words are AprlabErrors.
 _UNFORESEEN = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError, MemoryError)
 
 # Code of an error, or its room -> the layer that it belongs to; what is not here has the layer of its step.
@@ -80,7 +80,7 @@ def opened(
         file: the candidate, taken apart.
         prompt, max_tokens: what it will be asked, and how long an answer there must be room for.
         model: the candidate where it came as an opened model.
-        known: a tokenizer that stands for the candidate's where their data are equal.
+        known: a tokenizer to use for the candidate where their data are equal.
     """
     found = Opened()
 
@@ -151,7 +151,7 @@ def explained(opened: Opened, case: FileCase, findings: Sequence[Finding], fixes
     """Whether the layers have found the cause of a refusal already.
 
     They have where a finding is about the tensor or the field that was refused, where one is in the same layer, or where
-    the file opens once everything that was found is fixed. A tensor or key that nobody here knows is no fault of the
+    the file opens once everything that was found is fixed. An unknown tensor or key is no fault of the
     file's; only its own finding says so.
     """
     error = opened.error

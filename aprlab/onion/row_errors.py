@@ -83,7 +83,7 @@ class RowErrors:
             return 0.0, 0.0, 0.0
         a, b, aa, bb, ab = (float(x[sound].sum()) / n for x in (self.a, self.b, self.aa, self.bb, self.ab))
         va, vb, cov = aa - a * a, bb - b * b, ab - a * b
-        if va <= 1e-12 * aa or va <= 0:  # one constant: nothing but a scale can be told
+        if va <= 1e-12 * aa or va <= 0:  # one constant: nothing but a scale can be found
             scale = ab / aa if aa else 0.0
             return scale, 0.0, 1.0 if aa * bb and ab * ab >= aa * bb * (1 - 1e-9) else 0.0
         scale = cov / va
@@ -93,7 +93,7 @@ class RowErrors:
 def row_errors(of: Tensor, kind: TensorType, raw: np.ndarray) -> RowErrors | None:
     """All rows of `raw`, bytes of type `kind`, against those of the reference's tensor `of`.
 
-    None where the bytes are not all there, or nobody can decode them.
+    None where the bytes are not all there, or cannot be decoded.
     """
     if not kind.fits(of.shape, len(raw)):
         return None

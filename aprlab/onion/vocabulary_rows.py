@@ -114,7 +114,7 @@ def _rows_as(piece: Piece, first: int, kind: TensorType) -> np.ndarray | None:
 
 
 def _norms(pieces: dict[str, Piece], first: int) -> tuple[float, float] | None:
-    """Largest l2 norm of the head's rows from `first` on, and of those before; None where nobody can decode them.
+    """Largest l2 norm of the head's rows from `first` on, and of those before; None where they cannot be decoded.
 
     A row that only pads has a small one: a large one would win against every token.
     """

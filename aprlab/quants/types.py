@@ -131,7 +131,7 @@ assert not FOREIGN.keys() & _BY_CODE.keys()
 
 
 def by_code(code: int) -> TensorType:
-    """The type of ggml (or APR) number `code`; raises `UnsupportedError` for a number of others, by name, or of nobody."""
+    """The type of ggml (or APR) number `code`; raises `UnsupportedError` for a number of others, by name, or an unassigned one."""
     if code in FOREIGN:
         raise UnsupportedError(f"tensor {FOREIGN[code]}", code="quants.foreign-type-code")
     try:
@@ -141,7 +141,7 @@ def by_code(code: int) -> TensorType:
 
 
 def lawful(code: int) -> TensorType | None:
-    """The type of ggml's number `code`; None for APR's own, for those that ggml gave up, and for a number of nobody."""
+    """The type of ggml's number `code`; None for APR's own, for those that ggml gave up, and for an unassigned number."""
     found = _BY_CODE.get(code)
     return None if found in (APR_Q4, APR_Q8) else found
 

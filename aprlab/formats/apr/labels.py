@@ -50,7 +50,7 @@ def type_of(box: Container, entry: Entry, shape: tuple[int, ...]) -> TensorType:
     others = [t.name for t in types.TYPES if t.fits(shape, entry.size)]
     hint = f"; the size fits {', '.join(others)}" if others else ""
     raise FormatError(
-        f"dtype byte {entry.code} with {entry.size} bytes breaks the size law: {wanted} wanted{hint}",
+        f"dtype byte {entry.code} with {entry.size} bytes breaks the size law: expected {wanted}{hint}",
         code="apr.size-law", **where,
     )  # fmt: skip
 
