@@ -131,7 +131,7 @@ assert not FOREIGN.keys() & _BY_CODE.keys()
 
 
 def by_code(code: int) -> TensorType:
-    """The type of ggml (or APR) number `code`; raises `UnsupportedError` for a number of others, by name, or an unassigned one."""
+    """The type of ggml (or APR) number `code`; raises `UnsupportedError` for a number of others, by name, or unassigned."""
     if code in FOREIGN:
         raise UnsupportedError(f"tensor {FOREIGN[code]}", code="quants.foreign-type-code")
     try:
