@@ -311,7 +311,6 @@ def model_of(header: Header) -> Model:
         raw = header.file[start : spans[-1].stop]
         tensors[info.name] = Tensor(info.name, kind, shape, raw, Origin(header.path, info.name, start))
     check_spans(spans, header.file_size, header.path)
-    _check_layout(header, spans)
     return Model(
         path=header.path,
         format="gguf",
@@ -325,25 +324,23 @@ def model_of(header: Header) -> Model:
     )
 
 
-def _check_layout(header: Header, spans: Sequence[Span]) -> None:
-    """Tensors lie one after the other in the order of the table, padded: llama.cpp refuses every other offset."""
-    end = header.data_offset
+def _notes(header: Header, spans: Sequence[Span]) -> list[str]:
+    """What is unusual, and does no harm here."""
+    found, end = [], header.data_offset
     for span, info in zip(spans, header.infos, strict=True):
         expected = end + padding(end - header.data_offset, header.alignment)
         if span.start != expected:
-            raise FormatError(
-                f"has offset {info.offset}, expected {expected - header.data_offset} (tensors follow one another without "
-                "gaps); llama.cpp refuses such a file", code="gguf.tensor-offset", path=header.path, tensor=span.name,
-                offset=info.at,
-            )  # fmt: skip
+            found.append(
+                f"tensor {span.name!r} has offset {info.offset}, expected {expected - header.data_offset}; llama.cpp refuses "
+                "a file with tensors in another order or with gaps"
+            )
+            break
         end = span.stop
-
-
-def _notes(header: Header, spans: Sequence[Span]) -> list[str]:
-    """What is unusual and does no harm."""
-    end = max((span.stop for span in spans), default=header.file_size)
-    lacks = end + padding(end - header.data_offset, header.alignment) - header.file_size
-    return [f"ends without the last {lacks} bytes of padding; llama.cpp loads such a file, too"] if lacks > 0 else []
+    last = max((span.stop for span in spans), default=header.file_size)
+    lacks = last + padding(last - header.data_offset, header.alignment) - header.file_size
+    if lacks > 0:
+        found.append(f"ends without the last {lacks} bytes of padding; llama.cpp loads such a file, too")
+    return found
 
 
 class FieldView(Mapping[str, Any]):

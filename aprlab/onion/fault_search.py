@@ -93,7 +93,12 @@ class FaultSearch(Simulator):
                 if getattr(after, seam) is not getattr(self.base_seams, seam):
                     kinds |= touched
             self._kinds[id(fault)] = kinds
-        return bool(self._kinds[id(fault)] & {what for what, _ in self.open})
+        return bool(self._kinds[id(fault)] & self._open_kinds)
+
+    @cached_property
+    def _open_kinds(self) -> set[str]:
+        """Kinds of decision that came out wrong."""
+        return {what for what, _ in self.open}
 
     @cached_property
     def _kinds(self) -> dict[int, set[str]]:
@@ -162,7 +167,7 @@ class FaultSearch(Simulator):
     def _new(self, pair: Sequence[Fault]) -> bool:
         """Whether two faults between them touch every kind of decision that is open."""
         kinds = self._kinds[id(pair[0])] | self._kinds[id(pair[1])]
-        return {what for what, _ in self.open} <= kinds
+        return self._open_kinds <= kinds
 
     def _fits(self, f: Fault, g: Fault) -> bool:
         """Whether the probes allow a pair: where one of the two alone changes bytes, they are what it alone makes of them."""

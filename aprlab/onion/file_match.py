@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from functools import cached_property
+
 import numpy as np
 
 from aprlab.formats import apr
@@ -12,6 +15,9 @@ from aprlab.model.tensor import Tensor
 from aprlab.onion.file_case import FileCase, TensorMatch
 from aprlab.onion.samples import ALIKE, correlation, kinds_for, reference_sample, sample
 from aprlab.quants.types import TensorType
+
+_NEAREST = 4096  # tensors of one content that are looked at for the one with the nearest name
+_COMPARED = 4  # values from which on a correlation says anything
 
 
 def match_up(case: FileCase) -> list[TensorMatch]:
@@ -53,11 +59,39 @@ class FileMatcher:
             name = self.own(n)
             if name is not None:
                 self.claim(n, name, "name")
+            elif (name := self._left_over(n)) is not None:
+                self.claim(n, name, "rule")
             else:
                 self.found[n] = TensorMatch(self.pieces[n], None, None, "nothing")
         for n, match in self.found.items():
             match.place = self.pieces[n].place if match.place is None else match.place
         return [self.found[n] for n in range(len(self.pieces))]
+
+    def _left_over(self, n: int) -> str | None:
+        """The one tensor of a kind that no piece is yet, for a copy of another tensor of that kind whose own name is taken.
+
+        Where the parts of several layers moved on by one, the first is left with a copy, and the last is nobody.
+        """
+        piece = self.pieces[n]
+        if piece.stated not in self.claimed or piece.hash not in self.ref.by_hash:
+            return None
+        kind = names.template_of(piece.stated)
+        free = [name for name in self._free_of_kind.get(kind, []) if name not in self.claimed]
+        return free[0] if len(free) == 1 and self._called[piece.stated] != piece.stated else None
+
+    @cached_property
+    def _free_of_kind(self) -> dict[str, list[str]]:
+        """Template -> tensors that were free when this was first asked."""
+        found: dict[str, list[str]] = {}
+        for name in self.ref.tensors:
+            if name not in self.claimed:
+                found.setdefault(names.template_of(name), []).append(name)
+        return found
+
+    @cached_property
+    def _called(self) -> dict[str | None, str | None]:
+        """Tensor -> what the piece that it is was called, when this was first asked."""
+        return {m.true: m.piece.stated for m in self.found.values()}
 
     @property
     def open(self) -> list[int]:
@@ -81,10 +115,14 @@ class FileMatcher:
                 self.claim(n, name, "content", equal=True)
 
     def _by_content(self) -> None:
+        free = {key: dict.fromkeys(n for n in same if n not in self.claimed) for key, same in self.ref.by_hash.items()}
         for n in self.open:
-            others = [name for name in self.ref.by_hash.get(self.pieces[n].hash, []) if name not in self.claimed]
+            others = free.get(self.pieces[n].hash, {})
             if others:
-                self.claim(n, _nearest(self.pieces[n], others), "content", equal=True)
+                # Thousands of tensors may share one content: the nearest of a few is near enough.
+                name = _nearest(self.pieces[n], list(itertools.islice(others, _NEAREST)))
+                del others[name]
+                self.claim(n, name, "content", equal=True)
 
     def _by_span(self) -> None:
         """The right bytes are a little before or after the place that the index names."""
@@ -115,8 +153,13 @@ class FileMatcher:
                 self.claim(n, name, "name", value=value)
 
     def _by_values(self, looks: dict[int, _Looks]) -> None:
+        sizes: dict[int, list[str]] = {}
+        for name, tensor in self.ref.tensors.items():
+            if name not in self.claimed and tensor.size >= _COMPARED:
+                sizes.setdefault(tensor.size, []).append(name)
         for n in self.open:
-            scores = {name: looks[n].score(name) for name in self.ref.tensors if name not in self.claimed}
+            alike = sizes.get(int(np.prod(self.pieces[n].shape)), [])
+            scores = {name: looks[n].score(name) for name in alike if name not in self.claimed}
             best = max(scores, key=lambda name: scores[name], default=None)
             if best is not None and scores[best] > ALIKE:
                 self.claim(n, best, "values", value=scores[best])

@@ -34,9 +34,13 @@ def cost_finding(case: FileCase, golden: Golden, outcome: GoldenOutcome) -> Find
     most = kl if outcome.tokens else min(kl, _TOKENS)
     if outcome.bitwise or (outcome.distance <= distance and outcome.kl <= most):
         return None
-    figures = {"kl": float(f"{outcome.kl:.3g}"), "most": float(f"{most:.3g}")}
     evidence = outcome.to_json() | {"distance_allowed": distance, "kl_allowed": most}
-    return Finding("forward", None, [], Mechanism("forward.costs-too-much", figures), evidence, 0.8, ambiguous=True)
+    distances, kls = (outcome.distance, distance), (outcome.kl, most)
+    (far, far_allowed), (nats, nats_allowed) = ([float(f"{x:.3g}") for x in pair] for pair in (distances, kls))
+    cause = Mechanism(
+        "forward.costs-too-much", {"distance": far, "allowed": far_allowed, "kl": nats, "kl_allowed": nats_allowed}
+    )
+    return Finding("forward", None, [], cause, evidence, 0.8, ambiguous=True)
 
 
 __all__ = ["allowed", "cost_finding"]

@@ -38,6 +38,8 @@ TEMPLATES: dict[str, str] = {
     "naming.unknown-name": "content under a name that no Qwen2 model has",
     "naming.unknown-tensor": "a tensor that no Qwen2 model has",
     "naming.layers-exchanged": "content of layers {first} and {second} under each other's number",
+    "naming.layers-rotated": "content of layers {layers:list} moved on in a circle, each under the next one's number",
+    "naming.layers-shifted": "{part}: shifted by {by:+} layer(s)",
     "naming.modules-exchanged": "content of {first} and {second} under each other's name",
     "naming.biases-missing": "Q, K and V biases are not in the file",
     "naming.tensors-missing": "tensors are not in the file",
@@ -67,6 +69,7 @@ TEMPLATES: dict[str, str] = {
     "layout.rows-rotated": "rows rotated by {by}",
     "layout.values-rotated": "values rotated by {by}",
     "layout.rows-reordered": "{moved} of {of} rows in another order",
+    "layout.heads-reordered": "rows of whole heads in another order: head {heads:list}, of {of}",
     "layout.values-reordered": "{moved} of {of} values in another order",
     "layout.size-differs": "{found} bytes, expected {expected}",
     # ── decode
@@ -82,6 +85,8 @@ TEMPLATES: dict[str, str] = {
     # ── weights
     "weights.all-zeros": "{part}: all zeros",
     "weights.bytes-of-another-tensor": "{part}: holds the bytes of {other}",
+    "weights.bytes-of-another-layer": "{part} of layer {layer} holds the bytes of layer {other}",
+    "weights.layers-shifted": "{part}: shifted by {by:+} layer(s), each holds the bytes of another layer",
     "weights.values-differ": "values differ",
     "weights.field-of-one-block": "field {field!r} of one block changed",
     "weights.range-overwritten": "one range of bytes overwritten",
@@ -145,7 +150,9 @@ TEMPLATES: dict[str, str] = {
     "forward.garbage": "{garbage} of {of} answers are garbage",
     "forward.serial": "logits token by token are off by {off:.2g} of their norm from those of one pass",
     "forward.operations-differ": "{operations:list} differ{operations:singular} on the same input",
-    "forward.costs-too-much": "the run loses more than these types explain: KL {kl} nats, {most} at most",
+    "forward.costs-too-much":
+        "the run loses more than these types explain: logits {distance} away (at most {allowed}), "
+        "KL {kl} nats (at most {kl_allowed})",
     "forward.loop-differs": "the loop feeds other tokens, or at other positions",
     "forward.decoded-again": "weights are decoded again for every product",
     # ── instrument

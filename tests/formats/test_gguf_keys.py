@@ -105,7 +105,7 @@ def test_errors_of_tokenizer_data_name_the_file(tiny: Path, tmp_path: Path) -> N
         assert caught.value.path == path and str(caught.value).startswith(str(path)), changes
 
 
-def test_a_key_twice_and_a_gap_are_refused(tiny: Path, tmp_path: Path) -> None:
+def test_a_key_twice_is_refused_and_a_gap_is_noted(tiny: Path, tmp_path: Path) -> None:
     header, whole = gguf.read_header(tiny), tiny.read_bytes()
     fields, data = list(header.fields.values()), whole[header.data_offset :]
     path = tmp_path / "v.gguf"
@@ -116,9 +116,8 @@ def test_a_key_twice_and_a_gap_are_refused(tiny: Path, tmp_path: Path) -> None:
     at = header.infos[3].offset
     infos = [replace(i, offset=i.offset + 32 * (i.offset >= at)) for i in header.infos]
     path.write_bytes(gguf.pack_header(fields, infos) + data[:at] + bytes(32) + data[at:])
-    with pytest.raises(FormatError, match=f"offset {at + 32}, expected {at}") as caught:
-        open_model(path)
-    assert (caught.value.code, caught.value.tensor) == ("gguf.tensor-offset", header.infos[3].name)
+    (note,) = open_model(path).warnings
+    assert f"offset {at + 32}, expected {at}; llama.cpp refuses" in note and repr(header.infos[3].name) in note
 
 
 def test_what_follows_the_last_tensor_is_nobodys(tiny: Path, tmp_path: Path) -> None:

@@ -31,4 +31,4 @@ def test_what_types_do_not_explain_is_not(tmp_path: Path, monkeypatch: pytest.Mo
     verdict = peel(REF, f16(tmp_path), threads=1, max_tokens=3)
     assert (verdict.verdict, verdict.exit_code) == ("ambiguous", 4)
     assert verdict.findings[0].code == "forward.costs-too-much"
-    assert verdict.findings[0].evidence["kl_allowed"] < verdict.findings[0].evidence["kl"]
+    assert verdict.findings[0].evidence["distance_allowed"] < verdict.findings[0].evidence["distance"]

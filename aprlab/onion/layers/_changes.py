@@ -17,6 +17,13 @@ from aprlab.quants.bounds import LOST, MARGIN, ROUNDED
 _LEFT = 2e-3  # share up to which what a line leaves over is rounding, where blocks lose nothing
 _ONE = 5e-5  # a scale that near to 1 is none: it would be shown as 1
 
+_IN_ROWS = {
+    "weights.scaled": "weights.scaled-in-rows",
+    "weights.negated": "weights.negated-in-rows",
+    "weights.offset": "weights.offset-in-rows",
+    "weights.scaled-and-offset": "weights.scaled-and-offset-in-rows",
+}
+
 
 def changed_values(match: TensorMatch, evidence: dict[str, Any], expected: np.ndarray | None) -> Mechanism | None:
     """What happened to the values of a tensor, where figures tell; adds the figures to `evidence`.
@@ -48,7 +55,7 @@ def changed_values(match: TensorMatch, evidence: dict[str, Any], expected: np.nd
     if len(bad) and (cause := _line(errors, bad, match)) is not None:
         if len(bad) == errors.rows:
             return cause
-        return Mechanism(f"{cause.code}-in-rows", {"rows": ranges(bad), **cause.parameters})
+        return Mechanism(_IN_ROWS[cause.code], {"rows": ranges(bad), **cause.parameters})
     if expected is not None and (moved := _columns_moved(match, expected)) is not None:
         return moved
     if kind.quantised and expected is not None:
@@ -84,9 +91,10 @@ def _line(errors: RowErrors, rows: np.ndarray, match: TensorMatch) -> Mechanism 
     near = 2 * left**2 + 8 * left / np.sqrt(count) + _ONE
     by = float(f"{scale:.4g}")
     if abs(offset) > (_LEFT + 8 * left / np.sqrt(count)) * float(np.sqrt(chosen.bb.sum() / count)):
-        figures = {"offset": float(f"{offset:.4g}")}
-        alone = abs(scale - 1) <= near
-        return Mechanism("weights.offset", figures) if alone else Mechanism("weights.scaled-and-offset", {"by": by, **figures})
+        more = float(f"{offset:.4g}")
+        if abs(scale - 1) <= near:
+            return Mechanism("weights.offset", {"offset": more})
+        return Mechanism("weights.scaled-and-offset", {"by": by, "offset": more})
     if abs(scale - 1) <= near:
         return None
     return Mechanism("weights.negated") if abs(scale + 1) <= near else Mechanism("weights.scaled", {"by": by})

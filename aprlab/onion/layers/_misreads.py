@@ -23,7 +23,7 @@ _ROWS = 1 << 18  # values of a part
 
 
 @dataclass(frozen=True, eq=False)
-class Misread:
+class WrongDecoder:
     """A wrong decoder of one type; `how` says what it does, in words."""
 
     kind: TensorType
@@ -53,12 +53,12 @@ def _halves_in_pairs(kind: TensorType) -> Decoder:
 
 
 @cache
-def misreads() -> tuple[Misread, ...]:
+def misreads() -> tuple[WrongDecoder, ...]:
     """What is tried: the project's own list, then every decoder of the catalogue."""
     found = []
     for kind in (types.Q5_0, types.Q5_1):
-        found.append(Misread(kind, "nibbles and fifth bits in pairs", _in_pairs(kind)))
-        found.append(Misread(kind, "nibbles in pairs, each with its own fifth bit", _halves_in_pairs(kind)))
+        found.append(WrongDecoder(kind, "nibbles and fifth bits in pairs", _in_pairs(kind)))
+        found.append(WrongDecoder(kind, "nibbles in pairs, each with its own fifth bit", _halves_in_pairs(kind)))
     for fault in FAULTS.values():
         if fault.registry is None:
             continue
@@ -66,7 +66,7 @@ def misreads() -> tuple[Misread, ...]:
         for kind, quant in changed.items():
             if quant is not REGISTRY[kind] and can_encode(kind):
                 how = fault.title.partition(": ")[2] or fault.title
-                found.append(Misread(kind, how, quant.dequantise))
+                found.append(WrongDecoder(kind, how, quant.dequantise))
     return tuple(found)
 
 
@@ -88,11 +88,11 @@ def explained_by_misreading(case: FileCase, match: TensorMatch) -> Mechanism | N
     return None
 
 
-def _key(misread: Misread) -> str:
+def _key(misread: WrongDecoder) -> str:
     return f"{misread.kind}: {misread.how}"
 
 
-def _agrees(match: TensorMatch, misread: Misread) -> Iterator[bool]:
+def _agrees(match: TensorMatch, misread: WrongDecoder) -> Iterator[bool]:
     """Whether a wrong decoder gives the bytes, two rows first, then part by part; the first no ends the search."""
     of, kind = match.of, match.kind
     assert of is not None

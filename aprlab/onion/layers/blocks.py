@@ -142,8 +142,27 @@ def explained_by_order(case: FileCase, match: TensorMatch, expected: np.ndarray)
         kind = np.dtype((np.void, a.shape[1]))
         mine, theirs = (np.ascontiguousarray(x).view(kind).reshape(-1) for x in (a, b))
         if np.array_equal(np.sort(mine), np.sort(theirs)):
+            if (heads := _heads_reordered(case, match, a, b)) is not None:
+                return heads
             return Mechanism(f"layout.{unit}-reordered", {"moved": int((mine != theirs).sum()), "of": rows})
     return None
+
+
+_HEADS = {"attn_q": "head_count", "attn_k": "head_count_kv", "attn_v": "head_count_kv"}
+
+
+def _heads_reordered(case: FileCase, match: TensorMatch, a: np.ndarray, b: np.ndarray) -> Mechanism | None:
+    """Whole heads in another order, uint8 (rows, row bytes) each: which head's rows stand in which place."""
+    module = (match.true or "").split(".")[-2] if "." in (match.true or "") else ""
+    count = (case.expected_config or case.file.config).get(_HEADS.get(module, ""))
+    if not isinstance(count, int) or count < 2 or len(a) % count:
+        return None
+    mine, theirs = ([head.tobytes() for head in x.reshape(count, -1)] for x in (a, b))
+    at = {head: n for n, head in enumerate(theirs)}
+    if len(at) < count or set(mine) != at.keys():
+        return None
+    moved = [f"{at[head]} in place of {n}" for n, head in enumerate(mine) if at[head] != n]
+    return Mechanism("layout.heads-reordered", {"heads": moved, "of": count})
 
 
 def explained_by_values(case: FileCase, match: TensorMatch) -> Mechanism | None:

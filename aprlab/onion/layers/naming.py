@@ -14,6 +14,9 @@ from aprlab.onion.file_match import match_up
 from aprlab.onion.layers.layer import Layer
 from aprlab.onion.words import Mechanism
 
+_UNKNOWN = 256  # unknown tensors that are searched for missing ones; of more, none is a fused one
+_TELLING = 16  # bytes
+
 
 class NamingLayer(Layer):
     """Which tensor is which. Content first: a hash finds a tensor under another's name."""
@@ -26,6 +29,7 @@ class NamingLayer(Layer):
         case.matches = match_up(case)
         found: list[Deviation] = []
         written = Counter(match.piece.name for match in case.matches)
+        rounds = _rounds(case)
         for match in case.matches:
             p, true = match.piece, match.true
             if true is None:
@@ -35,8 +39,8 @@ class NamingLayer(Layer):
                 continue
             expected = case.expected_name(true)
             if p.name != expected:
-                evidence = {"found_by": match.by}
-                found.append(Deviation("name", true, p.name, expected, wrong_name(case, match), match, evidence))
+                cause = rounds.get(true) or wrong_name(case, match)
+                found.append(Deviation("name", true, p.name, expected, cause, match, {"found_by": match.by}))
         return [*found, *_missing(case)]
 
     def repair(self, draft: Draft, deviation: Deviation) -> None:
@@ -64,6 +68,47 @@ def wrong_name(case: FileCase, match: TensorMatch) -> Mechanism:
     return Mechanism("naming.modules-exchanged", {"first": first, "second": second})
 
 
+def _rounds(case: FileCase) -> dict[str, Mechanism]:
+    """Tensors that went round in a circle of more than two layers, each with the circle that it belongs to.
+
+    Where one of them is a copy and so nobody's own, the circle was never closed: all were shifted.
+    """
+    moves: dict[str, dict[int, int]] = {}  # template -> layer by content -> layer by name
+    copies = set()
+    for m in case.matches:
+        if m.true is None or m.piece.stated is None or not m.true.startswith("blk."):
+            continue
+        template = names.template_of(m.true)
+        if template == names.template_of(m.piece.stated):
+            moves.setdefault(template, {})[int(m.true.split(".")[1])] = int(m.piece.stated.split(".")[1])
+            if case.ref is not None and not m.equal and m.piece.hash in case.ref.by_hash:
+                copies.add(m.true)
+    found = {}
+    for template, move in moves.items():
+        for circle in _circles(move):
+            members = [template.replace("N", str(layer), 1) for layer in circle]
+            cause = Mechanism("naming.layers-rotated", {"layers": circle})
+            if copies & set(members):
+                by = Counter(move[layer] - layer for layer in circle).most_common(1)[0][0]
+                cause = Mechanism("naming.layers-shifted", {"part": template.replace("blk.N.", ""), "by": by})
+            found |= dict.fromkeys(members, cause)
+    return found
+
+
+def _circles(move: dict[int, int]) -> list[list[int]]:
+    """Circles of more than two in a mapping, each from its lowest member on, in the order in which content went."""
+    left, found = set(move), []
+    for start in sorted(move):
+        circle, at = [], start
+        while at in left:
+            left.discard(at)
+            circle.append(at)
+            at = move[at]
+        if len(circle) > 2 and at == start:
+            found.append(circle)
+    return found
+
+
 def _missing(case: FileCase) -> list[Deviation]:
     """Tensors that the reference (or the config) has and the file has not."""
     have = {m.true for m in case.matches}
@@ -73,26 +118,28 @@ def _missing(case: FileCase) -> list[Deviation]:
         layers = case.file.config["block_count"]
         layers = layers if isinstance(layers, int) and 0 < layers <= LAYERS_LIMIT else 0
         expected = dict.fromkeys(names.inventory(layers, separate_output=False))
-    unknown = [m for m in case.matches if m.true is None]
+    unknown = [m.piece for m in case.matches if m.true is None and m.piece.size <= 1 << 20]
+    held = [(piece.name, piece.raw.tobytes()) for piece in unknown] if len(unknown) <= _UNKNOWN else []
     found = []
     for name, tensor in expected.items():
         if name in have:
             continue
         cause = Mechanism("naming.biases-missing" if name.endswith(".bias") else "naming.tensors-missing")
         d = Deviation("missing", name, None, tensor, cause)
-        if tensor is not None and (inside := _inside(tensor, unknown)) is not None:
+        if tensor is not None and (inside := _inside(tensor, held)) is not None:
             d.evidence["its_bytes_stand_in"] = inside
         found.append(d)
     return found
 
 
-def _inside(tensor: Tensor, others: list[TensorMatch]) -> str | None:
-    """Name of an unknown tensor that holds all bytes of `tensor` in a row."""
+def _inside(tensor: Tensor, others: list[tuple[str, bytes]]) -> str | None:
+    """Name of a tensor nobody knows that holds all bytes of `tensor` in a row; a few bytes are anywhere by chance."""
+    if not others or tensor.nbytes < _TELLING or not any(tensor.nbytes < len(raw) for _, raw in others):
+        return None
     wanted = tensor.raw.tobytes()
-    for match in others:
-        if len(wanted) < match.piece.size <= 1 << 20 and any(wanted) and wanted in match.piece.raw.tobytes():
-            return match.piece.name
-    return None
+    if not any(wanted):
+        return None
+    return next((name for name, raw in others if len(wanted) < len(raw) and wanted in raw), None)
 
 
 __all__ = ["NamingLayer", "wrong_name"]

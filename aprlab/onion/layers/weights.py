@@ -43,7 +43,7 @@ class WeightsLayer(Layer):
             d = explain_bytes(case, match)
             if d is not None:
                 found.append(d)
-        return found
+        return _shifted(found)
 
     def repair(self, draft: Draft, deviation: Deviation) -> None:
         if (filled := draft.refill(deviation)) is not None:
@@ -71,8 +71,8 @@ def explain_bytes(case: FileCase, match: TensorMatch) -> Deviation | None:
     others = [name for name in case.ref.by_hash.get(match.piece.hash, []) if name != true]
     if others:
         evidence["bytes_of"] = others[0]
-        parts = {"part": _part(true), "other": _part(others[0])}
-        return found(Mechanism("weights.bytes-of-another-tensor", parts))
+        told = (d.cause for d in case.deviations if d.match is match and d.code == "naming.layers-shifted")
+        return found(next(told, None) or _bytes_of(true, others))
     if expected is None:
         return found(changed_values(match, evidence, None) or Mechanism("weights.values-differ"), 0.7)
     if len(expected) == len(raw) and np.array_equal(expected, raw):
@@ -89,7 +89,7 @@ def transformed(
 ) -> Mechanism | None:
     """The known transform that gives exactly these bytes: an order of rows, an edit of fields, a transform of values."""
     if evidence.get("differing_blocks", 1 << 60) * 2 < evidence.get("of_blocks", 0):
-        return explained_by_fields(match, expected)
+        return explained_by_order(case, match, expected) or explained_by_fields(match, expected)
     # Transforms that failed on six tensors of a type are not tried on its other hundred.
     vain = case.attempts.unexplained
     if vain.get(match.kind, 0) >= 6:
@@ -125,6 +125,31 @@ def unexplained(match: TensorMatch, evidence: dict[str, Any]) -> tuple[Mechanism
     if corr > 0.3:
         return Mechanism("weights.values-changed", {"correlation": round(corr, 2)}), 0.7
     return Mechanism("weights.values-unlike"), 0.6
+
+
+def _bytes_of(true: str, others: list[str]) -> Mechanism:
+    """A tensor with the bytes of others (which share theirs); the same part of another layer is told by both numbers."""
+    part, same = _part(true), [name for name in others if _part(name) == _part(true)]
+    if not true.startswith("blk.") or not same:
+        return Mechanism("weights.bytes-of-another-tensor", {"part": part, "other": _part(others[0])})
+    layer = int(true.split(".")[1])
+    other = min((int(name.split(".")[1]) for name in same), key=lambda n: abs(n - layer))
+    return Mechanism("weights.bytes-of-another-layer", {"part": part, "layer": layer, "other": other})
+
+
+def _shifted(found: list[Deviation]) -> list[Deviation]:
+    """Copies of the same part, all from as many layers away, as one cause: the part was shifted."""
+    groups: dict[tuple[str, int], list[Deviation]] = {}
+    for d in found:
+        if d.code == "weights.bytes-of-another-layer":
+            by = int(d.cause.parameters["layer"]) - int(d.cause.parameters["other"])
+            groups.setdefault((d.cause.parameters["part"], by), []).append(d)
+    for (part, by), group in groups.items():
+        if len(group) > 1:
+            cause = Mechanism("weights.layers-shifted", {"part": part, "by": by})
+            for d in group:
+                d.cause = cause
+    return found
 
 
 def _part(name: str) -> str:
