@@ -65,8 +65,7 @@ def misreads() -> tuple[WrongDecoder, ...]:
         changed = fault.registry(REGISTRY)
         for kind, quant in changed.items():
             if quant is not REGISTRY[kind] and can_encode(kind):
-                how = fault.title.partition(": ")[2] or fault.title
-                found.append(WrongDecoder(kind, how, quant.dequantise))
+                found.append(WrongDecoder(kind, f"the fault {fault.id}", quant.dequantise))
     return tuple(found)
 
 
