@@ -16,11 +16,11 @@ from aprlab.onion.layers import FILE_LAYERS
 
 SOURCE = paths.embedded_model()
 ALL = cases(SOURCE)
-STEP = 2  # every second of the cases that are no healthy variants
+STEP = 8  # of the cases that are no healthy variants, one in so many: about 110 files in CI; `all.py` asks all of them
 
 
 def sample() -> list[FileCase]:
-    """At least 300 files: the healthy variants, and every second of the others."""
+    """The healthy variants, and every eighth of the others."""
     sound = [case for case in ALL if case.healthy]
     others = [case for case in ALL if not case.healthy]
     return [*sound, *others[::STEP]]
@@ -39,20 +39,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def said(folder: Path) -> list[Said]:
     found = []
     for n, case in enumerate(sample()):
-        one = ask(case, SOURCE, folder, alone=n % 2 == 0 or case.healthy, pair=n % 2 == 1 or case.healthy)
+        one = ask(case, SOURCE, folder, alone=n % 2 == 0, pair=n % 2 == 1)
         if one is not None:
             found.append(one)
     return found
 
 
 def test_no_file_breaks_a_law(said: list[Said]) -> None:
-    assert len(said) >= 300
+    assert len(said) >= 100
     assert [f"{one.case.name}: {law}" for one in said for law in one.broken] == []
 
 
 def test_the_sample_has_files_of_every_kind(said: list[Said]) -> None:
     refused = {one.refused for one in said if one.refused is not None}
-    assert len(refused) >= 12, refused
+    assert len(refused) >= 8, refused
     assert sum(one.case.healthy for one in said) >= 25
     words = {v.verdict for one in said for v in (one.alone, one.pair) if v is not None}
     assert {"same", "equivalent", "healthy", "broken", "suspect", "unproved"} <= words | {"suspect"}
