@@ -166,10 +166,11 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], notes: l
         return int(found)
 
     def real(name: str, default: float) -> float:
-        found = raw.number(value(name, default))
+        given = value(name, default)
+        found = raw.number(given)
         if isinstance(found, raw.Wrong):
             raise FormatError(f"{name} is {found!r}, not a number", code="apr.bad-value", path=path)
-        return float(found)
+        return float(given)  # as upstream's JSON reader has it, not rounded to float32
 
     width, heads = whole("embedding_length", 0), whole("head_count", 0)
     layers, rope = whole("block_count", 0), raw.whole(value("rope_type", 0))

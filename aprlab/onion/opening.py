@@ -168,7 +168,18 @@ def explained(opened: Opened, case: FileCase, findings: Sequence[Finding], fixes
     if any(f.layer == opened.layer for f in bad):
         return True
     possible = [fix for fix in fixes if fix.possible]
-    return isinstance(drafted(case, []), AprlabError) and not isinstance(drafted(case, possible), AprlabError)
+    return not _runs(drafted(case, [])) and _runs(drafted(case, possible))
+
+
+def _runs(draft: Model | AprlabError) -> bool:
+    """Whether a draft is a model whose tensors have the shapes that its config asks for."""
+    if isinstance(draft, AprlabError):
+        return False
+    try:
+        check(draft, draft.config)
+    except AprlabError:
+        return False
+    return True
 
 
 def _concerns(finding: Finding, field: str) -> bool:

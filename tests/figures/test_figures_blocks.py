@@ -56,7 +56,7 @@ def test_values_of_a_block_by_place_with_gaps_for_what_is_no_number() -> None:
     np.testing.assert_array_equal(one.get_ydata(), right)
     np.testing.assert_array_equal(np.isnan(other.get_ydata()), np.arange(96) == 40)
     assert [line.get_xdata()[0] for line in ax.get_lines()[2:]] == [31.5, 63.5]
-    with pytest.raises(UsageError, match="one length"):
+    with pytest.raises(UsageError, match="the same length"):
         figures.block_values({"right": right, "wrong": wrong[:-1]})
 
 

@@ -12,9 +12,9 @@ from aprlab import quants
 from aprlab.conversion.converter import export
 from aprlab.errors import UsageError
 from aprlab.formats import open_model
+from aprlab.gates.repairs import repair
 from aprlab.onion.looks import by_looks, looks_of
 from aprlab.onion.peeling import peel
-from aprlab.onion.repairs import repair
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 

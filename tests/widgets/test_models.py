@@ -288,7 +288,7 @@ def test_a_fault_is_compared_with_the_truth_and_the_worst_block_found(tiny: Path
     scope = BlockMicroscope(Side.open(tiny, "a"), name=GATE)
     assert "q4k-min-lost" in scope.faults
     assert set(faults_of(types.Q6_K)) & set(scope.faults) <= set(scope.faults)
-    with pytest.raises(UsageError, match="nothing to hold"):
+    with pytest.raises(UsageError, match="nothing to compare"):
         scope.find_worst()
     with pytest.raises(UsageError, match="does not decode Q4_K"):
         scope.toggle("q8-36-bytes")
