@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from aprlab.engines.choice import spelled
 from aprlab.errors import FormatError, UsageError
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
@@ -75,6 +76,7 @@ class Engine(ABC):
 
     name: ClassVar[str]
     contract: str
+    asked = ""  # what it was asked for as, where `engines.create` made it: ``auto``, ``jit:q8``
 
     def __init__(self, model: Model, threads: int | None = None) -> None:
         """`threads`: CPU threads to use; None leaves the number to the engine's library."""
@@ -152,6 +154,11 @@ class Engine(ABC):
 
     def close(self) -> None:  # noqa: B027 - an engine without resources is whole
         """Give back memory; the engine is not used afterwards."""
+
+    @property
+    def spec(self) -> str:
+        """What asks `create` for an engine of this name and contract: ``jit``, ``jit:q8``."""
+        return spelled(self.name, self.contract)
 
     @property
     def alike(self) -> dict[str, Any]:
