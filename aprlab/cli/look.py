@@ -27,8 +27,9 @@ def inspect(file: ModelFile, as_json: bool = False) -> None:
     from aprlab.formats import identify, open_model
     from aprlab.model.description import describe
 
-    with open_model(file) as model:
-        found = {**describe(model), "identity": identify(file).to_json()}
+    identity = identify(file)
+    with open_model(file, identity) as model:
+        found = {**describe(model), "identity": identity.to_json()}
     if as_json:
         output.say_json(found)
         return

@@ -7,17 +7,21 @@ so that a historic bug can be modelled by a subclass that replaces exactly one o
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aprlab.errors import FormatError, NumericError, UnsupportedError, UsageError
 from aprlab.quants.types import TensorType
 
-Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
-Fields = NDArray[np.void]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Bytes = NDArray[np.uint8]
+    Floats = NDArray[np.float32]
+    Fields = NDArray[np.void]
+else:  # `numpy.typing` is a sixth of NumPy's own import, and says nothing at run time
+    Bytes = Floats = Fields = np.ndarray
 
 CHUNK = 1 << 18  # values worked on at a time: the temporaries of a chunk stay in a core's cache
 

@@ -5,13 +5,17 @@ Layouts, arithmetic and search as in ggml's ``ggml-quants.c`` (``dequantize_row_
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from numpy.typing import NDArray
 
 from aprlab.quants import search, types
 from aprlab.quants.base import Bytes, Fields, Floats, Quant, bits, to_half, up
 
-Ints = NDArray[np.int8]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int8]
 
 
 def columns(x: Floats, size: int) -> Floats:

@@ -215,9 +215,12 @@ def test_the_contract_goes_along(model: Model) -> None:
 
 def test_kernel_faults_are_for_engines_asked_for_by_name(model: Model, real, monkeypatch) -> None:
     """On a machine with a GPU `auto` may take cuda; a fault of the catalogue is the same fault all the same."""
-    with pytest.raises(UsageError) as error:
-        session_with(model, ["q4k-nibble-swap-of-no-catalogue"], "auto")
-    assert error.value.code == "faults.unknown"
+    monkeypatch.setitem(choice.ENGINES, "cuda", choice.ENGINES["ptx"])  # a GPU, as far as it goes
+    monkeypatch.setattr(choice, "cuda_refusal", lambda model, contract: None)
+    taken, named = session_with(model, ["q4k-min-lost"]), session_with(model, ["q4k-min-lost"], "cuda")
+    assert (taken.engine.asked, named.engine.asked) == ("auto", "cuda")
+    assert not taken.engine.device._texts, "the blocks are rewritten, the kernels are the package's own"
+    assert named.engine.device._texts
 
 
 def test_sweeps_and_notebooks_know_engines(tmp_path: Path) -> None:
