@@ -19,7 +19,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from aprlab.engines.choice import spelled
 from aprlab.errors import FormatError, UsageError
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
@@ -63,6 +62,11 @@ class Cache:
         if not 0 <= length <= self.length:
             raise UsageError(f"cannot cut a cache of {self.length} positions to {length}", code="engines.cache-cut")
         self.length = length
+
+
+def spelled(name: str, contract: str) -> str:
+    """``jit`` for contract f32, ``jit:q8`` for another one."""
+    return name if contract == "f32" else f"{name}:{contract}"
 
 
 class Engine(ABC):

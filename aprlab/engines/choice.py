@@ -20,6 +20,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 
+from aprlab.engines.base import spelled
 from aprlab.errors import AprlabError, UsageError, reason
 from aprlab.model.model import Model
 
@@ -65,11 +66,6 @@ class Choice:
     def __str__(self) -> str:
         why = f": {self.reason}" if self.second else ""
         return f"{self.spec} ({self.asked}{why})" if self.reason else self.spec
-
-
-def spelled(name: str, contract: str) -> str:
-    """``jit`` for contract f32, ``jit:q8`` for another one."""
-    return name if contract == "f32" else f"{name}:{contract}"
 
 
 def parse(spec: str | None) -> tuple[str, str]:
