@@ -71,7 +71,7 @@ def _peel_choice(files: list[Path], engines: list[str]) -> dict[str, Any]:
             f"--engine {engines[0]}: an engine with faults is compared with another one on one MODEL: --engine A --engine B",
             code="cli.faulty-engine-alone",
         )
-    return {"engine": engines[0] if engines else None}
+    return {"engine": engines[0] if engines else "auto"}
 
 
 def repair(
@@ -81,7 +81,7 @@ def repair(
         Path | None, typer.Option(metavar="REF", help="A good file of the same model.", show_default=False)
     ] = None,
     prompt: Prompt = QUESTION,
-    engine: str | None = None,
+    engine: str = "auto",
     threads: int | None = None,
     force: bool = False,
     as_json: bool = False,
@@ -154,7 +154,7 @@ def forensics(
         str | None,
         typer.Option("--only", metavar="ID,ID+ID", help="Try only these faults or sets.", show_default=False),
     ] = None,
-    engine: str = "jit",
+    engine: str = "auto",
     threads: int | None = None,
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="How many rows to print.")] = 12,
     as_json: bool = False,
@@ -197,21 +197,23 @@ def signatures(
     follow: Annotated[
         bool, typer.Option("--follow", help="Also rank by the likelihood of the texts (slow).", show_default=False)
     ] = False,
-    engine: str = "jit",
+    engine: str = "auto",
     threads: int | None = None,
     as_json: bool = False,
 ) -> None:
     """Show what a model says under every fault (at least two prompts), and how well each fault is recognised by it."""
     from aprlab.faults import run_faults
+    from aprlab.forensics.answer_runs import healthy_session
     from aprlab.forensics.signatures import PROMPTS, fault_signatures
 
+    session = healthy_session(file, engine, threads)
     with out.progress(len(run_faults()), "fault", "faults") as bar:
         found = fault_signatures(
-            file, prompt or PROMPTS, max_tokens=max_tokens, follow=follow, engine=engine, threads=threads,
+            session, prompt or PROMPTS, max_tokens=max_tokens, follow=follow,
             progress=lambda id: bar.update(),
         )  # fmt: skip
     if as_json:
-        out.say_json(found.to_json())
+        out.say_json({"engine": session.engine.spec, "engine_asked": session.engine.asked, **found.to_json()})
         return
     rows = [(id, *map(repr, texts)) for id, texts in {"(healthy)": found.healthy, **found.said}.items()]
     columns = ("fault", *(f"answer {n}" for n in range(1, len(rows[0]))))

@@ -27,8 +27,9 @@ def inspect(file: ModelFile, as_json: bool = False) -> None:
     from aprlab.formats import identify, open_model
     from aprlab.model.description import describe
 
-    with open_model(file) as model:
-        found = {**describe(model), "identity": identify(file).to_json()}
+    identity = identify(file)
+    with open_model(file, identity) as model:
+        found = {**describe(model), "identity": identity.to_json()}
     if as_json:
         output.say_json(found)
         return
@@ -115,7 +116,7 @@ def run(
     max_tokens: int = 128,
     raw: Raw = False,
     system: System = None,
-    engine: str = "reference",
+    engine: str = "auto",
     threads: int | None = None,
     trace: Annotated[
         str | None, typer.Option(metavar="GLOB", help="Trace these points of the prompt, e.g. 'layers.*.out'.")
@@ -157,6 +158,7 @@ def _session(
     file: Path, engine: str, threads: int | None, fault: str | None, reader: str | None, *, quiet: bool, stream: bool
 ) -> Session:
     """The file ready to answer, with its load line on standard error; with faults, or read as upstream read it."""
+    from aprlab.engines import choose
     from aprlab.formats import open_model
     from aprlab.inference import Session
 
@@ -169,13 +171,14 @@ def _session(
             )
         return _upstream_session(file, reader, engine, threads, quiet=quiet)
     model = open_model(file)
+    choice = choose(engine, model, threads=threads, stream=stream)
     if not quiet:
-        output.note(model.load_line())
+        output.note(f"{model.load_line()}; engine {choice}")
     if fault is None:
-        return Session(model, engine=engine, threads=threads, stream=stream)
+        return Session(model, engine=choice, threads=threads, stream=stream)
     from aprlab.faults import session_with
 
-    return session_with(model, ids(fault), engine=engine, threads=threads)
+    return session_with(model, ids(fault), engine=choice, threads=threads)
 
 
 def _upstream_session(file: Path, reader: str, engine: str, threads: int | None, *, quiet: bool) -> Session:
@@ -188,6 +191,7 @@ def _upstream_session(file: Path, reader: str, engine: str, threads: int | None,
     if not quiet:
         for line in [*session.model.warnings, upstream.load_line(session.model, quantised=session.model.quantised > 0)]:
             output.note(line)
+        output.note(f"engine {session.engine.spec}")
     return session
 
 
@@ -225,16 +229,18 @@ def chat(
     sampling: Sampling,
     max_tokens: int = 512,
     system: System = None,
-    engine: str = "reference",
+    engine: str = "auto",
     threads: int | None = None,
 ) -> None:
     """Talk with a model, line by line; /quit or Ctrl-D ends, Ctrl-C cuts an answer short."""
+    from aprlab.engines import choose
     from aprlab.formats import open_model
     from aprlab.inference import Session
 
     with open_model(file) as model:
-        output.note(model.load_line())
-        session = Session(model, engine=engine, threads=threads)
+        choice = choose(engine, model, threads=threads)
+        output.note(f"{model.load_line()}; engine {choice}")
+        session = Session(model, engine=choice, threads=threads)
         messages: list[dict[str, str]] = []
         while (line := ask()) not in (None, "/quit"):
             if line:

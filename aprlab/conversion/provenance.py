@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from gguf.constants import LlamaFileType
 
 from aprlab.conversion import mixes
 from aprlab.conversion.report import count_of
@@ -21,6 +20,7 @@ from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 from aprlab.quants import types
+from aprlab.quants.ggml import LlamaFileType
 from aprlab.version import __version__
 
 GAP_LIMIT = 1 << 16  # bytes of non-zero padding that a file may keep; more is not padding

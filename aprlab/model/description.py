@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from aprlab.errors import AprlabError
@@ -62,7 +62,8 @@ def _tokenizer(model: Any) -> dict[str, Any]:
         data = model.tokenizer
     except AprlabError as error:
         return {"error": error.message}
-    scalars = {key: value for key, value in asdict(data).items() if not isinstance(value, list) and key != "chat_template"}
+    values = {each.name: getattr(data, each.name) for each in fields(data)}  # not `asdict`: that copies every token
+    scalars = {key: value for key, value in values.items() if not isinstance(value, list) and key != "chat_template"}
     sizes = {"tokens": len(data.tokens), "merges": len(data.merges)}
     return {**scalars, **sizes, "chat_template": None if data.chat_template is None else f"{len(data.chat_template)} characters"}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.engines import known
+from aprlab.engines import AUTO, choose, parse
 from aprlab.errors import BROKEN, AprlabError, FormatError, UnsupportedError, UsageError
 from aprlab.formats.identity import identify
 from aprlab.formats.raw import Reference, from_model, look
@@ -38,7 +38,7 @@ from aprlab.onion.verdict import Finding, Repair, Verdict, Word
 from aprlab.onion.vocabulary_rows import aligned
 from aprlab.onion.words import Mechanism, refused
 from aprlab.published import QUESTION
-from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, GoldenOutcome, best_engine
+from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, GoldenOutcome
 
 
 def peel(
@@ -47,7 +47,7 @@ def peel(
     *,
     engines: Sequence[str] | Sequence[Session] | None = None,
     fast: bool = False,
-    engine: str | None = None,
+    engine: str | None = "auto",
     threads: int | None = None,
     prompt: str = QUESTION,
     max_tokens: int = MAX_TOKENS,
@@ -62,7 +62,7 @@ def peel(
         engines: two engines to compare on one model instead, by name (``jit``, or with faults of the
             catalogue, ``reference+rope-norm``), or two sessions.
         fast: stop at the first layer that finds something, and run nothing; one file alone is then never ``healthy``.
-        engine: runs both files under the golden rule; None takes the compiled one for real models where it is there.
+        engine: runs both files under the golden rule; see `aprlab.engines.create`.
         threads: for the engines.
         prompt, max_tokens: of the golden rule.
         progress: see `Progress`; an error that it raises ends the work.
@@ -85,7 +85,7 @@ def examine(
     cand: str | Path | Model | None,
     *,
     fast: bool = False,
-    engine: str | None = None,
+    engine: str | None = "auto",
     threads: int | None = None,
     prompt: str = QUESTION,
     max_tokens: int = MAX_TOKENS,
@@ -94,13 +94,13 @@ def examine(
     """`peel` for files, with the case and the fixes that `repair` needs."""
     if cand is None:
         raise UsageError("two files are needed, or one and two engines", code="peel.two-files-needed")
-    if engine is not None:
-        known(engine)
+    parse(engine)
     asked = _Asked(engine, threads, prompt, max_tokens, fast)
     clock = Clock(progress)
     with clock("instruments"):
         instruments, broken = tested()
     verdict = Verdict("not-comparable", broken, instruments=instruments, seconds=clock, **_sides(ref, cand))
+    verdict.engine_asked = engine or AUTO
     if broken:
         return verdict, None, []
     with clock("open"):
@@ -143,7 +143,7 @@ class _Asked:
     fast: bool
 
     def engine_for(self, model: Model) -> str:
-        return self.engine if self.engine is not None else best_engine(model)
+        return choose(self.engine, model, threads=self.threads).spec
 
 
 def _sides(ref: str | Path | Model | None, cand: str | Path | Model) -> dict[str, Any]:
@@ -197,8 +197,8 @@ def _judge_alone(
     with clock("health"):
         found = health.Health("broken")
         try:
-            name = asked.engine_for(opened.model)
-            session = Session(opened.model, engine=name, threads=asked.threads, tokenizer=opened.tokenizer)
+            verdict.engine = asked.engine_for(opened.model)
+            session = Session(opened.model, engine=verdict.engine, threads=asked.threads, tokenizer=opened.tokenizer)
         except BROKEN as error:
             refusal = error if isinstance(error, AprlabError) else FormatError(str(error), code="onion.does-not-run")
             found.fail("broken", refused(refusal, "forward.refused"), 1.0)
@@ -259,7 +259,8 @@ def _judge_pair(
     golden = None
     if not asked.fast:
         with clock("reference run"):
-            golden = golden_of(case.ref, asked.engine_for(case.ref.model), asked.threads, asked.prompt, asked.max_tokens)
+            verdict.engine = asked.engine_for(case.ref.model)
+            golden = golden_of(case.ref, verdict.engine, asked.threads, asked.prompt, asked.max_tokens)
     with clock("strict"):
         shared = None if golden is None else golden.session.tokenizer
         opened = opening.opened(case.file, prompt=asked.prompt, max_tokens=asked.max_tokens, model=model, known=shared)

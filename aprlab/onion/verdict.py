@@ -128,6 +128,8 @@ class Verdict:
         seconds: by stage.
         compared: what was compared with what: ``reference`` (None: nothing) and ``candidate``.
         health: figures of the tests of one file alone; empty with a reference, or where it could not be run.
+        engine, engine_asked: which engine ran the files (empty: nothing was run, or two engines were compared), and what was
+            asked for.
     """
 
     verdict: Word
@@ -139,6 +141,8 @@ class Verdict:
     title: str = ""
     compared: dict[str, Any] = field(default_factory=dict)
     health: dict[str, Any] = field(default_factory=dict)
+    engine: str = ""
+    engine_asked: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -161,6 +165,8 @@ class Verdict:
             "schema": SCHEMA,
             "verdict": self.verdict,
             "compared": plain(self.compared),
+            "engine": self.engine or None,
+            "engine_asked": self.engine_asked or None,
             "findings": [finding.to_json() for finding in self.findings],
             "first_divergence": plain(self.first_divergence),
             "repair": None if self.repair is None else self.repair.to_json(),

@@ -251,7 +251,7 @@ def trace(
     positions: str = "all",
     chunk: int | None = None,
     config: ModelConfig | None = None,
-    engine: str = "reference",
+    engine: str | None = "auto",
     threads: int | None = None,
 ) -> Trace:
     """Run `prompt` once and keep named points.
