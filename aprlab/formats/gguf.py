@@ -487,7 +487,8 @@ def _pack_string(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _pack_field(item: Field) -> bytes:
+def pack_field(item: Field) -> bytes:
+    """The bytes of a key-value pair; raises ValueError or struct.error for a value that its type cannot hold."""
     head = _pack_string(item.key) + struct.pack("<I", item.type)
     if item.element is None:
         return head + (_pack_string(item.value) if item.type == STRING else struct.pack(f"<{_SCALARS[item.type]}", item.value))
@@ -514,7 +515,7 @@ def gives_back(header: Header) -> bool:
     last = header.infos[-1]
     if header.file[last.at + len(_pack_info(last)) : header.data_offset].any():
         return False
-    packed = ((item.offset, _pack_field(item)) for item in header.fields.values() if not isinstance(item.value, Strings))
+    packed = ((item.offset, pack_field(item)) for item in header.fields.values() if not isinstance(item.value, Strings))
     return all(header.file[at : at + len(raw)].tobytes() == raw for at, raw in packed)
 
 
@@ -530,7 +531,7 @@ def pack_header(
 ) -> bytes:
     """The bytes in front of the data, padded to `alignment`. `TensorInfo.offset` is written unchanged."""
     parts = [MAGIC, struct.pack("<IQQ", version, len(infos), len(fields))]
-    parts += map(_pack_field, fields)
+    parts += map(pack_field, fields)
     parts += map(_pack_info, infos)
     head = b"".join(parts)
     return head + bytes(padding(len(head), alignment))

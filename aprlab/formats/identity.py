@@ -10,6 +10,7 @@ import json
 import re
 import struct
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,8 @@ from aprlab.model.model import Model
 from aprlab.quants import types
 
 Kind = Literal["model", "layers", "damaged", "foreign"]
+# Models without a forward pass here: everything that needs no run works on their files.
+FILE_ONLY = ("identity.other-architecture", "identity.mixture-of-experts", "identity.values-per-layer")
 _HEAD = 4096  # bytes that tell the kinds apart
 _JSON_LIMIT = 1 << 20  # of a JSON text, or of a SafeTensors header, that is parsed to name it
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.\w+)")
@@ -79,6 +82,36 @@ def something_else(model: Model) -> AprlabError | None:
     except AprlabError as error:
         return error if error.code.startswith("identity.") else None
     return None
+
+
+def file_only(model: Model) -> AprlabError | None:
+    """Why an opened model cannot be run although its file is sound; None where it can, and for what is no model at all."""
+    error = something_else(model)
+    return error if error is not None and error.code in FILE_ONLY else None
+
+
+def no_model(model: Model) -> AprlabError | None:
+    """The error that says what an opened file is, where it is no model (an adapter, a projector…); None for every model."""
+    error = something_else(model)
+    return None if error is not None and error.code in FILE_ONLY else error
+
+
+def refusing(model: Model, error: AprlabError) -> Model:
+    """`model`, whose config and tokenizer from now on raise `error`, which says what it is."""
+
+    def refuse() -> Any:
+        raise copy(error)
+
+    model.make_config = model.make_tokenizer = refuse
+    return model
+
+
+def of_keys(header: Header) -> Identity | None:
+    """What the keys and names of a header say of a model that cannot be run; None where they speak of one that can."""
+    found = _by_architecture(header) or _per_layer(header)
+    if found is not None and found.error is not None:
+        found.error.path = header.path
+    return found
 
 
 def _of_file(path: Path) -> Identity:
@@ -452,7 +485,7 @@ def _by_architecture(header: Header) -> Identity | None:
     name = header.value("general.architecture")
     if not isinstance(name, str):
         return None
-    look = "its header, tensors and tokenizer can be looked at (aprlab inspect)"
+    look = "it cannot be run here; inspect, diff, fingerprint, peel, convert and gates work on its file"
     experts = (_number(header, f"{name}.expert_count") or 0) > 0 or any("_exps." in info.name for info in header.infos)
     if name.lower().endswith("moe") or experts:
         told = f"{name}.expert_count" if f"{name}.expert_count" in header.fields else "its architecture"
@@ -488,4 +521,4 @@ def _per_layer(header: Header) -> Identity | None:
     return None
 
 
-__all__ = ["Identity", "identify", "of_gguf", "something_else"]
+__all__ = ["FILE_ONLY", "Identity", "file_only", "identify", "no_model", "of_gguf", "of_keys", "refusing", "something_else"]
