@@ -485,7 +485,7 @@ def _by_architecture(header: Header) -> Identity | None:
     name = header.value("general.architecture")
     if not isinstance(name, str):
         return None
-    look = "it cannot be run here; inspect, diff, fingerprint, peel, convert and gates work on its file"
+    look = "inspect, diff, peel, convert and gates work on its file"
     experts = (_number(header, f"{name}.expert_count") or 0) > 0 or any("_exps." in info.name for info in header.infos)
     if name.lower().endswith("moe") or experts:
         told = f"{name}.expert_count" if f"{name}.expert_count" in header.fields else "its architecture"

@@ -20,6 +20,7 @@ from aprlab import engines, paths
 from aprlab.architectures.qwen2 import output_weight, shapes
 from aprlab.errors import AprlabError, NumericError
 from aprlab.formats import open_model
+from aprlab.formats.identity import FILE_ONLY
 from aprlab.gates.catalogue import PROBES
 from aprlab.gates.results import SCHEMA, plain_data
 from aprlab.gates.words import words
@@ -356,7 +357,7 @@ def check(file: str | Path | Model, session: Session | None = None, *, engine: s
 
     Raises:
         UsageError: there is no such file, or no such engine.
-        UnsupportedError: the engine does not run on this machine.
+        UnsupportedError: the engine does not run on this machine; a sound file of a model that no engine runs.
     """
     engines.known(engine)
     checked = CheckedFile(file if isinstance(file, Model) else Path(file), session, engine)
@@ -364,7 +365,9 @@ def check(file: str | Path | Model, session: Session | None = None, *, engine: s
         map_file(checked.path)  # raises where there is none
     try:
         _ = checked.session
-    except AprlabError:
+    except AprlabError as error:
+        if error.code in FILE_ONLY:
+            raise  # a sound file of a model that cannot be run: no stage is at fault
         with open_model(paths.embedded_model()) as sound:
             engines.create(engine, sound)  # raises where it is the engine that is at fault, and not the file
     found = []
