@@ -22,6 +22,7 @@ MIXES: dict[str, TensorType] = {
 # The replacement where a row does not hold whole blocks of 256.
 SUBSTITUTES = {
     types.Q2_K: types.Q4_0, types.Q3_K: types.Q4_0, types.Q4_K: types.Q5_0, types.Q5_K: types.Q5_1, types.Q6_K: types.Q8_0,
+    types.by_name("IQ4_XS"): types.by_name("IQ4_NL"),
 }  # fmt: skip
 
 

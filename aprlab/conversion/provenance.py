@@ -34,9 +34,10 @@ GAP_LIMIT = 1 << 16  # bytes of non-zero padding that a file may keep; more is n
 def describe(model: Model, tensors: list[Tensor], dialect: apr.Dialect) -> dict[str, Any]:
     """The APR metadata of `model` with `tensors` as they will be written, and what an export back needs."""
     source = {"writer": f"aprlab {__version__}", **_origin_record(model)}
+    split = isinstance(model.metadata, gguf.FieldView) and model.metadata.header.parts
+    if "gguf" not in source and (split or file_only(model) is not None):
+        source["gguf"] = _keys_record(model)
     if file_only(model) is not None:
-        if "gguf" not in source:
-            source["gguf"] = _keys_record(model)
         return apr.file_only_metadata(model, tensors, source["gguf"]) | {"source_metadata": source}
     return apr.metadata_of(model, tensors, dialect) | {"source_metadata": source}
 
@@ -129,7 +130,8 @@ def gguf_hash(header: bytes, tensors: Iterable[Tensor]) -> str:
 def promised(metadata: dict[str, Any], tensors: list[Tensor]) -> bool:
     """Whether these metadata hold the record of a GGUF file of just these tensors."""
     try:
-        return _holds(metadata["source_metadata"]["gguf"], tensors)
+        record = metadata["source_metadata"]["gguf"]
+        return "xxh3_128" in record and _holds(record, tensors)
     except (LookupError, TypeError, ValueError):
         return False
 

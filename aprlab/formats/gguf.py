@@ -116,6 +116,7 @@ class Header:
     data_offset: int
     file_size: int
     file: np.ndarray = field(repr=False)
+    parts: tuple[Header, ...] = ()  # of a model that is split into several files: theirs, in order
 
     def value(self, key: str) -> Any:
         """The value of `key`, or None."""
@@ -292,6 +293,26 @@ def model_of(header: Header) -> Model:
             code="gguf.split-file", path=header.path,
         )  # fmt: skip
     tensors: dict[str, Tensor] = {}
+    warnings: list[str] = []
+    for part in header.parts or (header,):
+        spans = _add_tensors(part, tensors)
+        warnings += _notes(part, spans)
+    split_in = f", {len(header.parts)} files" if header.parts else ""
+    return Model(
+        path=header.path,
+        format="gguf",
+        dialect=f"gguf v{header.version}{split_in}",
+        tensors=tensors,
+        metadata=FieldView(header),
+        make_config=lambda: config(header),
+        make_tokenizer=lambda: tokenizer(header),
+        warnings=warnings,
+        header={"version": header.version, "alignment": header.alignment, "data_offset": header.data_offset},
+    )
+
+
+def _add_tensors(header: Header, tensors: dict[str, Tensor]) -> list[Span]:
+    """The tensors of one file, put into `tensors`; their spans."""
     spans: list[Span] = []
     for info in header.infos:
         if 0 in info.ne or np.prod([float(n) for n in info.ne]) > 2**62:
@@ -311,17 +332,7 @@ def model_of(header: Header) -> Model:
         raw = header.file[start : spans[-1].stop]
         tensors[info.name] = Tensor(info.name, kind, shape, raw, Origin(header.path, info.name, start))
     check_spans(spans, header.file_size, header.path)
-    return Model(
-        path=header.path,
-        format="gguf",
-        dialect=f"gguf v{header.version}",
-        tensors=tensors,
-        metadata=FieldView(header),
-        make_config=lambda: config(header),
-        make_tokenizer=lambda: tokenizer(header),
-        warnings=_notes(header, spans),
-        header={"version": header.version, "alignment": header.alignment, "data_offset": header.data_offset},
-    )
+    return spans
 
 
 def _notes(header: Header, spans: Sequence[Span]) -> list[str]:

@@ -21,6 +21,7 @@ from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats import gguf
 from aprlab.formats.gguf import Header, Strings
 from aprlab.formats.reading import open_regular, padding
+from aprlab.formats.split import SHARD, count_of, joined, number, says, siblings
 from aprlab.model.model import Model
 from aprlab.quants import types
 
@@ -29,7 +30,6 @@ Kind = Literal["model", "layers", "damaged", "foreign"]
 FILE_ONLY = ("identity.other-architecture", "identity.mixture-of-experts", "identity.values-per-layer")
 _HEAD = 4096  # bytes that tell the kinds apart
 _JSON_LIMIT = 1 << 20  # of a JSON text, or of a SafeTensors header, that is parsed to name it
-_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.\w+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +283,7 @@ def _safetensors(path: Path, head: bytes, size: int) -> Identity | None:
     length = int.from_bytes(head[:8], "little")
     if len(head) < 9 or head[8:9] != b"{" or length > 1 << 32:
         return _model("is a SafeTensors file") if path.suffix == ".safetensors" else None
-    if (part := _SHARD.fullmatch(path.name)) is not None and int(part[3]) > 1:
+    if (part := SHARD.fullmatch(path.name)) is not None and int(part[3]) > 1:
         return _foreign(
             f"is part {int(part[2])} of {int(part[3])} of a model", "give the folder that all parts lie in",
             code="identity.part-of-several",
@@ -347,7 +347,11 @@ def _of_gguf_bytes(path: Path, head: bytes) -> Identity:
             "is GGUF version 1, which llama.cpp no longer reads either (versions 2 and 3 are handled)",
             "convert it again from its source", code="identity.gguf-version-1",
         )  # fmt: skip
-    return of_gguf(gguf.read_header(path))
+    header = gguf.read_header(path)
+    there = siblings(path, count_of(header)) or {}
+    if there and all(part.is_file() for part in there.values()):
+        header = joined(header)
+    return of_gguf(header)
 
 
 def of_gguf(header: Header) -> Identity:
@@ -358,14 +362,9 @@ def of_gguf(header: Header) -> Identity:
     found = next((found for ask in asked if (found := ask(header)) is not None), None)
     if found is None:
         return _model("is a GGUF model", header)
-    if found.error is not None:
+    if found.error is not None and found.error.path is None:
         found.error.path = header.path
     return replace(found, header=header)
-
-
-def _number(header: Header, key: str) -> int | None:
-    value = header.value(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _place(header: Header, key: str) -> int | None:
@@ -374,26 +373,13 @@ def _place(header: Header, key: str) -> int | None:
 
 
 def _part(header: Header) -> Identity | None:
-    count, number = _number(header, "split.count"), _number(header, "split.no")
-    if count is None or count < 2:
+    """One part of a split model whose other parts are not all here."""
+    count = count_of(header)
+    if count == 1 or header.parts:
         return None
-    which = f"part {number + 1} of {count}" if number is not None else f"one part of {count}"
-    named = _SHARD.fullmatch(header.path.name)
-    there = ""
-    if named is not None and int(named[3]) == count and count <= 1000:
-        stem, last, suffix = named[1], named[3], named[4]
-        lie = [n for n in range(1, count + 1) if header.path.with_name(f"{stem}-{n:05d}-of-{last}{suffix}").is_file()]
-        gone = [n for n in range(1, count + 1) if n not in lie]
-        there = " (all parts are here)" if not gone else f" (missing here: {_listed(gone)})"
-    return _foreign(
-        f"is {which} of a model split into {count} files{there}",
-        "join them first (llama-gguf-split --merge FIRST-PART OUT)", code="identity.part-of-several",
-    )  # fmt: skip
-
-
-def _listed(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:8]))
-    return f"part{'s' if len(numbers) > 1 else ''} {shown}{'…' if len(numbers) > 8 else ''}"
+    there = siblings(header.path, count)
+    missing = [] if there is None else [path.name for path in there.values() if not path.is_file()]
+    return _foreign(*says(header, count, missing), code="identity.part-of-several")
 
 
 def _by_type(header: Header) -> Identity | None:
@@ -455,6 +441,8 @@ def _spans(header: Header) -> Iterator[tuple[gguf.TensorInfo, int]]:
 
 def _by_layout(header: Header) -> Identity | None:
     """Whether the data is whole: the tensors one after the other as ggml lays them out, and the file long enough."""
+    if header.parts:
+        return next((found for part in header.parts if (found := _by_layout(part)) is not None), None)
     end = expected = 0
     cut: gguf.TensorInfo | None = None
     counted = 0
@@ -486,7 +474,7 @@ def _by_architecture(header: Header) -> Identity | None:
     if not isinstance(name, str):
         return None
     look = "inspect, diff, peel, convert and gates work on its file"
-    experts = (_number(header, f"{name}.expert_count") or 0) > 0 or any("_exps." in info.name for info in header.infos)
+    experts = (number(header, f"{name}.expert_count") or 0) > 0 or any("_exps." in info.name for info in header.infos)
     if name.lower().endswith("moe") or experts:
         told = f"{name}.expert_count" if f"{name}.expert_count" in header.fields else "its architecture"
         return _layers(

@@ -22,6 +22,7 @@ from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats import apr, gguf, open_model
 from aprlab.formats.gguf_record import header_of, keeps_names, plain_value, recorded_header
 from aprlab.formats.identity import file_only, of_keys
+from aprlab.formats.split import joined
 from aprlab.model import names
 from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.content import drop_pages, map_file
@@ -331,12 +332,8 @@ def from_container(box: apr.Container) -> Seen:
 
 
 def _unrun_by_record(box: apr.Container) -> AprlabError:
-    """What the keys that a file keeps say of its model."""
-    try:
-        found = of_keys(recorded_header(box.metadata, box.path))
-    except FormatError as error:
-        box.problems.append(error)
-        return error
+    """What the keys that a file keeps say of its model; raises FormatError where they are damaged: nothing else knows it."""
+    found = of_keys(recorded_header(box.metadata, box.path))
     if found is not None and found.error is not None:
         return found.error
     problem = FormatError("keeps the names of a model that could be run", code="apr.kept-names", path=box.path)
@@ -355,13 +352,20 @@ def meaning(name: str, likely: str) -> tuple[str | None, str]:
 
 
 def _look_gguf(path: Path) -> Seen:
-    header = gguf.read_header(path)
+    header = joined(gguf.read_header(path))
     unrun = found.error if (found := of_keys(header)) is not None else None
     problems: list[AprlabError] = []
     try:
         gguf.model_of(header)
     except (FormatError, UnsupportedError) as error:
         problems.append(error)
+    pieces = [piece for part in header.parts or (header,) for piece in _pieces(part, kept=unrun is not None)]
+    metadata = gguf.FieldView(header)
+    return Seen(path, "gguf", apr.DIALECTS["realizar"], pieces, metadata, problems, header=header, unrun=unrun)
+
+
+def _pieces(header: gguf.Header, *, kept: bool) -> list[Piece]:
+    """The tensors of one GGUF file; `kept`: names are what they are."""
     starts = sorted({info.offset for info in header.infos} | {header.file_size - header.data_offset})
     pieces = []
     for info in header.infos:
@@ -378,10 +382,9 @@ def _look_gguf(path: Path) -> Seen:
             size = _nbytes(fits[0], shape) if fits else room
         start = header.data_offset + info.offset
         raw = header.file[start : start + size]
-        stated, naming = (info.name, "raw") if unrun is not None else meaning(info.name, "raw")
+        stated, naming = (info.name, "raw") if kept else meaning(info.name, "raw")
         pieces.append(Piece(info.name, info.code, shape, size, start, start, info.at, raw, stated, naming))
-    metadata = gguf.FieldView(header)
-    return Seen(path, "gguf", apr.DIALECTS["realizar"], pieces, metadata, problems, header=header, unrun=unrun)
+    return pieces
 
 
 def _nbytes(kind: TensorType, shape: tuple[int, ...]) -> int:

@@ -20,8 +20,8 @@ def describe(model: Any, keys: Mapping[str, Any] | None = None) -> dict[str, Any
     Keys: ``path, format, dialect, bytes`` (of all tensors), ``header`` (scalars of the container's own header),
     ``config`` (or ``{"error": …}`` where the file lacks a value), ``tokenizer`` (sizes and ids, not the lists),
     ``by_type`` ({type: {tensors, bytes, values}}), ``missing`` and ``unexpected`` (GGUF names against a whole Qwen2
-    inventory), ``warnings``, ``metadata`` (scalars as they are, lists by their length), ``keys`` (likewise) and ``tensors`` (name, name in
-    the file, type, shape in NumPy order, offset, bytes; in the order of the file).
+    inventory), ``warnings``, ``metadata`` and ``keys`` (scalars as they are, lists by their length) and ``tensors``
+    (name, name in the file, type, shape in NumPy order, offset, bytes; in the order of the file).
     """
     by_type: dict[str, dict[str, int]] = {}
     for tensor in model.tensors.values():

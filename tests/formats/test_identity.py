@@ -220,9 +220,10 @@ def test_the_other_parts_are_looked_for(tiny: Path, tmp_path: Path) -> None:
         keys = {"split.count": 3, "split.no": n - 1}
         variant(tiny, tmp_path / f"m-{n:05d}-of-00003.gguf", keys=keys)
     assert "part 3 of a model" in identify(tmp_path / "m-00003-of-00003.gguf").says.replace("of 3 ", "")
-    assert "(missing here: part 2)" in identify(tmp_path / "m-00003-of-00003.gguf").says
+    assert "(missing here: m-00002-of-00003.gguf)" in identify(tmp_path / "m-00003-of-00003.gguf").says
     variant(tiny, tmp_path / "m-00002-of-00003.gguf", keys={"split.count": 3, "split.no": 1})
-    assert "(all parts are here)" in identify(tmp_path / "m-00001-of-00003.gguf").says
+    whole = identify(tmp_path / "m-00001-of-00003.gguf")  # all are here, and are read: each has the same tensors
+    assert (whole.kind, whole.code) == ("damaged", "reading.duplicate-tensor") and "m-00001-of-00003.gguf" in whole.says
 
 
 def test_folders_that_hold_something_else(tmp_path: Path) -> None:
