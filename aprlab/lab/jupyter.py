@@ -18,7 +18,7 @@ from aprlab.errors import FormatError, UsageError
 from aprlab.formats.writing import atomic, write_all, write_text
 
 FOLDER = "aprlab-notebooks"
-FIRST = "00_golden_rule.ipynb"
+FIRST = "index.ipynb"
 _RECORD = ".aprlab-notebooks.json"  # what was copied, so that a later version can tell its own copies from changed ones
 
 

@@ -329,6 +329,20 @@ def layer_errors(a: Trace, b: Trace) -> tuple[list[str], np.ndarray]:
     return steps, np.nan_to_num(np.array(errors), nan=np.inf, posinf=np.inf)
 
 
+def agreement_rows(a: Trace, b: Trace, step: str = "out") -> list[dict[str, Any]]:
+    """How far b agrees with a, for one step of every layer: ``layer``, ``snr`` in dB, ``cosine``, ``equal``.
+
+    The signal-to-noise ratio is 20 log10(‖a‖ / ‖b - a‖), over all positions: inf where they are equal bit for bit, 0
+    where the error is as large as the signal, nan where b holds NaN or Inf.
+    """
+    rows = []
+    for row in layer_rows(a, step):
+        d = difference(a[f"layers.{row['layer']}.{step}"].values, b[f"layers.{row['layer']}.{step}"].values)
+        snr = math.inf if d.rel_l2 == 0 else -20 * math.log10(d.rel_l2) if math.isfinite(d.rel_l2) else math.nan
+        rows.append({"layer": row["layer"], "snr": snr, "cosine": d.cosine, "equal": d.equal})
+    return rows
+
+
 def position_errors(a: Trace, b: Trace, step: str = "out") -> np.ndarray:
     """Relative l2 error of ``layers.N.<step>`` at each position alone: float64 ``(layers, positions)``."""
     names = [f"layers.{n}.{step}" for n in range(a.config.block_count)]
