@@ -25,15 +25,18 @@ if TYPE_CHECKING:
 def inspect(file: ModelFile, as_json: bool = False) -> None:
     """Show what a model file holds: header, config, tensors by type, every tensor."""
     from aprlab.formats import identify, open_model
+    from aprlab.formats.gguf_record import keys_of
+    from aprlab.formats.identity import file_only
     from aprlab.model.description import describe
 
     identity = identify(file)
     with open_model(file, identity) as model:
-        found = {**describe(model), "identity": identity.to_json()}
+        keys = keys_of(model) if file_only(model) is not None else None
+        found = {**describe(model, keys), "identity": identity.to_json()}
     if as_json:
         output.say_json(found)
         return
-    facts = {"format": f"{found['format']} ({found['dialect']})", **found["header"], **found["config"], **found["tokenizer"]}
+    facts = {"format": f"{found['format']} ({found['dialect']})", **found["header"], **_facts(found)}
     output.say_table(found["path"], ("key", "value"), list(facts.items()), prose=("value",))
     kinds = [(name, row["tensors"], row["values"], row["bytes"]) for name, row in found["by_type"].items()]
     counted = ("tensors", "values", "bytes")
@@ -48,6 +51,13 @@ def inspect(file: ModelFile, as_json: bool = False) -> None:
     for problem in ("missing", "unexpected", "warnings"):
         for line in found[problem]:
             output.say(f"{problem}: {line}")
+
+
+def _facts(found: dict[str, Any]) -> dict[str, Any]:
+    """Config and tokenizer of a description; the keys themselves where a model has no config here."""
+    if "error" in found["config"]:
+        return {"config": found["config"]["error"], **found["keys"]}
+    return {**found["config"], **found["tokenizer"]}
 
 
 def fingerprint(

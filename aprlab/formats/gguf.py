@@ -126,6 +126,7 @@ class Header:
     data_offset: int
     file_size: int
     file: np.ndarray = field(repr=False)
+    parts: tuple[Header, ...] = ()  # of a model that is split into several files: theirs, in order
 
     def value(self, key: str) -> Any:
         """The value of `key`, or None."""
@@ -317,6 +318,26 @@ def model_of(header: Header) -> Model:
             code="gguf.split-file", path=header.path,
         )  # fmt: skip
     tensors: dict[str, Tensor] = {}
+    warnings: list[str] = []
+    for part in header.parts or (header,):
+        spans = _add_tensors(part, tensors)
+        warnings += _notes(part, spans)
+    split_in = f", {len(header.parts)} files" if header.parts else ""
+    return Model(
+        path=header.path,
+        format="gguf",
+        dialect=f"gguf v{header.version}{split_in}",
+        tensors=tensors,
+        metadata=FieldView(header),
+        make_config=lambda: config(header),
+        make_tokenizer=lambda: tokenizer(header),
+        warnings=warnings,
+        header={"version": header.version, "alignment": header.alignment, "data_offset": header.data_offset},
+    )
+
+
+def _add_tensors(header: Header, tensors: dict[str, Tensor]) -> list[Span]:
+    """The tensors of one file, put into `tensors`; their spans."""
     spans: list[Span] = []
     for info in header.infos:
         if 0 in info.ne or np.prod([float(n) for n in info.ne]) > 2**62:
@@ -336,17 +357,7 @@ def model_of(header: Header) -> Model:
         raw = header.file[start : spans[-1].stop]
         tensors[info.name] = Tensor(info.name, kind, shape, raw, Origin(header.path, info.name, start))
     check_spans(spans, header.file_size, header.path)
-    return Model(
-        path=header.path,
-        format="gguf",
-        dialect=f"gguf v{header.version}",
-        tensors=tensors,
-        metadata=FieldView(header),
-        make_config=lambda: config(header),
-        make_tokenizer=lambda: tokenizer(header),
-        warnings=_notes(header, spans),
-        header={"version": header.version, "alignment": header.alignment, "data_offset": header.data_offset},
-    )
+    return spans
 
 
 def _notes(header: Header, spans: Sequence[Span]) -> list[str]:
@@ -512,7 +523,8 @@ def _pack_string(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _pack_field(item: Field) -> bytes:
+def pack_field(item: Field) -> bytes:
+    """The bytes of a key-value pair; raises ValueError or struct.error for a value that its type cannot hold."""
     head = _pack_string(item.key) + struct.pack("<I", item.type)
     if item.element is None:
         return head + (_pack_string(item.value) if item.type == STRING else struct.pack(f"<{_SCALARS[item.type]}", item.value))
@@ -539,7 +551,7 @@ def gives_back(header: Header) -> bool:
     last = header.infos[-1]
     if header.file[last.at + len(_pack_info(last)) : header.data_offset].any():
         return False
-    packed = ((item.offset, _pack_field(item)) for item in header.fields.values() if not isinstance(item.value, Strings))
+    packed = ((item.offset, pack_field(item)) for item in header.fields.values() if not isinstance(item.value, Strings))
     return all(header.file[at : at + len(raw)].tobytes() == raw for at, raw in packed)
 
 
@@ -555,7 +567,7 @@ def pack_header(
 ) -> bytes:
     """The bytes in front of the data, padded to `alignment`. `TensorInfo.offset` is written unchanged."""
     parts = [MAGIC, struct.pack("<IQQ", version, len(infos), len(fields))]
-    parts += map(_pack_field, fields)
+    parts += map(pack_field, fields)
     parts += map(_pack_info, infos)
     head = b"".join(parts)
     return head + bytes(padding(len(head), alignment))

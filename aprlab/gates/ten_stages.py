@@ -20,6 +20,7 @@ from aprlab import engines, paths
 from aprlab.architectures.qwen2 import output_weight, shapes
 from aprlab.errors import AprlabError, NumericError
 from aprlab.formats import open_model
+from aprlab.formats.identity import FILE_ONLY
 from aprlab.gates.catalogue import PROBES
 from aprlab.gates.results import SCHEMA, plain_data
 from aprlab.gates.words import words
@@ -367,7 +368,7 @@ def check(file: str | Path | Model, session: Session | None = None, *, engine: s
 
     Raises:
         UsageError: there is no such file, or no such engine.
-        UnsupportedError: the engine does not run on this machine.
+        UnsupportedError: the engine does not run on this machine; a sound file of a model that no engine runs.
     """
     engines.parse(engine)
     checked = CheckedFile(file if isinstance(file, Model) else Path(file), session, engine)
@@ -377,7 +378,9 @@ def check(file: str | Path | Model, session: Session | None = None, *, engine: s
     found.engine_asked = engine or engines.AUTO if session is None else session.engine.spec
     try:
         _ = checked.session
-    except AprlabError:
+    except AprlabError as error:
+        if error.code in FILE_ONLY:
+            raise  # a sound file of a model that cannot be run: no stage is at fault
         with open_model(paths.embedded_model()) as sound:
             engines.create(engine, sound)  # raises where it is the engine that is at fault, and not the file
     else:

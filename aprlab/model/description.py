@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -9,14 +10,18 @@ from aprlab.errors import AprlabError
 from aprlab.model import names
 
 
-def describe(model: Any) -> dict[str, Any]:
+def describe(model: Any, keys: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Everything `inspect` shows of a `Model`, fit for JSON.
+
+    Args:
+        model: the model.
+        keys: those of its GGUF file, where it has no config here: then they are what there is to show.
 
     Keys: ``path, format, dialect, bytes`` (of all tensors), ``header`` (scalars of the container's own header),
     ``config`` (or ``{"error": …}`` where the file lacks a value), ``tokenizer`` (sizes and ids, not the lists),
     ``by_type`` ({type: {tensors, bytes, values}}), ``missing`` and ``unexpected`` (GGUF names against a whole Qwen2
-    inventory), ``warnings``, ``metadata`` (scalars as they are, lists by their length) and ``tensors`` (name, name in
-    the file, type, shape in NumPy order, offset, bytes; in the order of the file).
+    inventory), ``warnings``, ``metadata`` and ``keys`` (scalars as they are, lists by their length) and ``tensors``
+    (name, name in the file, type, shape in NumPy order, offset, bytes; in the order of the file).
     """
     by_type: dict[str, dict[str, int]] = {}
     for tensor in model.tensors.values():
@@ -36,6 +41,7 @@ def describe(model: Any) -> dict[str, Any]:
         **_inventory(model),
         "warnings": list(model.warnings),
         "metadata": {key: _scalar(value) for key, value in model.metadata.items()},
+        "keys": {key: _scalar(value) for key, value in (keys or {}).items()},
         "tensors": [
             {
                 "name": t.name,
