@@ -298,7 +298,7 @@ def _judge_pair(
     if not known_cause:
         alone = all(f.harmless for f in verdict.findings)
         verdict.findings.insert(0, opening.finding(opened))
-        unknown = isinstance(opened.error, UnsupportedError) and (alone or opened.error.code == "qwen2.foreign-tensor")
+        unknown = isinstance(opened.error, UnsupportedError) and (alone or opened.error.code == "forward.foreign-tensor")
         verdict.verdict = word_of(verdict.findings, comparable=not unknown)
         return []
     verdict.verdict = word_of(verdict.findings, comparable=True)

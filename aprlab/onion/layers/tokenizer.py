@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from aprlab.formats.raw import MISSING, NEEDED, TOKENIZER_FIELDS, Wrong
+from aprlab.formats.raw import MISSING, TOKENIZER_FIELDS, Wrong, needed
 from aprlab.inference.tokenizer import CONTROL, PRE_TOKENIZERS
 from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase
@@ -68,7 +68,7 @@ def alone(found: dict[str, Any]) -> list[Deviation]:
         return Deviation("tokenizer", name, value, expected, Mechanism(code, parameters), confidence=sure)
 
     out = []
-    for name in NEEDED:
+    for name in needed(found["model"]):
         if found[name] == MISSING or found[name] == []:
             out.append(deviation(name, found[name], MISSING, "tokenizer.missing-or-empty", field=name))
     for name, value in found.items():
