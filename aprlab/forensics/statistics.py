@@ -275,7 +275,7 @@ class _Search:
         own = agreement(row, measured, sampled=self.table.sampled, raw=raw)
         explained: tuple[Explanation, ...] = ()
         if not own.whole:
-            explained = self.explain(row, [*self.readings[tensor.type], *readings.files(tensor)])
+            explained = self.explain(row, self.readings[tensor.type]) or self.explain(row, readings.files(tensor))
         drop_pages(tensor.raw)
         return RowFinding(row.gguf, tensor.type.name, own.agree, own.differ, explained)
 
