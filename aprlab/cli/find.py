@@ -139,7 +139,16 @@ def faults(
 
 def forensics(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A healthy GGUF or APR file.", show_default=False)],
-    saw: Annotated[str, typer.Option("--saw", metavar="TEXT", help="What the broken model said.", show_default=False)],
+    saw: Annotated[
+        str | None, typer.Option("--saw", metavar="TEXT", help="What the broken model said.", show_default=False)
+    ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            "--statistics", metavar="TABLE", show_default=False,
+            help="Statistics of its tensors as a program published them (JSON, CSV): which faulty decoder has these figures?",
+        ),
+    ] = None,
     prompt: Prompt = QUESTION,
     raw: Raw = False,
     system: System = None,
@@ -159,7 +168,12 @@ def forensics(
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="How many rows to print.")] = 12,
     as_json: bool = False,
 ) -> None:
-    """Rank the faults that would make a healthy model say a given garbage sentence."""
+    """Rank the faults that would make a healthy model say a given garbage sentence, or give such statistics."""
+    if (saw is None) == (statistics is None):
+        raise UsageError("forensics needs either --saw or --statistics", code="cli.saw-or-statistics")
+    if statistics is not None:
+        return _explain_statistics(file, statistics, as_json)
+    assert saw is not None
     from aprlab.faults import run_faults
     from aprlab.forensics import ranking
     from aprlab.forensics.answer_scoring import Suspect
@@ -187,6 +201,28 @@ def forensics(
     failed = sum(s.match is None for s in found.suspects)
     if failed:
         out.note(f"{failed} of {len(found.suspects)} sets could not run (refused or not a number)")
+    out.say(found.conclusion)
+
+
+def _explain_statistics(file: Path, table: Path, as_json: bool) -> None:
+    from aprlab.forensics.statistics import explain_statistics
+
+    with out.progress(file.stat().st_size if file.is_file() else None, "B", file.name, scale=True) as bar:
+        found = explain_statistics(file, table, progress=bar.update)
+    if as_json:
+        out.say_json(found.to_json())
+        return
+    columns = ("tensor", "type", "figures that agree", "figures that differ", "explained by")
+    rows = [
+        (row.name, row.type, len(row.agree), ", ".join(row.differ), " or ".join(e.name for e in row.explained) or row.other)
+        for row in found.differing
+    ]
+    if rows:
+        out.say_table("", columns, rows, prose=columns[3:], right=columns[2:3])
+    if found.left_out:
+        out.note(f"columns left out, as their meaning is not known: {', '.join(found.left_out)}")
+    for answer in found.types:
+        out.say(answer.words)
     out.say(found.conclusion)
 
 
