@@ -1,0 +1,61 @@
+"""A source by name: ``reference``, ``jit,contract=q8``, ``llama.cpp,cache=f16,flash=on``, or a session that is there already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aprlab import engines
+from aprlab.errors import UsageError
+from aprlab.formats import open_model
+from aprlab.inference.session import Session
+from aprlab.model.model import Model
+from aprlab.sources.base import Source
+from aprlab.sources.engines import EngineSource
+
+Spec = str | Session | Source
+
+
+def source(what: Spec, model: str | Path | Model | None = None, *, threads: int | None = None) -> Source:
+    """The program called `what`, ready to run `model`.
+
+    Args:
+        what: name of one of our engines, with options after commas (``jit,contract=q8``); a session; a source, given back as
+            it is.
+        model: file or opened model that it runs; not for a session or a source, which have one.
+        threads: CPU threads; None leaves the number to the program.
+
+    Raises:
+        UsageError: an unknown name or option, no model.
+    """
+    if isinstance(what, Source):
+        return what
+    if isinstance(what, Session):
+        return EngineSource(what)
+    name, options = parsed(what)
+    if name not in engines.NAMES:
+        raise UsageError(f"unknown source {name!r}; known: {', '.join(known())}", code="source.unknown")
+    if model is None:
+        raise UsageError(f"source {name!r} needs a model", code="source.no-model")
+    unknown = set(options) - {"contract"}
+    if unknown:
+        raise UsageError(f"source {name!r} has no option {min(unknown)!r}; known: contract", code="source.unknown-option")
+    opened = model if isinstance(model, Model) else open_model(model)
+    return EngineSource(Session(opened, engine=name, threads=threads, **options))
+
+
+def known() -> tuple[str, ...]:
+    """Names of all sources."""
+    return engines.NAMES
+
+
+def parsed(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of ``name,key=value,…``; raises UsageError where an option has no value."""
+    name, *rest = (part.strip() for part in text.split(","))
+    options = {}
+    for part in rest:
+        key, mark, value = (piece.strip() for piece in part.partition("="))
+        if not mark or not key or not value or key in options:
+            raise UsageError(f"source {text!r}: {part!r} is not KEY=VALUE", code="source.bad-option")
+        options[key] = value
+    return name, options
