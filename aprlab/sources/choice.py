@@ -10,6 +10,7 @@ from aprlab.errors import UsageError
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
+from aprlab.sources import llama_cpp
 from aprlab.sources.base import Source
 from aprlab.sources.engines import EngineSource
 
@@ -20,8 +21,8 @@ def source(what: Spec, model: str | Path | Model | None = None, *, threads: int 
     """The program called `what`, ready to run `model`.
 
     Args:
-        what: name of one of our engines, with options after commas (``jit,contract=q8``); a session; a source, given back as
-            it is.
+        what: name of one of our engines or ``llama.cpp``, with options after commas (``jit,contract=q8``,
+            ``llama.cpp,cache=f32,flash=on``); a session; a source, given back as it is.
         model: file or opened model that it runs; not for a session or a source, which have one.
         threads: CPU threads; None leaves the number to the program.
 
@@ -33,20 +34,31 @@ def source(what: Spec, model: str | Path | Model | None = None, *, threads: int 
     if isinstance(what, Session):
         return EngineSource(what)
     name, options = parsed(what)
-    if name not in engines.NAMES:
+    if name not in known():
         raise UsageError(f"unknown source {name!r}; known: {', '.join(known())}", code="source.unknown")
     if model is None:
         raise UsageError(f"source {name!r} needs a model", code="source.no-model")
-    unknown = set(options) - {"contract"}
+    allowed = ("cache", "flash") if name == llama_cpp.NAME else ("contract",)
+    unknown = set(options) - set(allowed)
     if unknown:
-        raise UsageError(f"source {name!r} has no option {min(unknown)!r}; known: contract", code="source.unknown-option")
+        said = f"source {name!r} has no option {min(unknown)!r}; known: {', '.join(allowed)}"
+        raise UsageError(said, code="source.unknown-option")
     opened = model if isinstance(model, Model) else open_model(model)
+    if name == llama_cpp.NAME:
+        flash = _switch(what, options.pop("flash", "off"))
+        return llama_cpp.LlamaSource(opened, flash=flash, threads=threads, **options)
     return EngineSource(Session(opened, engine=name, threads=threads, **options))
 
 
 def known() -> tuple[str, ...]:
     """Names of all sources."""
-    return engines.NAMES
+    return (*engines.NAMES, llama_cpp.NAME)
+
+
+def _switch(what: str, value: str) -> bool:
+    if value not in ("on", "off"):
+        raise UsageError(f"source {what!r}: {value!r} is neither on nor off", code="source.bad-option")
+    return value == "on"
 
 
 def parsed(text: str) -> tuple[str, dict[str, Any]]:
