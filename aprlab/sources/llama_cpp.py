@@ -58,7 +58,7 @@ class LlamaSource(Source):
         self.contract = Contract(activations_of(opened), "f16" if flash else cache, flash)
         self.can = Abilities(tuple(all_points(self.config)), injection=True)
         self._threads, self._edit, self._cache = threads, edit, _CACHES[cache]
-        self._child = Child()
+        self._child = LlamaProcess()
         try:
             self.version = self._child.ask("load", file=os.fspath(self.file))["version"]
         except BaseException:
@@ -104,7 +104,7 @@ def activations_of(model: Model) -> str:
     return alone.get(min(kinds), "q8") if len(kinds) == 1 else "q8"
 
 
-class Child:
+class LlamaProcess:
     """The process that llama.cpp lives in; started at once."""
 
     def __init__(self) -> None:

@@ -1,7 +1,8 @@
 """Which trace point a node of llama.cpp's graph is.
 
 The same name comes once for each operation (``Qcur-0`` is a product, a sum and a rotation), so a node is known by
-its name and its operation. Some nodes have no name of their own: the product after ``kqv_out-N`` is the attention's output projection.
+its name and its operation. Some nodes have no name of their own: the product after ``kqv_out-N`` is the attention's
+output projection.
 """
 
 from __future__ import annotations
