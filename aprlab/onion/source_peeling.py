@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from aprlab.architectures.qwen2 import points as all_points
 from aprlab.engines.contracts import Contract
 from aprlab.errors import UsageError
+from aprlab.faults import FAULTS, session_with
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
@@ -21,7 +23,9 @@ from aprlab.onion.instrument_check import tested
 from aprlab.onion.source_run import run_with
 from aprlab.onion.verdict import Finding, Repair, Verdict, Word, known
 from aprlab.onion.words import Mechanism
+from aprlab.sources import source as source_of
 from aprlab.sources.base import Source
+from aprlab.sources.choice import Spec
 from aprlab.tracing.golden_rule import best_engine
 from aprlab.tracing.traces import Point, Trace
 
@@ -29,14 +33,14 @@ ANSWERED = 4  # tokens of the answer that are run one by one, after the prompt
 
 
 def peel_sources(
-    model: str | Path | Model, sources: Sequence[Source], *, prompt: str | Sequence[int], threads: int | None = None,
+    model: str | Path | Model, sources: Sequence[Spec], *, prompt: str | Sequence[int], threads: int | None = None,
     progress: Callable[[str, Any], None] | None = None,
 ) -> Verdict:  # fmt: skip
     """What each of the sources does otherwise than float64 under its own contract, on `model`.
 
     Args:
-        model: the file that is believed to be right; the sources may run another one.
-        sources: one or more programs.
+        model: the file that is believed to be right; a source that is there already may run another one.
+        sources: one or more programs, by name or there already; those made here are closed again.
         prompt: a text, or token ids; some tokens of its answer follow one by one.
 
     Raises:
@@ -48,19 +52,22 @@ def peel_sources(
     with clock("instruments"):
         instruments, broken = tested()
     opened = model if isinstance(model, Model) else open_model(model)
-    title = f"{' and '.join(s.name for s in sources)} on {Path(opened.path).name}"
+    labels = [_label(spec) for spec in sources]
+    title = f"{' and '.join(labels)} on {Path(opened.path).name}"
     verdict = Verdict("not-comparable", broken, instruments=instruments, seconds=clock, title=title)
     if broken:
         return verdict
     with clock("tokens"):
         tokens, asked = _tokens(opened, prompt, threads)
     answers = {}
-    for n, source in enumerate(sources):
-        with clock(f"run {source.name}"):
-            given = source.run(tokens, prompt=asked if source.can.reruns else None)
-        if "logits" in given:
-            answers[_label(sources, n)] = given["logits"].values[-1]
-        _judge(verdict, source, _label(sources, n), given, opened, clock)
+    for n, spec in enumerate(sources):
+        with _made(spec, opened, threads) as source:
+            label = labels[n] if labels.count(labels[n]) == 1 else f"{labels[n]} ({source.contract})"
+            with clock(f"run {source.name}"):
+                given = source.run(tokens, prompt=asked if source.can.reruns else None)
+            if "logits" in given:
+                answers[label] = given["logits"].values[-1]
+            _judge(verdict, source, label, given, opened, clock)
     bad = [f for f in verdict.findings if not f.harmless]
     word: Word = "broken" if bad else "equivalent"
     verdict.verdict = word
@@ -70,10 +77,23 @@ def peel_sources(
     return verdict
 
 
-def _label(sources: Sequence[Source], n: int) -> str:
-    """A source's name, with its contract where two have one name."""
-    name = sources[n].name
-    return name if sum(s.name == name for s in sources) == 1 else f"{name} ({sources[n].contract})"
+def _label(spec: Spec) -> str:
+    return spec if isinstance(spec, str) else spec.name if isinstance(spec, Source) else spec.engine.name
+
+
+@contextmanager
+def _made(spec: Spec, model: Model, threads: int | None) -> Iterator[Source]:
+    """The source; closed again if it was made here."""
+    name, ours = (spec.split(",")[0], True) if isinstance(spec, str) else ("", False)
+    if "+" in name:  # an engine of ours with faults of the catalogue
+        engine, *faults = name.split("+")
+        spec = session_with(model, faults, engine, threads)
+    made = source_of(spec, model, threads=threads)
+    try:
+        yield made
+    finally:
+        if ours:
+            made.close()
 
 
 def _tokens(model: Model, prompt: str | Sequence[int], threads: int | None) -> tuple[list[int], int]:
@@ -138,8 +158,6 @@ def _finding(label: str, one: Named) -> Finding:
     if one.same:
         evidence["computes_the_same_as"] = one.same
     if form.fault is not None:
-        from aprlab.faults import FAULTS
-
         fault = FAULTS[form.fault]
         evidence["steps"] = one.steps
         return Finding(fault.layer, fault.id, [], known(fault), evidence | form.parameters)
