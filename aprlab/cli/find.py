@@ -20,6 +20,13 @@ def peel(
         list[Path], typer.Argument(metavar="[REF] CAND", help="The reference, if there is one, and the candidate.")
     ],
     engines: list[str],
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source", metavar="NAME[,KEY=VALUE…]", show_default=False,
+            help="Judge this program on one MODEL (reference, jit, llama.cpp, llama.cpp,flash=on); may be repeated.",
+        ),
+    ] = None,
     fast: Annotated[
         bool, typer.Option("--fast", help="Stop at the first layer that finds something; run nothing.", show_default=False)
     ] = False,
@@ -36,14 +43,14 @@ def peel(
     from aprlab.lab import reports_folder
     from aprlab.onion import peeling
 
-    choice = _peel_choice(files, engines)
+    choice = _peel_choice(files, engines) if source is None else _source_choice(files, engines, source)
     stem = "-".join(file.stem for file in files)
     if reports is not None:
         reports_folder(reports)
         for kind in ("json", "html"):  # refused before the work, not after it
             check_output(reports / f"{stem}.{kind}", files, force=True)
     reference, candidate = ([None, *files] if len(files) == 1 else files)[:2]
-    if "engines" in choice:
+    if "engines" in choice or "sources" in choice:
         reference, candidate = candidate, None
     verdict = peeling.peel(reference, candidate, fast=fast, threads=threads, prompt=prompt, **choice)
     found = verdict.to_json()
@@ -72,6 +79,14 @@ def _peel_choice(files: list[Path], engines: list[str]) -> dict[str, Any]:
             code="cli.faulty-engine-alone",
         )
     return {"engine": engines[0] if engines else "auto"}
+
+
+def _source_choice(files: list[Path], engines: list[str], sources: list[str]) -> dict[str, Any]:
+    """One model, and programs to judge on it; raises UsageError elsewhere."""
+    if len(files) != 1 or engines:
+        said = f"--source judges programs on one MODEL, without --engine: not {len(files)} files and {len(engines)} engines"
+        raise UsageError(said, code="cli.files-and-sources")
+    return {"sources": sources}
 
 
 def repair(

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aprlab.cli import output
-from aprlab.cli.options import FaultIds, ModelFile, Raw, System, ids
+from aprlab.cli.options import FaultIds, ModelFile, Raw, System, ids, numbers
 from aprlab.errors import NumericError, UsageError
+from aprlab.published import QUESTION
 
 if TYPE_CHECKING:
     from aprlab.inference import Sampling, Session
+    from aprlab.model import Model
     from aprlab.tracing.comparisons import Comparison
 
 
@@ -97,6 +99,18 @@ def diff(
     return _show_comparison(instruments.diff(file, other), as_json, only_differing=True)
 
 
+def compare(
+    file: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace, F.npz.", show_default=False)],
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="The trace to compare it with.", show_default=False)],
+    as_json: bool = False,
+) -> int:
+    """Compare two traces point by point; unlike tokens, positions or contracts are refused."""
+    from aprlab.tracing import Trace
+    from aprlab.tracing.comparisons import compare_traces
+
+    return _show_comparison(compare_traces(Trace.load(file), Trace.load(other), f"{file} against {other}"), as_json)
+
+
 def _bytes_bar(file: Path) -> Any:
     return output.progress(file.stat().st_size if file.is_file() else None, "B", file.name, scale=True)
 
@@ -162,6 +176,46 @@ def run(
             _trace(session, answer.prompt_tokens, trace, trace_out, force)
         if reader is not None:
             _refuse_garbage(session)
+
+
+def trace(
+    file: ModelFile,
+    output: Path,
+    source: Annotated[
+        str, typer.Option("--source", metavar="NAME[,KEY=VALUE…]", help="Program that runs it: reference, jit, llama.cpp.")
+    ] = "reference",
+    prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="What to ask.")] = QUESTION,
+    tokens: Annotated[
+        str | None, typer.Option("--tokens", metavar="ID,ID…", help="Run these token ids instead.", show_default=False)
+    ] = None,
+    points: Annotated[str, typer.Option("--points", metavar="GLOB", help="Keep these points, e.g. 'layers.*.out'.")] = "*",
+    raw: Raw = False,
+    system: System = None,
+    force: bool = False,
+) -> None:
+    """Run a prompt in any program and keep the named points of the pass, with positions and contract."""
+    from aprlab import sources
+    from aprlab.formats import open_model
+    from aprlab.formats.writing import check_output
+
+    check_output(output, [file], force=force)
+    with open_model(file) as model, sources.source(source, model) as program:
+        given = numbers(tokens) if tokens is not None else _prompt_ids(model, prompt, raw, system)
+        found = program.run(given, points)
+        found.save(output, force=force)
+    _note(found, f"{program.name} {program.version}, contract {program.contract}: {len(found)} points, {len(given)} tokens")
+
+
+def _note(*things: Any) -> None:
+    for thing in things:
+        output.note(thing)
+
+
+def _prompt_ids(model: Model, prompt: str, raw: bool, system: str | None) -> list[int]:
+    from aprlab.inference import Session
+
+    session = Session(model)
+    return session.prompt_tokens(prompt, raw=raw or session.wants_raw, system=system)
 
 
 def _session(

@@ -35,10 +35,12 @@ from aprlab.onion.references import reference_of
 from aprlab.onion.run_comparison import compare_runs
 from aprlab.onion.run_cost import cost_finding
 from aprlab.onion.run_peeling import peel_engines
+from aprlab.onion.source_peeling import peel_sources
 from aprlab.onion.verdict import LAYERS, Finding, Repair, Verdict
 from aprlab.onion.vocabulary_rows import aligned
 from aprlab.onion.words import Mechanism, refused
 from aprlab.published import QUESTION
+from aprlab.sources.choice import Spec
 from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, GoldenOutcome
 
 
@@ -47,6 +49,7 @@ def peel(
     cand: str | Path | Model | None = None,
     *,
     engines: Sequence[str] | Sequence[Session] | None = None,
+    sources: Sequence[Spec] | None = None,
     fast: bool = False,
     engine: str | None = "auto",
     threads: int | None = None,
@@ -54,7 +57,7 @@ def peel(
     max_tokens: int = MAX_TOKENS,
     progress: Progress | None = None,
 ) -> Verdict:
-    """Find out what is wrong with a file, or with an engine.
+    """Find out what is wrong with a file, with an engine, or with any program that leaves a trace.
 
     Args:
         ref: the reference, a file or an opened model; None to judge `cand` alone: by the size law, statistics, what is
@@ -62,6 +65,8 @@ def peel(
         cand: the candidate, GGUF or APR, however broken; or an opened model.
         engines: two engines to compare on one model instead, by name (``jit``, or with faults of the
             catalogue, ``reference+rope-norm``), or two sessions.
+        sources: one or more programs to judge on one model instead, each by itself: names (``llama.cpp,flash=on``,
+            ``reference``, ``reference+rope-norm``), sessions, or sources that are there already.
         fast: stop at the first layer that finds something, and run nothing; one file alone is then never ``healthy``.
         engine: runs both files under the golden rule; see `aprlab.engines.create`.
         threads: for the engines.
@@ -77,6 +82,11 @@ def peel(
             ref if ref is not None else cand, engines, fast=fast, threads=threads, prompt=prompt, max_tokens=max_tokens,
             progress=progress,
         )  # fmt: skip
+    if sources is not None:
+        judged = ref if ref is not None else cand
+        if judged is None:
+            raise UsageError("sources are judged on a model: give one", code="source.no-model")
+        return peel_sources(judged, sources, prompt=prompt, threads=threads, progress=progress)
     options: dict[str, Any] = {"engine": engine, "threads": threads, "prompt": prompt, "max_tokens": max_tokens}
     return examine(ref, cand, fast=fast, progress=progress, **options)[0]
 

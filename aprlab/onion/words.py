@@ -158,6 +158,10 @@ TEMPLATES: dict[str, str] = {
     "forward.costs-too-much":
         "the run loses more than these types explain: logits {distance} away (at most {allowed}), "
         "KL {kl} nats (at most {kl_allowed})",
+    "forward.step-as-form": "{steps:list} computed as {form}{details}",
+    "forward.step-differs": "{steps:list}: not what its inputs give, and no known form gives it",
+    "forward.between-points": "{steps:list}: not what the points before give; it holds several operations",
+    "forward.contract-differs": "{steps:list}: the contract is {found!r}, not {declared!r} as declared",
     "forward.loop-differs": "the loop feeds other tokens, or at other positions",
     "forward.decoded-again": "weights are decoded again for every product",
     # ── instrument
