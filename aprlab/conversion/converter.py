@@ -17,9 +17,9 @@ from aprlab.conversion.provenance import GAP_LIMIT, describe, header_for, promis
 from aprlab.conversion.recode import chunks_of, encodable, re_encoded, recoded
 from aprlab.conversion.report import ConversionReport, TensorLine, report_of
 from aprlab.conversion.seams import Seams, healthy_seams
-from aprlab.errors import FormatError, UnsupportedError, UsageError
+from aprlab.errors import AprlabError, FormatError, UnsupportedError, UsageError
 from aprlab.formats import apr, gguf, huggingface, open_model, safetensors
-from aprlab.formats.identity import something_else
+from aprlab.formats.identity import file_only, no_model, something_else
 from aprlab.formats.reading import padding
 from aprlab.formats.writing import atomic, atomic_folder, check_output, write_all
 from aprlab.model import names, rope
@@ -68,7 +68,7 @@ def convert(
     output = Path(output)
     _check_options(quantize, dialect, compress)
     model = source if isinstance(source, Model) else open_model(source)
-    if (error := something_else(model)) is not None:
+    if (error := no_model(model)) is not None:
         raise error
     check_output(output, _inputs(model), force=force)
     if output.suffix == ".safetensors":
@@ -76,10 +76,14 @@ def convert(
             "is a SafeTensors file; `export --format safetensors` writes a folder of them",
             code="conversion.output-is-safetensors", path=output,
         )  # fmt: skip
-    _only_known(model)
+    kept = file_only(model) is not None
+    if not kept:
+        _only_known(model)
     retype = _retyping(model, quantize)
     if output.suffix != ".gguf":
         healthy = healthy_seams(apr.DIALECTS[dialect], retype=retype)
+        if kept:  # no other naming knows these names
+            healthy = replace(healthy, name=str)
         used = healthy if seams is None else seams(healthy)
         report = _to_apr(model, output, used, quantize, dialect, compress, force, progress, started)
         report.reversible = seams is None and report.reversible
@@ -150,6 +154,8 @@ def _known_target(quantize: str | None) -> None:
 
 def _retyping(model: Model, quantize: str | None) -> Callable[[Tensor], Tensor]:
     """What a right conversion does to each tensor: nothing, unless a type was asked for or SafeTensors has a half vector."""
+    if quantize is not None and (error := file_only(model)) is not None:
+        return _retyping_by_name(quantize, error)
     mix: dict[str, TensorType] = {}
     target: TensorType | None = None
     if quantize is not None and quantize.lower() in mixes.MIXES:
@@ -165,6 +171,17 @@ def _retyping(model: Model, quantize: str | None) -> Callable[[Tensor], Tensor]:
         return tensor if wanted is None else re_encoded(tensor, wanted)
 
     return retype
+
+
+def _retyping_by_name(quantize: str, error: AprlabError) -> Callable[[Tensor], Tensor]:
+    """The same for a model of which only the file is understood: matrices by their names, as llama.cpp chooses them."""
+    if quantize.lower() in mixes.MIXES:
+        raise UsageError(
+            f"which type {quantize} gives each tensor is known for Qwen2 alone; give one type, e.g. q8_0 ({error.message})",
+            code="conversion.mix-of-another-architecture", path=error.path,
+        )  # fmt: skip
+    target = encodable(quantize)
+    return lambda tensor: re_encoded(tensor, kind) if (kind := mixes.kind_by_name(tensor, target)) is not tensor.type else tensor
 
 
 # ── back ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -207,7 +224,7 @@ def export(
             "dtype is for SafeTensors; `convert --quantize` re-encodes a GGUF or APR", code="conversion.dtype-not-for-format"
         )
     model = source if isinstance(source, Model) else open_model(source)
-    if (error := something_else(model)) is not None:
+    if (error := something_else(model) if format == "safetensors" else no_model(model)) is not None:
         raise error
     if format == "safetensors":
         return _to_safetensors(model, output, dtype or "f32", force, progress, started)

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from gguf.constants import LlamaFileType
 
 from aprlab.conversion import mixes
 from aprlab.conversion.report import count_of
 from aprlab.errors import FormatError, UnsupportedError
 from aprlab.formats import apr, gguf
+from aprlab.formats.gguf_record import header_of, recorded_fields
+from aprlab.formats.identity import file_only
 from aprlab.formats.reading import padding
 from aprlab.model import names, rope
 from aprlab.model.architecture import architecture_of
@@ -22,6 +23,7 @@ from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 from aprlab.quants import types
+from aprlab.quants.ggml import LlamaFileType
 from aprlab.version import __version__
 
 GAP_LIMIT = 1 << 16  # bytes of non-zero padding that a file may keep; more is not padding
@@ -33,15 +35,12 @@ GAP_LIMIT = 1 << 16  # bytes of non-zero padding that a file may keep; more is n
 def describe(model: Model, tensors: list[Tensor], dialect: apr.Dialect) -> dict[str, Any]:
     """The APR metadata of `model` with `tensors` as they will be written, and what an export back needs."""
     source = {"writer": f"aprlab {__version__}", **_origin_record(model)}
+    split = isinstance(model.metadata, gguf.FieldView) and model.metadata.header.parts
+    if "gguf" not in source and (split or file_only(model) is not None):
+        source["gguf"] = _keys_record(model)
+    if file_only(model) is not None:
+        return apr.file_only_metadata(model, tensors, source["gguf"]) | {"source_metadata": source}
     return apr.metadata_of(model, tensors, dialect) | {"source_metadata": source}
-
-
-# Arrays that are in the metadata anyway are not written twice.
-_SHARED = {
-    "tokenizer.ggml.tokens": "tokenizer.vocabulary",
-    "tokenizer.ggml.merges": "tokenizer.merges",
-    "tokenizer.ggml.token_type": "tokenizer.token_type",
-}
 
 
 def _origin_record(model: Model) -> dict[str, Any]:
@@ -74,10 +73,20 @@ def _origin_record(model: Model) -> dict[str, Any]:
     return {"gguf": record}
 
 
+def _keys_record(model: Model) -> dict[str, Any]:
+    """Keys and tensor table alone, where the file cannot be given back byte for byte."""
+    header = header_of(model)
+    return {
+        "version": header.version, "alignment": min(header.alignment, GAP_LIMIT),
+        "kv": [[f.key, f.type_name, _plain(f)] for f in header.fields.values()],
+        "tensors": [[i.name, list(i.ne), i.code] for i in header.infos],
+    }  # fmt: skip
+
+
 def _plain(item: gguf.Field) -> Any:
     """A GGUF value as JSON that loses nothing: a float that JSON cannot say becomes its bits."""
-    if item.key in _SHARED:
-        return {"same_as": _SHARED[item.key]}
+    if item.key in apr.SHARED_LISTS:  # in the metadata anyway, and not written twice
+        return {"same_as": apr.SHARED_LISTS[item.key]}
     value = item.value
     if isinstance(value, np.ndarray):
         bad = value.dtype.kind == "f" and not np.isfinite(value).all()
@@ -122,7 +131,8 @@ def gguf_hash(header: bytes, tensors: Iterable[Tensor]) -> str:
 def promised(metadata: dict[str, Any], tensors: list[Tensor]) -> bool:
     """Whether these metadata hold the record of a GGUF file of just these tensors."""
     try:
-        return _holds(metadata["source_metadata"]["gguf"], tensors)
+        record = metadata["source_metadata"]["gguf"]
+        return "xxh3_128" in record and _holds(record, tensors)
     except (LookupError, TypeError, ValueError):
         return False
 
@@ -159,7 +169,7 @@ def header_for(
     if own is not None:
         fields = list(own.fields.values())
     else:
-        fields = _recorded_fields(model, record) if record else made_fields(model.config, model.tokenizer, model.metadata)
+        fields = recorded_fields(model.metadata, record) if record else made_fields(model.config, model.tokenizer, model.metadata)
     if not unchanged:
         fields = with_file_type(fields, (t.type.name for t in ordered if len(t.shape) > 1), quantize)
     infos = gguf.layout([(t.name, t.type, t.shape) for t in ordered], alignment)
@@ -167,18 +177,6 @@ def header_for(
         infos = [replace(info, offset=offset) for info, offset in zip(infos, record["offsets"], strict=True)]
     header = gguf.Header(model.path, version, {f.key: f for f in fields}, infos, alignment, 0, 0, np.zeros(0, np.uint8))
     return header, ordered, record if unchanged else None
-
-
-def _recorded_fields(model: Model, record: dict[str, Any]) -> list[gguf.Field]:
-    fields = []
-    for key, type_name, value in record["kv"]:
-        if isinstance(value, dict) and "same_as" in value:
-            value = model.metadata[value["same_as"]]
-        elif isinstance(value, dict):
-            bits = np.frombuffer(base64.b64decode(value["base64"]), "<f4" if "float32" in type_name else "<f8")
-            value = bits if type_name.startswith("array[") else float(bits[0])
-        fields.append(gguf.field_of(key, type_name, value))
-    return fields
 
 
 def natural_order(tensors: Iterable[str]) -> list[str]:

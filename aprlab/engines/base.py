@@ -65,6 +65,11 @@ class Cache:
         self.length = length
 
 
+def spelled(name: str, contract: str) -> str:
+    """``jit`` for contract f32, ``jit:q8`` for another one."""
+    return name if contract == "f32" else f"{name}:{contract}"
+
+
 class Engine(ABC):
     """The primitives. T = positions in this call, H = query heads, Hkv = key/value heads, D = head size.
 
@@ -76,6 +81,7 @@ class Engine(ABC):
 
     name: ClassVar[str]
     contract: str
+    asked = ""  # what it was asked for as, where `engines.create` made it: ``auto``, ``jit:q8``
 
     def __init__(self, model: Model, threads: int | None = None) -> None:
         """`threads`: CPU threads to use; None leaves the number to the engine's library."""
@@ -157,6 +163,11 @@ class Engine(ABC):
 
     def close(self) -> None:  # noqa: B027 - an engine without resources is whole
         """Give back memory; the engine is not used afterwards."""
+
+    @property
+    def spec(self) -> str:
+        """What asks `create` for an engine of this name and contract: ``jit``, ``jit:q8``."""
+        return spelled(self.name, self.contract)
 
     @property
     def alike(self) -> dict[str, Any]:

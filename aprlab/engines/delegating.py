@@ -17,7 +17,7 @@ class DelegatingEngine(Engine):
         super().__init__(inner.model, inner.threads)
         self.inner = inner
         self.name = inner.name  # type: ignore[misc]  # what it is called and how it rounds is the inner one's business
-        self.contract = inner.contract
+        self.contract, self.asked = inner.contract, inner.asked
 
     def from_numpy(self, x: np.ndarray) -> Array:
         return self.inner.from_numpy(x)

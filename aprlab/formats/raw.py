@@ -20,6 +20,9 @@ import xxhash
 
 from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats import apr, gguf, open_model
+from aprlab.formats.gguf_record import header_of, keeps_names, plain_value, recorded_header
+from aprlab.formats.identity import file_only, of_keys
+from aprlab.formats.split import joined
 from aprlab.model import names, rope
 from aprlab.model.architecture import ARCHITECTURES
 from aprlab.model.config import ModelConfig, TokenizerData
@@ -72,7 +75,13 @@ class Piece:
 
 @dataclass(eq=False)
 class Seen:
-    """A file taken apart. `problems` are what a strict reader would say, in file order."""
+    """A file taken apart.
+
+    Attributes:
+        problems: what a strict reader would say, in file order.
+        unrun: why a model cannot be run although its file may be sound (another architecture…): its names are what they
+            are, and its keys are compared as keys. None for Qwen2.
+    """
 
     path: Path
     format: str
@@ -82,11 +91,12 @@ class Seen:
     problems: list[AprlabError]
     box: apr.Container | None = None
     header: gguf.Header | None = None
+    unrun: AprlabError | None = None
 
     @property
     def naming(self) -> str:
         """The naming under which most names are known."""
-        if self.format == "gguf":
+        if self.format == "gguf" or self.unrun is not None:
             return "raw"
         if self.format == "model":
             return self.dialect.naming
@@ -99,6 +109,12 @@ class Seen:
         return sum(piece.size for piece in self.pieces) if apart else self.path.stat().st_size
 
     @cached_property
+    def keys(self) -> dict[str, Any]:
+        """Every key with a plain value, of a model that cannot be run."""
+        header = self.header or recorded_header(self.metadata, self.path)
+        return {key: _plain_or_wrong(item.value) for key, item in header.fields.items()}
+
+    @cached_property
     def config(self) -> dict[str, Any]:
         """Every field of the config as this file has it; see `config_fields`."""
         return config_fields(self)
@@ -107,6 +123,13 @@ class Seen:
     def tokenizer(self) -> dict[str, Any]:
         """Every field of the tokenizer as this file has it; see `tokenizer_fields`."""
         return tokenizer_fields(self.metadata) if self.format != "gguf" else _gguf_tokenizer(self)
+
+
+def _plain_or_wrong(value: Any) -> Any:
+    try:
+        return plain_value(value)
+    except FormatError as error:
+        return Wrong(f"a list of {len(value)}: {error.message}")
 
 
 class Missing:
@@ -281,18 +304,23 @@ def from_model(model: Model) -> Seen:
         pieces.append(
             Piece(names.from_gguf(name, naming), t.type.code, t.shape, t.nbytes, at, at, 0, t.raw, name, naming)
         )
+    if (unrun := file_only(model)) is not None:
+        for piece in pieces:
+            piece.name = piece.stated or piece.name
+        return Seen(model.path, "model", dialect, pieces, model.metadata, [], header=header_of(model), unrun=unrun)
     metadata = apr.metadata_of(model, list(model.tensors.values()), dialect)
     return Seen(model.path, "model", dialect, pieces, metadata, [])
 
 
 def from_container(box: apr.Container) -> Seen:
     """An APR file, from its scan. The dialect comes from the row-major flag first, from the names if it is not set."""
-    naming = apr.naming_of(box.entries)
+    kept = keeps_names(box.metadata)
+    naming = "raw" if kept else apr.naming_of(box.entries)
     row_major = bool(box.flags & apr.FLAGS["row_major"])
     dialect = apr.DIALECTS["realizar" if naming == "raw" and not row_major else "aprender"]
     pieces = []
     for entry in box.entries:
-        stated, known_as = meaning(entry.name, naming)
+        stated, known_as = (entry.name, "raw") if kept else meaning(entry.name, naming)
         shape = entry.dims if dialect.dims == "rows" else entry.dims[::-1]
         offset = box.data_offset + entry.offset if box.compression is None else -1
         pieces.append(
@@ -309,7 +337,18 @@ def from_container(box: apr.Container) -> Seen:
                 known_as,
             )
         )
-    return Seen(box.path, "apr", dialect, pieces, box.metadata, list(box.problems), box=box)
+    unrun = _unrun_by_record(box) if kept else None
+    return Seen(box.path, "apr", dialect, pieces, box.metadata, list(box.problems), box=box, unrun=unrun)
+
+
+def _unrun_by_record(box: apr.Container) -> AprlabError:
+    """What the keys that a file keeps say of its model; raises FormatError where they are damaged: nothing else knows it."""
+    found = of_keys(recorded_header(box.metadata, box.path))
+    if found is not None and found.error is not None:
+        return found.error
+    problem = FormatError("keeps the names of a model that could be run", code="apr.kept-names", path=box.path)
+    box.problems.append(problem)
+    return problem
 
 
 def meaning(name: str, likely: str) -> tuple[str | None, str]:
@@ -323,12 +362,20 @@ def meaning(name: str, likely: str) -> tuple[str | None, str]:
 
 
 def _look_gguf(path: Path) -> Seen:
-    header = gguf.read_header(path)
+    header = joined(gguf.read_header(path))
+    unrun = found.error if (found := of_keys(header)) is not None else None
     problems: list[AprlabError] = []
     try:
         gguf.model_of(header)
     except (FormatError, UnsupportedError) as error:
         problems.append(error)
+    pieces = [piece for part in header.parts or (header,) for piece in _pieces(part, kept=unrun is not None)]
+    metadata = gguf.FieldView(header)
+    return Seen(path, "gguf", apr.DIALECTS["realizar"], pieces, metadata, problems, header=header, unrun=unrun)
+
+
+def _pieces(header: gguf.Header, *, kept: bool) -> list[Piece]:
+    """The tensors of one GGUF file; `kept`: names are what they are."""
     starts = sorted({info.offset for info in header.infos} | {header.file_size - header.data_offset})
     pieces = []
     for info in header.infos:
@@ -345,10 +392,9 @@ def _look_gguf(path: Path) -> Seen:
             size = _nbytes(fits[0], shape) if fits else room
         start = header.data_offset + info.offset
         raw = header.file[start : start + size]
-        stated, naming = meaning(info.name, "raw")
+        stated, naming = (info.name, "raw") if kept else meaning(info.name, "raw")
         pieces.append(Piece(info.name, info.code, shape, size, start, start, info.at, raw, stated, naming))
-    metadata = gguf.FieldView(header)
-    return Seen(path, "gguf", apr.DIALECTS["realizar"], pieces, metadata, problems, header=header)
+    return pieces
 
 
 def _nbytes(kind: TensorType, shape: tuple[int, ...]) -> int:

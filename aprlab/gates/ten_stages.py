@@ -19,6 +19,7 @@ import numpy as np
 from aprlab import engines, paths
 from aprlab.errors import AprlabError, NumericError
 from aprlab.formats import open_model
+from aprlab.formats.identity import FILE_ONLY
 from aprlab.gates.catalogue import PROBES
 from aprlab.gates.results import SCHEMA, plain_data
 from aprlab.gates.words import words
@@ -62,6 +63,17 @@ class StageResult:
         return words(self.code, self.parameters)
 
 
+class StageResults(list[StageResult]):
+    """What all stages found.
+
+    Attributes:
+        engine, engine_asked: which engine the file was asked on (empty: none could be made), and what was asked for.
+    """
+
+    engine: str = ""
+    engine_asked: str = ""
+
+
 Found = tuple[str, dict[str, Any]]  # a code and its parameters
 
 
@@ -85,7 +97,7 @@ def _found(code: str, **parameters: Any) -> Found:
 class CheckedFile:
     """The file, opened as far as it can be; what cannot be had raises where it is asked for."""
 
-    def __init__(self, file: Path | Model, session: Session | None, engine: str) -> None:
+    def __init__(self, file: Path | Model, session: Session | None, engine: str | None) -> None:
         self.path = file.path if isinstance(file, Model) else Path(file)
         self._model = file if isinstance(file, Model) else None
         self.given, self._engine = session, engine
@@ -364,28 +376,33 @@ def _sampler(p: CheckedFile) -> Found:
     return _found("stage.sampler", answer=answer.text)
 
 
-def check(file: str | Path | Model, session: Session | None = None, *, engine: str = "reference") -> list[StageResult]:
+def check(file: str | Path | Model, session: Session | None = None, *, engine: str | None = "auto") -> StageResults:
     """Look at a file in ten stages; each speaks, whatever the others found.
 
     Args:
         file: GGUF, APR or SafeTensors.
         session: to be asked instead of a new one over the file.
-        engine: for the new one.
+        engine: for the new one, see `aprlab.engines.create`.
 
     Raises:
         UsageError: there is no such file, or no such engine.
-        UnsupportedError: the engine does not run on this machine.
+        UnsupportedError: the engine does not run on this machine; a sound file of a model that no engine runs.
     """
-    engines.known(engine)
+    engines.parse(engine)
     checked = CheckedFile(file if isinstance(file, Model) else Path(file), session, engine)
     if not isinstance(file, Model) and not checked.path.is_dir():
         map_file(checked.path)  # raises where there is none
+    found = StageResults()
+    found.engine_asked = engine or engines.AUTO if session is None else session.engine.spec
     try:
         _ = checked.session
-    except AprlabError:
+    except AprlabError as error:
+        if error.code in FILE_ONLY:
+            raise  # a sound file of a model that cannot be run: no stage is at fault
         with open_model(paths.embedded_model()) as sound:
             engines.create(engine, sound)  # raises where it is the engine that is at fault, and not the file
-    found = []
+    else:
+        found.engine = checked.session.engine.spec
     for name, look in STAGES.items():
         try:
             (code, parameters), ok = look(checked), True
@@ -403,9 +420,9 @@ def passed(results: list[StageResult]) -> tuple[int, int]:
     return sum(r.ok for r in results), len(results)
 
 
-def to_json(results: list[StageResult]) -> dict[str, Any]:
+def to_json(results: StageResults) -> dict[str, Any]:
     """Plain data, with the version of its schema."""
     rows = [
         {"stage": r.name, "ok": r.ok, "code": r.code, "detail": r.detail, "parameters": plain_data(r.parameters)} for r in results
     ]
-    return {"schema": SCHEMA, "stages": rows}
+    return {"schema": SCHEMA, "engine": results.engine, "engine_asked": results.engine_asked, "stages": rows}

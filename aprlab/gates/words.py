@@ -15,6 +15,7 @@ TEMPLATES: dict[str, str] = {
     # ── gates ───────────────────────────────────────────────────────────────────────────────────────────────────
     "gate.void": "void: {instruments!c} failed",
     "gate.refused": "refused: {message}",
+    "gate.needs-a-run": "not asked, since it needs a run: {message}",
     "gate.not-finite": "{message}",
     "gate.answers-same": "{tokens} tokens of {answers} answers are the same",
     "gate.answers-empty": "0 tokens of {answers} answers are the same",

@@ -34,6 +34,11 @@ def template_of(name: str) -> str:
     return _template(name)[0]
 
 
+def layer_of(name: str) -> str:
+    """The layer number in a name, ``""`` where it has none."""
+    return _template(name)[1]
+
+
 def _short(hf: str) -> str:
     """The third historic form: `N.q_proj.weight`, i.e. the layer number and the last module alone."""
     parts = hf.split(".")

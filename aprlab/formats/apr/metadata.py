@@ -210,6 +210,42 @@ def metadata_of(model: Model, tensors: list[Tensor], dialect: Dialect) -> dict[s
     return {key: value for key, value in metadata.items() if value is not None}
 
 
+# GGUF key -> the key of an APR file's metadata under which upstream looks for the same list.
+SHARED_LISTS = {
+    "tokenizer.ggml.tokens": "tokenizer.vocabulary",
+    "tokenizer.ggml.merges": "tokenizer.merges",
+    "tokenizer.ggml.token_type": "tokenizer.token_type",
+}
+
+
+def file_only_metadata(model: Model, tensors: list[Tensor], record: dict[str, Any]) -> dict[str, Any]:
+    """The APR metadata of a model that has no config here: what describes it; all of its keys are in `record`.
+
+    Args:
+        model: a GGUF file, or an APR file made of one.
+        tensors: as they will be written.
+        record: what is kept of the GGUF file, with its keys as ``[key, type, value]``.
+    """
+    keys = {key: value for key, _, value in record["kv"]}
+    architecture = keys.get("general.architecture")
+    found: dict[str, Any] = {
+        "model_type": architecture,
+        "architecture": architecture,
+        "tensor_names": "gguf",
+        "name": keys.get("general.name"),
+        "license": keys.get("general.license"),
+        "original_format": model.format,
+        "param_count": sum(t.size for t in tensors),
+        "quantization": _quantization(tensors),
+        "chat_template": keys.get("tokenizer.chat_template"),
+    }
+    for key, shared in SHARED_LISTS.items():
+        if key in keys:
+            value = model.metadata[key] if model.format == "gguf" else model.metadata[shared]
+            found[shared] = value.tolist() if isinstance(value, np.ndarray) else list(value)
+    return {key: value for key, value in found.items() if value is not None}
+
+
 def text_of(model: Model, *keys: str) -> str | None:
     """The first of these metadata keys that holds a text."""
     for key in keys:

@@ -11,6 +11,7 @@ from aprlab.formats.raw import CONFIG_FIELDS, MISSING, Conflict, Wrong
 from aprlab.model.architecture import ARCHITECTURES
 from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase
+from aprlab.onion.layers._keys import key_deviations
 from aprlab.onion.layers.layer import Layer
 from aprlab.onion.words import Mechanism
 from aprlab.published import known_models
@@ -27,6 +28,8 @@ class ConfigLayer(Layer):
     shown: ClassVar[tuple[str, ...]] = ("config",)
 
     def suspect(self, case: FileCase) -> list[Deviation]:
+        if case.file.unrun is not None:
+            return list(key_deviations(case, of_tokenizer=False))
         known = case.expected_config or prior(case.file.config)
         found = []
         for name in CONFIG_FIELDS:
