@@ -95,7 +95,9 @@ class Session:
             for name, id in (("bos_token", data.bos_token_id), ("eos_token", data.eos_token_id))
             if id is not None
         }
-        return self.tokenizer.encode(render(data.chat_template, turns, **special))
+        text, first = render(data.chat_template, turns, **special), self.tokenizer.first
+        # Many a template begins with the token that `encode` puts in front anyway; llama.cpp drops one of the two as well.
+        return self.tokenizer.encode(text if first is None else text.removeprefix(data.tokens[first]))
 
     @property
     def wants_raw(self) -> bool:
