@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aprlab.conversion.recode import at_hand
 from aprlab.conversion.seams import Seams
@@ -24,6 +24,9 @@ from aprlab.quants.base import Bytes, Fields, Floats, Quant, bits, up
 from aprlab.quants.kquants import Q4_K, pack_runs, unpack_runs
 from aprlab.quants.legacy import pack_halves
 from aprlab.quants.types import TensorType
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class DecodeStep(Quant):
