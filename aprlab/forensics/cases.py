@@ -136,7 +136,7 @@ def rank_cases(
     cases: Sequence[Case],
     *,
     faults: Iterable[str] | None = None,
-    engine: str = "jit",
+    engine: str | None = "auto",
     threads: int | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, Forensics]:
