@@ -29,14 +29,18 @@ if TYPE_CHECKING:
 def inspect(file: ModelFile, as_json: bool = False) -> None:
     """Show what a model file holds: header, config, tensors by type, every tensor."""
     from aprlab.formats import identify, open_model
+    from aprlab.formats.gguf_record import keys_of
+    from aprlab.formats.identity import file_only
     from aprlab.model.description import describe
 
-    with open_model(file) as model:
-        found = {**describe(model), "identity": identify(file).to_json()}
+    identity = identify(file)
+    with open_model(file, identity) as model:
+        keys = keys_of(model) if file_only(model) is not None else None
+        found = {**describe(model, keys), "identity": identity.to_json()}
     if as_json:
         output.say_json(found)
         return
-    facts = {"format": f"{found['format']} ({found['dialect']})", **found["header"], **found["config"], **found["tokenizer"]}
+    facts = {"format": f"{found['format']} ({found['dialect']})", **found["header"], **_facts(found)}
     output.say_table(found["path"], ("key", "value"), list(facts.items()), prose=("value",))
     kinds = [(name, row["tensors"], row["values"], row["bytes"]) for name, row in found["by_type"].items()]
     counted = ("tensors", "values", "bytes")
@@ -51,6 +55,13 @@ def inspect(file: ModelFile, as_json: bool = False) -> None:
     for problem in ("missing", "unexpected", "warnings"):
         for line in found[problem]:
             output.say(f"{problem}: {line}")
+
+
+def _facts(found: dict[str, Any]) -> dict[str, Any]:
+    """Config and tokenizer of a description; the keys themselves where a model has no config here."""
+    if "error" in found["config"]:
+        return {"config": found["config"]["error"], **found["keys"]}
+    return {**found["config"], **found["tokenizer"]}
 
 
 def fingerprint(
@@ -131,7 +142,7 @@ def run(
     max_tokens: int = 128,
     raw: Raw = False,
     system: System = None,
-    engine: str = "reference",
+    engine: str = "auto",
     threads: int | None = None,
     trace: Annotated[
         str | None, typer.Option(metavar="GLOB", help="Trace these points of the prompt, e.g. 'layers.*.out'.")
@@ -214,6 +225,7 @@ def _session(
     file: Path, engine: str, threads: int | None, fault: str | None, reader: str | None, *, quiet: bool, stream: bool
 ) -> Session:
     """The file ready to answer, with its load line on standard error; with faults, or read as upstream read it."""
+    from aprlab.engines import choose
     from aprlab.formats import open_model
     from aprlab.inference import Session
 
@@ -226,13 +238,14 @@ def _session(
             )
         return _upstream_session(file, reader, engine, threads, quiet=quiet)
     model = open_model(file)
+    choice = choose(engine, model, threads=threads, stream=stream)
     if not quiet:
-        output.note(model.load_line())
+        output.note(f"{model.load_line()}; engine {choice}")
     if fault is None:
-        return Session(model, engine=engine, threads=threads, stream=stream)
+        return Session(model, engine=choice, threads=threads, stream=stream)
     from aprlab.faults import session_with
 
-    return session_with(model, ids(fault), engine=engine, threads=threads)
+    return session_with(model, ids(fault), engine=choice, threads=threads)
 
 
 def _upstream_session(file: Path, reader: str, engine: str, threads: int | None, *, quiet: bool) -> Session:
@@ -245,6 +258,7 @@ def _upstream_session(file: Path, reader: str, engine: str, threads: int | None,
     if not quiet:
         for line in [*session.model.warnings, upstream.load_line(session.model, quantised=session.model.quantised > 0)]:
             output.note(line)
+        output.note(f"engine {session.engine.spec}")
     return session
 
 
@@ -282,16 +296,18 @@ def chat(
     sampling: Sampling,
     max_tokens: int = 512,
     system: System = None,
-    engine: str = "reference",
+    engine: str = "auto",
     threads: int | None = None,
 ) -> None:
     """Talk with a model, line by line; /quit or Ctrl-D ends, Ctrl-C cuts an answer short."""
+    from aprlab.engines import choose
     from aprlab.formats import open_model
     from aprlab.inference import Session
 
     with open_model(file) as model:
-        output.note(model.load_line())
-        session = Session(model, engine=engine, threads=threads)
+        choice = choose(engine, model, threads=threads)
+        output.note(f"{model.load_line()}; engine {choice}")
+        session = Session(model, engine=choice, threads=threads)
         messages: list[dict[str, str]] = []
         while (line := ask()) not in (None, "/quit"):
             if line:

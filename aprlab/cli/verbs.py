@@ -50,7 +50,7 @@ VERBS: tuple[Verb, ...] = (
         "signatures", FIND, find.signatures, "signatures model.gguf --json", (LENGTH, ENGINE, JSON), alias="voices",
     ),
     Verb(
-        "gates", PROVE, prove.gates, "gates model.gguf model.apr --engine jit", (LENGTH, ENGINE_ALONE, JSON),
+        "gates", PROVE, prove.gates, "gates model.gguf model.apr --engine jit:q8", (LENGTH, ENGINE_ALONE, JSON),
         {3: "a gate fails", 4: "a gate can say nothing"},
     ),
     Verb("check", PROVE, prove.check, "check model.apr", (ENGINE_ALONE, JSON), {3: "a stage fails"}),

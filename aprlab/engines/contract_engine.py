@@ -18,6 +18,7 @@ from aprlab.engines.contracts import Contract
 from aprlab.errors import FormatError, UnsupportedError
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
+from aprlab.model.rope import RopeScaling
 from aprlab.model.tensor import Tensor
 
 _BLOCK = 8 << 20  # values of a matrix decoded at a time
@@ -124,7 +125,14 @@ class ContractEngine(Engine):
         tensor = self.matrix(weight, x.shape[-1])
         return self.biased(self.weights.products(tensor, [self.side(x, tensor)])[0], bias)
 
-    def rope(self, x: np.ndarray, positions: np.ndarray, theta: float, style: str) -> np.ndarray:
+    def rope(
+        self, x: np.ndarray, positions: np.ndarray, theta: float, style: str, scaling: RopeScaling | None = None,
+        factors: str | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        if scaling is not None or factors is not None:
+            raise UnsupportedError(
+                "scaled rotary positions are not simulated under a foreign contract yet", code="engines.scaled-rope-simulated"
+            )
         half = x.shape[-1] // 2
         if self.exact_rope:
             angles = positions[:, None] * theta ** (-np.arange(half) / half)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from aprlab.conversion.seams import Seams, healthy_seams
+from aprlab.engines.choice import is_small
 from aprlab.errors import BROKEN, AprlabError
 from aprlab.faults import FAULTS, Fault
 from aprlab.formats import apr
@@ -29,7 +30,6 @@ from aprlab.onion.fixes import Fix, ddmin, drafted
 from aprlab.onion.verdict import Finding, known
 from aprlab.onion.words import Mechanism
 from aprlab.quants import types
-from aprlab.tracing.golden_rule import best_engine, is_small
 
 TEXTS = (("What is 2+2?", "2 + 2 equals 4."), ("What is the capital of France?", "The capital of France is Paris."))
 HEALTH = 2.0  # nats a token of `TEXTS`; garbage has more
@@ -47,7 +47,7 @@ def nats(model: Model | AprlabError, engine: str | None = None, threads: int | N
     if isinstance(model, AprlabError):
         return float("inf")
     try:
-        session = Session(model, engine=engine or best_engine(model), threads=threads)
+        session = Session(model, engine=engine, threads=threads)
         with np.errstate(all="ignore"):
             found = float(np.mean([surprise(answer, session, prompt) for prompt, answer in TEXTS]))
     except BROKEN:

@@ -19,6 +19,7 @@ from aprlab.engines.contract_engine import ContractEngine, Weights
 from aprlab.engines.contracts import Contract
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
+from aprlab.model.rope import RopeScaling
 from aprlab.tracing.traces import Trace
 
 ORDERS = 16  # other orders of the same float32 sums: at most so many times the deviation of one of them
@@ -210,8 +211,12 @@ class TraceShadow(Engine):
         products = self.judges.weights.products(tensor, sides)
         return Streams([judge.biased(y, bias) for judge, y in zip(three, products, strict=True)])
 
-    def rope(self, x: Array, positions: np.ndarray, theta: float, style: str) -> Array:
-        return self._ways("rope", x, positions, theta, style)
+    def rope(
+        self, x: Array, positions: np.ndarray, theta: float, style: str, scaling: RopeScaling | None = None,
+        factors: str | None = None,
+    ) -> Array:  # fmt: skip
+        scaled = () if scaling is None and factors is None else (scaling, factors)  # refused by the judges
+        return self._ways("rope", x, positions, theta, style, *scaled)
 
     def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
         self._note("attend", q, k, v, layer, positions)

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from aprlab import paths
-from aprlab.architectures.qwen2 import forward
+from aprlab.architectures import forward
+from aprlab.engines.choice import is_small
 from aprlab.errors import BROKEN, AprlabError, FormatError, NumericError
 from aprlab.formats import gguf
 from aprlab.inference.session import Session
@@ -25,7 +26,6 @@ from aprlab.onion.verdict import Finding
 from aprlab.onion.words import Mechanism, refused
 from aprlab.published import QUESTION, known_models
 from aprlab.tracing.comparisons import log_softmax
-from aprlab.tracing.golden_rule import is_small
 
 State = Literal["healthy", "suspect", "broken", "unproved"]
 

@@ -26,7 +26,6 @@ from aprlab.onion.words import Mechanism
 from aprlab.sources import source as source_of
 from aprlab.sources.base import Source
 from aprlab.sources.choice import Spec
-from aprlab.tracing.golden_rule import best_engine
 from aprlab.tracing.traces import Point, Trace
 
 ANSWERED = 4  # tokens of the answer that are run one by one, after the prompt
@@ -98,7 +97,7 @@ def _made(spec: Spec, model: Model, threads: int | None) -> Iterator[Source]:
 
 def tokens_for(model: Model, prompt: str | Sequence[int], threads: int | None) -> tuple[list[int], int]:
     """The ids that sources are run on: the prompt's, and some of the answer; and how many the prompt has."""
-    session = Session(model, engine=best_engine(model), threads=threads)
+    session = Session(model, threads=threads)
     ids = session.prompt_tokens(prompt, raw=isinstance(prompt, str) and session.wants_raw)
     room = model.config.context_length - len(ids)
     answer = session.generate(ids, max_tokens=min(ANSWERED, room)).tokens if room > 0 else []

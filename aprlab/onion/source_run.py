@@ -12,6 +12,7 @@ from aprlab.engines.base import Array, Cache
 from aprlab.engines.contract_engine import ContractEngine
 from aprlab.engines.delegating import DelegatingEngine
 from aprlab.model.config import ModelConfig
+from aprlab.model.rope import RopeScaling
 from aprlab.onion.foreign_forms import Form, forms, tried
 from aprlab.onion.foreign_shadow import Judges, Operation
 
@@ -37,8 +38,12 @@ class Noting(DelegatingEngine):
     def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
         return self._noted("matmul", x, weight, bias)
 
-    def rope(self, x: Array, positions: np.ndarray, theta: float, style: str) -> Array:
-        return self._noted("rope", x, positions, theta, style)
+    def rope(
+        self, x: Array, positions: np.ndarray, theta: float, style: str, scaling: RopeScaling | None = None,
+        factors: str | None = None,
+    ) -> Array:  # fmt: skip
+        scaled = () if scaling is None and factors is None else (scaling, factors)  # refused by the simulated engine
+        return self._noted("rope", x, positions, theta, style, *scaled)
 
     def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
         out = self.inner.attend(q, k, v, cache, layer, positions)

@@ -115,6 +115,8 @@ TEMPLATES: dict[str, str] = {
     "weights.constant-added": "products differ by one constant vector at every position: a bias",
     # ── config
     "config.missing": "{field} is missing; upstream would assume {default}",
+    "config.key-missing": "key {field} is missing",
+    "config.key-unexpected": "key {field} is there, and the reference has none",
     "config.conflict": "{field} is given twice: {found}",
     "config.wrong-kind": "{field} is {found}, which this field cannot be",
     "config.context-too-short":

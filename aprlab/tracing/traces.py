@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from aprlab import engines
-from aprlab.architectures.qwen2 import check, forward
-from aprlab.architectures.qwen2 import points as all_points
+from aprlab.architectures import check, forward
+from aprlab.architectures import points as all_points
 from aprlab.display import html as richview
 from aprlab.engines.base import Array, Engine
 from aprlab.errors import FormatError, UsageError
@@ -255,7 +255,7 @@ def trace(
     positions: str = "all",
     chunk: int | None = None,
     config: ModelConfig | None = None,
-    engine: str = "reference",
+    engine: str | None = "auto",
     threads: int | None = None,
 ) -> Trace:
     """Run `prompt` once and keep named points.
