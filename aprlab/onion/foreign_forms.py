@@ -68,10 +68,10 @@ def again(engine: Engine, operation: Operation, **changes: Any) -> Any:
             x, weight, bias = args
             return engine.matmul(give(changes.get("x", x)), changes.get("weight", weight), changes.get("bias", bias))
         case "rope":
-            x, _, theta, style = args
+            x, _, theta, style, *scaled = args
             theta, style = changes.get("theta", theta), changes.get("style", style)
             positions = changes["positions"] if "positions" in changes else _positions(engine, operation)
-            return engine.rope(give(x), positions, theta, style)
+            return engine.rope(give(x), positions, theta, style, *scaled)
         case "attend":
             return _attend(engine, operation, *(changes.get(name, arg) for name, arg in zip("qkv", args, strict=False)))
         case "swiglu":
@@ -186,7 +186,7 @@ def _nice(x: float) -> float:
 
 
 def _rope(operation: Operation, judges: Judges, config: ModelConfig) -> Iterator[Form]:
-    x, positions, theta, _ = operation.args
+    x, positions, theta, *_ = operation.args
     half = x.shape[-1] // 2
     yield Form("rope-missing", lambda e, op: op.args[0])
     yield Form("rope-backwards", instead(positions=-positions))

@@ -215,7 +215,7 @@ class TraceShadow(Engine):
         self, x: Array, positions: np.ndarray, theta: float, style: str, scaling: RopeScaling | None = None,
         factors: str | None = None,
     ) -> Array:  # fmt: skip
-        scaled = () if scaling is None and factors is None else (scaling, factors)  # refused by the judges
+        scaled = () if scaling is None and factors is None else (scaling, factors)
         return self._ways("rope", x, positions, theta, style, *scaled)
 
     def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
