@@ -18,6 +18,8 @@ from aprlab.published import QUESTION
 if TYPE_CHECKING:
     from aprlab.inference import Sampling, Session
     from aprlab.model import Model
+    from aprlab.sources import Source
+    from aprlab.tracing import Trace
     from aprlab.tracing.comparisons import Comparison
 
 
@@ -203,12 +205,13 @@ def trace(
         given = numbers(tokens) if tokens is not None else _prompt_ids(model, prompt, raw, system)
         found = program.run(given, points)
         found.save(output, force=force)
-    _note(found, f"{program.name} {program.version}, contract {program.contract}: {len(found)} points, {len(given)} tokens")
+    _show_trace(found, program)
 
 
-def _note(*things: Any) -> None:
-    for thing in things:
-        output.note(thing)
+def _show_trace(found: Trace, program: Source) -> None:
+    output.note(found)
+    facts = f"contract {program.contract}: {len(found)} points, {len(found.tokens)} tokens"
+    output.say(f"{program.name} {program.version}, {facts}")
 
 
 def _prompt_ids(model: Model, prompt: str, raw: bool, system: str | None) -> list[int]:
