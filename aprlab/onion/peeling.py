@@ -179,7 +179,9 @@ def _judge_alone(
     """Without a reference: the strict reader, then a run; the verdict is completed in place. Returns the fixes left."""
     if not asked.fast:
         with clock("blind search"):
-            verdict.findings, fixes = without_reference(case, verdict.findings, fixes, asked.engine, asked.threads)
+            verdict.findings, fixes = without_reference(
+                case, verdict.findings, fixes, asked.engine, asked.threads, clock.progress
+            )
     with clock("strict"):
         opened = opening.opened(case.file, prompt=asked.prompt, max_tokens=asked.max_tokens, model=model)
         known_cause = opened.refusal is None or opening.explained(opened, case, verdict.findings, fixes)

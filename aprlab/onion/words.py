@@ -78,6 +78,8 @@ TEMPLATES: dict[str, str] = {
     "decode.minimum-zero": "the minimum of every block is zero",
     "decode.scale-bits-lost": "scales of the later groups of every block have lost their top bits",
     "decode.one-scale-for-two": "two groups of every pair have one scale",
+    "decode.minima-as-scales": "scales of the later groups of every block are minima of the earlier ones",
+    "decode.subnormals-raised": "subnormal scales raised to the smallest normal number",
     "decode.marks-missing": "{type} blocks are unlike those of any encoder, and plain text is unlikely",
     "decode.nibbles-exchanged": "the two nibbles of every byte exchanged",
     "decode.subnormals-flushed": "subnormal scales flushed to zero",
