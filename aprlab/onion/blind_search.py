@@ -67,16 +67,19 @@ class BlindSearch:
         """Nats of the file as it is, what is known fixed."""
         return nats(self.base, self.engine, self.threads, self.answers)
 
-    def run(self, steps: Sequence[Inverse], *, whole: bool = False) -> float:
-        """Nats with these undone."""
+    def model(self, steps: Sequence[Inverse]) -> Model | AprlabError:
+        """The file with what is known fixed, and these undone."""
         gone = {kind for step in steps for kind in step.replaces}
         before = [fix for fix in self.known if not {d.kind for d in fix.deviations} & gone]
-        model = drafted(self.case, [*before, *(step.trial() for step in steps)])
-        return nats(model, self.engine, self.threads, None if whole else self.answers)
+        return drafted(self.case, [*before, *(step.trial() for step in steps)])
+
+    def run(self, steps: Sequence[Inverse], *, whole: bool = False) -> float:
+        """Nats with these undone."""
+        return nats(self.model(steps), self.engine, self.threads, None if whole else self.answers)
 
     def limit(self, steps: Sequence[Inverse] = ()) -> float:
         """Nats that are healthy for this file."""
-        model = self.base if isinstance(self.base, Model) else drafted(self.case, [*self.known, *(s.trial() for s in steps)])
+        model = self.base if isinstance(self.base, Model) else self.model(steps)
         return allowed(model) if isinstance(model, Model) else 0.0
 
     def search(self) -> list[Inverse]:
@@ -99,7 +102,7 @@ class BlindSearch:
         """The inverse that leaves the fewest nats; the first that restores health ends the search."""
         best: tuple[Inverse, float] | None = None
         taken = {inverse.fault.id for inverse in kept}
-        made = drafted(self.case, [*self.known, *(step.trial() for step in kept)]) if kept else self.base
+        made = self.model(kept) if kept else self.base
         for inverse in inverses(self.case, made if isinstance(made, Model) else None):
             if inverse.fault.id in taken:
                 continue
@@ -133,9 +136,8 @@ def without_reference(
     progress: Progress | None = None,
 ) -> tuple[list[Finding], list[Fix]]:  # fmt: skip
     """What blocks and a run tell where no reference does: information that is gone, and faults that can be undone."""
-    gone_for_good = any(not fix.possible and fix.finding.layer != "weights" for fix in fixes)
     more = lost_information(case)
-    if not more and not gone_for_good:
+    if not more:
         search = BlindSearch(case, [fix for fix in fixes if fix.possible], engine, threads, progress)
         undone = search.search()
         if undone:

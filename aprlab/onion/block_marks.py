@@ -149,13 +149,13 @@ def _q6k(b: np.ndarray, quant: Any) -> dict[str, float]:
 
 def _lowest(b: np.ndarray, quant: Any) -> dict[str, float]:
     """Q4_0, Q5_0: the value of largest size is the lowest number, 0."""
-    numbers = quant.unpack(b) if "qh" in b.dtype.names else quant.unpack_nibbles(b["qs"])
+    numbers = quant.unpack(b) if "qh" in (b.dtype.names or ()) else quant.unpack_nibbles(b["qs"])
     return {"lowest-number-present": _share((numbers == 0).any(axis=1))}
 
 
 def _both_ends(b: np.ndarray, quant: Any) -> dict[str, float]:
     """Q4_1, Q5_1: the smallest value is number 0, the largest the top one."""
-    high = "qh" in b.dtype.names
+    high = "qh" in (b.dtype.names or ())
     numbers = quant.unpack(b) if high else quant.unpack_nibbles(b["qs"])
     return {"both-ends-present": _share((numbers == 0).any(axis=1) & (numbers == (31 if high else 15)).any(axis=1))}
 

@@ -7,6 +7,7 @@ enough for a run to say that this is what happened, not for a repair. Nothing he
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ from aprlab.model.tensor import Origin, Tensor
 from aprlab.onion.block_marks import unlikely
 from aprlab.onion.file_case import Deviation, FileCase, TensorMatch
 from aprlab.onion.fixes import Fix
+from aprlab.onion.layers.config import EPSILONS
 from aprlab.onion.samples import LIKELY
 from aprlab.onion.verdict import Finding, known
 from aprlab.onion.words import Mechanism
@@ -31,7 +33,7 @@ from aprlab.quants.types import TensorType
 
 ORDER = 12  # a permutation of a head's rows comes back after fewer applications than that
 CHUNK = 1 << 14  # blocks whose bits are in memory at once
-THETAS, EPSILONS = (1e6, 1e4, 5e5), (1e-6, 1e-5)
+THETAS = (1e6, 1e4, 5e5)
 HEAD_SIZES = (16, 32, 64, 80, 96, 128, 256)
 
 
@@ -79,18 +81,26 @@ def inverses(case: FileCase, model: Model | None) -> Iterator[Inverse]:
         if fault.seams is None or fault.layer in ("container", "tokenizer"):
             continue  # the size law and the file itself tell those
         try:
-            seams = fault.seams(healthy_seams(apr.DIALECTS["aprender"]))
-            found = _renamed(case, seams)
-            if model is not None:
-                found += [*_moved(case, model, seams, fault), *_relabelled(case, seams)]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what a faulty converter says while it works
+                found = _done(case, model, fault)
         except (*BROKEN, LookupError, ArithmeticError):
             continue
         if found:
-            yield Inverse(fault, found)
+            # Shapes that are not those of the names are no cause of their own where the names are wrong.
+            yield Inverse(fault, found, replaces=("dims",) if model is None else ())
     if model is not None:
         yield from _heads(case)
         yield from _numbers(case)
     yield from _transposed(case, model)
+
+
+def _done(case: FileCase, model: Model | None, fault: Fault) -> list[Deviation]:
+    """What a fault did to this file if it was at work, whatever it touches."""
+    assert fault.seams is not None
+    seams = fault.seams(healthy_seams(apr.DIALECTS["aprender"]))
+    found = _renamed(case, seams)
+    return found if model is None else [*found, *_moved(case, model, seams, fault), *_relabelled(case, seams)]
 
 
 def exchanges(case: FileCase) -> Iterator[Inverse]:
@@ -282,4 +292,4 @@ def _each_transposed(
         yield _bytes(match, Tensor(match.true, types.F16, shape, held, Origin(case.file.path, p.name, -1)), fault)
 
 
-__all__ = ["EPSILONS", "THETAS", "Inverse", "exchanges", "inverses", "undone"]
+__all__ = ["THETAS", "Inverse", "exchanges", "inverses", "undone"]

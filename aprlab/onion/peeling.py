@@ -30,6 +30,7 @@ from aprlab.onion.findings import report, word_alone, word_of
 from aprlab.onion.fixes import Fix, drafted, search
 from aprlab.onion.instrument_check import tested
 from aprlab.onion.layers import FILE_LAYERS
+from aprlab.onion.open_types import settle_open_types
 from aprlab.onion.references import reference_of
 from aprlab.onion.run_comparison import compare_runs
 from aprlab.onion.run_cost import cost_finding
@@ -116,6 +117,9 @@ def examine(
         reference, rows = (None, []) if reference is None else aligned(file, reference)
     case = FileCase(file, reference)
     _layers(case, clock, fast)
+    if reference is None and not fast:
+        with clock("open types"):
+            settle_open_types(case, engine, threads)
     with clock("hypotheses"):
         other = _other_model(case)
         explanation = Explanation() if other or not case.deviations else explain(case)

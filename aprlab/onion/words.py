@@ -55,6 +55,7 @@ TEMPLATES: dict[str, str] = {
     "dtype.file-rounded": "values of the file are those of the reference rounded to {type}",
     "dtype.reference-rounded": "values of the reference are those of the file rounded to {type}",
     "dtype.decoded": "decoded from {before} and kept as {after}, value for value",
+    "dtype.values-on-a-grid": "values kept as {type} are those of blocks: {distinct:.1f} of 32 neighbours differ",
     "dtype.re-encoded": "re-encoded from {before} to {after}",
     # ── layout
     "layout.refused": "{message}",
@@ -144,6 +145,8 @@ TEMPLATES: dict[str, str] = {
     "tokenizer.ends-elsewhere": "eos_token_id {found} is {token!r}",
     "tokenizer.rows-fewer": "{count} rows of vocabulary fewer: {first} to {last} ({tokens:list}) are not in the file",
     "tokenizer.rows-more": "{count} rows of vocabulary more: {first} to {last} ({tokens:list}) are not in the reference",
+    "tokenizer.template-without-marks": "the chat template puts no control token into the prompt",
+    "tokenizer.template-nests": "the chat template puts one turn into another, as if it had been applied twice",
     "tokenizer.end-is-no-token": "eos_token_id is {found!r}",
     "tokenizer.behaviour-differs": "{what:list} differ from what its data require",
     # ── forward

@@ -42,7 +42,8 @@ def row(id: str, folder: Path) -> dict[str, object] | None:
     started = time.perf_counter()
     outcome = attempt(broken, fixed, threads=1)
     verdict = outcome.verdict
-    found = [f for f in verdict.findings if not f.harmless]
+    # Of a fault that no run can notice, a harmless finding is the right answer.
+    found = [f for f in verdict.findings if not f.harmless or FAULTS[id].silent]
     names = {f.fault for f in found} | {other for f in found for other in f.evidence.get(ALIKE, [])}
     answer = outcome.judged.get("run")
     return {

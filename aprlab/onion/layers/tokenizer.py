@@ -9,6 +9,7 @@ from aprlab.inference.tokenizer import CONTROL, PRE_TOKENIZERS
 from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase
 from aprlab.onion.layers.layer import Layer
+from aprlab.onion.template_marks import template_deviations
 from aprlab.onion.words import Mechanism
 
 
@@ -21,7 +22,7 @@ class TokenizerLayer(Layer):
 
     def suspect(self, case: FileCase) -> list[Deviation]:
         if case.ref is None:
-            return alone(case.file.tokenizer)
+            return [*alone(case.file.tokenizer), *template_deviations(case.file.tokenizer)]
         found = []
         for name in TOKENIZER_FIELDS:
             value, expected = case.file.tokenizer[name], case.expected_tokenizer[name]
