@@ -16,12 +16,14 @@ from aprlab.errors import AprlabError
 from aprlab.faults import FAULTS
 from aprlab.model.model import Model
 from aprlab.onion.clock import Progress
-from aprlab.onion.file_case import FileCase
+from aprlab.onion.file_case import Deviation, FileCase
 from aprlab.onion.fixes import Fix, ddmin, drafted
 from aprlab.onion.health import allowed, nats
 from aprlab.onion.inverses import Inverse, exchanges, inverses
-from aprlab.onion.lost_information import lost_information, named_by_what_is_gone, unlike_any_encoder
+from aprlab.onion.lost_information import lost_information, named_by_what_is_gone, tensors_of, unlike_any_encoder
+from aprlab.onion.order_marks import OrderMark, order_marks
 from aprlab.onion.verdict import Finding, known
+from aprlab.onion.words import Mechanism
 from aprlab.tracing.golden_rule import is_small
 
 GAIN = 0.3  # share of the nats that a step must take away; exchanges of parts of healthy files take away none
@@ -67,6 +69,11 @@ class BlindSearch:
         """Nats of the file as it is, what is known fixed."""
         return nats(self.base, self.engine, self.threads, self.answers)
 
+    @cached_property
+    def odd(self) -> list[OrderMark]:
+        """Marks of order that no healthy file has."""
+        return [mark for mark in order_marks({t.name: t for t in tensors_of(self.case)}) if not mark.likely]
+
     def model(self, steps: Sequence[Inverse]) -> Model | AprlabError:
         """The file with what is known fixed, and these undone."""
         gone = {kind for step in steps for kind in step.replaces}
@@ -103,7 +110,8 @@ class BlindSearch:
         best: tuple[Inverse, float] | None = None
         taken = {inverse.fault.id for inverse in kept}
         made = self.model(kept) if kept else self.base
-        for inverse in inverses(self.case, made if isinstance(made, Model) else None):
+        suggested = [id_ for mark in self.odd for id_ in mark.suggests]
+        for inverse in inverses(self.case, made if isinstance(made, Model) else None, suggested):
             if inverse.fault.id in taken:
                 continue
             left = self._tried(inverse, kept)
@@ -137,21 +145,48 @@ def without_reference(
 ) -> tuple[list[Finding], list[Fix]]:  # fmt: skip
     """What blocks and a run tell where no reference does: information that is gone, and faults that can be undone."""
     more = lost_information(case)
-    if not more:
-        search = BlindSearch(case, [fix for fix in fixes if fix.possible], engine, threads, progress)
+    search = BlindSearch(case, [fix for fix in fixes if fix.possible], engine, threads, progress)
+    if more:
+        more += by_order_alone(search, [*findings, *(fix.finding for fix in more)])
+    else:
         undone = search.search()
         if undone:
-            after = search.run(undone, whole=True)
-            more = [inverse.fix({"nats_before": search.start, "nats_after": after}) for inverse in undone]
+            more = _proved(search, undone)
             replaced = {kind for inverse in undone for kind in inverse.replaces}
             findings, fixes = _without_kinds(findings, fixes, replaced)
         elif isinstance(search.base, Model) and search.start <= search.limit():
             _named_by_health(fixes)
         else:
-            more = unlike_any_encoder(case, search.start)
+            more = [*unlike_any_encoder(case, search.start), *by_order_alone(search, findings)]
     if not more:
         named_by_what_is_gone(case, findings)
     return _settled(findings, fixes, more)
+
+
+def _proved(search: BlindSearch, undone: Sequence[Inverse]) -> list[Fix]:
+    """Inverses that restore health, as fixes: proved where the file was not healthy before, and comes back bit for bit."""
+    ill = search.start > search.limit()
+    figures = {"nats_before": search.start, "nats_after": search.run(undone, whole=True)}
+    return [
+        step.fix(figures, 1.0 if ill and step.exact and step.fault.layer != "config" else 0.9 if ill else 0.7) for step in undone
+    ]
+
+
+def by_order_alone(search: BlindSearch, findings: Sequence[Finding]) -> list[Fix]:
+    """What marks of order say where no run can decide, since something else is broken as well."""
+    found: list[Fix] = []
+    taken = {finding.fault for finding in findings}
+    exchanged = {inverse.fault.id: inverse for inverse in exchanges(search.case)} if search.odd else {}
+    for mark in sorted(search.odd, key=lambda mark: mark.name == "channels-agree"):
+        named = [exchanged[id_] for id_ in mark.suggests if id_ in exchanged and id_ not in taken]
+        if named:
+            found.append(named[0].fix({"mark": str(mark)}, 0.7))
+        elif mark.name == "channels-agree" and isinstance(search.base, Model) and not found and not findings:
+            cause = Mechanism("layout.channels-disagree")
+            names = [t.name for t in tensors_of(search.case) if t.name.endswith(("attn_q.weight", "attn_k.weight"))]
+            finding = Finding("layout", None, names, cause, {"mark": str(mark)}, 0.7)
+            found.append(Fix(finding, [Deviation("bytes", name, None, None, cause) for name in names]))
+    return found
 
 
 def _without_kinds(

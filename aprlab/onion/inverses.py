@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,32 +52,43 @@ class Inverse:
     deviations: list[Deviation]
     exact: bool = True
     replaces: tuple[str, ...] = ()
-    evidence: dict[str, Any] = field(default_factory=dict)
 
     def trial(self) -> Fix:
         """What is run to see whether it helps."""
         return Fix(self._finding({}), self.deviations)
 
-    def fix(self, evidence: dict[str, Any]) -> Fix:
+    def fix(self, evidence: dict[str, Any], sure: float = 0.9) -> Fix:
         """The fix, with a finding that names the fault; one that is not exact can be no repair."""
         deviations = self.deviations
         if not self.exact:
             deviations = [Deviation(d.kind, d.tensor, d.found, None, d.cause, d.match) for d in deviations]
-        return Fix(self._finding({**self.evidence, **evidence, "exact": self.exact}), deviations)
+        return Fix(self._finding({**evidence, "exact": self.exact}, sure), deviations)
 
-    def _finding(self, evidence: dict[str, Any]) -> Finding:
+    def _finding(self, evidence: dict[str, Any], sure: float = 0.9) -> Finding:
         tensors = list(dict.fromkeys(d.tensor for d in self.deviations if d.kind != "config"))
-        return Finding(self.fault.layer, self.fault.id, tensors, known(self.fault), evidence, 0.9)
+        return Finding(self.fault.layer, self.fault.id, tensors, known(self.fault), evidence, sure)
 
 
-def inverses(case: FileCase, model: Model | None) -> Iterator[Inverse]:
+def inverses(case: FileCase, model: Model | None, suggested: Sequence[str] = ()) -> Iterator[Inverse]:
     """Every fault of the catalogue that can be undone in this file; cheapest evidence first, inexact ones last.
 
-    Without a model (the file does not open, since shapes are not those of the names) renamings and transpositions are left.
+    Args:
+        case: without a reference.
+        model: the file opened; None where it does not open, since shapes are not those of the names: then renamings and
+            transpositions are left.
+        suggested: ids that come first.
     """
+    reversed_ = any(d.code == "layout.dims-reversed" for d in case.deviations)
+    if reversed_:
+        yield from _transposed_and_reversed(case)
+    if "GH-202" in suggested and model is not None and not reversed_:
+        yield from _transposed(case)
     strange = model is not None and bool(unlikely(model.tensors.values()))
-    order = sorted(FAULTS.values(), key=lambda fault: (fault.layer != "decode") if strange else (fault.layer == "decode"))
-    for fault in order:
+
+    def late(fault: Fault) -> tuple[bool, bool]:
+        return fault.id not in suggested, (fault.layer != "decode") if strange else (fault.layer == "decode")
+
+    for fault in sorted(FAULTS.values(), key=late):
         if fault.seams is None or fault.layer in ("container", "tokenizer"):
             continue  # the size law and the file itself tell those
         try:
@@ -92,7 +103,8 @@ def inverses(case: FileCase, model: Model | None) -> Iterator[Inverse]:
     if model is not None:
         yield from _heads(case)
         yield from _numbers(case)
-    yield from _transposed(case, model)
+        if "GH-202" not in suggested or reversed_:
+            yield from _transposed(case)
 
 
 def _done(case: FileCase, model: Model | None, fault: Fault) -> list[Deviation]:
@@ -252,19 +264,20 @@ def _number(case: FileCase, name: str, value: Any) -> Deviation:
 # ── what comes back only nearly ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _transposed(case: FileCase, model: Model | None) -> Iterator[Inverse]:
-    """Matrices whose data were transposed and encoded again: under their own shape, or under the reversed one."""
-    reversed_ = [d for d in case.deviations if d.code == "layout.dims-reversed"]
-    if reversed_:
-        found = list(_each_transposed(case, FAULTS["double-reversal"], {id(d.match): d.expected for d in reversed_}))
-        dims = [Deviation("dims", d.tensor, d.found, d.expected, d.cause, d.match) for d in reversed_]
-        yield Inverse(FAULTS["double-reversal"], [*dims, *found], exact=False, replaces=("dims",))
-    if model is None:
-        return
+def _transposed(case: FileCase) -> Iterator[Inverse]:
+    """Matrices whose data were transposed and encoded again under their own shape."""
     for id_, only in (("transposed-embedding", ("token_embd.weight",)), ("GH-202", ())):
         found = list(_each_transposed(case, FAULTS[id_], None, only))
         if found:
             yield Inverse(FAULTS[id_], found, exact=False)
+
+
+def _transposed_and_reversed(case: FileCase) -> Iterator[Inverse]:
+    """Matrices that are their own transposes, shape and data."""
+    wrong = [d for d in case.deviations if d.code == "layout.dims-reversed"]
+    found = list(_each_transposed(case, FAULTS["double-reversal"], {id(d.match): d.expected for d in wrong}))
+    dims = [Deviation("dims", d.tensor, d.found, d.expected, d.cause, d.match) for d in wrong]
+    yield Inverse(FAULTS["double-reversal"], [*dims, *found], exact=False, replaces=("dims",))
 
 
 def _each_transposed(

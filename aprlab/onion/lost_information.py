@@ -25,14 +25,14 @@ _TELLING = 8  # distinct values of a vector from which on equal bytes are no cha
 
 def lost_information(case: FileCase) -> list[Fix]:
     """What blocks and bytes show to be gone for good: fixes that are not possible without a reference."""
-    tensors = _tensors(case)
+    tensors = tensors_of(case)
     marks = marks_of(tensors)
     found = [fix for kind in (types.Q4_K, types.Q5_K) for fix in _six_bits(tensors, marks, kind)]
     found = found or _subnormals(tensors, marks)
     return found or _copied_norms(tensors) or _copied_head(case, tensors)
 
 
-def _tensors(case: FileCase) -> list[Tensor]:
+def tensors_of(case: FileCase) -> list[Tensor]:
     """The file's tensors under the types that they have, those that obey the size law."""
     return [
         Tensor(m.true, m.kind, m.piece.shape, m.piece.raw, Origin(case.file.path, m.piece.name, m.piece.offset))
@@ -121,7 +121,7 @@ def unlike_any_encoder(case: FileCase, left: float) -> list[Fix]:
         case: without a reference.
         left: nats of the conversation, above what is healthy.
     """
-    tensors = _tensors(case)
+    tensors = tensors_of(case)
     marks = [mark for mark in marks_of(tensors) if not mark.likely]
     if not np.isfinite(left):
         return []
@@ -171,4 +171,4 @@ def named_by_what_is_gone(case: FileCase, findings: Sequence[Finding]) -> None:
         finding.confidence = min(finding.confidence, 0.9)
 
 
-__all__ = ["lost_information", "named_by_what_is_gone", "unlike_any_encoder"]
+__all__ = ["lost_information", "named_by_what_is_gone", "tensors_of", "unlike_any_encoder"]

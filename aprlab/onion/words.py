@@ -72,6 +72,8 @@ TEMPLATES: dict[str, str] = {
     "layout.rows-reordered": "{moved} of {of} rows in another order",
     "layout.heads-reordered": "rows of whole heads in another order: head {heads:list}, of {of}",
     "layout.values-reordered": "{moved} of {of} values in another order",
+    "layout.channels-disagree":
+        "columns of Q and K do not have the channels of the other layers: rows or columns are in another order",
     "layout.size-differs": "{found} bytes, expected {expected}",
     # ── decode
     "decode.refused": "{message}",

@@ -1,4 +1,4 @@
-"""Measure the marks of healthy blocks: the column `measured` of `data/block-marks.toml`.
+"""Measure the marks of healthy files: the column `measured` of `data/block-marks.toml` and `data/order-marks.toml`.
 
 ``python docs/make/block_marks.py [MORE.gguf ...]`` measures the embedded model as published and encoded anew by this project in
 every type, the same by ggml's own encoder where gguf-py is installed, the real 0.5B where it was fetched, and what else is named.
@@ -6,6 +6,7 @@ every type, the same by ggml's own encoder where gguf-py is installed, the real 
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import tomllib
@@ -16,9 +17,10 @@ from aprlab import paths
 from aprlab.conversion.converter import convert
 from aprlab.formats import open_model
 from aprlab.onion.block_marks import marks_of
+from aprlab.onion.order_marks import order_marks
 
 OWN = ("q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k", "q5_0", "q5_1", "q4_0", "q4_1", "aprq4")
-TABLE = paths.data_dir() / "block-marks.toml"
+BLOCK_TABLE, ORDER_TABLE = paths.data_dir() / "block-marks.toml", paths.data_dir() / "order-marks.toml"
 
 
 def files(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -35,24 +37,45 @@ def files(folder: Path) -> Iterator[tuple[str, Path]]:
         yield Path(name).name, Path(name)
 
 
+def noted(row: dict[str, list[float]], key: str, value: float) -> None:
+    """Widen what was measured of `key` by a value."""
+    pair = row.setdefault(key, [value, value])
+    pair[:] = [min(pair[0], value), max(pair[1], value)]
+
+
+def written(table: Path, origins: list[str], rows: dict[str, str]) -> None:
+    """The table again, with other origins and measured values; the limits stay."""
+    text = table.read_text(encoding="utf-8")
+    lines = [f'origin = "{"; ".join(dict.fromkeys(origins))}"', ""]
+    for mark, row in tomllib.loads(text)["marks"].items():
+        kept = [f"{key} = {json.dumps(value)}" for key, value in row.items() if key != "measured"]
+        lines += [f"[marks.{mark}]", *kept, f"measured = {rows.get(mark, '{}')}", ""]
+    table.write_text(text[: text.index("origin =")] + "\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
 def main() -> None:
-    measured: dict[str, dict[str, list[float]]] = {}
+    blocks: dict[str, dict[str, list[float]]] = {}
+    orders: dict[str, list[float]] = {}
     origins = []
     with tempfile.TemporaryDirectory() as name:
         for title, path in files(Path(name)):
             origins.append(title)
-            for mark in marks_of(open_model(path).tensors.values()):
-                pair = measured.setdefault(mark.name, {}).setdefault(mark.type.name, [mark.value, mark.value])
-                pair[:] = [min(pair[0], mark.value), max(pair[1], mark.value)]
-                if not mark.likely:
-                    print(f"outside: {title}: {mark}", file=sys.stderr)
-    text = TABLE.read_text(encoding="utf-8")
-    head = text[: text.index("origin =")]
-    lines = [f'origin = "{"; ".join(dict.fromkeys(origins))}"', ""]
-    for mark, row in tomllib.loads(text)["marks"].items():
-        kinds = ", ".join(f"{kind} = [{low:.4g}, {high:.4g}]" for kind, (low, high) in sorted(measured.get(mark, {}).items()))
-        lines += [f"[marks.{mark}]", f"healthy = {row['healthy']}", f"measured = {{ {kinds} }}", ""]
-    TABLE.write_text(head + "\n".join(lines), encoding="utf-8")
+            tensors = open_model(path).tensors
+            found = marks_of(tensors.values())
+            for mark in found:
+                noted(blocks.setdefault(mark.name, {}), mark.type.name, mark.value)
+            odd: list[object] = [mark for mark in found if not mark.likely]
+            for order in order_marks(tensors):
+                noted(orders, order.name, order.value)
+                odd += [] if order.likely else [order]
+            for mark_ in odd:
+                print(f"outside: {title}: {mark_}", file=sys.stderr)
+    by_type = {
+        mark: "{ " + ", ".join(f"{kind} = [{low:.4g}, {high:.4g}]" for kind, (low, high) in sorted(row.items())) + " }"
+        for mark, row in blocks.items()
+    }
+    written(BLOCK_TABLE, origins, by_type)
+    written(ORDER_TABLE, origins, {mark: f"[{low:.3g}, {high:.3g}]" for mark, (low, high) in orders.items()})
 
 
 if __name__ == "__main__":
