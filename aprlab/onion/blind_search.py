@@ -6,15 +6,18 @@ conversation as likely again as a healthy model finds it? There is one measure o
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from aprlab.errors import AprlabError
 from aprlab.faults import FAULTS
 from aprlab.model.model import Model
+from aprlab.onion.block_marks import unlikely
 from aprlab.onion.clock import Progress
 from aprlab.onion.file_case import Deviation, FileCase
 from aprlab.onion.fixes import Fix, ddmin, drafted
@@ -42,6 +45,7 @@ class BlindSearch:
         engine, threads: for the runs.
         progress: see `aprlab.onion.clock.Progress`; called for each fault with the nats that its inverse leaves.
         deadline: seconds after which no further inverse is tried.
+        tried: id of each fault that was undone -> the fewest nats that it left.
     """
 
     case: FileCase
@@ -50,6 +54,7 @@ class BlindSearch:
     threads: int | None = None
     progress: Progress | None = None
     deadline: float = DEADLINE
+    tried: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.end = time.monotonic() + self.deadline
@@ -93,8 +98,15 @@ class BlindSearch:
         """The fewest inverses that bring the file back to health; [] where none do, or it is healthy."""
         if isinstance(self.base, Model) and self.start <= self.limit():
             return self._exchanged()
-        kept: list[Inverse] = []
-        best = self.start
+        found = self._steps([])
+        if not found and self.proposed:
+            found = self._steps(self.proposed)
+        return found or self._pair()
+
+    def _steps(self, start: list[Inverse]) -> list[Inverse]:
+        """One inverse after another, each of which takes nats away, from some that marks propose; [] without health."""
+        kept = list(start)
+        best = self.run(kept) if kept else self.start
         while not kept or best > self.limit(kept):
             step = self._best_step(kept)
             if step is None or not step[1] < best * (1 - GAIN) or len(kept) == MOST:
@@ -104,6 +116,31 @@ class BlindSearch:
             return []
         limit = self.limit(kept)
         return ddmin(kept, lambda some: self.run(some) <= limit)
+
+    def _pair(self) -> list[Inverse]:
+        """Two inverses of which neither helps alone: all pairs, in a model that is run in no time."""
+        if self.answers is not None or not isinstance(self.base, Model):
+            return []
+        exact = [inverse for inverse in inverses(self.case, self.base) if inverse.exact and inverse.fault.layer != "config"]
+        for pair in itertools.combinations(exact, 2):
+            if time.monotonic() > self.end:
+                break
+            if self.run(pair) <= self.limit(pair):
+                return list(pair)
+        return []
+
+    @cached_property
+    def proposed(self) -> list[Inverse]:
+        """What marks propose to undo, whether or not it helps alone: exchanges of names, and an order of fields of blocks."""
+        wanted = {id_ for mark in self.odd for id_ in mark.suggests}
+        found = [inverse for inverse in exchanges(self.case) if inverse.fault.id in wanted] if wanted else []
+        if isinstance(self.base, Model) and unlikely(self.base.tensors.values()):
+            for inverse in inverses(self.case, self.base):
+                if inverse.fault.layer == "decode" and inverse.exact:
+                    made = self.model([inverse])
+                    if isinstance(made, Model) and not unlikely(made.tensors.values()):
+                        return [*found, inverse]
+        return found
 
     def _best_step(self, kept: list[Inverse]) -> tuple[Inverse, float] | None:
         """The inverse that leaves the fewest nats; the first that restores health ends the search."""
@@ -131,6 +168,7 @@ class BlindSearch:
 
     def _tried(self, inverse: Inverse, kept: Sequence[Inverse]) -> float:
         left = self.run([*kept, inverse])
+        self.tried[inverse.fault.id] = min(left, self.tried.get(inverse.fault.id, math.inf))
         if self.progress is not None:
             self.progress(f"undone: {inverse.fault.id}, {left:.3g} nats", None)
         return left
@@ -141,13 +179,20 @@ class BlindSearch:
 
 def without_reference(
     case: FileCase, findings: list[Finding], fixes: list[Fix], engine: str | None, threads: int | None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, record: dict[str, Any] | None = None,
 ) -> tuple[list[Finding], list[Fix]]:  # fmt: skip
-    """What blocks and a run tell where no reference does: information that is gone, and faults that can be undone."""
+    """What blocks and a run tell where no reference does: information that is gone, and faults that can be undone.
+
+    Args:
+        case: the file.
+        findings, fixes: of the layers.
+        engine, threads, progress: as for `BlindSearch`.
+        record: gets ``undone``: what each fault that was undone left of the nats.
+    """
     more = lost_information(case)
     search = BlindSearch(case, [fix for fix in fixes if fix.possible], engine, threads, progress)
-    if more:
-        more += by_order_alone(search, [*findings, *(fix.finding for fix in more)])
+    if more or any(_gone(fix) for fix in fixes):  # no run can be healthy again
+        more += by_marks_alone(search, [*findings, *(fix.finding for fix in more)])
     else:
         undone = search.search()
         if undone:
@@ -157,10 +202,19 @@ def without_reference(
         elif isinstance(search.base, Model) and search.start <= search.limit():
             _named_by_health(fixes)
         else:
-            more = [*unlike_any_encoder(case, search.start), *by_order_alone(search, findings)]
+            more = by_marks_alone(search, findings)
+            if not any(fix.finding.layer == "decode" for fix in more):
+                more += unlike_any_encoder(case, search.start)
     if not more:
         named_by_what_is_gone(case, findings)
+    if record is not None and search.tried:
+        record["undone"] = {"as it is": search.start, **search.tried}
     return _settled(findings, fixes, more)
+
+
+def _gone(fix: Fix) -> bool:
+    """Whether a fix needs bytes that the file does not have."""
+    return any(d.kind in ("bytes", "missing") and not d.fixable for d in fix.deviations)
 
 
 def _proved(search: BlindSearch, undone: Sequence[Inverse]) -> list[Fix]:
@@ -172,20 +226,17 @@ def _proved(search: BlindSearch, undone: Sequence[Inverse]) -> list[Fix]:
     ]
 
 
-def by_order_alone(search: BlindSearch, findings: Sequence[Finding]) -> list[Fix]:
-    """What marks of order say where no run can decide, since something else is broken as well."""
-    found: list[Fix] = []
+def by_marks_alone(search: BlindSearch, findings: Sequence[Finding]) -> list[Fix]:
+    """What marks say where no run can decide, since something else is broken as well."""
     taken = {finding.fault for finding in findings}
-    exchanged = {inverse.fault.id: inverse for inverse in exchanges(search.case)} if search.odd else {}
-    for mark in sorted(search.odd, key=lambda mark: mark.name == "channels-agree"):
-        named = [exchanged[id_] for id_ in mark.suggests if id_ in exchanged and id_ not in taken]
-        if named:
-            found.append(named[0].fix({"mark": str(mark)}, 0.7))
-        elif mark.name == "channels-agree" and isinstance(search.base, Model) and not found and not findings:
-            cause = Mechanism("layout.channels-disagree")
-            names = [t.name for t in tensors_of(search.case) if t.name.endswith(("attn_q.weight", "attn_k.weight"))]
-            finding = Finding("layout", None, names, cause, {"mark": str(mark)}, 0.7)
-            found.append(Fix(finding, [Deviation("bytes", name, None, None, cause) for name in names]))
+    marks = [str(mark) for mark in search.odd]
+    found = [step.fix({"marks": marks}, 0.7) for step in search.proposed if step.fault.id not in taken]
+    channels = [mark for mark in search.odd if mark.name == "channels-agree"]
+    if channels and isinstance(search.base, Model) and not found and not findings:
+        cause = Mechanism("layout.channels-disagree")
+        names = [t.name for t in tensors_of(search.case) if t.name.endswith(("attn_q.weight", "attn_k.weight"))]
+        finding = Finding("layout", None, names, cause, {"mark": str(channels[0])}, 0.7)
+        found.append(Fix(finding, [Deviation("bytes", name, None, None, cause) for name in names]))
     return found
 
 

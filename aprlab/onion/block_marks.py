@@ -33,6 +33,13 @@ def nulls() -> dict[str, tuple[float, float]]:
         return {name: (row["healthy"][0], row["healthy"][1]) for name, row in tomllib.load(file)["marks"].items()}
 
 
+def measured(name: str, kind: TensorType) -> tuple[float, float] | None:
+    """The least and the largest value of a mark that was measured on healthy files of a type; None where none was."""
+    with open(paths.data_dir() / "block-marks.toml", "rb") as file:
+        pair = tomllib.load(file)["marks"][name].get("measured", {}).get(kind.name)
+    return None if pair is None else (pair[0], pair[1])
+
+
 @dataclass(frozen=True)
 class Mark:
     """One mark of a type, over all matrices of that type.
@@ -65,11 +72,11 @@ class Mark:
         return f"{self.type.name} {self.name} {self.value:.3g} (healthy: {low:g} to {high:g})"
 
 
-def marks_of(tensors: Iterable[Tensor]) -> list[Mark]:
-    """All marks of the matrices among `tensors`, one of each kind for each type; fewer than `LEAST` blocks tell nothing."""
+def marks_of(tensors: Iterable[Tensor], least: int = LEAST) -> list[Mark]:
+    """All marks of the matrices among `tensors`, one of each kind for each type; fewer than `least` blocks tell nothing."""
     marks = []
     for kind, b in sampled(tensors).items():
-        if len(b) >= LEAST:
+        if len(b) >= least:
             with np.errstate(all="ignore"):
                 found = _scale_marks(b) | (_MEASURES[kind](b, REGISTRY[kind]) if kind in _MEASURES else {})
             marks += [Mark(name, kind, value, len(b)) for name, value in found.items()]
@@ -165,4 +172,4 @@ _MEASURES: dict[TensorType, Callable[[np.ndarray, Any], dict[str, float]]] = {
     types.Q4_0: _lowest, types.Q5_0: _lowest, types.Q4_1: _both_ends, types.Q5_1: _both_ends,
 }  # fmt: skip
 
-__all__ = ["Mark", "marks_of", "nulls", "sampled", "unlikely"]
+__all__ = ["Mark", "marks_of", "measured", "nulls", "sampled", "unlikely"]

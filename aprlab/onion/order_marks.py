@@ -101,7 +101,7 @@ def _both(tensor: Tensor | None) -> tuple[np.ndarray, np.ndarray] | None:
     except AprlabError:
         return None
     squares = np.square(values, dtype=np.float64)
-    return tuple(0.5 * np.log(np.maximum(squares.mean(axis=axis), 1e-30)) for axis in (1, 0))  # type: ignore[return-value]
+    return tuple(0.5 * np.log(np.maximum(squares.mean(axis=axis), 1e-30)) for axis in (1, 0))
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -184,7 +184,7 @@ def _judge_alone(
     if not asked.fast:
         with clock("blind search"):
             verdict.findings, fixes = without_reference(
-                case, verdict.findings, fixes, asked.engine, asked.threads, clock.progress
+                case, verdict.findings, fixes, asked.engine, asked.threads, clock.progress, verdict.health
             )
     with clock("strict"):
         opened = opening.opened(case.file, prompt=asked.prompt, max_tokens=asked.max_tokens, model=model)
@@ -211,7 +211,7 @@ def _judge_alone(
         else:
             found = health.examine(session, lambda test: clock.progress(f"health: {test}", None))
     verdict.findings += found.findings
-    verdict.health = found.figures
+    verdict.health = {**found.figures, **verdict.health}
     verdict.verdict = word_alone(verdict.findings, found.state)
     if fixes:
         verdict.repair = _alone(case, fixes, clock, asked)
