@@ -122,7 +122,7 @@ def null_strip(
         right = max([*ends, *far]) + 0.06 * width
         ax.axvspan(max(low, left), min(high, right), color=nth_colour(2), alpha=0.15, linewidth=0)
         if measured is not None:
-            ax.plot(measured, (-0.4, -0.4), color=nth_colour(2), linewidth=7, solid_capstyle="round", alpha=0.6)
+            ax.plot(measured, (-0.4, -0.4), "o-", color=nth_colour(2), linewidth=7, markersize=7, alpha=0.6)
         inside = (each >= low) & (each <= high)
         for chosen, colour in ((inside, nth_colour(0)), (~inside, nth_colour(3))):
             ax.plot(each[chosen], spread[chosen], "o", color=colour, markersize=4, alpha=0.7)

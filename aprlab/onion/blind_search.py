@@ -32,6 +32,7 @@ from aprlab.tracing.golden_rule import is_small
 GAIN = 0.3  # share of the nats that a step must take away; exchanges of parts of healthy files take away none
 FIRST = 3  # answers of the conversation that a real model is asked for at each step; the whole decides
 DEADLINE = 90.0  # seconds
+_LOST = ("weights.all-zeros", "container.tensor-cut-off")
 MOST = 3  # faults on top of each other
 
 
@@ -75,9 +76,14 @@ class BlindSearch:
         return nats(self.base, self.engine, self.threads, self.answers)
 
     @cached_property
+    def marks(self) -> list[OrderMark]:
+        """Marks of order of the file."""
+        return order_marks({t.name: t for t in tensors_of(self.case)})
+
+    @cached_property
     def odd(self) -> list[OrderMark]:
-        """Marks of order that no healthy file has."""
-        return [mark for mark in order_marks({t.name: t for t in tensors_of(self.case)}) if not mark.likely]
+        """Those that no healthy file has."""
+        return [mark for mark in self.marks if not mark.likely]
 
     def model(self, steps: Sequence[Inverse]) -> Model | AprlabError:
         """The file with what is known fixed, and these undone."""
@@ -107,6 +113,8 @@ class BlindSearch:
         """One inverse after another, each of which takes nats away, from some that marks propose; [] without health."""
         kept = list(start)
         best = self.run(kept) if kept else self.start
+        if kept:
+            self.tried[" + ".join(step.fault.id for step in kept)] = best
         while not kept or best > self.limit(kept):
             step = self._best_step(kept)
             if step is None or not step[1] < best * (1 - GAIN) or len(kept) == MOST:
@@ -148,7 +156,8 @@ class BlindSearch:
         taken = {inverse.fault.id for inverse in kept}
         made = self.model(kept) if kept else self.base
         suggested = [id_ for mark in self.odd for id_ in mark.suggests]
-        for inverse in inverses(self.case, made if isinstance(made, Model) else None, suggested):
+        against = [id_ for mark in self.marks if mark.likely for id_ in mark.suggests if id_ == "GH-202"]
+        for inverse in inverses(self.case, made if isinstance(made, Model) else None, suggested, against):
             if inverse.fault.id in taken:
                 continue
             left = self._tried(inverse, kept)
@@ -213,8 +222,8 @@ def without_reference(
 
 
 def _gone(fix: Fix) -> bool:
-    """Whether a fix needs bytes that the file does not have."""
-    return any(d.kind in ("bytes", "missing") and not d.fixable for d in fix.deviations)
+    """Whether a fix needs bytes that the file does not have; odd values may be anything, and come back."""
+    return any(d.kind == "missing" or d.code in _LOST for d in fix.deviations if not d.fixable)
 
 
 def _proved(search: BlindSearch, undone: Sequence[Inverse]) -> list[Fix]:

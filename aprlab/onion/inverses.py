@@ -69,7 +69,9 @@ class Inverse:
         return Finding(self.fault.layer, self.fault.id, tensors, known(self.fault), evidence, sure)
 
 
-def inverses(case: FileCase, model: Model | None, suggested: Sequence[str] = ()) -> Iterator[Inverse]:
+def inverses(
+    case: FileCase, model: Model | None, suggested: Sequence[str] = (), ruled_out: Sequence[str] = ()
+) -> Iterator[Inverse]:
     """Every fault of the catalogue that can be undone in this file; cheapest evidence first, inexact ones last.
 
     Args:
@@ -77,6 +79,7 @@ def inverses(case: FileCase, model: Model | None, suggested: Sequence[str] = ())
         model: the file opened; None where it does not open, since shapes are not those of the names: then renamings and
             transpositions are left.
         suggested: ids that come first.
+        ruled_out: ids that marks speak against.
     """
     reversed_ = any(d.code == "layout.dims-reversed" for d in case.deviations)
     if reversed_:
@@ -104,7 +107,7 @@ def inverses(case: FileCase, model: Model | None, suggested: Sequence[str] = ())
         yield from _heads(case)
         yield from _numbers(case)
         if "GH-202" not in suggested or reversed_:
-            yield from _transposed(case)
+            yield from (inverse for inverse in _transposed(case) if inverse.fault.id not in ruled_out)
 
 
 def _done(case: FileCase, model: Model | None, fault: Fault) -> list[Deviation]:
