@@ -20,6 +20,7 @@ from aprlab.architectures.qwen2 import forward
 from aprlab.errors import BROKEN, AprlabError, FormatError, NumericError
 from aprlab.formats import gguf
 from aprlab.inference.session import Session
+from aprlab.inference.tokenizer import Qwen2Tokenizer
 from aprlab.instruments.garbage_detector import is_garbage
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
@@ -220,6 +221,16 @@ def conversation(session: Session, answers: int | None = None) -> np.ndarray:
     return each[mask] if mask.any() else each
 
 
+_TOKENIZERS: list[Qwen2Tokenizer] = []  # the last one that was built: variants of one file have the same
+
+
+def _tokenizer(model: Model) -> Qwen2Tokenizer:
+    """The tokenizer of a model, built once for files that differ in their weights alone."""
+    if not (_TOKENIZERS and _TOKENIZERS[0].data == model.tokenizer):
+        _TOKENIZERS[:] = [Qwen2Tokenizer(model.tokenizer, model.path)]
+    return _TOKENIZERS[0]
+
+
 def nats(
     model: Model | AprlabError, engine: str | None = None, threads: int | None = None, answers: int | None = None
 ) -> float:
@@ -227,7 +238,7 @@ def nats(
     if isinstance(model, AprlabError):
         return float("inf")
     try:
-        session = Session(model, engine=engine or best_engine(model), threads=threads)
+        session = Session(model, engine=engine or best_engine(model), threads=threads, tokenizer=_tokenizer(model))
         with np.errstate(all="ignore"):
             found = float(conversation(session, answers).mean())
     except BROKEN:

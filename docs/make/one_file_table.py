@@ -3,7 +3,7 @@
 ``python docs/make/one_file_table.py [ID ...]`` makes every file fault of the embedded model (or these), gives `peel` that
 one file, and asks `repair` for it. ``--pairs`` takes a sample of pairs instead; ``--healthy`` counts false alarms over healthy
 variants: those of `tests/laws`, other encodings, noise on all weights, another vocabulary. ``--real`` does the same for the
-real 0.5B: some faults of each layer, and its re-encodings.
+real 0.5B: some faults of each layer, and its re-encodings. ``--peel`` leaves the repairs out.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def found_by(verdict: Verdict, ids: tuple[str, ...]) -> dict[str, Any]:
     return {"layers": [FAULTS[id].layer in layers for id in ids], "names": [id in named(verdict) for id in ids]}
 
 
-def row(id: str, folder: Path, source: Path = REF) -> dict[str, Any] | None:
+def row(id: str, folder: Path, source: Path = REF, *, repaired: bool = True) -> dict[str, Any] | None:
     """One fault, judged alone; None where it is not for this model."""
     made = broken_file((id,), folder, source)
     if made is None:
@@ -68,14 +68,15 @@ def row(id: str, folder: Path, source: Path = REF) -> dict[str, Any] | None:
     broken, given = made
     healthy, fixed = folder / "healthy.apr", folder / "fixed.apr"
     fixed.unlink(missing_ok=True)
-    convert(source, healthy, force=True, **given, seams=lambda s: replace(
-        s, metadata=lambda made: {k: v for k, v in made.items() if k != "source_metadata"}))  # fmt: skip
+    if repaired:
+        convert(source, healthy, force=True, **given, seams=lambda s: replace(
+            s, metadata=lambda made: {k: v for k, v in made.items() if k != "source_metadata"}))  # fmt: skip
     started = time.perf_counter()
-    if source == REF:
+    if source == REF and repaired:
         outcome = attempt(broken, fixed, threads=1)
         verdict, written, answer = outcome.verdict, outcome.written is not None, outcome.judged.get("run")
     else:  # a second peel of the repaired file would take as long again
-        verdict, written, answer = peel(None, broken, threads=2), False, None
+        verdict, written, answer = peel(None, broken, threads=1 if source == REF else 2), False, None
     found = found_by(verdict, (id,))
     return {
         "fault": id, "verdict": verdict.verdict, "layer": found["layers"][0], "named": found["names"][0], "written": written,
@@ -228,7 +229,7 @@ def main() -> None:
         ids = [id for id in file_faults() if id in asked] or (REAL_FAULTS if source == REAL else file_faults())
         rows = []
         for id in ids:
-            if (made := row(id, folder, source)) is not None:
+            if (made := row(id, folder, source, repaired="--peel" not in asked)) is not None:
                 print(made, file=sys.stderr, flush=True)
                 rows.append(made)
     print(table(rows))
