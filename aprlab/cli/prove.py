@@ -22,7 +22,7 @@ def gates(
     cand: Candidate,
     prompt: Prompts = None,
     max_tokens: int = 12,
-    engine: str = "reference",
+    engine: str = "auto",
     fault: FaultyInstruments = None,
     requantised: Annotated[
         str | None,
@@ -50,7 +50,7 @@ def gates(
     return 4 if any(r.passed is None for r in results) else 0
 
 
-def check(file: ModelFile, engine: str = "reference", as_json: bool = False) -> int:
+def check(file: ModelFile, engine: str = "auto", as_json: bool = False) -> int:
     """Check one file in ten stages, from the tokenizer to the next token, each computed again in float64."""
     from aprlab.gates import ten_stages
 
@@ -101,7 +101,7 @@ def qualify(
         str | None,
         typer.Option(metavar="F[,F…]", help="gguf, apr, safetensors.", show_default="the playbook's own"),
     ] = None,
-    engine: str | None = None,
+    engine: str = "auto",
     threads: int | None = None,
     memory: Annotated[
         int | None, typer.Option(metavar="MIB", min=1, help="Address space of a child; needing more is a result, too.")
@@ -117,16 +117,11 @@ def qualify(
 ) -> int:
     """Run a model through a playbook in every format: two scores, the ticket's gates, every prompt and answer."""
     from aprlab import lab
-    from aprlab.formats import open_model
     from aprlab.qualification import playbook as playbooks
     from aprlab.qualification import report, runner
-    from aprlab.tracing.golden_rule import best_engine
 
     book = playbooks.load(playbook)
     chosen = tuple(ids(formats)) if formats is not None else book.formats
-    if engine is None:
-        with open_model(model) as opened:
-            engine = best_engine(opened)
     stem = lab.reports_folder(reports) / f"qualify-{report_name(model)}-{book.name}"
     journal = stem.with_name(stem.name + ".jsonl")
     if fresh:

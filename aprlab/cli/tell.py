@@ -39,7 +39,7 @@ def investigate(
             metavar="TEXT", help="The right answer.", show_default="the embedded model's; any answer for another model"
         ),
     ] = None,
-    engine: str | None = None,
+    engine: str = "auto",
     fault: Annotated[
         str | None,
         typer.Option(metavar="ID[,ID…]", help="Put these faults into the model, and find them again.", show_default=False),
@@ -52,9 +52,13 @@ def investigate(
 ) -> int:
     """Check a model against the Golden Rule, or find a fault (--all: every notebook); leaves reports and an index page."""
     from aprlab import lab
+    from aprlab.engines import AUTO
 
     parameters = _parameters(model, prompt, expected, engine, fault, candidate)
     optional = {"expected": ANSWER if model is None and prompt in (None, QUESTION) else ""}
+    if engine == AUTO:  # the reports say which one it was
+        del parameters["engine"]
+        optional |= _taken(model)
 
     def show(step: Step) -> None:
         for claim, holds in step.checks.items():
@@ -74,8 +78,19 @@ def investigate(
     return int(any(not step.holds for step in steps))
 
 
+def _taken(model: Path | None) -> dict[str, str]:
+    """The engine that the rule has for the model; the notebooks know the embedded model's."""
+    from aprlab.engines import choose
+    from aprlab.formats import open_model
+    from aprlab.paths import embedded_model
+
+    with open_model(model or embedded_model()) as opened:
+        choice = choose(None, opened)
+    return {} if model is None else {"engine": choice.spec}
+
+
 def _parameters(
-    model: Path | None, prompt: str | None, expected: str | None, engine: str | None, fault: str | None,
+    model: Path | None, prompt: str | None, expected: str | None, engine: str, fault: str | None,
     candidate: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The notebooks' parameters; what is wrong with them is said here, in one line, and not in a notebook's cell."""

@@ -62,6 +62,45 @@ def norm_plot(sides: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None 
     return ax
 
 
+SNR_RANGE = (-20.0, 160.0)  # dB; below float32's noise (some 150 dB) comes only equality, at the top edge
+COSINE_RANGE = (-0.5, 1.0)
+
+
+def agreement_plot(sides: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None = None, *, measure: str = "snr") -> Axes:
+    """Agreement with a reference after each layer, a line per side, on a linear axis.
+
+    Args:
+        sides: label -> rows in layer order with ``layer``, ``snr`` (dB) and ``cosine``. Equal sides (snr inf) lie at the top
+            edge; NaN and values below the axis are crosses at its lower edge.
+        measure: ``snr`` or ``cosine``.
+    """
+    if measure not in ("snr", "cosine"):
+        raise UsageError(f"measure {measure!r}; expected 'snr' or 'cosine'", code="figures.unknown-measure")
+    ax = axes_or_new(ax)
+    need_data(sides)
+    low, high = SNR_RANGE if measure == "snr" else COSINE_RANGE
+    with style():
+        for n, (label, rows) in enumerate(sides.items()):
+            layers = np.array([row["layer"] for row in rows])
+            values = np.array([row[measure] for row in rows], dtype=float)
+            seen = np.clip(values, low, high)
+            lost = ~np.isfinite(values) & ~np.isposinf(values) | (values < low)
+            ax.plot(layers, np.where(lost, np.nan, seen), label=plain(label), color=nth_colour(n), marker="o", markersize=4)
+            if lost.any():
+                ax.plot(layers[lost], np.full(lost.sum(), low), color=nth_colour(n), linestyle="", marker="X", markersize=7)
+        ax.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+        if measure == "snr":
+            ax.set_yticks([-20, 0, 40, 80, 120, 160], ["NaN, or\nno signal", "0", "40", "80", "120", "equal"])
+            ax.axhline(0, color=nth_colour(7), linewidth=0.8, linestyle=":")
+            ax.set_ylabel("signal to noise, dB")
+        else:
+            ax.set_yticks([-0.5, 0, 0.5, 1], ["NaN, or\nopposite", "0", "0.5", "1"])
+            ax.set_ylabel("cosine with the reference")
+        layer_axis(ax)
+        ax.legend()
+    return ax
+
+
 def logits_plot(
     a: np.ndarray, b: np.ndarray, labels: tuple[str, str], ax: Axes | None = None, *, top: Mapping[int, str] | None = None
 ) -> Axes:

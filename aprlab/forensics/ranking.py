@@ -26,7 +26,10 @@ FITS = 0.35  # a score below explains nothing; texts that no fault says reach 0.
 
 @dataclass
 class Forensics:
-    """The ranking. `suspects` come best first; those that could not run come last, with their reason."""
+    """The ranking. `suspects` come best first; those that could not run come last, with their reason.
+
+    `engine` ran them all, where `engine_asked` was asked for.
+    """
 
     saw: str
     saw_tokens: list[int]
@@ -34,6 +37,8 @@ class Forensics:
     healthy: Suspect
     suspects: list[Suspect] = field(repr=False)
     seconds: float = 0.0
+    engine: str = ""
+    engine_asked: str = ""
 
     @property
     def best(self) -> Suspect | None:
@@ -65,6 +70,7 @@ class Forensics:
         """Plain data, for `--json` and reports."""
         return {
             "saw": self.saw, "saw_tokens": self.saw_tokens, "prompt": self.prompt, "conclusion": self.conclusion,
+            "engine": self.engine, "engine_asked": self.engine_asked,
             "healthy": self.healthy.to_json(), "suspects": [s.to_json() for s in self.suspects], "seconds": self.seconds,
         }  # fmt: skip
 
@@ -92,7 +98,7 @@ def forensics(
     depth: int = 1,
     width: int = 4,
     faults: Iterable[str] | None = None,
-    engine: str = "reference",
+    engine: str | None = "auto",
     threads: int | None = None,
     progress: Callable[[Suspect], None] | None = None,
 ) -> Forensics:
@@ -106,7 +112,7 @@ def forensics(
         width: see `depth`.
         faults: ids to try, or sets of them to be tried together, ``rope-norm+split-specials``; without it all that a run
             can have, one by one.
-        engine, threads: which engine runs.
+        engine, threads: which engine runs; see `aprlab.engines.create`.
         progress: called after each set.
 
     Raises:
@@ -137,7 +143,10 @@ def forensics(
                 progress(suspect)
         beam = [s.faults for s in _ranked(tried.values()) if s.match is not None][:width]
     text = saw if isinstance(saw, str) else session.tokenizer.decode(tokens)
-    return Forensics(text, tokens, prompt, first, _ranked(tried.values()), time.process_time() - started)
+    spent, used = time.process_time() - started, session.engine
+    return Forensics(
+        text, tokens, prompt, first, _ranked(tried.values()), spent, used.spec, engine_asked=used.asked or used.spec
+    )
 
 
 def _grown(beam: list[tuple[str, ...]], units: list[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from aprlab import engines
-from aprlab.architectures.qwen2 import check, forward
+from aprlab.architectures import check, forward
 from aprlab.engines.base import Cache, Engine
 from aprlab.errors import NumericError, UsageError
 from aprlab.inference.generation import AnswerText, Generation, load_report
@@ -28,7 +28,7 @@ class Session:
 
     Args:
         model: an opened model, or an engine over one.
-        engine: which engine to make, where a model is given.
+        engine: which engine to make, where a model is given: see `aprlab.engines.create`.
         threads: for that engine.
         config: instead of the model's own.
         tokenizer: instead of the model's own.
@@ -41,7 +41,7 @@ class Session:
         self,
         model: Model | Engine,
         *,
-        engine: str = "reference",
+        engine: str | engines.Choice | None = "auto",
         threads: int | None = None,
         config: ModelConfig | None = None,
         tokenizer: Qwen2Tokenizer | None = None,
@@ -175,6 +175,8 @@ class Session:
                 "decode_tokens_per_second": steps / (finished - prefilled) if steps > 0 else None,
             },
             engine=self.engine.name,
+            contract=self.engine.contract,
+            engine_asked=self.engine.asked or self.engine.spec,
             logits=np.stack(kept) if kept is not None else None,
         )
 
@@ -271,7 +273,7 @@ def generate(
     stop: Sequence[str] = (),
     on_token: OnToken | None = None,
     keep_logits: bool = False,
-    engine: str = "reference",
+    engine: str | None = "auto",
     threads: int | None = None,
 ) -> Generation:
     """Answer `prompt`.

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from aprlab import figures
+from aprlab.engines import AUTO, choose
 from aprlab.errors import BROKEN, AprlabError, UsageError, reason
 from aprlab.formats import apr
 from aprlab.inference.session import Session
@@ -23,7 +24,6 @@ from aprlab.published import QUESTION
 from aprlab.quants import dequantise
 from aprlab.quants.types import TensorType
 from aprlab.tracing.comparisons import layer_errors, position_errors
-from aprlab.tracing.golden_rule import best_engine
 from aprlab.tracing.traces import replay, trace
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _sides(case: FileCase) -> tuple[Session, Session] | None:
     model = drafted(case, [])
     if case.ref is None or isinstance(model, AprlabError):
         return None
-    engine = best_engine(case.ref.model)
+    engine = choose(AUTO, case.ref.model)
     try:
         return Session(case.ref.model, engine=engine), Session(model, engine=engine)
     except BROKEN:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aprlab import paths
+from aprlab.engines import choose
 from aprlab.errors import BROKEN, AprlabError, UsageError, reason
 from aprlab.faults import Fault, by_id, convert_with, session_with
 from aprlab.formats import open_model
@@ -29,7 +30,6 @@ from aprlab.onion.run_peeling import examine_sessions
 from aprlab.onion.verdict import Finding, Verdict
 from aprlab.published import QUESTION
 from aprlab.tracing.comparisons import layer_errors
-from aprlab.tracing.golden_rule import best_engine
 from aprlab.tracing.traces import replay, trace
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class Files(Pair):
         if isinstance(model, AprlabError):
             return model.message
         try:
-            return Session(model, engine=self.engine or best_engine(model))
+            return Session(model, engine=self.engine)
         except BROKEN as error:
             return reason(error)
 
@@ -175,7 +175,7 @@ class Engines(Pair):
     """Two engines on one model, of which the second has faults."""
 
     def __init__(self, model: Model, faults: Sequence[str], *, engine: str | None = None) -> None:
-        name = engine or best_engine(model)
+        name = choose(engine, model).spec
         self.faults = tuple(faults)
         self.reference_name, self.candidate_name = f"engine {name}", f"another engine {name}"
         self._a = Session(model, engine=name)
@@ -223,7 +223,7 @@ def pair(
             choice, and the candidate is taken. Faults that files can have go into a file; if one of them is an
             engine's only, all go into an engine.
         folder: where a faulty file is written.
-        engine: runs both sides; empty: chosen by the size of the model.
+        engine: runs both sides; empty or ``auto``: the one that the rule has for the model.
 
     Raises:
         UsageError: neither a candidate nor a fault, or both; a fault that measurements have; faults of which some are

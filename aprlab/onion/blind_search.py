@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from aprlab.engines.choice import is_small
 from aprlab.errors import AprlabError
 from aprlab.faults import FAULTS
 from aprlab.model.model import Model
@@ -27,7 +28,6 @@ from aprlab.onion.lost_information import lost_information, named_by_what_is_gon
 from aprlab.onion.order_marks import OrderMark, order_marks
 from aprlab.onion.verdict import Finding, known
 from aprlab.onion.words import Mechanism
-from aprlab.tracing.golden_rule import is_small
 
 GAIN = 0.3  # share of the nats that a step must take away; exchanges of parts of healthy files take away none
 FIRST = 3  # answers of the conversation that a real model is asked for at each step; the whole decides

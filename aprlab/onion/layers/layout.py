@@ -48,6 +48,8 @@ def expected_shapes(case: FileCase) -> dict[str, tuple[int, ...]]:
     """Shapes of all tensors: the reference's, else those that the file's own config demands."""
     if case.ref is not None:
         return {name: tensor.shape for name, tensor in case.ref.tensors.items()}
+    if case.file.unrun is not None:
+        return {}
     try:
         have = {p.stated: p for p in case.file.pieces}
         config = {**case.file.config, **by_shapes(case)}
