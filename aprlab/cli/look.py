@@ -93,12 +93,20 @@ def fingerprint(
 def diff(
     file: ModelFile,
     other: Annotated[Path, typer.Argument(metavar="OTHER", help="The file to compare it with.", show_default=False)],
+    headers: Annotated[
+        bool,
+        typer.Option("--headers", help="Read no tensor, compare names, types, shapes, keys; URLs always so.", show_default=False),
+    ] = False,
     as_json: bool = False,
 ) -> int:
     """List what differs between two files: tensors, config, tokenizer."""
     from aprlab import instruments
+    from aprlab.model.remote import url_of
 
-    return _show_comparison(instruments.diff(file, other), as_json, only_differing=True)
+    headers = headers or url_of(file) is not None or url_of(other) is not None
+    if headers:
+        output.note("only headers are compared; the bytes of tensors are not read")
+    return _show_comparison(instruments.diff(file, other, headers=headers), as_json, only_differing=True)
 
 
 def compare(
