@@ -173,8 +173,9 @@ def error_map(
         for row, column in zip(*np.nonzero(~finite), strict=True):
             ax.add_patch(mpl.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=BROKEN, linewidth=0))
         for row, column in list(zip(*np.nonzero(values), strict=True))[:1]:
-            frame = {"fill": False, "edgecolor": BROKEN, "linewidth": 2, "clip_on": False, "zorder": 3}
-            ax.add_patch(mpl.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, **frame))
+            frame = mpl.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=BROKEN, linewidth=2, zorder=3)
+            frame.set_clip_on(False)
+            ax.add_patch(frame)
         for axis, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
             if all(isinstance(name, str) for name in names):
                 axis.set_ticks(range(len(names)), [plain(name) for name in names])
