@@ -20,6 +20,13 @@ def peel(
         list[Path], typer.Argument(metavar="[REF] CAND", help="The reference, if there is one, and the candidate.")
     ],
     engines: list[str],
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source", metavar="NAME[,KEY=VALUE…]", show_default=False,
+            help="Judge this program on one MODEL (reference, jit, llama.cpp, llama.cpp,flash=on); may be repeated.",
+        ),
+    ] = None,
     fast: Annotated[
         bool, typer.Option("--fast", help="Stop at the first layer that finds something; run nothing.", show_default=False)
     ] = False,
@@ -36,14 +43,14 @@ def peel(
     from aprlab.lab import reports_folder
     from aprlab.onion import peeling
 
-    choice = _peel_choice(files, engines)
+    choice = _peel_choice(files, engines) if source is None else _source_choice(files, engines, source)
     stem = "-".join(file.stem for file in files)
     if reports is not None:
         reports_folder(reports)
         for kind in ("json", "html"):  # refused before the work, not after it
             check_output(reports / f"{stem}.{kind}", files, force=True)
     reference, candidate = ([None, *files] if len(files) == 1 else files)[:2]
-    if "engines" in choice:
+    if "engines" in choice or "sources" in choice:
         reference, candidate = candidate, None
     verdict = peeling.peel(reference, candidate, fast=fast, threads=threads, prompt=prompt, **choice)
     found = verdict.to_json()
@@ -72,6 +79,14 @@ def _peel_choice(files: list[Path], engines: list[str]) -> dict[str, Any]:
             code="cli.faulty-engine-alone",
         )
     return {"engine": engines[0] if engines else "auto"}
+
+
+def _source_choice(files: list[Path], engines: list[str], sources: list[str]) -> dict[str, Any]:
+    """One model, and programs to judge on it; raises UsageError elsewhere."""
+    if len(files) != 1 or engines:
+        said = f"--source judges programs on one MODEL, without --engine: not {len(files)} files and {len(engines)} engines"
+        raise UsageError(said, code="cli.files-and-sources")
+    return {"sources": sources}
 
 
 def repair(
@@ -139,7 +154,16 @@ def faults(
 
 def forensics(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A healthy GGUF or APR file.", show_default=False)],
-    saw: Annotated[str, typer.Option("--saw", metavar="TEXT", help="What the broken model said.", show_default=False)],
+    saw: Annotated[
+        str | None, typer.Option("--saw", metavar="TEXT", help="What the broken model said.", show_default=False)
+    ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            "--statistics", metavar="TABLE", show_default=False,
+            help="Statistics of its tensors as a program published them (JSON, CSV): which faulty decoder has these figures?",
+        ),
+    ] = None,
     prompt: Prompt = QUESTION,
     raw: Raw = False,
     system: System = None,
@@ -159,7 +183,12 @@ def forensics(
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="How many rows to print.")] = 12,
     as_json: bool = False,
 ) -> None:
-    """Rank the faults that would make a healthy model say a given garbage sentence."""
+    """Rank the faults that would make a healthy model say a given garbage sentence, or give such statistics."""
+    if (saw is None) == (statistics is None):
+        raise UsageError("forensics needs either --saw or --statistics", code="cli.saw-or-statistics")
+    if statistics is not None:
+        return _explain_statistics(file, statistics, as_json)
+    assert saw is not None
     from aprlab.faults import run_faults
     from aprlab.forensics import ranking
     from aprlab.forensics.answer_scoring import Suspect
@@ -187,6 +216,28 @@ def forensics(
     failed = sum(s.match is None for s in found.suspects)
     if failed:
         out.note(f"{failed} of {len(found.suspects)} sets could not run (refused or not a number)")
+    out.say(found.conclusion)
+
+
+def _explain_statistics(file: Path, table: Path, as_json: bool) -> None:
+    from aprlab.forensics.statistics import explain_statistics
+
+    with out.progress(file.stat().st_size if file.is_file() else None, "B", file.name, scale=True) as bar:
+        found = explain_statistics(file, table, progress=bar.update)
+    if as_json:
+        out.say_json(found.to_json())
+        return
+    columns = ("tensor", "type", "figures that agree", "figures that differ", "explained by")
+    rows = [
+        (row.name, row.type, len(row.agree), ", ".join(row.differ), " or ".join(e.name for e in row.explained) or row.other)
+        for row in found.differing
+    ]
+    if rows:
+        out.say_table("", columns, rows, prose=columns[3:], right=columns[2:3])
+    if found.left_out:
+        out.note(f"columns left out, as their meaning is not known: {', '.join(found.left_out)}")
+    for answer in found.types:
+        out.say(answer.words)
     out.say(found.conclusion)
 
 

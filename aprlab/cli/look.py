@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aprlab.cli import output
-from aprlab.cli.options import FaultIds, ModelFile, Raw, System, ids
+from aprlab.cli.options import FaultIds, ModelFile, Raw, System, ids, numbers
 from aprlab.errors import NumericError, UsageError
+from aprlab.published import QUESTION
 
 if TYPE_CHECKING:
     from aprlab.inference import Sampling, Session
+    from aprlab.model import Model
     from aprlab.tracing.comparisons import Comparison
 
 
@@ -25,15 +27,18 @@ if TYPE_CHECKING:
 def inspect(file: ModelFile, as_json: bool = False) -> None:
     """Show what a model file holds: header, config, tensors by type, every tensor."""
     from aprlab.formats import identify, open_model
+    from aprlab.formats.gguf_record import keys_of
+    from aprlab.formats.identity import file_only
     from aprlab.model.description import describe
 
     identity = identify(file)
     with open_model(file, identity) as model:
-        found = {**describe(model), "identity": identity.to_json()}
+        keys = keys_of(model) if file_only(model) is not None else None
+        found = {**describe(model, keys), "identity": identity.to_json()}
     if as_json:
         output.say_json(found)
         return
-    facts = {"format": f"{found['format']} ({found['dialect']})", **found["header"], **found["config"], **found["tokenizer"]}
+    facts = {"format": f"{found['format']} ({found['dialect']})", **found["header"], **_facts(found)}
     output.say_table(found["path"], ("key", "value"), list(facts.items()), prose=("value",))
     kinds = [(name, row["tensors"], row["values"], row["bytes"]) for name, row in found["by_type"].items()]
     counted = ("tensors", "values", "bytes")
@@ -48,6 +53,13 @@ def inspect(file: ModelFile, as_json: bool = False) -> None:
     for problem in ("missing", "unexpected", "warnings"):
         for line in found[problem]:
             output.say(f"{problem}: {line}")
+
+
+def _facts(found: dict[str, Any]) -> dict[str, Any]:
+    """Config and tokenizer of a description; the keys themselves where a model has no config here."""
+    if "error" in found["config"]:
+        return {"config": found["config"]["error"], **found["keys"]}
+    return {**found["config"], **found["tokenizer"]}
 
 
 def fingerprint(
@@ -85,6 +97,18 @@ def diff(
     from aprlab import instruments
 
     return _show_comparison(instruments.diff(file, other), as_json, only_differing=True)
+
+
+def compare(
+    file: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace, F.npz.", show_default=False)],
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="The trace to compare it with.", show_default=False)],
+    as_json: bool = False,
+) -> int:
+    """Compare two traces point by point; unlike tokens, positions or contracts are refused."""
+    from aprlab.tracing import Trace
+    from aprlab.tracing.comparisons import compare_traces
+
+    return _show_comparison(compare_traces(Trace.load(file), Trace.load(other), f"{file} against {other}"), as_json)
 
 
 def _bytes_bar(file: Path) -> Any:
@@ -152,6 +176,46 @@ def run(
             _trace(session, answer.prompt_tokens, trace, trace_out, force)
         if reader is not None:
             _refuse_garbage(session)
+
+
+def trace(
+    file: ModelFile,
+    output: Path,
+    source: Annotated[
+        str, typer.Option("--source", metavar="NAME[,KEY=VALUE…]", help="Program that runs it: reference, jit, llama.cpp.")
+    ] = "reference",
+    prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="What to ask.")] = QUESTION,
+    tokens: Annotated[
+        str | None, typer.Option("--tokens", metavar="ID,ID…", help="Run these token ids instead.", show_default=False)
+    ] = None,
+    points: Annotated[str, typer.Option("--points", metavar="GLOB", help="Keep these points, e.g. 'layers.*.out'.")] = "*",
+    raw: Raw = False,
+    system: System = None,
+    force: bool = False,
+) -> None:
+    """Run a prompt in any program and keep the named points of the pass, with positions and contract."""
+    from aprlab import sources
+    from aprlab.formats import open_model
+    from aprlab.formats.writing import check_output
+
+    check_output(output, [file], force=force)
+    with open_model(file) as model, sources.source(source, model) as program:
+        given = numbers(tokens) if tokens is not None else _prompt_ids(model, prompt, raw, system)
+        found = program.run(given, points)
+        found.save(output, force=force)
+    _note(found, f"{program.name} {program.version}, contract {program.contract}: {len(found)} points, {len(given)} tokens")
+
+
+def _note(*things: Any) -> None:
+    for thing in things:
+        output.note(thing)
+
+
+def _prompt_ids(model: Model, prompt: str, raw: bool, system: str | None) -> list[int]:
+    from aprlab.inference import Session
+
+    session = Session(model)
+    return session.prompt_tokens(prompt, raw=raw or session.wants_raw, system=system)
 
 
 def _session(

@@ -187,3 +187,11 @@ def SAMPLING(
 def ids(listed: str | None) -> list[str]:
     """The parts of a list with commas, without blanks around them."""
     return [id for part in (listed or "").split(",") if (id := part.strip())]
+
+
+def numbers(listed: str) -> list[int]:
+    """Token ids of a list with commas; raises UsageError where a part is no whole number."""
+    try:
+        return [int(part) for part in ids(listed)]
+    except ValueError:
+        raise UsageError(f"{listed:.60}: token ids are whole numbers with commas between", code="cli.bad-tokens") from None

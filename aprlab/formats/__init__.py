@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from copy import copy
 from pathlib import Path
-from typing import Any
 
 from aprlab.errors import UsageError
 from aprlab.formats import apr, gguf
-from aprlab.formats.identity import Identity, identify
+from aprlab.formats.identity import Identity, identify, refusing
 from aprlab.model import Model
 
 
@@ -54,15 +52,9 @@ def _is_apr(path: Path) -> bool:
 
 def _named(model: Model, found: Identity) -> Model:
     """A model with what it really is, where it cannot be run."""
-    error = found.error
-    if error is None:
-        return model
-
-    def refuse() -> Any:
-        raise copy(error)
-
-    model.make_config = model.make_tokenizer = refuse
-    model.warnings.append(str(found))
+    if found.error is not None:
+        refusing(model, found.error)
+        model.warnings.append(str(found))
     return model
 
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.errors import FormatError, UnsupportedError
+from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats.reading import Cursor, Span, check_spans, padding
-from aprlab.model import keys
-from aprlab.model.config import ModelConfig, TokenizerData, check_config, require_qwen2
+from aprlab.model import keys, rope
+from aprlab.model.architecture import Architecture, architecture_of
+from aprlab.model.config import ModelConfig, TokenizerData, check_config
 from aprlab.model.content import map_file
 from aprlab.model.model import Model
 from aprlab.model.tensor import Origin, Tensor
@@ -126,6 +127,7 @@ class Header:
     data_offset: int
     file_size: int
     file: np.ndarray = field(repr=False)
+    parts: tuple[Header, ...] = ()  # of a model that is split into several files: theirs, in order
 
     def value(self, key: str) -> Any:
         """The value of `key`, or None."""
@@ -317,6 +319,26 @@ def model_of(header: Header) -> Model:
             code="gguf.split-file", path=header.path,
         )  # fmt: skip
     tensors: dict[str, Tensor] = {}
+    warnings: list[str] = []
+    for part in header.parts or (header,):
+        spans = _add_tensors(part, tensors)
+        warnings += _notes(part, spans)
+    split_in = f", {len(header.parts)} files" if header.parts else ""
+    return Model(
+        path=header.path,
+        format="gguf",
+        dialect=f"gguf v{header.version}{split_in}",
+        tensors=tensors,
+        metadata=FieldView(header),
+        make_config=lambda: config(header),
+        make_tokenizer=lambda: tokenizer(header),
+        warnings=warnings,
+        header={"version": header.version, "alignment": header.alignment, "data_offset": header.data_offset},
+    )
+
+
+def _add_tensors(header: Header, tensors: dict[str, Tensor]) -> list[Span]:
+    """The tensors of one file, put into `tensors`; their spans."""
     spans: list[Span] = []
     for info in header.infos:
         if 0 in info.ne or np.prod([float(n) for n in info.ne]) > 2**62:
@@ -336,17 +358,7 @@ def model_of(header: Header) -> Model:
         raw = header.file[start : spans[-1].stop]
         tensors[info.name] = Tensor(info.name, kind, shape, raw, Origin(header.path, info.name, start))
     check_spans(spans, header.file_size, header.path)
-    return Model(
-        path=header.path,
-        format="gguf",
-        dialect=f"gguf v{header.version}",
-        tensors=tensors,
-        metadata=FieldView(header),
-        make_config=lambda: config(header),
-        make_tokenizer=lambda: tokenizer(header),
-        warnings=_notes(header, spans),
-        header={"version": header.version, "alignment": header.alignment, "data_offset": header.data_offset},
-    )
+    return spans
 
 
 def _notes(header: Header, spans: Sequence[Span]) -> list[str]:
@@ -425,31 +437,38 @@ def _optional(header: Header, key: str, kind: type | tuple[type, ...]) -> Any:
 
 
 def config(header: Header) -> ModelConfig:
-    """The Qwen2 config of a GGUF file; a missing key raises and names it."""
-    architecture = _key(header, "general.architecture", str)
-    require_qwen2(architecture, header.path)
+    """The config of a GGUF file; a missing key raises and names it."""
+    kind = architecture_of(_key(header, "general.architecture", str), header.path)
+
+    def need(key: str, type_: type) -> Any:
+        if f"{kind.name}.{key}" not in header.fields and key in kind.defaults:
+            return kind.defaults[key]
+        return _key(header, f"{kind.name}.{key}", type_)
+
     number = {
-        name: _key(header, f"qwen2.{name}", int)
-        for name in ("block_count", "embedding_length", "feed_forward_length", "context_length")
+        name: need(name, int) for name in ("block_count", "embedding_length", "feed_forward_length", "context_length")
     }
-    heads, kv = _key(header, "qwen2.attention.head_count", int), _key(header, "qwen2.attention.head_count_kv", int)
+    heads, kv = need("attention.head_count", int), need("attention.head_count_kv", int)
     embedding = next((i for i in header.infos if i.name == "token_embd.weight"), None)
     if embedding is None:
         raise FormatError("has no tensor 'token_embd.weight'", code="model.missing-tensor", path=header.path)
     # The key length is optional in GGUF and defined as embedding_length / head_count.
-    head_dim = _optional(header, "qwen2.attention.key_length", int) or (number["embedding_length"] // heads if heads else 0)
+    head_dim = _optional(header, f"{kind.name}.attention.key_length", int)
+    head_dim = head_dim or (number["embedding_length"] // heads if heads else 0)
     found = check_config(
         ModelConfig(
-            architecture=architecture,
+            architecture=kind.name,
             **number,
             head_count=heads,
             head_count_kv=kv,
             head_dim=head_dim,
             vocab_size=embedding.ne[-1],
-            rope_theta=_key(header, "qwen2.rope.freq_base", float),
-            rope_type="neox",  # not a key: GGUF fixes it by architecture, and Qwen2's is NEOX
-            rms_norm_eps=_key(header, "qwen2.attention.layer_norm_rms_epsilon", float),
+            rope_theta=need("rope.freq_base", float),
+            rope_type=kind.rope_type,  # not a key: GGUF fixes it by architecture
+            rms_norm_eps=need("attention.layer_norm_rms_epsilon", float),
             tied_embeddings=all(i.name != "output.weight" for i in header.infos),
+            rope_scaling=_rope_scaling(header, kind, number["context_length"]),
+            rope_factors=kind.rope_factors and any(i.name == rope.FACTORS for i in header.infos),
         ),
         header.path,
     )
@@ -458,6 +477,16 @@ def config(header: Header) -> ModelConfig:
         at = header.fields[problem.key].offset
         raise UnsupportedError(str(problem), code="keys.not-handled", path=header.path, offset=at)
     return found
+
+
+def _rope_scaling(header: Header, kind: Architecture, context_length: int) -> rope.RopeScaling | None:
+    try:
+        return rope.from_gguf(lambda key: FieldView(header).get(f"{kind.name}.{key}"), context_length)
+    except AprlabError as error:
+        key = f"{kind.name}.rope.scaling.type"
+        at = header.fields[key].offset if key in header.fields else None
+        raise type(error)(f"keys {kind.name}.rope.scaling.*: {error.message}" if at is None else f"key {key!r}: {error.message}",
+                          code=error.code, path=header.path, offset=at) from None  # fmt: skip
 
 
 def tokenizer(header: Header) -> TokenizerData:
@@ -490,18 +519,34 @@ def tokenizer(header: Header) -> TokenizerData:
                 f"key {key!r} ends answers at token {end} ({what}), which is not handled",
                 code="keys.not-handled", path=header.path, offset=header.fields[key].offset,
             )  # fmt: skip
+    model = _key(header, f"{prefix}model", str)
+    pieces = model == "llama"  # SentencePiece: scores in place of merges, and nothing is cut into words
+    pre = _optional(header, f"{prefix}pre", str) if pieces else _key(header, f"{prefix}pre", str)
     return TokenizerData(
-        model=_key(header, f"{prefix}model", str),
-        pre=_key(header, f"{prefix}pre", str),
+        model=model,
+        pre=pre or "default",
         tokens=tokens,
         token_types=token_types,
-        merges=list(_key(header, f"{prefix}merges", Strings)),
+        merges=[] if pieces else list(_key(header, f"{prefix}merges", Strings)),
         bos_token_id=_optional(header, f"{prefix}bos_token_id", int),
         eos_token_id=_optional(header, f"{prefix}eos_token_id", int),
         pad_token_id=_optional(header, f"{prefix}padding_token_id", int),
         add_bos=_optional(header, f"{prefix}add_bos_token", bool),
         chat_template=_optional(header, "tokenizer.chat_template", str),
+        scores=_scores(header, f"{prefix}scores", len(tokens)) if pieces else None,
+        add_space_prefix=_optional(header, f"{prefix}add_space_prefix", bool),
     )
+
+
+def _scores(header: Header, key: str, count: int) -> list[float]:
+    """One float32 for each token of a SentencePiece vocabulary."""
+    found = _key(header, key, np.ndarray)
+    if found.dtype != np.float32 or len(found) != count:
+        raise FormatError(
+            f"key {key!r} holds {len(found)} values of {found.dtype.name} for {count} tokens",
+            code="tokenizer.scores-count", path=header.path,
+        )  # fmt: skip
+    return [float(score) for score in found]
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -512,7 +557,8 @@ def _pack_string(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _pack_field(item: Field) -> bytes:
+def pack_field(item: Field) -> bytes:
+    """The bytes of a key-value pair; raises ValueError or struct.error for a value that its type cannot hold."""
     head = _pack_string(item.key) + struct.pack("<I", item.type)
     if item.element is None:
         return head + (_pack_string(item.value) if item.type == STRING else struct.pack(f"<{_SCALARS[item.type]}", item.value))
@@ -539,7 +585,7 @@ def gives_back(header: Header) -> bool:
     last = header.infos[-1]
     if header.file[last.at + len(_pack_info(last)) : header.data_offset].any():
         return False
-    packed = ((item.offset, _pack_field(item)) for item in header.fields.values() if not isinstance(item.value, Strings))
+    packed = ((item.offset, pack_field(item)) for item in header.fields.values() if not isinstance(item.value, Strings))
     return all(header.file[at : at + len(raw)].tobytes() == raw for at, raw in packed)
 
 
@@ -555,7 +601,7 @@ def pack_header(
 ) -> bytes:
     """The bytes in front of the data, padded to `alignment`. `TensorInfo.offset` is written unchanged."""
     parts = [MAGIC, struct.pack("<IQQ", version, len(infos), len(fields))]
-    parts += map(_pack_field, fields)
+    parts += map(pack_field, fields)
     parts += map(_pack_info, infos)
     head = b"".join(parts)
     return head + bytes(padding(len(head), alignment))

@@ -119,7 +119,7 @@ def attempt(
 def _planned(outcome: RepairOutcome, case: FileCase | None, fixes: list[Fix]) -> Model | None:
     """The fixed model in memory; None where there is none, and the outcome says why."""
     if case is None or not fixes:
-        foreign = any(f.parameters.get("rule") == "qwen2.foreign-tensor" for f in outcome.verdict.findings)
+        foreign = any(f.parameters.get("rule") == "forward.foreign-tensor" for f in outcome.verdict.findings)
         outcome.code = "repair.not-understood" if foreign else "repair.still-broken"
         outcome.left = [f"the verdict is {outcome.verdict.verdict!r}: {finding}" for finding in outcome.verdict.findings[:3]]
         return None

@@ -36,7 +36,8 @@ class GateResult:
 
     Attributes:
         id, assertion: of the gate.
-        passed: None where the gate rests on an instrument that failed its own test: no statement.
+        passed: None where the gate rests on an instrument that failed its own test, or needs a run of a model that cannot
+            be run: no statement.
         code: of the figure, such as ``gate.logits-differ``; listed in docs/gates.md.
         parameters: the figure's numbers and names.
         refused: the candidate was refused by the strict reader before the gate could look.

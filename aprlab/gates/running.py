@@ -13,6 +13,7 @@ from aprlab import instruments
 from aprlab.conversion.converter import convert
 from aprlab.errors import AprlabError, NumericError, UsageError
 from aprlab.formats import open_model
+from aprlab.formats.identity import file_only
 from aprlab.gates.catalogue import GATES, Gate
 from aprlab.gates.evidence import CandidateFile, GateCase, ReferenceSide
 from aprlab.gates.results import GateResult, GateResults
@@ -62,7 +63,8 @@ def run(
         origin = ReferenceSide(model, session_ref, engine, prompts, max_tokens)
         model, session_ref = _requantised(model, requantised), None
     reference = ReferenceSide(model, session_ref, engine, prompts, max_tokens)
-    _ = reference.session  # what the reference or its engine refuses is raised here: no fault of the candidate's
+    if file_only(model) is None:
+        _ = reference.session  # what the reference or its engine refuses is raised here: no fault of the candidate's
     tools = instruments.InstrumentSet(replaced)
     with tempfile.TemporaryDirectory() as folder:
         path = _file_of(cand, Path(folder)) if isinstance(cand, Model) else Path(cand)
@@ -102,6 +104,8 @@ def judge(case: GateCase, ids: Iterable[str] | None = None) -> GateResults:
     for gate in GATES.values() if ids is None else [GATES[id] for id in ids]:
         if broken := failed & set(gate.rests_on):
             said.append(GateResult(gate.id, None, "gate.void", gate.assertion, {"instruments": sorted(broken)}))
+        elif gate.runs and case.unrun is not None:
+            said.append(GateResult(gate.id, None, "gate.needs-a-run", gate.assertion, {"message": case.unrun.message}))
         else:
             said.append(ask(gate, case))
     return said

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from aprlab import engines
-from aprlab.architectures.qwen2 import check, forward
+from aprlab.architectures import check, forward
 from aprlab.engines.base import Cache, Engine
 from aprlab.errors import NumericError, UsageError
 from aprlab.inference.generation import AnswerText, Generation, load_report

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from aprlab import paths
-from aprlab.architectures.qwen2 import forward
+from aprlab.architectures import forward
 from aprlab.engines.choice import is_small
 from aprlab.errors import BROKEN, AprlabError, FormatError, NumericError
 from aprlab.formats import gguf

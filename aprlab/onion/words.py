@@ -115,6 +115,8 @@ TEMPLATES: dict[str, str] = {
     "weights.constant-added": "products differ by one constant vector at every position: a bias",
     # ── config
     "config.missing": "{field} is missing; upstream would assume {default}",
+    "config.key-missing": "key {field} is missing",
+    "config.key-unexpected": "key {field} is there, and the reference has none",
     "config.conflict": "{field} is given twice: {found}",
     "config.wrong-kind": "{field} is {found}, which this field cannot be",
     "config.context-too-short":
@@ -156,6 +158,10 @@ TEMPLATES: dict[str, str] = {
     "forward.costs-too-much":
         "the run loses more than these types explain: logits {distance} away (at most {allowed}), "
         "KL {kl} nats (at most {kl_allowed})",
+    "forward.step-as-form": "{steps:list} computed as {form}{details}",
+    "forward.step-differs": "{steps:list}: not what its inputs give, and no known form gives it",
+    "forward.between-points": "{steps:list}: not what the points before give; it holds several operations",
+    "forward.contract-differs": "{steps:list}: the contract is {found!r}, not {declared!r} as declared",
     "forward.loop-differs": "the loop feeds other tokens, or at other positions",
     "forward.decoded-again": "weights are decoded again for every product",
     # ── instrument

@@ -159,3 +159,4 @@ Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1 = (by_name(n) for n in ("Q4_0", "Q4_1", "Q5_0
 Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K = (by_name(n) for n in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K"))
 IQ2_XXS, IQ2_XS = by_name("IQ2_XXS"), by_name("IQ2_XS")
 APR_Q4, APR_Q8 = by_name("AprQ4"), by_name("AprQ8")
+WHOLE_NUMBERS = tuple(by_name(n) for n in ("I8", "I16", "I32", "I64"))

@@ -7,7 +7,7 @@ its own, never dropped. `equal` means equal bit for bit: a tolerance is the call
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,9 @@ import numpy as np
 from aprlab.display.html import Cell, table
 from aprlab.errors import AprlabError, UsageError
 from aprlab.formats import open_model
+from aprlab.formats.gguf import Field, pack_field
+from aprlab.formats.gguf_record import header_of, plain_value
+from aprlab.formats.identity import file_only
 from aprlab.model.model import Model
 
 if TYPE_CHECKING:
@@ -208,9 +211,13 @@ def compare_models(a: Model, b: Model) -> Comparison:
     """Two opened files: every tensor of the union, every config value, every part of the tokenizer.
 
     A tensor's `finding` is ``same``, or the first of ``only in a``, ``only in b``, ``type``, ``shape``, ``bytes`` that
-    holds. Names are GGUF's, so a rename between formats is not a difference; bytes are the raw blocks.
+    holds. Names are GGUF's, so a rename between formats is not a difference; bytes are the raw blocks. Two models that
+    cannot be run have no config: there every key of the files is compared.
     """
-    rows = [*_tensor_rows(a, b), *_record_rows("config", a, b), *_record_rows("tokenizer", a, b)]
+    if file_only(a) is not None and file_only(b) is not None:
+        rows = [*_tensor_rows(a, b), *_key_rows(header_of(a).fields, header_of(b).fields)]
+    else:
+        rows = [*_tensor_rows(a, b), *_record_rows("config", a, b), *_record_rows("tokenizer", a, b)]
     return _comparison(f"{a.path.name} against {b.path.name}", ("what", "finding", "a", "b", "equal"), rows, "things")
 
 
@@ -233,6 +240,20 @@ def _difference_row(what: str, kind: str, a: str | None, b: str | None) -> dict[
     """One thing of two files: `code` is for programs, `finding` says the same to people."""
     code = f"diff.{kind}"
     return {"what": what, "code": code, "finding": DIFFERENCES[code], "a": a, "b": b, "equal": kind == "same"}
+
+
+def _key_rows(a: Mapping[str, Field], b: Mapping[str, Field]) -> Iterator[dict[str, Any]]:
+    """One row for each key of either file; values are compared as they are written, so that a NaN is itself."""
+    for key in [*a, *(key for key in b if key not in a)]:
+        left, right = a.get(key), b.get(key)
+        if left is None or right is None:
+            kind = "only-in-b" if left is None else "only-in-a"
+        elif left.type_name != right.type_name:
+            kind = "type"
+        else:
+            kind = "same" if pack_field(left) == pack_field(right) else "value"
+        sides = (None if x is None else f"{x.type_name} {_short(plain_value(x.value))}" for x in (left, right))
+        yield _difference_row(key, kind, *sides)
 
 
 def _record_rows(part: str, a: Model, b: Model) -> Iterator[dict[str, Any]]:

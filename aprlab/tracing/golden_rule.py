@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.architectures.qwen2 import forward
+from aprlab.architectures import forward
 from aprlab.engines import choose
 from aprlab.errors import BROKEN, AprlabError, reason
 from aprlab.inference.session import Session

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from builders import CONFIG, TEMPLATE, random_model, tokenizer_data
 
-from aprlab.architectures.qwen2 import forward
+from aprlab.architectures import forward
 from aprlab.engines.base import Cache
 from aprlab.engines.reference import ReferenceEngine
 from aprlab.errors import FormatError, NumericError, UsageError

@@ -8,8 +8,10 @@ import numpy as np
 
 from aprlab.formats import apr
 from aprlab.formats.raw import CONFIG_FIELDS, MISSING, Conflict, Wrong
+from aprlab.model.architecture import ARCHITECTURES
 from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase
+from aprlab.onion.layers._keys import key_deviations
 from aprlab.onion.layers.layer import Layer
 from aprlab.onion.words import Mechanism
 from aprlab.published import known_models
@@ -26,13 +28,15 @@ class ConfigLayer(Layer):
     shown: ClassVar[tuple[str, ...]] = ("config",)
 
     def suspect(self, case: FileCase) -> list[Deviation]:
+        if case.file.unrun is not None:
+            return list(key_deviations(case, of_tokenizer=False))
         known = case.expected_config or prior(case.file.config)
         found = []
         for name in CONFIG_FIELDS:
             value = case.file.config[name]
             expected = known.get(name, value)
             if value == MISSING or isinstance(value, Conflict):
-                keys, default = apr.CONFIG_KEYS[name]
+                keys, default = apr.CONFIG_KEYS[name]  # rotary scaling is never missing: none is a value
                 cause = Mechanism("config.missing", {"field": name, "default": default})
                 if value != MISSING:
                     cause = Mechanism("config.conflict", {"field": name, "found": str(value)})
@@ -53,10 +57,11 @@ class ConfigLayer(Layer):
 
 
 def prior(config: dict[str, Any]) -> dict[str, Any]:
-    """What is known about the model these numbers belong to, by its width and depth; NEOX for every Qwen2."""
+    """What is known about the model these numbers belong to: by its architecture, and by its width and depth."""
     known: dict[str, Any] = {}
-    if config.get("architecture") == "qwen2":
-        known["rope_type"] = "neox"
+    kind = ARCHITECTURES.get(str(config.get("architecture")))
+    if kind is not None:
+        known["rope_type"] = kind.rope_type
     for model in known_models().values():
         if all(model.config.get(key) == config.get(key) for key in ("block_count", "embedding_length")):
             known |= {k: v for k, v in model.config.items() if k in CONFIG_FIELDS}
