@@ -192,8 +192,8 @@ def trace(
     file: ModelFile,
     output: Path,
     source: Annotated[
-        str, typer.Option("--source", metavar="NAME[,KEY=VALUE…]", help="Program that runs it: reference, jit, llama.cpp.")
-    ] = "reference",
+        str, typer.Option("--source", metavar="NAME[,KEY=VALUE…]", help="Program that runs it: auto, jit:q8, llama.cpp.")
+    ] = "auto",
     prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="What to ask.")] = QUESTION,
     tokens: Annotated[
         str | None, typer.Option("--tokens", metavar="ID,ID…", help="Run these token ids instead.", show_default=False)
@@ -225,7 +225,7 @@ def _show_trace(found: Trace, program: Source) -> None:
 def _prompt_ids(model: Model, prompt: str, raw: bool, system: str | None) -> list[int]:
     from aprlab.inference import Session
 
-    session = Session(model)
+    session = Session(model, engine="reference", cache_weights=False)  # nothing is run: nothing is decoded
     return session.prompt_tokens(prompt, raw=raw or session.wants_raw, system=system)
 
 

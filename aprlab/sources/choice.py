@@ -21,8 +21,8 @@ def source(what: Spec, model: str | Path | Model | None = None, *, threads: int 
     """The program called `what`, ready to run `model`.
 
     Args:
-        what: name of one of our engines or ``llama.cpp``, with options after commas (``jit,contract=q8``,
-            ``llama.cpp,cache=f32,flash=on``); a session; a source, given back as it is.
+        what: one of our engines as `engines.create` knows it (``auto``, ``jit:q8``) or ``llama.cpp``, with options after
+            commas (``jit,contract=q8``, ``llama.cpp,cache=f32,flash=on``); a session; a source, given back as it is.
         model: file or opened model that it runs; not for a session or a source, which have one.
         threads: CPU threads; None leaves the number to the program.
 
@@ -34,7 +34,7 @@ def source(what: Spec, model: str | Path | Model | None = None, *, threads: int 
     if isinstance(what, Session):
         return EngineSource(what)
     name, options = parsed(what)
-    if name not in known():
+    if name.partition(":")[0] not in known():
         raise UsageError(f"unknown source {name!r}; known: {', '.join(known())}", code="source.unknown")
     if model is None:
         raise UsageError(f"source {name!r} needs a model", code="source.no-model")
@@ -52,7 +52,7 @@ def source(what: Spec, model: str | Path | Model | None = None, *, threads: int 
 
 def known() -> tuple[str, ...]:
     """Names of all sources."""
-    return (*engines.NAMES, llama_cpp.NAME)
+    return (*engines.NAMES, engines.AUTO, llama_cpp.NAME)
 
 
 def _switch(what: str, value: str) -> bool:
