@@ -38,6 +38,7 @@ TOKENS = 2048  # of the text, at most
 WINDOW = 512  # positions that are read in one go; each window starts anew
 STEP = 128  # positions whose logits are in memory at once
 BLOCK = 32  # positions that count as one draw: neighbours in a text are not independent
+RUNS = ("prompts", "text", "long context")  # the checks that need both sides to run
 Z = 1.96  # of a 95 % interval
 
 # A mean KL divergence (nats) that weights with a relative error e explain: KL_OF * e², and what two orders of the same
@@ -67,7 +68,7 @@ CONVERSATIONS: dict[str, list[dict[str, str]]] = {
 
 
 @dataclass(frozen=True)
-class Check:
+class CertificateCheck:
     """One row of a certificate.
 
     Attributes:
@@ -108,7 +109,7 @@ class Certificate:
 
     source: str
     model: str
-    checks: list[Check]
+    checks: list[CertificateCheck]
     peeled: Verdict
     tensors: list[dict[str, Any]] = field(default_factory=list)
     by_layer: dict[str, float] = field(default_factory=dict)
@@ -180,13 +181,13 @@ def verify(
         found.tensors, found.by_layer = tensor_rows(case), by_layer(case)
         checks.append(_of_tensors(case, found.tensors))
     else:
-        checks.append(Check("tensors", None, "verify.not-reached"))
+        checks.append(CertificateCheck("tensors", None, "verify.not-reached"))
     runs = case is not None and case.file.unrun is None and checks[0].passed is True
     if runs:
         checks += _of_runs(source, model, found, engine, threads, tokens, progress)
     else:
         why = case.file.unrun.message if case is not None and case.file.unrun is not None else "the file is refused"
-        checks += [Check(id, None, "verify.needs-a-run", {"message": why}) for id in ("prompts", "text", "long context")]
+        checks += [CertificateCheck(id, None, "verify.needs-a-run", {"message": why}) for id in RUNS]
     found.seconds = time.perf_counter() - started
     return found
 
@@ -194,24 +195,24 @@ def verify(
 # ── the files ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _of_file(path: str | Path) -> Check:
+def _of_file(path: str | Path) -> CertificateCheck:
     """Whether the strict reader takes the file, every scale included."""
     try:
         with open_model(path) as model:
             model.check_values()
-            return Check("file", True, "verify.file-sound", {"tensors": len(model.tensors), "bytes": model.nbytes})
+            return CertificateCheck("file", True, "verify.file-sound", {"tensors": len(model.tensors), "bytes": model.nbytes})
     except AprlabError as error:
-        return Check("file", False, "verify.file-refused", {"rule": error.code, "message": error.message})
+        return CertificateCheck("file", False, "verify.file-refused", {"rule": error.code, "message": error.message})
 
 
-def _of_peel(verdict: Verdict) -> Check:
+def _of_peel(verdict: Verdict) -> CertificateCheck:
     """What the layers of the onion and the golden rule say."""
     bad = [f for f in verdict.findings if not f.harmless]
     listed = [{"label": f.label, "words": str(f.cause)} for f in bad[:8]]
     parameters = {"verdict": verdict.verdict, "findings": listed, "more": max(len(bad) - 8, 0)}
     if verdict.verdict in ("same", "equivalent"):
-        return Check("layers", True, "verify.layers-hold", {"verdict": verdict.verdict})
-    return Check("layers", False, "verify.layers-differ", parameters)
+        return CertificateCheck("layers", True, "verify.layers-hold", {"verdict": verdict.verdict})
+    return CertificateCheck("layers", False, "verify.layers-differ", parameters)
 
 
 def tensor_rows(case: FileCase) -> list[dict[str, Any]]:
@@ -243,16 +244,16 @@ def by_layer(case: FileCase) -> dict[str, float]:
     return found
 
 
-def _of_tensors(case: FileCase, rows: Sequence[dict[str, Any]]) -> Check:
+def _of_tensors(case: FileCase, rows: Sequence[dict[str, Any]]) -> CertificateCheck:
     """Each tensor is its source's, or within what its type can hold; outliers by name."""
     outliers = [d for d in case.deviations if not d.harmless and d.match is not None]
     missing = [d.tensor for d in case.deviations if d.kind == "missing"]
     total = sum(row["tensors"] for row in rows)
     if outliers or missing or not total:
         first = list(dict.fromkeys([*(d.tensor for d in outliers), *missing]))
-        return Check("tensors", False, "verify.tensors-off", {"off": len(first), "of": total, "first": first[:8]})
+        return CertificateCheck("tensors", False, "verify.tensors-off", {"off": len(first), "of": total, "first": first[:8]})
     equal, worst = sum(row["equal"] for row in rows), max(row["worst_row"] for row in rows)
-    return Check("tensors", True, "verify.tensors-hold", {"tensors": total, "equal": equal, "worst_row": worst})
+    return CertificateCheck("tensors", True, "verify.tensors-hold", {"tensors": total, "equal": equal, "worst_row": worst})
 
 
 # ── the runs ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -261,7 +262,7 @@ def _of_tensors(case: FileCase, rows: Sequence[dict[str, Any]]) -> Check:
 def _of_runs(
     source: str | Path, path: str | Path, found: Certificate, engine: str | None, threads: int | None, tokens: int,
     progress: Callable[[str], None],
-) -> list[Check]:  # fmt: skip
+) -> list[CertificateCheck]:  # fmt: skip
     """The checks for which both sides are loaded."""
     exact = all(row["equal"] == row["tensors"] for row in found.tensors)
     lost = max((row["rel_l2"] for row in found.tensors), default=0.0)
@@ -276,19 +277,19 @@ def _of_runs(
             checks += _of_text(reference, candidate, tokens, exact=exact, lost=lost)
         except BROKEN as error:
             message = {"message": reason(error)}
-            return [Check(id, False, "verify.run-refused", message) for id in ("prompts", "text", "long context")]
+            return [CertificateCheck(id, False, "verify.run-refused", message) for id in RUNS]
     return checks
 
 
-def _of_prompts(a: Session, b: Session) -> Check:
+def _of_prompts(a: Session, b: Session) -> CertificateCheck:
     """Prompt ids of several conversations, and what ends an answer."""
     other = [name for name, (x, y) in _prompts(a, b).items() if x != y]
     if a.tokenizer.eog != b.tokenizer.eog:
         other.append("the tokens that end an answer")
     asked = len(_prompts(a, b))
     if other:
-        return Check("prompts", False, "verify.prompts-differ", {"first": other, "of": asked})
-    return Check("prompts", True, "verify.prompts-same", {"prompts": asked, "ends": sorted(a.tokenizer.eog)})
+        return CertificateCheck("prompts", False, "verify.prompts-differ", {"first": other, "of": asked})
+    return CertificateCheck("prompts", True, "verify.prompts-same", {"prompts": asked, "ends": sorted(a.tokenizer.eog)})
 
 
 def _prompts(a: Session, b: Session) -> dict[str, tuple[Any, Any]]:
@@ -368,12 +369,12 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
     return mean, mean - Z * spread, mean + Z * spread
 
 
-def _of_text(a: Session, b: Session, tokens: int, *, exact: bool, lost: float) -> list[Check]:
+def _of_text(a: Session, b: Session, tokens: int, *, exact: bool, lost: float) -> list[CertificateCheck]:
     """KL divergence and agreement over the text, and the same at the far end of the windows."""
     texts = windows(a, tokens)
     if a.config.vocab_size != b.config.vocab_size or any(max(ids) >= b.config.vocab_size for ids in texts):
         sizes = {"expected": a.config.vocab_size, "found": b.config.vocab_size}
-        return [Check(id, False, "verify.vocabulary-differs", sizes) for id in ("text", "long context")]
+        return [CertificateCheck(id, False, "verify.vocabulary-differs", sizes) for id in ("text", "long context")]
     reading = read(a, b, texts)
     allowed = 0.0 if exact else KL_OF * lost**2 + KL_LEAST
     far = reading.kl.shape[1] * 3 // 4
@@ -389,8 +390,8 @@ def _of_text(a: Session, b: Session, tokens: int, *, exact: bool, lost: float) -
         }  # fmt: skip
         passed = kl <= allowed and (not exact or same == 1.0)
         code = "verify.text-same" if kl == 0 else "verify.text-near" if passed else "verify.text-off"
-        checks.append(Check(id, passed, code, figures))
+        checks.append(CertificateCheck(id, passed, code, figures))
     return checks
 
 
-__all__ = ["Certificate", "Check", "certificate_text", "interval", "read", "verify", "windows"]
+__all__ = ["Certificate", "CertificateCheck", "certificate_text", "interval", "read", "verify", "windows"]

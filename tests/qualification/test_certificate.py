@@ -21,7 +21,7 @@ from aprlab.formats import open_model
 from aprlab.inference import Session
 from aprlab.onion.verdict import Verdict
 from aprlab.qualification import certificate, certificate_page
-from aprlab.qualification.certificate import Certificate, Check, interval, read, verify
+from aprlab.qualification.certificate import Certificate, CertificateCheck, interval, read, verify
 from aprlab.qualification.certificate_words import TEMPLATES, TITLES, words
 
 TOKENS = 64
@@ -34,7 +34,7 @@ def sound(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return verify(tiny, out, tokens=TOKENS)
 
 
-def by_id(found: Certificate) -> dict[str, Check]:
+def by_id(found: Certificate) -> dict[str, CertificateCheck]:
     return {check.id: check for check in found.checks}
 
 
@@ -133,8 +133,8 @@ def test_every_code_has_words(sound: Certificate) -> None:
 
 
 def hostile(sound: Certificate) -> Certificate:
-    bad = Check("prompts", False, "verify.run-refused", {"message": "<script>|\x00`x` [a](b)\nnext"})
-    open_ = Check("text", None, "verify.needs-a-run", {"message": "é"})
+    bad = CertificateCheck("prompts", False, "verify.run-refused", {"message": "<script>|\x00`x` [a](b)\nnext"})
+    open_ = CertificateCheck("text", None, "verify.needs-a-run", {"message": "é"})
     return replace(sound, checks=[*sound.checks[:3], bad, open_], model="a|<b>.gguf")
 
 
@@ -170,7 +170,7 @@ def test_the_command_line(
     assert asked["tokens"] == 99 and sorted(p.name for p in (tmp_path / "r").iterdir()) == sorted(certificate_page.NAMES)
     assert "certified: It is what a right conversion makes of its source" in capfd.readouterr().out
     assert run_cli(["verify", str(tiny), str(tmp_path / "none.gguf")]) == 2
-    sound.checks.append(Check("text", False, "verify.run-refused", {"message": "x"}))
+    sound.checks.append(CertificateCheck("text", False, "verify.run-refused", {"message": "x"}))
     try:
         assert run_cli(["verify", str(tiny), str(tiny), "--json"]) == 3
     finally:
