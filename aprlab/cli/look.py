@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aprlab.cli import output
-from aprlab.cli.options import FaultIds, ModelFile, Raw, System, ids
+from aprlab.cli.options import FaultIds, ModelFile, Raw, System, ids, numbers
 from aprlab.errors import NumericError, UsageError
+from aprlab.published import QUESTION
 
 if TYPE_CHECKING:
     from aprlab.inference import Sampling, Session
+    from aprlab.model import Model
+    from aprlab.sources import Source
+    from aprlab.tracing import Trace
     from aprlab.tracing.comparisons import Comparison
 
 
@@ -30,9 +34,10 @@ def inspect(file: ModelFile, as_json: bool = False) -> None:
     from aprlab.formats.unusual import unusual
     from aprlab.model.description import describe
 
-    with open_model(file) as model:
+    identity = identify(file)
+    with open_model(file, identity) as model:
         keys = keys_of(model) if file_only(model) is not None else None
-        found = {**describe(model, keys), "identity": identify(file).to_json()}
+        found = {**describe(model, keys), "identity": identity.to_json()}
         found["unusual"] = [one.to_json() for one in unusual(model)]
     if as_json:
         output.say_json(found)
@@ -108,6 +113,18 @@ def diff(
     return _show_comparison(instruments.diff(file, other, headers=headers), as_json, only_differing=True)
 
 
+def compare(
+    file: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace, F.npz.", show_default=False)],
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="The trace to compare it with.", show_default=False)],
+    as_json: bool = False,
+) -> int:
+    """Compare two traces point by point; unlike tokens, positions or contracts are refused."""
+    from aprlab.tracing import Trace
+    from aprlab.tracing.comparisons import compare_traces
+
+    return _show_comparison(compare_traces(Trace.load(file), Trace.load(other), f"{file} against {other}"), as_json)
+
+
 def _bytes_bar(file: Path) -> Any:
     return output.progress(file.stat().st_size if file.is_file() else None, "B", file.name, scale=True)
 
@@ -137,7 +154,7 @@ def run(
     max_tokens: int = 128,
     raw: Raw = False,
     system: System = None,
-    engine: str = "reference",
+    engine: str = "auto",
     threads: int | None = None,
     trace: Annotated[
         str | None, typer.Option(metavar="GLOB", help="Trace these points of the prompt, e.g. 'layers.*.out'.")
@@ -175,10 +192,52 @@ def run(
             _refuse_garbage(session)
 
 
+def trace(
+    file: ModelFile,
+    output: Path,
+    source: Annotated[
+        str, typer.Option("--source", metavar="NAME[,KEY=VALUE…]", help="Program that runs it: reference, jit, llama.cpp.")
+    ] = "reference",
+    prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="What to ask.")] = QUESTION,
+    tokens: Annotated[
+        str | None, typer.Option("--tokens", metavar="ID,ID…", help="Run these token ids instead.", show_default=False)
+    ] = None,
+    points: Annotated[str, typer.Option("--points", metavar="GLOB", help="Keep these points, e.g. 'layers.*.out'.")] = "*",
+    raw: Raw = False,
+    system: System = None,
+    force: bool = False,
+) -> None:
+    """Run a prompt in any program and keep the named points of the pass, with positions and contract."""
+    from aprlab import sources
+    from aprlab.formats import open_model
+    from aprlab.formats.writing import check_output
+
+    check_output(output, [file], force=force)
+    with open_model(file) as model, sources.source(source, model) as program:
+        given = numbers(tokens) if tokens is not None else _prompt_ids(model, prompt, raw, system)
+        found = program.run(given, points)
+        found.save(output, force=force)
+    _show_trace(found, program)
+
+
+def _show_trace(found: Trace, program: Source) -> None:
+    output.note(found)
+    facts = f"contract {program.contract}: {len(found)} points, {len(found.tokens)} tokens"
+    output.say(f"{program.name} {program.version}, {facts}")
+
+
+def _prompt_ids(model: Model, prompt: str, raw: bool, system: str | None) -> list[int]:
+    from aprlab.inference import Session
+
+    session = Session(model)
+    return session.prompt_tokens(prompt, raw=raw or session.wants_raw, system=system)
+
+
 def _session(
     file: Path, engine: str, threads: int | None, fault: str | None, reader: str | None, *, quiet: bool, stream: bool
 ) -> Session:
     """The file ready to answer, with its load line on standard error; with faults, or read as upstream read it."""
+    from aprlab.engines import choose
     from aprlab.formats import open_model
     from aprlab.inference import Session
 
@@ -191,13 +250,14 @@ def _session(
             )
         return _upstream_session(file, reader, engine, threads, quiet=quiet)
     model = open_model(file)
+    choice = choose(engine, model, threads=threads, stream=stream)
     if not quiet:
-        output.note(model.load_line())
+        output.note(f"{model.load_line()}; engine {choice}")
     if fault is None:
-        return Session(model, engine=engine, threads=threads, stream=stream)
+        return Session(model, engine=choice, threads=threads, stream=stream)
     from aprlab.faults import session_with
 
-    return session_with(model, ids(fault), engine=engine, threads=threads)
+    return session_with(model, ids(fault), engine=choice, threads=threads)
 
 
 def _upstream_session(file: Path, reader: str, engine: str, threads: int | None, *, quiet: bool) -> Session:
@@ -210,6 +270,7 @@ def _upstream_session(file: Path, reader: str, engine: str, threads: int | None,
     if not quiet:
         for line in [*session.model.warnings, upstream.load_line(session.model, quantised=session.model.quantised > 0)]:
             output.note(line)
+        output.note(f"engine {session.engine.spec}")
     return session
 
 
@@ -247,16 +308,18 @@ def chat(
     sampling: Sampling,
     max_tokens: int = 512,
     system: System = None,
-    engine: str = "reference",
+    engine: str = "auto",
     threads: int | None = None,
 ) -> None:
     """Talk with a model, line by line; /quit or Ctrl-D ends, Ctrl-C cuts an answer short."""
+    from aprlab.engines import choose
     from aprlab.formats import open_model
     from aprlab.inference import Session
 
     with open_model(file) as model:
-        output.note(model.load_line())
-        session = Session(model, engine=engine, threads=threads)
+        choice = choose(engine, model, threads=threads)
+        output.note(f"{model.load_line()}; engine {choice}")
+        session = Session(model, engine=choice, threads=threads)
         messages: list[dict[str, str]] = []
         while (line := ask()) not in (None, "/quit"):
             if line:

@@ -22,7 +22,7 @@ def gates(
     cand: Candidate,
     prompt: Prompts = None,
     max_tokens: int = 12,
-    engine: str = "reference",
+    engine: str = "auto",
     fault: FaultyInstruments = None,
     requantised: Annotated[
         str | None,
@@ -62,7 +62,7 @@ def verify(
     tokens: Annotated[
         int, typer.Option("--tokens", min=64, metavar="N", help="Let both read so much of the shipped text.")
     ] = 2048,
-    engine: str | None = None,
+    engine: str = "auto",
     threads: int | None = None,
     as_json: bool = False,
 ) -> int:
@@ -100,7 +100,7 @@ def verify(
     return found.exit_code
 
 
-def check(file: ModelFile, engine: str = "reference", as_json: bool = False) -> int:
+def check(file: ModelFile, engine: str = "auto", as_json: bool = False) -> int:
     """Check one file in ten stages, from the tokenizer to the next token, each computed again in float64."""
     from aprlab.gates import ten_stages
 
@@ -151,7 +151,7 @@ def qualify(
         str | None,
         typer.Option(metavar="F[,F…]", help="gguf, apr, safetensors.", show_default="the playbook's own"),
     ] = None,
-    engine: str | None = None,
+    engine: str = "auto",
     threads: int | None = None,
     memory: Annotated[
         int | None, typer.Option(metavar="MIB", min=1, help="Address space of a child; needing more is a result, too.")
@@ -167,16 +167,11 @@ def qualify(
 ) -> int:
     """Run a model through a playbook in every format: two scores, the ticket's gates, every prompt and answer."""
     from aprlab import lab
-    from aprlab.formats import open_model
     from aprlab.qualification import playbook as playbooks
     from aprlab.qualification import report, runner
-    from aprlab.tracing.golden_rule import best_engine
 
     book = playbooks.load(playbook)
     chosen = tuple(ids(formats)) if formats is not None else book.formats
-    if engine is None:
-        with open_model(model) as opened:
-            engine = best_engine(opened)
     stem = lab.reports_folder(reports) / f"qualify-{report_name(model)}-{book.name}"
     journal = stem.with_name(stem.name + ".jsonl")
     if fresh:

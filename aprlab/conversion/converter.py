@@ -22,7 +22,8 @@ from aprlab.formats import apr, gguf, huggingface, open_model, safetensors
 from aprlab.formats.identity import file_only, no_model, something_else
 from aprlab.formats.reading import padding
 from aprlab.formats.writing import atomic, atomic_folder, check_output, write_all
-from aprlab.model import names
+from aprlab.model import names, rope
+from aprlab.model.architecture import architecture_of
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 from aprlab.model.vocabulary import check_tokenizer, end_of_generation, merge_pairs
@@ -77,7 +78,7 @@ def convert(
         )  # fmt: skip
     kept = file_only(model) is not None
     if not kept:
-        _only_qwen2(model)
+        _only_known(model)
     retype = _retyping(model, quantize)
     if output.suffix != ".gguf":
         healthy = healthy_seams(apr.DIALECTS[dialect], retype=retype)
@@ -135,12 +136,14 @@ def _inputs(model: Model) -> list[Path]:
     return sorted(found)
 
 
-def _only_qwen2(model: Model) -> None:
-    known = set(names.VARIANTS["raw"])
+def _only_known(model: Model) -> None:
+    """Raise UnsupportedError for a tensor that the model's architecture does not have."""
+    kind = architecture_of(model.config.architecture, model.path)
+    known = {row[0] for row in kind.rows} | ({rope.FACTORS} if kind.rope_factors else set())
     for name in model.tensors:
         if names.template_of(name) not in known or "N" in name.split("."):
             raise UnsupportedError(
-                "is not a tensor of a Qwen2 model", code="conversion.unknown-tensor", path=model.path, tensor=name
+                f"is not a tensor of a {kind.title} model", code="conversion.unknown-tensor", path=model.path, tensor=name
             )
 
 
@@ -241,7 +244,7 @@ def _to_safetensors(
             f"unknown dtype {dtype!r}; known: {', '.join(name.lower() for name in safetensors.DTYPES)}",
             code="conversion.unknown-dtype",
         )  # fmt: skip
-    _only_qwen2(model)
+    _only_known(model)
     for path in _inputs(model):
         if output.exists() and output.resolve() in (path.resolve(), path.resolve().parent, path.parent.resolve()):
             raise UsageError("holds the input", code="conversion.output-holds-input", path=output)
@@ -250,8 +253,10 @@ def _to_safetensors(
     merge_pairs(tok, ids)
     ends = sorted(end_of_generation(tok, ids), key=lambda id: (id != tok.eos_token_id, id))
     torch = {types.F32: "float32", types.F16: "float16", types.BF16: "bfloat16"}[kind]
-    files = huggingface.companions(model.config, tok, torch, ends)
-    written = [t if t.type is kind else recoded(t, kind) for t in model.tensors.values()]
+    factors = model.tensors[rope.FACTORS].dequantise() if rope.FACTORS in model.tensors else None
+    files = huggingface.companions(model.config, tok, torch, ends, factors)
+    tensors = [huggingface.as_hugging_face_has_it(t, model.config) for t in model.tensors.values() if t.name != rope.FACTORS]
+    written = [t if t.type is kind else recoded(t, kind) for t in tensors]
     plans = [safetensors.SafetensorsPlan(names.from_gguf(t.name), t.type, t.shape, chunks_of(t)) for t in written]
     named = {key: apr.text_of(model, f"general.{key}", key) for key in ("name", "license")}
     about = {"format": "pt", **named, "writer": f"aprlab {__version__}"}
@@ -264,7 +269,7 @@ def _to_safetensors(
         notes.append(f"{len(foreign)} tokens, first {foreign[0]}, are of types that tokenizer.json has not; they became ordinary")
     lines = [
         TensorLine(a.name, names.from_gguf(a.name), a.shape, a.type.name, b.type.name, b.nbytes)
-        for a, b in zip(model.tensors.values(), written, strict=True)
+        for a, b in zip(tensors, written, strict=True)
     ]
     return report_of(model, output, f"hugging face, {kind.name}", size, lines, written, started, notes=notes)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from gguf.constants import LlamaFileType
 
 from aprlab.conversion import mixes
 from aprlab.conversion.report import count_of
@@ -18,11 +17,13 @@ from aprlab.formats import apr, gguf
 from aprlab.formats.gguf_record import header_of, recorded_fields
 from aprlab.formats.identity import file_only
 from aprlab.formats.reading import padding
-from aprlab.model import names
+from aprlab.model import names, rope
+from aprlab.model.architecture import architecture_of
 from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 from aprlab.quants import types
+from aprlab.quants.ggml import LlamaFileType
 from aprlab.version import __version__
 
 GAP_LIMIT = 1 << 16  # bytes of non-zero padding that a file may keep; more is not padding
@@ -185,40 +186,46 @@ def natural_order(tensors: Iterable[str]) -> list[str]:
 
 def made_fields(config: ModelConfig, tok: TokenizerData, metadata: Any) -> list[gguf.Field]:
     """The key-value section of a GGUF file for a model that does not come from one. Same keys as llama.cpp's converter."""
-    if config.rope_type != "neox":
+    kind = architecture_of(config.architecture)
+    if config.rope_type != kind.rope_type:
         raise UnsupportedError(
-            f"rope_type is {config.rope_type!r}; GGUF has no key for it, a Qwen2 file is always NEOX",
-            code="conversion.rope-not-neox",
+            f"rope_type is {config.rope_type!r}; GGUF has no key for it, a {kind.title} file always has {kind.rope_type!r}",
+            code="conversion.rope-type",
         )  # fmt: skip
+    name = kind.name
     text = {key: value for key in ("name", "license") if isinstance(value := metadata.get(key), str)}
     values: list[tuple[str, str, Any]] = [
         ("general.architecture", "string", config.architecture),
         ("general.name", "string", text.get("name")),
         ("general.license", "string", text.get("license")),
-        ("qwen2.block_count", "uint32", config.block_count),
-        ("qwen2.context_length", "uint32", config.context_length),
-        ("qwen2.embedding_length", "uint32", config.embedding_length),
-        ("qwen2.feed_forward_length", "uint32", config.feed_forward_length),
-        ("qwen2.attention.head_count", "uint32", config.head_count),
-        ("qwen2.attention.head_count_kv", "uint32", config.head_count_kv),
-        ("qwen2.rope.freq_base", "float32", config.rope_theta),
-        ("qwen2.attention.layer_norm_rms_epsilon", "float32", config.rms_norm_eps),
+        (f"{name}.block_count", "uint32", config.block_count),
+        (f"{name}.context_length", "uint32", config.context_length),
+        (f"{name}.embedding_length", "uint32", config.embedding_length),
+        (f"{name}.feed_forward_length", "uint32", config.feed_forward_length),
+        (f"{name}.attention.head_count", "uint32", config.head_count),
+        (f"{name}.attention.head_count_kv", "uint32", config.head_count_kv),
+        (f"{name}.rope.freq_base", "float32", config.rope_theta),
+        (f"{name}.attention.layer_norm_rms_epsilon", "float32", config.rms_norm_eps),
         ("general.file_type", "uint32", 0),
         ("tokenizer.ggml.model", "string", tok.model),
         ("tokenizer.ggml.pre", "string", tok.pre),
         ("tokenizer.ggml.tokens", "array[string]", tok.tokens),
         ("tokenizer.ggml.token_type", "array[int32]", tok.token_types),
-        ("tokenizer.ggml.merges", "array[string]", tok.merges),
+        ("tokenizer.ggml.scores", "array[float32]", tok.scores),
+        ("tokenizer.ggml.merges", "array[string]", None if tok.model == "llama" else tok.merges),
         ("tokenizer.ggml.eos_token_id", "uint32", tok.eos_token_id),
         ("tokenizer.ggml.padding_token_id", "uint32", tok.pad_token_id),
         ("tokenizer.ggml.bos_token_id", "uint32", tok.bos_token_id),
         ("tokenizer.ggml.add_bos_token", "bool", tok.add_bos),
+        ("tokenizer.ggml.add_space_prefix", "bool", tok.add_space_prefix),
         ("tokenizer.chat_template", "string", tok.chat_template),
         ("general.quantization_version", "uint32", 2),
     ]
+    at = next(n for n, row in enumerate(values) if row[0] == "general.file_type")
+    values[at:at] = [(f"{name}.{key}", type_name, value) for key, type_name, value in rope.to_gguf(config.rope_scaling)]
     if config.head_dim * config.head_count != config.embedding_length:
-        values.insert(9, ("qwen2.attention.key_length", "uint32", config.head_dim))
-        values.insert(10, ("qwen2.attention.value_length", "uint32", config.head_dim))
+        values.insert(9, (f"{name}.attention.key_length", "uint32", config.head_dim))
+        values.insert(10, (f"{name}.attention.value_length", "uint32", config.head_dim))
     return [gguf.field_of(key, type_name, value) for key, type_name, value in values if value is not None]
 
 

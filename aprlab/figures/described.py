@@ -55,7 +55,7 @@ def _artists(ax: Axes) -> Iterator[str]:
     for collection in ax.collections:
         yield from _collection(collection)
     for image in ax.images:
-        array = np.ma.asarray(image.get_array())
+        array: np.ndarray = np.ma.asarray(image.get_array())
         yield f"image {' × '.join(map(str, array.shape))}: {measured(array)}"
     for colour, boxes in _by_colour(ax).items():
         yield f"{len(boxes)} patches {colour}: {measured(np.concatenate([box.ravel() for box in boxes]))}"
@@ -79,7 +79,8 @@ def _collection(collection: Collection) -> Iterator[str]:
     if values is not None:
         yield f"{name}: {measured(values)}"
         return
-    corners = [path.vertices for path in collection.get_paths() if len(path.vertices)]
+    corners = [np.asarray(path.vertices) for path in collection.get_paths()]
+    corners = [points for points in corners if points.size]
     if corners:
         yield f"{name} {colour}: {measured(np.concatenate(corners).ravel())}"
 

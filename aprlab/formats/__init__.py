@@ -5,17 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from aprlab.errors import UsageError
-from aprlab.formats import apr, gguf, huggingface
+from aprlab.formats import apr, gguf
 from aprlab.formats.identity import Identity, identify, refusing
 from aprlab.model import Model
 from aprlab.model.remote import url_of
 
 
-def open_model(path: str | Path) -> Model:
+def open_model(path: str | Path, found: Identity | None = None) -> Model:
     """Open a GGUF, APR or SafeTensors file, recognised by magic, or a Hugging Face directory with SafeTensors.
 
     A GGUF file that is sound and cannot be run (another architecture, an adapter, a vocabulary…) opens for a look at its
     tensors and keys; its config and tokenizer raise the line that says what it is.
+
+    Args:
+        path: a file, or a directory.
+        found: what `identify` says of it, where it was asked already.
 
     Raises:
         UsageError: there is no such file, it cannot be read, or it is a directory without a model.
@@ -33,12 +37,16 @@ def open_model(path: str | Path) -> Model:
             open(path, "rb").close()
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", code="reading.unreadable", path=path) from None
-    found = identify(path)
+    found = identify(path) if found is None else found
     if found.header is not None and found.kind in ("model", "layers"):
         return _named(gguf.model_of(found.header), found)
     if found.error is not None:
         raise found.error
-    return apr.open_model(path) if _is_apr(path) else huggingface.open_model(path)
+    if _is_apr(path):
+        return apr.open_model(path)
+    from aprlab.formats import huggingface
+
+    return huggingface.open_model(path)
 
 
 def _is_apr(path: Path) -> bool:

@@ -22,6 +22,7 @@ from aprlab.formats import gguf
 from aprlab.formats.gguf import Header, Strings
 from aprlab.formats.reading import open_regular, padding
 from aprlab.formats.split import SHARD, count_of, joined, number, says, siblings
+from aprlab.model.architecture import ARCHITECTURES
 from aprlab.model.model import Model
 from aprlab.model.remote import open_url, url_of
 from aprlab.quants import types
@@ -487,6 +488,9 @@ def _by_layout(header: Header) -> Identity | None:
     )  # fmt: skip
 
 
+HANDLED = ", ".join(map(repr, ARCHITECTURES))
+
+
 def _by_architecture(header: Header) -> Identity | None:
     name = header.value("general.architecture")
     if not isinstance(name, str):
@@ -496,26 +500,27 @@ def _by_architecture(header: Header) -> Identity | None:
     if name.lower().endswith("moe") or experts:
         told = f"{name}.expert_count" if f"{name}.expert_count" in header.fields else "its architecture"
         return _layers(
-            f"is a mixture of experts ({name!r}, by {told}); only 'qwen2' without experts is handled", look,
+            f"is a mixture of experts ({name!r}, by {told}); only models without experts are handled", look,
             code="identity.mixture-of-experts", at=_place(header, told),
         )  # fmt: skip
-    if name == "qwen2":
+    if name in ARCHITECTURES:
         return None
-    if name.lower() == "qwen2":
+    if name.lower() in ARCHITECTURES:
         return _layers(
-            f"names its architecture {name!r}, where llama.cpp knows only 'qwen2'",
-            "set general.architecture to 'qwen2' where it is converted", code="identity.other-architecture",
+            f"names its architecture {name!r}, where llama.cpp knows only {name.lower()!r}",
+            f"set general.architecture to {name.lower()!r} where it is converted", code="identity.other-architecture",
             at=_place(header, "general.architecture"),
         )  # fmt: skip
     return _layers(
-        f"is a model of architecture {name[:60]!r}; only 'qwen2' is handled", look, code="identity.other-architecture",
+        f"is a model of architecture {name[:60]!r}; only {HANDLED} are handled", look, code="identity.other-architecture",
         at=_place(header, "general.architecture"),
     )  # fmt: skip
 
 
 def _per_layer(header: Header) -> Identity | None:
     """Numbers that each layer has its own of, as pruned and searched models do."""
-    for key in ("qwen2.attention.head_count", "qwen2.attention.head_count_kv", "qwen2.feed_forward_length"):
+    name = header.value("general.architecture")
+    for key in (f"{name}.attention.head_count", f"{name}.attention.head_count_kv", f"{name}.feed_forward_length"):
         value = header.value(key)
         if isinstance(value, np.ndarray):
             shown = ", ".join(map(str, value[:4].tolist())) + (", …" if len(value) > 4 else "")

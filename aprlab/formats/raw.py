@@ -23,7 +23,8 @@ from aprlab.formats import apr, gguf, open_model
 from aprlab.formats.gguf_record import header_of, keeps_names, plain_value, recorded_header
 from aprlab.formats.identity import file_only, of_keys
 from aprlab.formats.split import joined
-from aprlab.model import names
+from aprlab.model import names, rope
+from aprlab.model.architecture import ARCHITECTURES
 from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.content import drop_pages, map_file
 from aprlab.model.model import Model
@@ -239,6 +240,15 @@ def wholes(value: Any) -> Any:
     return value if isinstance(value, Missing) else wrong(value)
 
 
+def numbers(value: Any) -> Any:
+    """A list of numbers as a list of floats, anything else as `Wrong`."""
+    if isinstance(value, np.ndarray) and value.dtype == np.float32:
+        return [float(item) for item in value]
+    if isinstance(value, list) and all(isinstance(item, int | float) and not isinstance(item, bool) for item in value):
+        return [float(item) for item in value]
+    return value if isinstance(value, Missing) else wrong(value)
+
+
 def unusable(value: Any) -> bool:
     """Whether a field has no value that could be used: missing, contradictory, or of the wrong kind."""
     return isinstance(value, Missing | Conflict | Wrong)
@@ -396,15 +406,15 @@ def _nbytes(kind: TensorType, shape: tuple[int, ...]) -> int:
 
 # ── config and tokenizer, field by field ──────────────────────────────────────────────────────────────────────────
 
-# What a run depends on. `context_length` bounds it, the rest changes numbers.
-CONFIG_FIELDS = tuple(f.name for f in fields(ModelConfig) if f.name not in ("tied_embeddings",))
+# What a run depends on. `context_length` bounds it, the rest changes numbers; what the tensors say is not listed.
+CONFIG_FIELDS = tuple(f.name for f in fields(ModelConfig) if f.name not in ("tied_embeddings", "rope_factors"))
 TOKENIZER_FIELDS = tuple(f.name for f in fields(TokenizerData))
 
+# Config field -> key in a GGUF file, behind the architecture and a dot.
 GGUF_CONFIG = {
-    "architecture": "general.architecture", "block_count": "qwen2.block_count", "embedding_length": "qwen2.embedding_length",
-    "feed_forward_length": "qwen2.feed_forward_length", "context_length": "qwen2.context_length",
-    "head_count": "qwen2.attention.head_count", "head_count_kv": "qwen2.attention.head_count_kv",
-    "rope_theta": "qwen2.rope.freq_base", "rms_norm_eps": "qwen2.attention.layer_norm_rms_epsilon",
+    "block_count": "block_count", "embedding_length": "embedding_length", "feed_forward_length": "feed_forward_length",
+    "context_length": "context_length", "head_count": "attention.head_count", "head_count_kv": "attention.head_count_kv",
+    "rope_theta": "rope.freq_base", "rms_norm_eps": "attention.layer_norm_rms_epsilon",
 }  # fmt: skip
 # tokenizer field -> (key in an APR file, key in a GGUF file)
 TOKENIZER_KEYS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -417,17 +427,24 @@ TOKENIZER_KEYS: dict[str, tuple[tuple[str, ...], str]] = {
     "eos_token_id": (("tokenizer.eos_token_id",), "tokenizer.ggml.eos_token_id"),
     "pad_token_id": (("tokenizer.padding_token_id",), "tokenizer.ggml.padding_token_id"),
     "add_bos": (("tokenizer.add_bos_token",), "tokenizer.ggml.add_bos_token"),
+    "scores": (("tokenizer.scores",), "tokenizer.ggml.scores"),
+    "add_space_prefix": (("tokenizer.add_space_prefix",), "tokenizer.ggml.add_space_prefix"),
     "chat_template": (("chat_template", "tokenizer.chat_template"), "tokenizer.chat_template"),
 }  # fmt: skip
-NEEDED = ("model", "pre", "tokens", "token_types", "merges")  # without one of these there is no tokenizer at all
+
+
+def needed(model: Any) -> tuple[str, ...]:
+    """The fields without which there is no tokenizer of this model: byte-level BPE, or SentencePiece (``llama``)."""
+    return ("model", "tokens", "token_types", *(("scores",) if model == "llama" else ("pre", "merges")))
 
 
 _DOORS: dict[str, Callable[[Any], Any]] = dict.fromkeys(CONFIG_FIELDS, whole) | {
-    "architecture": text, "rope_type": text, "rope_theta": number, "rms_norm_eps": number,
+    "architecture": text, "rope_type": text, "rope_theta": number, "rms_norm_eps": number, "rope_scaling": lambda found: found,
 }  # fmt: skip
 _TOKENIZER_DOORS: dict[str, Callable[[Any], Any]] = {
     "model": text, "pre": text, "tokens": texts, "token_types": wholes, "merges": texts, "bos_token_id": whole,
-    "eos_token_id": whole, "pad_token_id": whole, "add_bos": flag, "chat_template": text,
+    "eos_token_id": whole, "pad_token_id": whole, "add_bos": flag, "chat_template": text, "scores": numbers,
+    "add_space_prefix": flag,
 }  # fmt: skip
 
 
@@ -439,20 +456,39 @@ def config_fields(seen: Seen) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     if seen.format != "gguf":
-        for name in CONFIG_FIELDS:
+        for name in apr.CONFIG_KEYS:
             found[name] = alias_value(seen.metadata, apr.CONFIG_KEYS[name][0])
-        rope = found["rope_type"]
-        found["rope_type"] = apr.ROPE_TYPES.get(rope, rope) if type(rope) is int else rope
+        style = found["rope_type"]
+        found["rope_type"] = apr.ROPE_TYPES.get(style, style) if type(style) is int else style
+        found["rope_scaling"] = _scaling(
+            lambda context: rope.from_huggingface(seen.metadata.get("rope_scaling"), context), found["context_length"]
+        )
     else:
-        found = {name: seen.metadata.get(key, MISSING) for name, key in GGUF_CONFIG.items()}
+        found = {"architecture": seen.metadata.get("general.architecture", MISSING)}
+        prefix = found["architecture"] if isinstance(found["architecture"], str) else ""
+        kind = ARCHITECTURES.get(prefix)
+        defaults = {} if kind is None else kind.defaults
+        for name, key in GGUF_CONFIG.items():
+            found[name] = seen.metadata.get(f"{prefix}.{key}", defaults.get(key, MISSING))
         embedding = next((p for p in seen.pieces if p.stated == "token_embd.weight"), None)
         found["vocab_size"] = MISSING if embedding is None or not embedding.shape else embedding.shape[0]
-        found["rope_type"] = "neox"
-        found["head_dim"] = seen.metadata.get("qwen2.attention.key_length", MISSING)
+        found["rope_type"] = "neox" if kind is None else kind.rope_type
+        found["head_dim"] = seen.metadata.get(f"{prefix}.attention.key_length", MISSING)
+        found["rope_scaling"] = _scaling(
+            lambda context: rope.from_gguf(lambda key: seen.metadata.get(f"{prefix}.{key}"), context), found["context_length"]
+        )
     found = {name: _DOORS[name](value) for name, value in found.items()}
     if found["head_dim"] == MISSING and isinstance(found["head_count"], int) and isinstance(found["embedding_length"], int):
         found["head_dim"] = found["embedding_length"] // max(found["head_count"], 1)
     return found
+
+
+def _scaling(read: Callable[[int], rope.RopeScaling | None], context_length: Any) -> Any:
+    """Rotary scaling as `read` finds it, None for none, `Wrong` for one that cannot be read."""
+    try:
+        return read(context_length if type(context_length) is int else 0)
+    except AprlabError as error:
+        return Wrong(error.message)
 
 
 def alias_value(metadata: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
@@ -471,11 +507,20 @@ def tokenizer_fields(metadata: Mapping[str, Any]) -> dict[str, Any]:
     for name, (keys, _) in TOKENIZER_KEYS.items():
         present = [metadata[key] for key in keys if metadata.get(key) is not None]  # upstream writes the template twice
         found[name] = _TOKENIZER_DOORS[name](present[0] if present else MISSING)
-    return found
+    return _of_its_model(found)
 
 
 def _gguf_tokenizer(seen: Seen) -> dict[str, Any]:
-    return {name: _TOKENIZER_DOORS[name](seen.metadata.get(key, MISSING)) for name, (_, key) in TOKENIZER_KEYS.items()}
+    found = {name: _TOKENIZER_DOORS[name](seen.metadata.get(key, MISSING)) for name, (_, key) in TOKENIZER_KEYS.items()}
+    return _of_its_model(found)
+
+
+def _of_its_model(found: dict[str, Any]) -> dict[str, Any]:
+    """Without what the tokenizer's model does not use, as the strict readers have it."""
+    if found["model"] == "llama":
+        pre = found["pre"]
+        return found | {"merges": [], "pre": "default" if pre == MISSING else pre}
+    return found | {"scores": MISSING}
 
 
 def of_config(config: ModelConfig) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from aprlab.conversion.converter import convert, export
+from aprlab.engines import AUTO, choose
 from aprlab.errors import AprlabError
 from aprlab.formats import open_model
 from aprlab.formats.identity import file_only
@@ -39,12 +40,15 @@ class ReferenceSide:
         self,
         model: Model,
         session: Session | None,
-        engine: str,
+        engine: str | None,
         prompts: Sequence[str],
         max_tokens: int,
         threads: int | None = None,
     ) -> None:
-        self.model, self.engine, self.threads = model, engine, threads
+        self.model, self.threads = model, threads
+        if session is not None and engine in (None, "", AUTO):
+            engine = session.engine.spec
+        self.engine = choose(engine, model, threads=threads)  # the candidate's, too: it is not chosen again
         self.prompts, self.max_tokens = tuple(prompts), max_tokens
         self._session = session
         self._values: dict[tuple[Measure, str], Any] = {}

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.engines import known
+from aprlab.engines import AUTO, choose, parse
 from aprlab.errors import BROKEN, AprlabError, FormatError, UnsupportedError, UsageError
 from aprlab.formats.identity import FILE_ONLY, file_only, identify
 from aprlab.formats.raw import Reference, Seen, from_model, look
@@ -31,15 +31,18 @@ from aprlab.onion.findings import report, word_alone, word_of
 from aprlab.onion.fixes import Fix, drafted, search
 from aprlab.onion.instrument_check import tested
 from aprlab.onion.layers import FILE_LAYERS
+from aprlab.onion.open_types import settle_open_types
 from aprlab.onion.references import reference_of
 from aprlab.onion.run_comparison import compare_runs
 from aprlab.onion.run_cost import cost_finding
 from aprlab.onion.run_peeling import peel_engines
+from aprlab.onion.source_peeling import peel_sources
 from aprlab.onion.verdict import LAYERS, Finding, Repair, Verdict
 from aprlab.onion.vocabulary_rows import aligned
 from aprlab.onion.words import Mechanism, refused
 from aprlab.published import QUESTION
-from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, GoldenOutcome, best_engine
+from aprlab.sources.choice import Spec
+from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, GoldenOutcome
 
 
 def peel(
@@ -47,14 +50,15 @@ def peel(
     cand: str | Path | Model | None = None,
     *,
     engines: Sequence[str] | Sequence[Session] | None = None,
+    sources: Sequence[Spec] | None = None,
     fast: bool = False,
-    engine: str | None = None,
+    engine: str | None = "auto",
     threads: int | None = None,
     prompt: str = QUESTION,
     max_tokens: int = MAX_TOKENS,
     progress: Progress | None = None,
 ) -> Verdict:
-    """Find out what is wrong with a file, or with an engine.
+    """Find out what is wrong with a file, with an engine, or with any program that leaves a trace.
 
     Args:
         ref: the reference, a file or an opened model; None to judge `cand` alone: by the size law, statistics, what is
@@ -62,8 +66,10 @@ def peel(
         cand: the candidate, GGUF or APR, however broken; or an opened model.
         engines: two engines to compare on one model instead, by name (``jit``, or with faults of the
             catalogue, ``reference+rope-norm``), or two sessions.
+        sources: one or more programs to judge on one model instead, each by itself: names (``llama.cpp,flash=on``,
+            ``reference``, ``reference+rope-norm``), sessions, or sources that are there already.
         fast: stop at the first layer that finds something, and run nothing; one file alone is then never ``healthy``.
-        engine: runs both files under the golden rule; None takes the compiled one for real models where it is there.
+        engine: runs both files under the golden rule; see `aprlab.engines.create`.
         threads: for the engines.
         prompt, max_tokens: of the golden rule.
         progress: see `Progress`; an error that it raises ends the work.
@@ -77,6 +83,11 @@ def peel(
             ref if ref is not None else cand, engines, fast=fast, threads=threads, prompt=prompt, max_tokens=max_tokens,
             progress=progress,
         )  # fmt: skip
+    if sources is not None:
+        judged = ref if ref is not None else cand
+        if judged is None:
+            raise UsageError("sources are judged on a model: give one", code="source.no-model")
+        return peel_sources(judged, sources, prompt=prompt, threads=threads, progress=progress)
     options: dict[str, Any] = {"engine": engine, "threads": threads, "prompt": prompt, "max_tokens": max_tokens}
     return examine(ref, cand, fast=fast, progress=progress, **options)[0]
 
@@ -86,7 +97,7 @@ def examine(
     cand: str | Path | Model | None,
     *,
     fast: bool = False,
-    engine: str | None = None,
+    engine: str | None = "auto",
     threads: int | None = None,
     prompt: str = QUESTION,
     max_tokens: int = MAX_TOKENS,
@@ -95,13 +106,13 @@ def examine(
     """`peel` for files, with the case and the fixes that `repair` needs."""
     if cand is None:
         raise UsageError("two files are needed, or one and two engines", code="peel.two-files-needed")
-    if engine is not None:
-        known(engine)
+    parse(engine)
     asked = _Asked(engine, threads, prompt, max_tokens, fast)
     clock = Clock(progress)
     with clock("instruments"):
         instruments, broken = tested()
     verdict = Verdict("not-comparable", broken, instruments=instruments, seconds=clock, **_sides(ref, cand))
+    verdict.engine_asked = engine or AUTO
     if broken:
         return verdict, None, []
     with clock("open"):
@@ -115,6 +126,9 @@ def examine(
             reference, rows = aligned(file, reference)
     case = FileCase(file, reference)
     _layers(case, clock, verdict, fast)
+    if reference is None and not fast and file.unrun is None:
+        with clock("open types"):
+            settle_open_types(case, engine, threads)
     with clock("hypotheses"):
         other = _other_model(case)
         nothing = other or not case.deviations or file.unrun is not None
@@ -146,7 +160,7 @@ class _Asked:
     fast: bool
 
     def engine_for(self, model: Model) -> str:
-        return self.engine if self.engine is not None else best_engine(model)
+        return choose(self.engine, model, threads=self.threads).spec
 
 
 def _sides(ref: str | Path | Model | None, cand: str | Path | Model) -> dict[str, Any]:
@@ -208,7 +222,9 @@ def _judge_alone(
     """Without a reference: the strict reader, then a run; the verdict is completed in place. Returns the fixes left."""
     if not asked.fast:
         with clock("blind search"):
-            verdict.findings, fixes = without_reference(case, verdict.findings, fixes, asked.engine, asked.threads)
+            verdict.findings, fixes = without_reference(
+                case, verdict.findings, fixes, asked.engine, asked.threads, clock.progress, verdict.health
+            )
     with clock("strict"):
         opened = opening.opened(case.file, prompt=asked.prompt, max_tokens=asked.max_tokens, model=model)
         known_cause = opened.refusal is None or opening.explained(opened, case, verdict.findings, fixes)
@@ -226,15 +242,15 @@ def _judge_alone(
     with clock("health"):
         found = health.Health("broken")
         try:
-            name = asked.engine_for(opened.model)
-            session = Session(opened.model, engine=name, threads=asked.threads, tokenizer=opened.tokenizer)
+            verdict.engine = asked.engine_for(opened.model)
+            session = Session(opened.model, engine=verdict.engine, threads=asked.threads, tokenizer=opened.tokenizer)
         except BROKEN as error:
             refusal = error if isinstance(error, AprlabError) else FormatError(str(error), code="onion.does-not-run")
             found.fail("broken", refused(refusal, "forward.refused"), 1.0)
         else:
             found = health.examine(session, lambda test: clock.progress(f"health: {test}", None))
     verdict.findings += found.findings
-    verdict.health = found.figures
+    verdict.health = {**found.figures, **verdict.health}
     verdict.verdict = word_alone(verdict.findings, found.state)
     if fixes:
         verdict.repair = _alone(case, fixes, clock, asked)
@@ -289,7 +305,8 @@ def _judge_pair(
     golden = None
     if not asked.fast:
         with clock("reference run"):
-            golden = golden_of(case.ref, asked.engine_for(case.ref.model), asked.threads, asked.prompt, asked.max_tokens)
+            verdict.engine = asked.engine_for(case.ref.model)
+            golden = golden_of(case.ref, verdict.engine, asked.threads, asked.prompt, asked.max_tokens)
     with clock("strict"):
         shared = None if golden is None else golden.session.tokenizer
         opened = opening.opened(case.file, prompt=asked.prompt, max_tokens=asked.max_tokens, model=model, known=shared)
@@ -297,7 +314,7 @@ def _judge_pair(
     if not known_cause:
         alone = all(f.harmless for f in verdict.findings)
         verdict.findings.insert(0, opening.finding(opened))
-        unknown = isinstance(opened.error, UnsupportedError) and (alone or opened.error.code == "qwen2.foreign-tensor")
+        unknown = isinstance(opened.error, UnsupportedError) and (alone or opened.error.code == "forward.foreign-tensor")
         verdict.verdict = word_of(verdict.findings, comparable=not unknown)
         return []
     verdict.verdict = word_of(verdict.findings, comparable=True)

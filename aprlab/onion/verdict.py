@@ -128,6 +128,8 @@ class Verdict:
         seconds: by stage.
         compared: what was compared with what: ``reference`` (None: nothing) and ``candidate``.
         health: figures of the tests of one file alone; empty with a reference, or where it could not be run.
+        engine, engine_asked: which engine ran the files (empty: nothing was run, or two engines were compared), and what was
+            asked for.
         not_looked_at: layer -> why nothing is said of it; empty where every layer was looked at.
     """
 
@@ -140,6 +142,8 @@ class Verdict:
     title: str = ""
     compared: dict[str, Any] = field(default_factory=dict)
     health: dict[str, Any] = field(default_factory=dict)
+    engine: str = ""
+    engine_asked: str = ""
     not_looked_at: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -163,6 +167,8 @@ class Verdict:
             "schema": SCHEMA,
             "verdict": self.verdict,
             "compared": plain(self.compared),
+            "engine": self.engine or None,
+            "engine_asked": self.engine_asked or None,
             "findings": [finding.to_json() for finding in self.findings],
             "first_divergence": plain(self.first_divergence),
             "repair": None if self.repair is None else self.repair.to_json(),

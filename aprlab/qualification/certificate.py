@@ -17,6 +17,7 @@ import numpy as np
 
 from aprlab import paths
 from aprlab.architectures.qwen2 import forward
+from aprlab.engines import choose
 from aprlab.errors import BROKEN, AprlabError, reason
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
@@ -27,7 +28,6 @@ from aprlab.onion.peeling import examine
 from aprlab.onion.verdict import Verdict, plain, some
 from aprlab.qualification.certificate_words import words
 from aprlab.tracing.comparisons import log_softmax
-from aprlab.tracing.golden_rule import best_engine
 from aprlab.version import __version__
 
 SCHEMA = 1
@@ -267,7 +267,7 @@ def _of_runs(
     exact = all(row["equal"] == row["tensors"] for row in found.tensors)
     lost = max((row["rel_l2"] for row in found.tensors), default=0.0)
     with open_model(source) as a, open_model(path) as b:
-        found.engine = engine or best_engine(a)
+        found.engine = choose(engine, a, threads=threads).spec
         progress("prompts")
         reference = Session(a, engine=found.engine, threads=threads)
         try:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from numpy.typing import NDArray
 
 from aprlab.errors import NumericError
 from aprlab.quants import types
 from aprlab.quants.base import Fields, Floats, Quant, to_half
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class F32(Quant):

@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
 from aprlab.errors import UnsupportedError
+from aprlab.quants.ggml import GGML_QUANT_SIZES, GGMLQuantizationType
 
 
 @dataclass(frozen=True, slots=True)

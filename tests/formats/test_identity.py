@@ -113,7 +113,7 @@ ROWS: dict[str, tuple[Make, str, str]] = {  # what: how it is made, its code, wh
     "control vector": (of_type("model", "direction.1"), "identity.control-vector", "control vector"),
     "projector": (of_type("mmproj", "v.patch_embd.weight", architecture="clip"), "identity.projector", "projector"),
     "vocabulary": (of_type("model"), "identity.vocabulary-only", "vocabulary only"),
-    "llama": (with_keys(general__architecture="llama"), "identity.other-architecture", "'llama'.*only 'qwen2'.*inspect"),
+    "gemma": (with_keys(general__architecture="gemma"), "identity.other-architecture", "'gemma'.*only 'qwen2'.*inspect"),
     "Qwen2": (with_keys(general__architecture="Qwen2"), "identity.other-architecture", "'Qwen2'.*only 'qwen2'"),
     "moe": (with_keys(general__architecture="qwen2moe"), "identity.mixture-of-experts", "mixture of experts"),
     "experts": (with_keys(qwen2__expert_count=8), "identity.mixture-of-experts", "qwen2.expert_count"),
@@ -206,7 +206,7 @@ def test_diff_and_convert_say_it_too(tiny: Path, files: dict[str, Path], tmp_pat
     from aprlab.conversion import convert
 
     for what, ask in [
-        *((what, lambda f: diff(tiny, f)) for what in ("lora", "llama", "page", "removed type")),
+        *((what, lambda f: diff(tiny, f)) for what in ("lora", "gemma", "page", "removed type")),
         *((what, lambda f: convert(f, tmp_path / "out.apr")) for what in ("lora", "page", "removed type")),
     ]:
         with pytest.raises(AprlabError) as caught:

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import ClassVar
 
 from aprlab.model import names
+from aprlab.model.architecture import ARCHITECTURES
 from aprlab.model.config import LAYERS_LIMIT
 from aprlab.model.tensor import Tensor
 from aprlab.onion.draft import Draft
@@ -119,7 +120,9 @@ def _missing(case: FileCase) -> list[Deviation]:
     else:
         layers = case.file.config["block_count"]
         layers = layers if isinstance(layers, int) and 0 < layers <= LAYERS_LIMIT else 0
-        expected = dict.fromkeys(names.inventory(layers, separate_output=False))
+        kind = case.file.config["architecture"]
+        kind = kind if str(kind) in ARCHITECTURES else "qwen2"
+        expected = dict.fromkeys(names.inventory(layers, separate_output=False, architecture=kind))
     unknown = [m.piece for m in case.matches if m.true is None and m.piece.size <= 1 << 20]
     held = [(piece.name, piece.raw.tobytes()) for piece in unknown] if len(unknown) <= _UNKNOWN else []
     found = []

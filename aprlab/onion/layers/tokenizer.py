@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from aprlab.formats.raw import MISSING, NEEDED, TOKENIZER_FIELDS, Wrong
+from aprlab.formats.raw import MISSING, TOKENIZER_FIELDS, Wrong, needed
 from aprlab.inference.tokenizer import CONTROL, PRE_TOKENIZERS
 from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase
 from aprlab.onion.layers._fields import difference, rotation
 from aprlab.onion.layers._keys import key_deviations
 from aprlab.onion.layers.layer import Layer
+from aprlab.onion.template_marks import template_deviations
 from aprlab.onion.words import Mechanism
 
 
@@ -25,7 +26,7 @@ class TokenizerLayer(Layer):
         if case.file.unrun is not None:
             return list(key_deviations(case, of_tokenizer=True))
         if case.ref is None:
-            return alone(case.file.tokenizer)
+            return [*alone(case.file.tokenizer), *template_deviations(case.file.tokenizer)]
         found = []
         for name in TOKENIZER_FIELDS:
             value, expected = case.file.tokenizer[name], case.expected_tokenizer[name]
@@ -68,7 +69,7 @@ def alone(found: dict[str, Any]) -> list[Deviation]:
         return Deviation("tokenizer", name, value, expected, Mechanism(code, parameters), confidence=sure)
 
     out = []
-    for name in NEEDED:
+    for name in needed(found["model"]):
         if found[name] == MISSING or found[name] == []:
             out.append(deviation(name, found[name], MISSING, "tokenizer.missing-or-empty", field=name))
     for name, value in found.items():
