@@ -17,6 +17,7 @@ import numpy as np
 
 from aprlab import paths
 from aprlab.architectures import forward
+from aprlab.display.html import Cell, table
 from aprlab.engines import choose
 from aprlab.engines.choice import is_small
 from aprlab.errors import BROKEN, AprlabError, reason
@@ -27,12 +28,13 @@ from aprlab.onion import health
 from aprlab.onion.file_case import FileCase
 from aprlab.onion.peeling import examine
 from aprlab.onion.verdict import Verdict, plain, some
-from aprlab.qualification.certificate_words import words
+from aprlab.qualification.certificate_words import TITLES, words
 from aprlab.tracing.comparisons import log_softmax
 from aprlab.version import __version__
 
 SCHEMA = 1
 Word = Literal["certified", "not certified", "not enough evidence"]
+SIGNS = {True: "pass", False: "FAIL", None: "open"}
 EXIT: dict[Word, int] = {"certified": 0, "not certified": 3, "not enough evidence": 4}
 
 TOKENS = 2048  # of the text, at most
@@ -96,7 +98,7 @@ class CertificateCheck:
         return found
 
 
-@dataclass
+@dataclass(repr=False)
 class Certificate:
     """What `verify` says.
 
@@ -140,6 +142,22 @@ class Certificate:
         if open_:
             return f"Nothing was found, and not everything could be looked at: {some(open_)}."
         return "It is what a right conversion makes of its source, within what its types can hold."
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Of each check: id, sign, what must hold, what was found."""
+        return [(c.id, SIGNS[c.passed], TITLES[c.id], c.figure) for c in self.checks]
+
+    def __str__(self) -> str:
+        lines = [f"{id:<13} {sign:<5} {found}" for id, sign, _, found in self.rows()]
+        return "\n".join([f"{self.model} against {self.source}: {self.verdict}", *lines, self.sentence])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        tones = {True: "good", False: "bad", None: "open"}
+        rows = [[id, Cell(sign, tones[c.passed]), *rest] for c, (id, sign, *rest) in zip(self.checks, self.rows(), strict=True)]
+        caption = Cell(f"{self.verdict}: {self.sentence}", {0: "good", 3: "bad"}.get(self.exit_code, "open"))
+        return table(("check", "", "what must hold", "found"), rows, caption=caption)
 
     def to_json(self) -> dict[str, Any]:
         """The documented schema."""

@@ -45,6 +45,8 @@ def test_a_lossless_conversion_is_certified(sound: Certificate) -> None:
     assert by_id(sound)["text"].parameters["kl"] == 0 and by_id(sound)["text"].parameters["same"] == 1
     assert sum(row["equal"] for row in sound.tensors) == by_id(sound)["tensors"].parameters["tensors"]
     assert by_id(sound)["prompts"].parameters["prompts"] == 5
+    assert str(sound).endswith(sound.sentence) and str(sound).count("pass") == len(TITLES)
+    assert sound._repr_html_().count("<tr") >= len(TITLES) and "certified" in sound._repr_html_()
 
 
 def test_a_conversion_that_loses_what_its_type_loses_is_certified_with_figures(tiny: Path, tmp_path: Path) -> None:
