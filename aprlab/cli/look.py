@@ -31,12 +31,14 @@ def inspect(file: ModelFile, as_json: bool = False) -> None:
     from aprlab.formats import identify, open_model
     from aprlab.formats.gguf_record import keys_of
     from aprlab.formats.identity import file_only
+    from aprlab.formats.unusual import unusual
     from aprlab.model.description import describe
 
     identity = identify(file)
     with open_model(file, identity) as model:
         keys = keys_of(model) if file_only(model) is not None else None
         found = {**describe(model, keys), "identity": identity.to_json()}
+        found["unusual"] = [one.to_json() for one in unusual(model)]
     if as_json:
         output.say_json(found)
         return
@@ -55,6 +57,8 @@ def inspect(file: ModelFile, as_json: bool = False) -> None:
     for problem in ("missing", "unexpected", "warnings"):
         for line in found[problem]:
             output.say(f"{problem}: {line}")
+    for one in found["unusual"]:
+        output.say(f"unusual: {one['says']}")
 
 
 def _facts(found: dict[str, Any]) -> dict[str, Any]:
