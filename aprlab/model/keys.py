@@ -26,7 +26,8 @@ USED = frozenset(
     {
         "general.architecture", "general.alignment", "*.block_count", "*.context_length", "*.embedding_length",
         "*.feed_forward_length", "*.attention.head_count", "*.attention.head_count_kv", "*.attention.key_length",
-        "*.rope.freq_base", "*.attention.layer_norm_rms_epsilon", *(f"*.{key}" for key in rope.GGUF_KEYS if key != "rope.scaling.attn_factor"),
+        "*.rope.freq_base", "*.attention.layer_norm_rms_epsilon",
+        *(f"*.{key}" for key in rope.GGUF_KEYS if key != "rope.scaling.attn_factor"),
         "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type",
         "tokenizer.ggml.merges", "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id",
         "tokenizer.ggml.padding_token_id", "tokenizer.ggml.add_bos_token", "tokenizer.chat_template",
