@@ -30,9 +30,9 @@ SINGLE = 2  # causes at most of a case that counts as having one: the fault, and
 KEPT = 5  # suspects of each case in the record
 
 
-def run(names: Iterable[str], only: list[str] | None, engine: str) -> dict[str, Any]:
-    """The record of all cases of these models."""
-    cases = read_cases(paths.data_dir() / "evidence.json")
+def run(names: Iterable[str], only: list[str] | None, engine: str, chosen: list[str] | None = None) -> dict[str, Any]:
+    """The record of all cases of these models, or of the chosen ones."""
+    cases = [c for c in read_cases(paths.data_dir() / "evidence.json") if chosen is None or c.id in chosen]
     record: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {"cases": {}, "seconds": {}}
     for name in names:
         path = paths.models_dir() / known_models()[name].file
@@ -120,10 +120,12 @@ if __name__ == "__main__":
     parser.add_argument("--page", action="store_true")
     parser.add_argument("--model", action="append")
     parser.add_argument("--only")
+    parser.add_argument("--cases", help="only these, by id")
     parser.add_argument("--engine", default="jit")
     given = parser.parse_args()
     if not given.page:
-        made = run(given.model or list(known_models()), given.only.split(",") if given.only else None, given.engine)
+        made = run(given.model or list(known_models()), given.only.split(",") if given.only else None, given.engine,
+                   given.cases.split(",") if given.cases else None)  # fmt: skip
         write_text(RECORD, json.dumps(made, ensure_ascii=False, indent=1) + "\n")
     else:
         made = json.loads(RECORD.read_text(encoding="utf-8"))
