@@ -174,6 +174,7 @@ TEMPLATES: dict[str, str] = {
     # ── instrument
     "instrument.failed": "instrument {instrument!r} does not distinguish a known pair: all findings are void",
     "instrument.unequal-runs": "equal files gave unequal runs",
+    "instrument.declared-otherwise": "what is declared as {declared} is {found}; declare that, and peel again",
     "instrument.contracts-differ":
         "unlike activation contracts: {first!r} against {second!r}; compare like with like",
 }  # fmt: skip
