@@ -272,7 +272,8 @@ def _settled(findings: list[Finding], fixes: list[Fix], more: list[Fix]) -> tupl
     renamed = any(d.kind == "name" for fix in more for d in fix.deviations)
     vague = [
         fix for fix in fixes
-        if fix.finding.tensors and set(fix.finding.tensors) <= settled and (not fix.possible or (renamed and fix.finding.layer == "layout"))
+        if fix.finding.tensors and set(fix.finding.tensors) <= settled
+        and (not fix.possible or (renamed and fix.finding.layer == "layout"))
     ]  # fmt: skip
     gone = {id(fix.finding) for fix in vague}
     kept = [finding for finding in findings if id(finding) not in gone]
