@@ -19,6 +19,7 @@ from aprlab.errors import BROKEN, AprlabError, FormatError, UnsupportedError, Us
 from aprlab.formats.identity import FILE_ONLY, file_only, identify
 from aprlab.formats.raw import Reference, Seen, from_model, look
 from aprlab.inference.session import Session
+from aprlab.instruments.statistics_tables import read_statistics
 from aprlab.model.model import Model
 from aprlab.onion import health, opening
 from aprlab.onion.blind_search import without_reference
@@ -32,6 +33,7 @@ from aprlab.onion.fixes import Fix, drafted, search
 from aprlab.onion.instrument_check import tested
 from aprlab.onion.layers import FILE_LAYERS
 from aprlab.onion.open_types import settle_open_types
+from aprlab.onion.published_statistics import statistics_deviations
 from aprlab.onion.references import reference_of
 from aprlab.onion.run_comparison import compare_runs
 from aprlab.onion.run_cost import cost_finding
@@ -56,6 +58,7 @@ def peel(
     threads: int | None = None,
     prompt: str = QUESTION,
     max_tokens: int = MAX_TOKENS,
+    statistics: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Find out what is wrong with a file, with an engine, or with any program that leaves a trace.
@@ -72,10 +75,11 @@ def peel(
         engine: runs both files under the golden rule; see `aprlab.engines.create`.
         threads: for the engines.
         prompt, max_tokens: of the golden rule.
+        statistics: a published table of figures of a healthy file's tensors, in place of a reference.
         progress: see `Progress`; an error that it raises ends the work.
 
     Raises:
-        UsageError: there is no such file, or neither two files nor two engines are given.
+        UsageError: there is no such file, neither two files nor two engines are given, or statistics beside a reference.
         FormatError, UnsupportedError: the *reference* cannot be read; a broken candidate is a finding, not an error.
     """
     if engines is not None:
@@ -89,7 +93,7 @@ def peel(
             raise UsageError("sources are judged on a model: give one", code="source.no-model")
         return peel_sources(judged, sources, prompt=prompt, threads=threads, progress=progress)
     options: dict[str, Any] = {"engine": engine, "threads": threads, "prompt": prompt, "max_tokens": max_tokens}
-    return examine(ref, cand, fast=fast, progress=progress, **options)[0]
+    return examine(ref, cand, fast=fast, progress=progress, statistics=statistics, **options)[0]
 
 
 def examine(
@@ -101,11 +105,14 @@ def examine(
     threads: int | None = None,
     prompt: str = QUESTION,
     max_tokens: int = MAX_TOKENS,
+    statistics: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Verdict, FileCase | None, list[Fix]]:
     """`peel` for files, with the case and the fixes that `repair` needs."""
     if cand is None:
         raise UsageError("two files are needed, or one and two engines", code="peel.two-files-needed")
+    if ref is not None and statistics is not None:
+        raise UsageError("a table of statistics takes the place of a reference: give one of them", code="peel.two-references")
     parse(engine)
     asked = _Asked(engine, threads, prompt, max_tokens, fast)
     clock = Clock(progress)
@@ -126,9 +133,8 @@ def examine(
             reference, rows = aligned(file, reference)
     case = FileCase(file, reference)
     _layers(case, clock, verdict, fast)
-    if reference is None and not fast and file.unrun is None:
-        with clock("open types"):
-            settle_open_types(case, engine, threads)
+    if reference is None and file.unrun is None:
+        _more_alone(case, clock, asked, verdict, statistics)
     with clock("hypotheses"):
         other = _other_model(case)
         nothing = other or not case.deviations or file.unrun is not None
@@ -147,6 +153,18 @@ def examine(
     else:
         fixes = _judge_pair(case, verdict, fixes, clock, asked, model)
     return verdict, case, fixes
+
+
+def _more_alone(case: FileCase, clock: Clock, asked: _Asked, verdict: Verdict, statistics: str | Path | None) -> None:
+    """What one file alone is asked besides its layers: a published table, and types that only a run can tell; in place."""
+    if statistics is not None:
+        with clock("statistics"):
+            table = read_statistics(statistics)
+            verdict.compared["statistics"] = table.path.name
+            case.deviations += statistics_deviations(case, table)
+    if not asked.fast:
+        with clock("open types"):
+            settle_open_types(case, asked.engine, asked.threads)
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ TEMPLATES: dict[str, str] = {
     "weights.bytes-changed-in-one-block": "{bytes} bytes changed in one block",
     "weights.values-changed": "values changed throughout (correlation {correlation:.2f})",
     "weights.values-unlike": "values unlike the reference's throughout",
+    "weights.statistics-differ": "values do not have the figures of {table}",
     "weights.not-finite": "values that are not finite numbers in row{rows:rows} {rows}",
     "weights.rows-zero": "row{rows:rows} {rows} all zeros",
     "weights.negated": "values changed: negated throughout",
