@@ -14,6 +14,7 @@ from aprlab.engines.base import Array, Cache, Engine
 from aprlab.engines.delegating import DelegatingEngine
 from aprlab.faults.base import Fault, lines
 from aprlab.model.config import ModelConfig
+from aprlab.model.rope import RopeScaling
 
 
 @dataclass(slots=True)
@@ -116,7 +117,10 @@ class ZeroPrefix(PlainAttention):
 class NoRope(DelegatingEngine):
     """Queries and keys are not rotated."""
 
-    def rope(self, x: Array, positions: np.ndarray, theta: float, style: str) -> Array:
+    def rope(
+        self, x: Array, positions: np.ndarray, theta: float, style: str, scaling: RopeScaling | None = None,
+        factors: str | None = None,
+    ) -> Array:  # fmt: skip
         return self.from_numpy(np.array(self.to_numpy(x), np.float32))
 
 
