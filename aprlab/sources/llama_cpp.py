@@ -78,6 +78,7 @@ class LlamaSource(Source):
         found = self._child.ask(
             "run", tokens=ids, prompt=first, points=wanted, cache=self._cache, flash=self.contract.flash,
             threads=self._threads, inject=written, edit=self._edit,
+            architecture=self.config.architecture,
         )  # fmt: skip
         shapes, positions, contract = all_points(self.config), np.arange(len(ids), dtype=np.int64), str(self.contract)
         kept = {
