@@ -21,7 +21,7 @@ from aprlab.model.config import ModelConfig, TokenizerData, check_config, requir
 from aprlab.model.content import map_file
 from aprlab.model.model import Model
 from aprlab.model.tensor import Origin, Tensor
-from aprlab.model.vocabulary import END_OF_GENERATION
+from aprlab.model.vocabulary import CONTROL, END_OF_GENERATION, NORMAL
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
@@ -311,6 +311,7 @@ def model_of(header: Header) -> Model:
         raw = header.file[start : spans[-1].stop]
         tensors[info.name] = Tensor(info.name, kind, shape, raw, Origin(header.path, info.name, start))
     check_spans(spans, header.file_size, header.path)
+    _check_layout(header, spans)
     return Model(
         path=header.path,
         format="gguf",
@@ -324,18 +325,26 @@ def model_of(header: Header) -> Model:
     )
 
 
-def _notes(header: Header, spans: Sequence[Span]) -> list[str]:
-    """What is unusual, and does no harm here."""
-    found, end = [], header.data_offset
+def _check_layout(header: Header, spans: Sequence[Span]) -> None:
+    """The tensors one after the other in the order of the table, with padding and nothing else between; so llama.cpp has it."""
+    end = header.data_offset
     for span, info in zip(spans, header.infos, strict=True):
         expected = end + padding(end - header.data_offset, header.alignment)
         if span.start != expected:
-            found.append(
-                f"tensor {span.name!r} has offset {info.offset}, expected {expected - header.data_offset}; llama.cpp refuses "
-                "a file with tensors in another order or with gaps"
-            )
-            break
+            raise FormatError(
+                f"has offset {info.offset}, expected {expected - header.data_offset}: tensors are in another order or have gaps "
+                "between them, and llama.cpp refuses such a file. Try: aprlab repair FILE -o FIXED.gguf",
+                code="gguf.gap", path=header.path, tensor=info.name, offset=info.at,
+            )  # fmt: skip
         end = span.stop
+
+
+def _notes(header: Header, spans: Sequence[Span]) -> list[str]:
+    """What is unusual, and does no harm here."""
+    found = []
+    for key, default in {"qwen2.rope.freq_base": f"{keys.ROPE_BASE:g}", "tokenizer.ggml.token_type": "all normal but those that end an answer"}.items():
+        if key not in header.fields:
+            found.append(f"has no key {key!r}; taken as llama.cpp takes it: {default}")
     last = max((span.stop for span in spans), default=header.file_size)
     lacks = last + padding(last - header.data_offset, header.alignment) - header.file_size
     if lacks > 0:
@@ -370,7 +379,7 @@ _WITHOUT_PRE = (
 
 def _key(header: Header, key: str, kind: type | tuple[type, ...]) -> Any:
     """A required key of the right Python type."""
-    found = header.fields.get(key)
+    found = _shared(header, key)
     if found is None:
         more = _WITHOUT_PRE if key == "tokenizer.ggml.pre" else ""
         raise FormatError(f"has no key {key!r}{more}", code="gguf.missing-key", path=header.path)
@@ -382,10 +391,21 @@ def _key(header: Header, key: str, kind: type | tuple[type, ...]) -> Any:
     return found.value
 
 
+def _shared(header: Header, key: str) -> Field | None:
+    """A field, of which an array with the same number for each layer is that number."""
+    found = header.fields.get(key)
+    if found is None or key not in keys.PER_LAYER:
+        return found
+    one = keys.one_number(key, found.value, header.value("qwen2.block_count"))
+    return found if one is found.value else Field(key, VALUE_TYPES.index("uint32"), one, None, found.offset)
+
+
 def _check_types(header: Header, *, of_tokenizer: bool) -> None:
     """Every key that llama.cpp reads has the very type that it reads: it refuses an int32 where it expects a uint32."""
-    for found in header.fields.values():
-        expected = keys.gguf_type(found.key)
+    for key in header.fields:
+        found = _shared(header, key)
+        assert found is not None
+        expected = keys.gguf_type(key)
         if found.key.startswith("tokenizer.") is not of_tokenizer:
             continue
         if expected is not None and found.type_name != expected:
@@ -397,6 +417,10 @@ def _check_types(header: Header, *, of_tokenizer: bool) -> None:
 
 def _optional(header: Header, key: str, kind: type | tuple[type, ...]) -> Any:
     return None if key not in header.fields else _key(header, key, kind)
+
+
+def _or_default(header: Header, key: str, kind: type, default: Any) -> Any:
+    return default if key not in header.fields else _key(header, key, kind)
 
 
 def config(header: Header) -> ModelConfig:
@@ -421,7 +445,7 @@ def config(header: Header) -> ModelConfig:
             head_count_kv=kv,
             head_dim=head_dim,
             vocab_size=embedding.ne[-1],
-            rope_theta=_key(header, "qwen2.rope.freq_base", float),
+            rope_theta=_or_default(header, "qwen2.rope.freq_base", float, keys.ROPE_BASE),
             rope_type="neox",  # not a key: GGUF fixes it by architecture, and Qwen2's is NEOX
             rms_norm_eps=_key(header, "qwen2.attention.layer_norm_rms_epsilon", float),
             tied_embeddings=all(i.name != "output.weight" for i in header.infos),
@@ -440,7 +464,9 @@ def tokenizer(header: Header) -> TokenizerData:
     prefix = "tokenizer.ggml."
     _check_types(header, of_tokenizer=True)
     tokens = list(_key(header, f"{prefix}tokens", Strings))
-    numbers = _key(header, f"{prefix}token_type", np.ndarray)
+    # llama.cpp calls every token normal where nothing is said, and takes those that end an answer for control tokens.
+    usual = np.array([CONTROL if token in END_OF_GENERATION else NORMAL for token in tokens], np.int32)
+    numbers = _or_default(header, f"{prefix}token_type", np.ndarray, usual)
     if numbers.dtype.kind not in "iu":
         raise FormatError(
             f"key '{prefix}token_type' holds {numbers.dtype.name}, no token types", code="gguf.wrong-value-type", path=header.path

@@ -20,7 +20,7 @@ import xxhash
 
 from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats import apr, gguf, open_model
-from aprlab.model import names
+from aprlab.model import keys, names
 from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.content import drop_pages, map_file
 from aprlab.model.model import Model
@@ -332,7 +332,8 @@ def _look_gguf(path: Path) -> Seen:
             size = exact  # GGUF states no sizes: everything before the next tensor is the type's bytes and padding
         else:
             fits = [t for t in types.TYPES if t.fits(shape, room) or 0 <= room - _nbytes(t, shape) < header.alignment]
-            size = _nbytes(fits[0], shape) if fits else room
+            left = kinds[0].nbytes(shape) if kinds and kinds[0].nbytes(shape) <= room else room  # a gap lies behind it
+            size = _nbytes(fits[0], shape) if fits else left
         start = header.data_offset + info.offset
         raw = header.file[start : start + size]
         stated, naming = meaning(info.name, "raw")
@@ -396,6 +397,8 @@ def config_fields(seen: Seen) -> dict[str, Any]:
         found["rope_type"] = apr.ROPE_TYPES.get(rope, rope) if type(rope) is int else rope
     else:
         found = {name: seen.metadata.get(key, MISSING) for name, key in GGUF_CONFIG.items()}
+        layers = found["block_count"]
+        found = {name: keys.one_number(GGUF_CONFIG[name], value, layers) for name, value in found.items()}
         embedding = next((p for p in seen.pieces if p.stated == "token_embd.weight"), None)
         found["vocab_size"] = MISSING if embedding is None or not embedding.shape else embedding.shape[0]
         found["rope_type"] = "neox"

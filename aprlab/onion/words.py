@@ -29,6 +29,7 @@ TEMPLATES: dict[str, str] = {
     "container.overlap": "bytes of two tensors overlap",
     "container.offset-too-small": "the offset is {bytes} bytes too small: the right bytes are where it should point",
     "container.offset-too-large": "the offset is {bytes} bytes too large: the right bytes are where it should point",
+    "container.gap": "tensors are in another order than listed or have gaps between them, which llama.cpp refuses",
     "container.listed-twice": "a tensor is in the index twice",
     "container.tensor-cut-off": "the file ends before the tensor does",
     "container.refused": "{message}",
@@ -56,6 +57,7 @@ TEMPLATES: dict[str, str] = {
     "dtype.reference-rounded": "values of the reference are those of the file rounded to {type}",
     "dtype.decoded": "decoded from {before} and kept as {after}, value for value",
     "dtype.re-encoded": "re-encoded from {before} to {after}",
+    "dtype.one-source": "{after} where the reference has {before}: both made from one source, within what the two types lose",
     # ── layout
     "layout.refused": "{message}",
     "layout.dims-reversed": "dims are in the reverse order",
