@@ -47,6 +47,12 @@ class RowErrors:
         return len(self.aa)
 
     @property
+    def lengths(self) -> np.ndarray:
+        """l2 norms of the errors of each row."""
+        found: np.ndarray = np.sqrt(self.dd)
+        return found
+
+    @property
     def relative(self) -> np.ndarray:
         """Relative l2 error of each row: inf where values are not finite, or where the reference's row is zero."""
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -191,12 +197,11 @@ def tilted(errors: RowErrors) -> np.ndarray:
         slope, shift = errors.ab / errors.aa - 1, (errors.b - errors.a) / np.sqrt(errors.dd)
     if not live.any():
         return np.zeros(0, np.int64)
-    if _tilted_throughout(errors, live):
-        return np.flatnonzero(live)
     share = np.median(slope[live] / e[live] ** 2)
     off = np.where(live, (slope - share * e**2) / unit, 0.0)
     moved = np.where(live, shift - np.median(shift[live]), 0.0)
-    return np.flatnonzero((np.abs(off) > _TELLS * _spread(off[live])) | (np.abs(moved) > _TELLS * _spread(moved[live])))
+    far = (np.abs(off) > _TELLS * _spread(off[live])) | (np.abs(moved) > _TELLS * _spread(moved[live]))
+    return np.flatnonzero(live if _tilted_throughout(errors, live & ~far) else far)
 
 
 def _spread(x: np.ndarray) -> float:
@@ -205,7 +210,9 @@ def _spread(x: np.ndarray) -> float:
 
 
 def _tilted_throughout(errors: RowErrors, live: np.ndarray) -> bool:
-    """Whether scale or offset of all values together are none that encoders leave."""
+    """Whether scale or offset of all values of these rows together are none that encoders leave."""
+    if not live.any():
+        return False
     aa, ab, dd, shift = (float(x[live].sum()) for x in (errors.aa, errors.ab, errors.dd, errors.b - errors.a))
     count = int(live.sum()) * errors.columns
     square, noise = dd / aa, _TELLS / np.sqrt(count)

@@ -158,6 +158,8 @@ TEMPLATES: dict[str, str] = {
     "forward.costs-too-much":
         "the run loses more than these types explain: logits {distance} away (at most {allowed}), "
         "KL {kl} nats (at most {kl_allowed})",
+    "forward.answer-differs":
+        "{differ} of {of} tokens of the answer are other ones, which these types explain: KL {kl} nats (at most {kl_allowed})",
     "forward.loop-differs": "the loop feeds other tokens, or at other positions",
     "forward.decoded-again": "weights are decoded again for every product",
     # ── instrument

@@ -59,11 +59,24 @@ def changed_values(match: TensorMatch, evidence: dict[str, Any], expected: np.nd
         return Mechanism(_IN_ROWS[cause.code], {"rows": ranges(bad), **cause.parameters})
     if expected is not None and (moved := _columns_moved(match, expected)) is not None:
         return moved
-    if kind.quantised and expected is not None:
+    if kind.quantised and expected is not None and not _fewer(errors, match, expected, bad):
         return None
     if 0 < len(bad) <= max(1, errors.rows // 2) and many:
         return Mechanism("weights.values-changed-in-rows", {"rows": ranges(bad)})
     return Mechanism("weights.values-changed", {"correlation": round(correlation, 2)})
+
+
+def _fewer(errors: RowErrors, match: TensorMatch, expected: np.ndarray, bad: np.ndarray) -> bool:
+    """Whether fewer rows were changed than have other bytes: then figures say more than fields of blocks."""
+    return len(bad) < len(_rows_of_bytes(errors, match, expected))
+
+
+def _rows_of_bytes(errors: RowErrors, match: TensorMatch, expected: np.ndarray) -> np.ndarray:
+    """Rows with other bytes than they should have; all of them where the sizes differ."""
+    raw = match.piece.raw
+    if len(raw) != len(expected):
+        return np.arange(errors.rows)
+    return np.flatnonzero((raw.reshape(errors.rows, -1) != expected.reshape(errors.rows, -1)).any(axis=1))
 
 
 def _changed_rows(errors: RowErrors, match: TensorMatch, expected: np.ndarray | None) -> np.ndarray:
@@ -73,7 +86,7 @@ def _changed_rows(errors: RowErrors, match: TensorMatch, expected: np.ndarray | 
     assert kind is not None
     known = all(t.name in LOST or t in ROUNDED for t in (of.type, kind)) and kind is not of.type
     if expected is not None and len(expected) == len(raw) and not kind.tensor_bytes:
-        found = np.flatnonzero((raw.reshape(errors.rows, -1) != expected.reshape(errors.rows, -1)).any(axis=1))
+        found = _rows_of_bytes(errors, match, expected)
         if not known or 2 * len(found) <= errors.rows:
             return found
         # Not written by the encoder that we have: then only what the types cannot explain was changed.

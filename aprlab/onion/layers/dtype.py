@@ -173,7 +173,7 @@ def _measured_apart(match: TensorMatch) -> dict[str, Any]:
     both = []
     for values, type_ in ((expected, kind), (got, of.type)):
         own = None if values is None else own_loss(values, type_)
-        both.append(_usual(type_) if own is None else own)
+        both.append(max(_usual(type_), own or 0.0))  # values that are on a grid already lose less than their source did
     assert match.rows is not None
     usual = float(np.hypot(*both))
     limits = [value_bound(type_) for type_ in (of.type, kind)]
