@@ -342,7 +342,11 @@ def _check_layout(header: Header, spans: Sequence[Span]) -> None:
 def _notes(header: Header, spans: Sequence[Span]) -> list[str]:
     """What is unusual, and does no harm here."""
     found = []
-    for key, default in {"qwen2.rope.freq_base": f"{keys.ROPE_BASE:g}", "tokenizer.ggml.token_type": "all normal but those that end an answer"}.items():
+    defaults = {
+        "qwen2.rope.freq_base": f"{keys.ROPE_BASE:g}",
+        "tokenizer.ggml.token_type": "all tokens are normal, but those that end an answer",
+    }
+    for key, default in defaults.items():
         if key not in header.fields:
             found.append(f"has no key {key!r}; taken as llama.cpp takes it: {default}")
     last = max((span.stop for span in spans), default=header.file_size)

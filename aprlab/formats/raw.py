@@ -20,9 +20,10 @@ import xxhash
 
 from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats import apr, gguf, open_model
-from aprlab.model import keys, names
+from aprlab.model import names
 from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.content import drop_pages, map_file
+from aprlab.model.keys import one_number
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 from aprlab.quants import types
@@ -398,7 +399,7 @@ def config_fields(seen: Seen) -> dict[str, Any]:
     else:
         found = {name: seen.metadata.get(key, MISSING) for name, key in GGUF_CONFIG.items()}
         layers = found["block_count"]
-        found = {name: keys.one_number(GGUF_CONFIG[name], value, layers) for name, value in found.items()}
+        found = {name: one_number(GGUF_CONFIG[name], value, layers) for name, value in found.items()}
         embedding = next((p for p in seen.pieces if p.stated == "token_embd.weight"), None)
         found["vocab_size"] = MISSING if embedding is None or not embedding.shape else embedding.shape[0]
         found["rope_type"] = "neox"

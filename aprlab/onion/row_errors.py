@@ -174,7 +174,7 @@ def _over(errors: RowErrors, after: TensorType, limit: np.ndarray, value: float)
     return bad
 
 
-_TELLS = 8.0  # spreads from which on a row is no longer one of its tensor's
+_TELLS = 6.5  # spreads from which on a row is no longer one of its tensor's
 _ROWS = 32  # fewer do not tell what spread is usual
 _SPREAD = (0.5, 1.5)  # of the noise of a slope, in its unit: at least, and where too few rows tell
 _SHIFT = 0.1  # what encoders shift all values by, as a share of the rms error

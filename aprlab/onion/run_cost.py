@@ -124,7 +124,8 @@ def cost_finding(cost: Mapping[str, Any]) -> Finding | None:
         return Finding("forward", None, [], Mechanism("forward.costs-too-much", figures), dict(cost), 0.8, ambiguous=True)
     if cost["tokens"]:
         return None
-    steps = {"differ": cost["steps"] - cost["same_token"], "of": cost["steps"], "kl": near["kl"], "kl_allowed": near["kl_allowed"]}
+    steps = {"differ": cost["steps"] - cost["same_token"], "of": cost["steps"]}
+    steps |= {"kl": near["kl"], "kl_allowed": near["kl_allowed"]}
     return Finding("forward", None, [], Mechanism("forward.answer-differs", steps), {}, harmless=True)
 
 

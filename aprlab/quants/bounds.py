@@ -133,4 +133,6 @@ def smallest_error(kind: TensorType) -> float:
     return ROUNDED[kind][1] if kind in ROUNDED else _HALF_STEP * min(_LARGEST_CODE, 2**kind.bits * 32)
 
 
-__all__ = ["LOST", "MARGIN", "PEAK", "PEAK_MARGIN", "ROUNDED", "SLOPE", "pair_limits", "row_limits", "smallest_error", "value_limit"]
+__all__ = [
+    "LOST", "MARGIN", "PEAK", "PEAK_MARGIN", "ROUNDED", "SLOPE", "pair_limits", "row_limits", "smallest_error", "value_limit",
+]  # fmt: skip

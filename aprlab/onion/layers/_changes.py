@@ -8,8 +8,8 @@ import numpy as np
 
 from aprlab.onion.file_case import TensorMatch
 from aprlab.onion.layers.blocks import fields_at
-from aprlab.onion.looks import FLOATS
 from aprlab.onion.layers.dtype import strange_rows
+from aprlab.onion.looks import FLOATS
 from aprlab.onion.row_errors import RowErrors, ranges, row_errors
 from aprlab.onion.words import Mechanism
 from aprlab.quants import REGISTRY
