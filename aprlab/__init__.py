@@ -29,6 +29,7 @@ _PUBLIC = {
     "Trace": "aprlab.tracing:Trace",
     "compare": "aprlab.tracing:compare",
     "Comparison": "aprlab.tracing:Comparison",
+    "source": "aprlab.sources:source",
     "peel": "aprlab.onion:peel",
     "repair": "aprlab.gates:repair",
     "run_notebook": "aprlab.lab:run_notebook",
@@ -59,6 +60,7 @@ __all__ = [
     "peel",
     "repair",
     "run_notebook",
+    "source",
     "trace",
 ]
 
@@ -84,4 +86,5 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from aprlab.model import Model, ModelConfig, Tensor
     from aprlab.onion import peel
     from aprlab.paths import embedded_model
+    from aprlab.sources import source
     from aprlab.tracing import Comparison, Trace, compare, trace

@@ -1,4 +1,4 @@
-"""Small random Qwen2 models in memory, for tests that need a model but no file.
+"""Small random models in memory (Qwen2 unless the config says otherwise), for tests that need a model but no file.
 
 No dimension equals another, weights are random and finite, biases are large enough to matter, and several block types
 take part, so that a swapped axis, a lost bias or a decoder taken by default shows.
@@ -17,6 +17,7 @@ from aprlab import quants
 from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.inventory import shapes
 from aprlab.model.model import Model
+from aprlab.model.rope import FACTORS
 from aprlab.model.tensor import Origin, Tensor
 from aprlab.model.vocabulary import BYTE_ALPHABET
 from aprlab.quants import types
@@ -78,7 +79,7 @@ def tensor(name: str, values: np.ndarray, type_: TensorType) -> Tensor:
 
 
 def random_model(seed: int = 0, config: ModelConfig = CONFIG, mix: Sequence[TensorType] = MIX) -> Model:
-    """A Qwen2 with random weights and whatever `config` says; matrices take their types from `mix` in turn."""
+    """A model with random weights and whatever `config` says; matrices take their types from `mix` in turn."""
     rng = np.random.default_rng(seed)
     tensors: dict[str, Tensor] = {}
     turn = 0
@@ -90,6 +91,7 @@ def random_model(seed: int = 0, config: ModelConfig = CONFIG, mix: Sequence[Tens
             type_ = type_ if shape[1] % type_.block_elements == 0 else NARROW
         else:
             values = rng.normal(size=shape) + 1.0 if name.endswith("norm.weight") else rng.normal(size=shape) * 0.8
+            values = np.linspace(1.0, 8.0, shape[0]) if name == FACTORS else values
             type_ = types.F32
         tensors[name] = tensor(name, values.astype(np.float32), type_)
     return Model(

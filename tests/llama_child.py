@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,13 @@ def ask(path: str, text: str) -> dict[str, Any]:
     if not model:
         return {"refused": said[0].strip() if said else "without a word"}
     vocabulary, data = lib.llama_model_get_vocab(model), text.encode()
-    ids = (ctypes.c_int32 * 512)()
-    count = lib.llama_tokenize(vocabulary, data, len(data), ids, 512, True, True)
-    context = lib.llama_init_from_model(model, lib.llama_context_default_params())
+    room = len(data) + 8
+    ids = (ctypes.c_int32 * room)()
+    count = lib.llama_tokenize(vocabulary, data, len(data), ids, room, True, True)
+    settings = lib.llama_context_default_params()
+    if count + STEPS > 512:  # the structure begins with the context's length, in tokens, and that of a batch
+        settings.bytes[0:8] = struct.pack("<II", *[-(-(count + STEPS) // 256) * 256] * 2)
+    context = lib.llama_init_from_model(model, settings)
     answer, feed = [], list(ids[:count])
     for _ in range(STEPS):
         tokens = (ctypes.c_int32 * len(feed))(*feed)  # the batch points into it

@@ -1,4 +1,4 @@
-"""Qwen2 in float64, written without looking at aprlab's own: no cache, no engine, one position's attention at a time.
+"""Qwen2, Qwen3 and Llama in float64, written without looking at aprlab's own: no cache, no engine, attention by position.
 
 Given a random generator it also errs at every step as much as float32 rounding would, which tells how far an honest
 float32 engine may be off.
@@ -6,6 +6,7 @@ float32 engine may be off.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,12 +53,36 @@ class Oracle:
         """Complex numbers: pair i at position t is multiplied by exp(1j * t * theta**(-2i/D))."""
         count, _, size = x.shape
         half = size // 2
-        turn = np.exp(1j * np.outer(np.arange(count), self.config.rope_theta ** (-2.0 * np.arange(half) / size)))
+        turns = [self.turn(i, half) for i in range(half)]
+        turn = np.exp(1j * np.outer(np.arange(count), [angle for angle, _ in turns])) * [length for _, length in turns]
         if self.config.rope_type == "neox":
             z = (x[..., :half] + 1j * x[..., half:]) * turn[:, None, :]
             return self.off(np.concatenate([z.real, z.imag], -1), 8)
         z = (x[..., 0::2] + 1j * x[..., 1::2]) * turn[:, None, :]
         return self.off(np.stack([z.real, z.imag], -1).reshape(x.shape), 8)
+
+    def turn(self, i: int, half: int) -> tuple[float, float]:
+        """Angle of pair i at position 1, and what the pair is multiplied by; one pair at a time, as ggml's `rope_yarn` has it."""
+        scaling, theta = self.config.rope_scaling, self.config.rope_theta
+        fast = float(theta ** (-2.0 * i / (2 * half)))
+        if self.config.rope_factors:
+            fast /= float(self.w("rope_freqs.weight")[i])
+        if scaling is None:
+            return fast, 1.0
+        slow = fast / scaling.factor
+        if scaling.kind == "linear":
+            return slow, 1.0
+        corner = [2 * half * math.log(scaling.original_context / (beta * 2 * math.pi)) / (2 * math.log(theta))
+                  for beta in (scaling.beta_fast, scaling.beta_slow)]  # fmt: skip
+        low, high = max(0, math.floor(corner[0])), min(2 * half - 1, math.ceil(corner[1]))
+        ramp = 1 - min(1, max(0, (i - low) / max(0.001, high - low)))
+        return slow * (1 - ramp) + fast * ramp, scaling.attention_factor * (1 + 0.1 * math.log(scaling.factor))
+
+    def heads(self, x: np.ndarray, name: str) -> np.ndarray:
+        """Qwen3: each head is normalised for itself; the others leave it as it is."""
+        if self.config.architecture != "qwen3":
+            return x
+        return np.stack([self.rms(x[:, head], name) for head in range(x.shape[1])], axis=1)
 
     def attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         count, heads, size = q.shape
@@ -78,8 +103,10 @@ class Oracle:
         for n in range(c.block_count):
             b = f"blk.{n}."
             h = self.rms(x, b + "attn_norm.weight")
-            q, k, v = (self.linear(h, f"{b}attn_{s}.weight", f"{b}attn_{s}.bias") for s in "qkv")
+            biased = c.architecture == "qwen2"
+            q, k, v = (self.linear(h, f"{b}attn_{s}.weight", f"{b}attn_{s}.bias" if biased else None) for s in "qkv")
             q, k, v = (y.reshape(len(tokens), -1, c.head_dim) for y in (q, k, v))
+            q, k = self.heads(q, b + "attn_q_norm.weight"), self.heads(k, b + "attn_k_norm.weight")
             x = self.off(x + self.linear(self.attention(self.rotate(q), self.rotate(k), v), b + "attn_output.weight"), 1)
             h = self.rms(x, b + "ffn_norm.weight")
             gate, up = self.linear(h, b + "ffn_gate.weight"), self.linear(h, b + "ffn_up.weight")

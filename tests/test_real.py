@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from peer import f32_copy, log_softmax, logprobs, serve
 
-from aprlab.architectures.qwen2 import forward, points
+from aprlab.architectures import forward, points
 from aprlab.conversion.converter import convert
 from aprlab.formats import open_model
 from aprlab.inference.session import Session

@@ -1,5 +1,44 @@
-"""Architectures: what each reads of a config, which tensors it has, and its one straight forward pass."""
+"""Architectures: one straight forward pass each, and the door that finds the one that a config names.
 
-from aprlab.architectures.qwen2 import Tap, check, forward, points
+What they are made of (tensors, names, conventions) is data in `aprlab.model.architecture`.
+"""
 
-__all__ = ["Tap", "check", "forward", "points"]
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import numpy as np
+
+from aprlab.architectures import llama, qwen2, qwen3
+from aprlab.architectures.inputs import Tap, check
+from aprlab.engines.base import Array, Cache, Engine
+from aprlab.model.architecture import ARCHITECTURES, architecture_of
+from aprlab.model.config import ModelConfig
+
+PASSES: dict[str, ModuleType] = {"qwen2": qwen2, "qwen3": qwen3, "llama": llama}
+assert PASSES.keys() == ARCHITECTURES.keys()
+
+
+def forward(
+    engine: Engine,
+    config: ModelConfig,
+    tokens: Sequence[int] | np.ndarray,
+    cache: Cache,
+    tap: Tap | None = None,
+    *,
+    last_only: bool = False,
+) -> Array:
+    """Logits of `tokens` by the forward pass of the config's architecture; see `aprlab.architectures.qwen2.forward`."""
+    run = PASSES[architecture_of(config.architecture).name].forward
+    logits: Array = run(engine, config, tokens, cache, tap, last_only=last_only)
+    return logits
+
+
+def points(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every trace point of the config's architecture in the order of its pass, with the shape of one position's value."""
+    found: dict[str, tuple[int, ...]] = PASSES[architecture_of(config.architecture).name].points(config)
+    return found
+
+
+__all__ = ["PASSES", "Tap", "check", "forward", "points"]

@@ -20,6 +20,13 @@ def peel(
         list[Path], typer.Argument(metavar="[REF] CAND", help="The reference, if there is one, and the candidate.")
     ],
     engines: list[str],
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source", metavar="NAME[,KEY=VALUE…]", show_default=False,
+            help="Judge this program on one MODEL (reference, jit, llama.cpp, llama.cpp,flash=on); may be repeated.",
+        ),
+    ] = None,
     fast: Annotated[
         bool, typer.Option("--fast", help="Stop at the first layer that finds something; run nothing.", show_default=False)
     ] = False,
@@ -36,14 +43,14 @@ def peel(
     from aprlab.lab import reports_folder
     from aprlab.onion import peeling
 
-    choice = _peel_choice(files, engines)
+    choice = _peel_choice(files, engines) if source is None else _source_choice(files, engines, source)
     stem = "-".join(file.stem for file in files)
     if reports is not None:
         reports_folder(reports)
         for kind in ("json", "html"):  # refused before the work, not after it
             check_output(reports / f"{stem}.{kind}", files, force=True)
     reference, candidate = ([None, *files] if len(files) == 1 else files)[:2]
-    if "engines" in choice:
+    if "engines" in choice or "sources" in choice:
         reference, candidate = candidate, None
     verdict = peeling.peel(reference, candidate, fast=fast, threads=threads, prompt=prompt, **choice)
     found = verdict.to_json()
@@ -71,7 +78,15 @@ def _peel_choice(files: list[Path], engines: list[str]) -> dict[str, Any]:
             f"--engine {engines[0]}: an engine with faults is compared with another one on one MODEL: --engine A --engine B",
             code="cli.faulty-engine-alone",
         )
-    return {"engine": engines[0] if engines else None}
+    return {"engine": engines[0] if engines else "auto"}
+
+
+def _source_choice(files: list[Path], engines: list[str], sources: list[str]) -> dict[str, Any]:
+    """One model, and programs to judge on it; raises UsageError elsewhere."""
+    if len(files) != 1 or engines:
+        said = f"--source judges programs on one MODEL, without --engine: not {len(files)} files and {len(engines)} engines"
+        raise UsageError(said, code="cli.files-and-sources")
+    return {"sources": sources}
 
 
 def repair(
@@ -81,7 +96,7 @@ def repair(
         Path | None, typer.Option(metavar="REF", help="A good file of the same model.", show_default=False)
     ] = None,
     prompt: Prompt = QUESTION,
-    engine: str | None = None,
+    engine: str = "auto",
     threads: int | None = None,
     force: bool = False,
     as_json: bool = False,
@@ -139,7 +154,20 @@ def faults(
 
 def forensics(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A healthy GGUF or APR file.", show_default=False)],
-    saw: Annotated[str, typer.Option("--saw", metavar="TEXT", help="What the broken model said.", show_default=False)],
+    saw: Annotated[
+        str | None, typer.Option("--saw", metavar="TEXT", help="What the broken model said.", show_default=False)
+    ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            "--statistics", metavar="TABLE", show_default=False,
+            help="Statistics of its tensors as a program published them (JSON, CSV): which faulty decoder has these figures?",
+        ),
+    ] = None,
+    case: Annotated[
+        Path | None,
+        typer.Option("--case", metavar="CASE", help="Cases as JSON, ranked together (docs/evidence.md).", show_default=False),
+    ] = None,
     prompt: Prompt = QUESTION,
     raw: Raw = False,
     system: System = None,
@@ -154,12 +182,19 @@ def forensics(
         str | None,
         typer.Option("--only", metavar="ID,ID+ID", help="Try only these faults or sets.", show_default=False),
     ] = None,
-    engine: str = "jit",
+    engine: str = "auto",
     threads: int | None = None,
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="How many rows to print.")] = 12,
     as_json: bool = False,
 ) -> None:
-    """Rank the faults that would make a healthy model say a given garbage sentence."""
+    """Rank the faults that would make a healthy model say a given garbage sentence, or give such statistics."""
+    if sum(given is not None for given in (saw, statistics, case)) != 1:
+        raise UsageError("forensics needs one of --saw, --statistics and --case", code="cli.saw-or-statistics")
+    if statistics is not None:
+        return _explain_statistics(file, statistics, as_json)
+    if case is not None:
+        return _rank_cases(file, case, None if only is None else ids(only), engine, threads, top, as_json)
+    assert saw is not None
     from aprlab.faults import run_faults
     from aprlab.forensics import ranking
     from aprlab.forensics.answer_scoring import Suspect
@@ -190,6 +225,51 @@ def forensics(
     out.say(found.conclusion)
 
 
+def _explain_statistics(file: Path, table: Path, as_json: bool) -> None:
+    from aprlab.forensics.statistics import explain_statistics
+
+    with out.progress(file.stat().st_size if file.is_file() else None, "B", file.name, scale=True) as bar:
+        found = explain_statistics(file, table, progress=bar.update)
+    if as_json:
+        out.say_json(found.to_json())
+        return
+    columns = ("tensor", "type", "figures that agree", "figures that differ", "explained by")
+    rows = [
+        (row.name, row.type, len(row.agree), ", ".join(row.differ), " or ".join(e.name for e in row.explained) or row.other)
+        for row in found.differing
+    ]
+    if rows:
+        out.say_table("", columns, rows, prose=columns[3:], right=columns[2:3])
+    if found.left_out:
+        out.note(f"columns left out, as their meaning is not known: {', '.join(found.left_out)}")
+    for answer in found.types:
+        out.say(answer.words)
+    out.say(found.conclusion)
+
+
+def _rank_cases(
+    file: Path, path: Path, chosen: list[str] | None, engine: str, threads: int | None, top: int, as_json: bool
+) -> None:
+    from aprlab.faults import run_faults
+    from aprlab.forensics.cases import rank_cases, read_cases, standing
+
+    cases = read_cases(path)
+    with out.progress(len(chosen if chosen is not None else run_faults()), "set", "faults") as bar:
+        found = rank_cases(
+            file, cases, faults=chosen, engine=engine, threads=threads, progress=lambda unit, seconds: bar.update()
+        )
+    if as_json:
+        out.say_json({id: each.to_json() for id, each in found.items()})
+        return
+    for case in cases:
+        each = found[case.id]
+        rows = [(score, faults, text, why) for faults, score, text, why in each.rows(top)]
+        out.say_table(f"{case.id}: {each.saw!r}", ("score", "faults", "says", "why"), rows, prose=("says", "why"))
+        where = standing(each, case.cause)
+        known = f"; {' + '.join(case.cause)} comes {where.rank}." if case.cause and where.rank else ""
+        out.say(f"{each.conclusion}{known}")
+
+
 def signatures(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A healthy GGUF or APR file.", show_default=False)],
     prompt: Prompts = None,
@@ -197,21 +277,23 @@ def signatures(
     follow: Annotated[
         bool, typer.Option("--follow", help="Also rank by the likelihood of the texts (slow).", show_default=False)
     ] = False,
-    engine: str = "jit",
+    engine: str = "auto",
     threads: int | None = None,
     as_json: bool = False,
 ) -> None:
     """Show what a model says under every fault (at least two prompts), and how well each fault is recognised by it."""
     from aprlab.faults import run_faults
+    from aprlab.forensics.answer_runs import healthy_session
     from aprlab.forensics.signatures import PROMPTS, fault_signatures
 
+    session = healthy_session(file, engine, threads)
     with out.progress(len(run_faults()), "fault", "faults") as bar:
         found = fault_signatures(
-            file, prompt or PROMPTS, max_tokens=max_tokens, follow=follow, engine=engine, threads=threads,
+            session, prompt or PROMPTS, max_tokens=max_tokens, follow=follow,
             progress=lambda id: bar.update(),
         )  # fmt: skip
     if as_json:
-        out.say_json(found.to_json())
+        out.say_json({"engine": session.engine.spec, "engine_asked": session.engine.asked, **found.to_json()})
         return
     rows = [(id, *map(repr, texts)) for id, texts in {"(healthy)": found.healthy, **found.said}.items()]
     columns = ("fault", *(f"answer {n}" for n in range(1, len(rows[0]))))

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aprlab.cli import output
-from aprlab.cli.options import FaultIds, ModelFile, Raw, System, ids
+from aprlab.cli.options import FaultIds, ModelFile, Raw, System, ids, numbers
 from aprlab.errors import NumericError, UsageError
+from aprlab.published import QUESTION
 
 if TYPE_CHECKING:
     from aprlab.inference import Sampling, Session
+    from aprlab.model import Model
+    from aprlab.sources import Source
+    from aprlab.tracing import Trace
     from aprlab.tracing.comparisons import Comparison
 
 
@@ -25,14 +29,18 @@ if TYPE_CHECKING:
 def inspect(file: ModelFile, as_json: bool = False) -> None:
     """Show what a model file holds: header, config, tensors by type, every tensor."""
     from aprlab.formats import identify, open_model
+    from aprlab.formats.gguf_record import keys_of
+    from aprlab.formats.identity import file_only
     from aprlab.model.description import describe
 
-    with open_model(file) as model:
-        found = {**describe(model), "identity": identify(file).to_json()}
+    identity = identify(file)
+    with open_model(file, identity) as model:
+        keys = keys_of(model) if file_only(model) is not None else None
+        found = {**describe(model, keys), "identity": identity.to_json()}
     if as_json:
         output.say_json(found)
         return
-    facts = {"format": f"{found['format']} ({found['dialect']})", **found["header"], **found["config"], **found["tokenizer"]}
+    facts = {"format": f"{found['format']} ({found['dialect']})", **found["header"], **_facts(found)}
     output.say_table(found["path"], ("key", "value"), list(facts.items()), prose=("value",))
     kinds = [(name, row["tensors"], row["values"], row["bytes"]) for name, row in found["by_type"].items()]
     counted = ("tensors", "values", "bytes")
@@ -47,6 +55,13 @@ def inspect(file: ModelFile, as_json: bool = False) -> None:
     for problem in ("missing", "unexpected", "warnings"):
         for line in found[problem]:
             output.say(f"{problem}: {line}")
+
+
+def _facts(found: dict[str, Any]) -> dict[str, Any]:
+    """Config and tokenizer of a description; the keys themselves where a model has no config here."""
+    if "error" in found["config"]:
+        return {"config": found["config"]["error"], **found["keys"]}
+    return {**found["config"], **found["tokenizer"]}
 
 
 def fingerprint(
@@ -78,12 +93,32 @@ def fingerprint(
 def diff(
     file: ModelFile,
     other: Annotated[Path, typer.Argument(metavar="OTHER", help="The file to compare it with.", show_default=False)],
+    headers: Annotated[
+        bool,
+        typer.Option("--headers", help="Read no tensor, compare names, types, shapes, keys; URLs always so.", show_default=False),
+    ] = False,
     as_json: bool = False,
 ) -> int:
     """List what differs between two files: tensors, config, tokenizer."""
     from aprlab import instruments
+    from aprlab.model.remote import url_of
 
-    return _show_comparison(instruments.diff(file, other), as_json, only_differing=True)
+    headers = headers or url_of(file) is not None or url_of(other) is not None
+    if headers:
+        output.note("only headers are compared; the bytes of tensors are not read")
+    return _show_comparison(instruments.diff(file, other, headers=headers), as_json, only_differing=True)
+
+
+def compare(
+    file: Annotated[Path, typer.Argument(metavar="TRACE", help="A trace, F.npz.", show_default=False)],
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="The trace to compare it with.", show_default=False)],
+    as_json: bool = False,
+) -> int:
+    """Compare two traces point by point; unlike tokens, positions or contracts are refused."""
+    from aprlab.tracing import Trace
+    from aprlab.tracing.comparisons import compare_traces
+
+    return _show_comparison(compare_traces(Trace.load(file), Trace.load(other), f"{file} against {other}"), as_json)
 
 
 def _bytes_bar(file: Path) -> Any:
@@ -115,7 +150,7 @@ def run(
     max_tokens: int = 128,
     raw: Raw = False,
     system: System = None,
-    engine: str = "reference",
+    engine: str = "auto",
     threads: int | None = None,
     trace: Annotated[
         str | None, typer.Option(metavar="GLOB", help="Trace these points of the prompt, e.g. 'layers.*.out'.")
@@ -153,10 +188,52 @@ def run(
             _refuse_garbage(session)
 
 
+def trace(
+    file: ModelFile,
+    output: Path,
+    source: Annotated[
+        str, typer.Option("--source", metavar="NAME[,KEY=VALUE…]", help="Program that runs it: reference, jit, llama.cpp.")
+    ] = "reference",
+    prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="What to ask.")] = QUESTION,
+    tokens: Annotated[
+        str | None, typer.Option("--tokens", metavar="ID,ID…", help="Run these token ids instead.", show_default=False)
+    ] = None,
+    points: Annotated[str, typer.Option("--points", metavar="GLOB", help="Keep these points, e.g. 'layers.*.out'.")] = "*",
+    raw: Raw = False,
+    system: System = None,
+    force: bool = False,
+) -> None:
+    """Run a prompt in any program and keep the named points of the pass, with positions and contract."""
+    from aprlab import sources
+    from aprlab.formats import open_model
+    from aprlab.formats.writing import check_output
+
+    check_output(output, [file], force=force)
+    with open_model(file) as model, sources.source(source, model) as program:
+        given = numbers(tokens) if tokens is not None else _prompt_ids(model, prompt, raw, system)
+        found = program.run(given, points)
+        found.save(output, force=force)
+    _show_trace(found, program)
+
+
+def _show_trace(found: Trace, program: Source) -> None:
+    output.note(found)
+    facts = f"contract {program.contract}: {len(found)} points, {len(found.tokens)} tokens"
+    output.say(f"{program.name} {program.version}, {facts}")
+
+
+def _prompt_ids(model: Model, prompt: str, raw: bool, system: str | None) -> list[int]:
+    from aprlab.inference import Session
+
+    session = Session(model)
+    return session.prompt_tokens(prompt, raw=raw or session.wants_raw, system=system)
+
+
 def _session(
     file: Path, engine: str, threads: int | None, fault: str | None, reader: str | None, *, quiet: bool, stream: bool
 ) -> Session:
     """The file ready to answer, with its load line on standard error; with faults, or read as upstream read it."""
+    from aprlab.engines import choose
     from aprlab.formats import open_model
     from aprlab.inference import Session
 
@@ -169,13 +246,14 @@ def _session(
             )
         return _upstream_session(file, reader, engine, threads, quiet=quiet)
     model = open_model(file)
+    choice = choose(engine, model, threads=threads, stream=stream)
     if not quiet:
-        output.note(model.load_line())
+        output.note(f"{model.load_line()}; engine {choice}")
     if fault is None:
-        return Session(model, engine=engine, threads=threads, stream=stream)
+        return Session(model, engine=choice, threads=threads, stream=stream)
     from aprlab.faults import session_with
 
-    return session_with(model, ids(fault), engine=engine, threads=threads)
+    return session_with(model, ids(fault), engine=choice, threads=threads)
 
 
 def _upstream_session(file: Path, reader: str, engine: str, threads: int | None, *, quiet: bool) -> Session:
@@ -188,6 +266,7 @@ def _upstream_session(file: Path, reader: str, engine: str, threads: int | None,
     if not quiet:
         for line in [*session.model.warnings, upstream.load_line(session.model, quantised=session.model.quantised > 0)]:
             output.note(line)
+        output.note(f"engine {session.engine.spec}")
     return session
 
 
@@ -225,16 +304,18 @@ def chat(
     sampling: Sampling,
     max_tokens: int = 512,
     system: System = None,
-    engine: str = "reference",
+    engine: str = "auto",
     threads: int | None = None,
 ) -> None:
     """Talk with a model, line by line; /quit or Ctrl-D ends, Ctrl-C cuts an answer short."""
+    from aprlab.engines import choose
     from aprlab.formats import open_model
     from aprlab.inference import Session
 
     with open_model(file) as model:
-        output.note(model.load_line())
-        session = Session(model, engine=engine, threads=threads)
+        choice = choose(engine, model, threads=threads)
+        output.note(f"{model.load_line()}; engine {choice}")
+        session = Session(model, engine=choice, threads=threads)
         messages: list[dict[str, str]] = []
         while (line := ask()) not in (None, "/quit"):
             if line:

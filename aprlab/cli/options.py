@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from aprlab.cli import output
 from aprlab.cli.registry import group
 from aprlab.errors import UsageError
 
@@ -44,18 +46,21 @@ Reports = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory f
 _Engine = Annotated[
     str | None,
     typer.Option(
-        "--engine", "-e", metavar="ENGINE", show_default="chosen by the model's size",
-        help="Engine that runs the model: reference, jit, cuda or ptx.",
+        "--engine", "-e", metavar="ENGINE", show_default="auto",
+        help="Engine that runs the model: auto, reference, jit, cuda or ptx; jit:q8 rounds activations to 8 bits.",
     ),
 ]  # fmt: skip
 _Engines = Annotated[
     list[str] | None,
     typer.Option(
-        "--engine", "-e", metavar="ENGINE[+FAULT…]", show_default="chosen by the model's size",
+        "--engine", "-e", metavar="ENGINE[+FAULT…]", show_default="auto",
         help="Once: the engine that runs the files. Twice, with one file: the two engines to compare.",
     ),
 ]  # fmt: skip
 _OldEngine = Annotated[str | None, typer.Option("--backend", "-b", hidden=True)]  # what --engine was called
+_Telling = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say which engine is taken, and why.", show_default=False)
+]  # fmt: skip
 _Threads = Annotated[
     int | None,
     typer.Option("--threads", "-t", min=1, metavar="N", help="CPU threads.", show_default="the engine's choice"),
@@ -63,27 +68,33 @@ _Threads = Annotated[
 
 
 @group("engine", "threads")
-def ENGINE(engine: _Engine = None, threads: _Threads = None, backend: _OldEngine = None) -> dict[str, Any]:
+def ENGINE(
+    engine: _Engine = None, threads: _Threads = None, backend: _OldEngine = None, verbose: _Telling = False
+) -> dict[str, Any]:
     """Which engine runs the model, and on how many threads."""
-    return {**_engine(engine, backend), "threads": threads}
+    return {**_engine(engine, backend, verbose), "threads": threads}
 
 
 @group("engine")
-def ENGINE_ALONE(engine: _Engine = None, backend: _OldEngine = None) -> dict[str, Any]:
+def ENGINE_ALONE(engine: _Engine = None, backend: _OldEngine = None, verbose: _Telling = False) -> dict[str, Any]:
     """Which engine runs the model, where the number of threads is the engine's choice."""
-    return _engine(engine, backend)
+    return _engine(engine, backend, verbose)
 
 
-def _engine(engine: str | None, backend: str | None) -> dict[str, Any]:
+def _engine(engine: str | None, backend: str | None, verbose: bool = False) -> dict[str, Any]:
     if engine is not None and backend is not None:
         raise UsageError("--backend is the old name of --engine: give one of them", code="cli.engine-twice")
     chosen = engine if backend is None else backend
+    _tell_choices(verbose)
     return {"engine": None if chosen is None else _known(chosen)}
 
 
 @group("engines", "threads")
-def ENGINES(engine: _Engines = None, threads: _Threads = None, backend: _OldEngine = None) -> dict[str, Any]:
+def ENGINES(
+    engine: _Engines = None, threads: _Threads = None, backend: _OldEngine = None, verbose: _Telling = False
+) -> dict[str, Any]:
     """One engine that runs the files, or two to compare."""
+    _tell_choices(verbose)
     chosen = [*(engine or []), *([] if backend is None else [backend])]
     for name in chosen:
         _known(name.split("+")[0])
@@ -95,6 +106,30 @@ def _known(name: str) -> str:
     from aprlab import engines
 
     return engines.known(name)
+
+
+class _Teller(logging.Handler):
+    """What is logged, each line once, as a note."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        if line not in self._told:
+            self._told.add(line)
+            output.note(line)
+
+
+def _tell_choices(verbose: bool) -> None:
+    """From now on, choices of engines are noted, or not."""
+    log = logging.getLogger("aprlab.engines")
+    for handler in [each for each in log.handlers if isinstance(each, _Teller)]:  # of a command line before this one
+        log.removeHandler(handler)
+    if verbose:
+        log.addHandler(_Teller())
+        log.setLevel(logging.INFO)
 
 
 @group("output", "force")
@@ -152,3 +187,11 @@ def SAMPLING(
 def ids(listed: str | None) -> list[str]:
     """The parts of a list with commas, without blanks around them."""
     return [id for part in (listed or "").split(",") if (id := part.strip())]
+
+
+def numbers(listed: str) -> list[int]:
+    """Token ids of a list with commas; raises UsageError where a part is no whole number."""
+    try:
+        return [int(part) for part in ids(listed)]
+    except ValueError:
+        raise UsageError(f"{listed:.60}: token ids are whole numbers with commas between", code="cli.bad-tokens") from None

@@ -22,7 +22,7 @@ def investigate(
         str | None,
         typer.Option(
             metavar="NAME[,NAME…]", help="Run these notebooks.",
-            show_default="00_golden_rule; 07_peel with --fault or --candidate",
+            show_default="00_golden_rule; 07_peel with --fault or two files; 07b_one_file with --candidate alone",
         ),
     ] = None,
     walk: Annotated[bool, typer.Option("--all", help="Run every notebook, in order.", show_default=False)] = False,
@@ -39,20 +39,26 @@ def investigate(
             metavar="TEXT", help="The right answer.", show_default="the embedded model's; any answer for another model"
         ),
     ] = None,
-    engine: str | None = None,
+    engine: str = "auto",
     fault: Annotated[
         str | None,
         typer.Option(metavar="ID[,ID…]", help="Put these faults into the model, and find them again.", show_default=False),
     ] = None,
     candidate: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A broken file, to compare with --model.", show_default=False)
+        Path | None, typer.Option(
+            metavar="FILE", help="A broken file, to compare with --model; alone without one.", show_default=False
+        ),
     ] = None,
 ) -> int:
     """Check a model against the Golden Rule, or find a fault (--all: every notebook); leaves reports and an index page."""
     from aprlab import lab
+    from aprlab.engines import AUTO
 
     parameters = _parameters(model, prompt, expected, engine, fault, candidate)
     optional = {"expected": ANSWER if model is None and prompt in (None, QUESTION) else ""}
+    if engine == AUTO:  # the reports say which one it was
+        del parameters["engine"]
+        optional |= _taken(model)
 
     def show(step: Step) -> None:
         for claim, holds in step.checks.items():
@@ -62,7 +68,8 @@ def investigate(
         if step.failure:
             out.complain(f"{reports / step.name}.ipynb: {step.failure}", 1)
 
-    default = "00_golden_rule" if fault is None and candidate is None else "07_peel"
+    alone = candidate is not None and model is None
+    default = "07b_one_file" if alone else "00_golden_rule" if fault is None and candidate is None else "07_peel"
     names = [] if walk else ids(only if only is not None else default)
     if not walk and not names:
         raise UsageError("--only names no notebook; --all runs every one", code="cli.no-notebook")
@@ -71,8 +78,19 @@ def investigate(
     return int(any(not step.holds for step in steps))
 
 
+def _taken(model: Path | None) -> dict[str, str]:
+    """The engine that the rule has for the model; the notebooks know the embedded model's."""
+    from aprlab.engines import choose
+    from aprlab.formats import open_model
+    from aprlab.paths import embedded_model
+
+    with open_model(model or embedded_model()) as opened:
+        choice = choose(None, opened)
+    return {} if model is None else {"engine": choice.spec}
+
+
 def _parameters(
-    model: Path | None, prompt: str | None, expected: str | None, engine: str | None, fault: str | None,
+    model: Path | None, prompt: str | None, expected: str | None, engine: str, fault: str | None,
     candidate: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The notebooks' parameters; what is wrong with them is said here, in one line, and not in a notebook's cell."""

@@ -17,12 +17,13 @@ from aprlab.conversion.provenance import GAP_LIMIT, describe, header_for, promis
 from aprlab.conversion.recode import chunks_of, encodable, re_encoded, recoded
 from aprlab.conversion.report import ConversionReport, TensorLine, report_of
 from aprlab.conversion.seams import Seams, healthy_seams
-from aprlab.errors import FormatError, UnsupportedError, UsageError
+from aprlab.errors import AprlabError, FormatError, UnsupportedError, UsageError
 from aprlab.formats import apr, gguf, huggingface, open_model, safetensors
-from aprlab.formats.identity import something_else
+from aprlab.formats.identity import file_only, no_model, something_else
 from aprlab.formats.reading import padding
 from aprlab.formats.writing import atomic, atomic_folder, check_output, write_all
-from aprlab.model import names
+from aprlab.model import names, rope
+from aprlab.model.architecture import architecture_of
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 from aprlab.model.vocabulary import check_tokenizer, end_of_generation, merge_pairs
@@ -67,7 +68,7 @@ def convert(
     output = Path(output)
     _check_options(quantize, dialect, compress)
     model = source if isinstance(source, Model) else open_model(source)
-    if (error := something_else(model)) is not None:
+    if (error := no_model(model)) is not None:
         raise error
     check_output(output, _inputs(model), force=force)
     if output.suffix == ".safetensors":
@@ -75,10 +76,14 @@ def convert(
             "is a SafeTensors file; `export --format safetensors` writes a folder of them",
             code="conversion.output-is-safetensors", path=output,
         )  # fmt: skip
-    _only_qwen2(model)
+    kept = file_only(model) is not None
+    if not kept:
+        _only_known(model)
     retype = _retyping(model, quantize)
     if output.suffix != ".gguf":
         healthy = healthy_seams(apr.DIALECTS[dialect], retype=retype)
+        if kept:  # no other naming knows these names
+            healthy = replace(healthy, name=str)
         used = healthy if seams is None else seams(healthy)
         report = _to_apr(model, output, used, quantize, dialect, compress, force, progress, started)
         report.reversible = seams is None and report.reversible
@@ -131,12 +136,14 @@ def _inputs(model: Model) -> list[Path]:
     return sorted(found)
 
 
-def _only_qwen2(model: Model) -> None:
-    known = set(names.VARIANTS["raw"])
+def _only_known(model: Model) -> None:
+    """Raise UnsupportedError for a tensor that the model's architecture does not have."""
+    kind = architecture_of(model.config.architecture, model.path)
+    known = {row[0] for row in kind.rows} | ({rope.FACTORS} if kind.rope_factors else set())
     for name in model.tensors:
         if names.template_of(name) not in known or "N" in name.split("."):
             raise UnsupportedError(
-                "is not a tensor of a Qwen2 model", code="conversion.unknown-tensor", path=model.path, tensor=name
+                f"is not a tensor of a {kind.title} model", code="conversion.unknown-tensor", path=model.path, tensor=name
             )
 
 
@@ -147,6 +154,8 @@ def _known_target(quantize: str | None) -> None:
 
 def _retyping(model: Model, quantize: str | None) -> Callable[[Tensor], Tensor]:
     """What a right conversion does to each tensor: nothing, unless a type was asked for or SafeTensors has a half vector."""
+    if quantize is not None and (error := file_only(model)) is not None:
+        return _retyping_by_name(quantize, error)
     mix: dict[str, TensorType] = {}
     target: TensorType | None = None
     if quantize is not None and quantize.lower() in mixes.MIXES:
@@ -162,6 +171,17 @@ def _retyping(model: Model, quantize: str | None) -> Callable[[Tensor], Tensor]:
         return tensor if wanted is None else re_encoded(tensor, wanted)
 
     return retype
+
+
+def _retyping_by_name(quantize: str, error: AprlabError) -> Callable[[Tensor], Tensor]:
+    """The same for a model of which only the file is understood: matrices by their names, as llama.cpp chooses them."""
+    if quantize.lower() in mixes.MIXES:
+        raise UsageError(
+            f"which type {quantize} gives each tensor is known for Qwen2 alone; give one type, e.g. q8_0 ({error.message})",
+            code="conversion.mix-of-another-architecture", path=error.path,
+        )  # fmt: skip
+    target = encodable(quantize)
+    return lambda tensor: re_encoded(tensor, kind) if (kind := mixes.kind_by_name(tensor, target)) is not tensor.type else tensor
 
 
 # ── back ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -204,7 +224,7 @@ def export(
             "dtype is for SafeTensors; `convert --quantize` re-encodes a GGUF or APR", code="conversion.dtype-not-for-format"
         )
     model = source if isinstance(source, Model) else open_model(source)
-    if (error := something_else(model)) is not None:
+    if (error := something_else(model) if format == "safetensors" else no_model(model)) is not None:
         raise error
     if format == "safetensors":
         return _to_safetensors(model, output, dtype or "f32", force, progress, started)
@@ -224,7 +244,7 @@ def _to_safetensors(
             f"unknown dtype {dtype!r}; known: {', '.join(name.lower() for name in safetensors.DTYPES)}",
             code="conversion.unknown-dtype",
         )  # fmt: skip
-    _only_qwen2(model)
+    _only_known(model)
     for path in _inputs(model):
         if output.exists() and output.resolve() in (path.resolve(), path.resolve().parent, path.parent.resolve()):
             raise UsageError("holds the input", code="conversion.output-holds-input", path=output)
@@ -233,8 +253,10 @@ def _to_safetensors(
     merge_pairs(tok, ids)
     ends = sorted(end_of_generation(tok, ids), key=lambda id: (id != tok.eos_token_id, id))
     torch = {types.F32: "float32", types.F16: "float16", types.BF16: "bfloat16"}[kind]
-    files = huggingface.companions(model.config, tok, torch, ends)
-    written = [t if t.type is kind else recoded(t, kind) for t in model.tensors.values()]
+    factors = model.tensors[rope.FACTORS].dequantise() if rope.FACTORS in model.tensors else None
+    files = huggingface.companions(model.config, tok, torch, ends, factors)
+    tensors = [huggingface.as_hugging_face_has_it(t, model.config) for t in model.tensors.values() if t.name != rope.FACTORS]
+    written = [t if t.type is kind else recoded(t, kind) for t in tensors]
     plans = [safetensors.SafetensorsPlan(names.from_gguf(t.name), t.type, t.shape, chunks_of(t)) for t in written]
     named = {key: apr.text_of(model, f"general.{key}", key) for key in ("name", "license")}
     about = {"format": "pt", **named, "writer": f"aprlab {__version__}"}
@@ -247,7 +269,7 @@ def _to_safetensors(
         notes.append(f"{len(foreign)} tokens, first {foreign[0]}, are of types that tokenizer.json has not; they became ordinary")
     lines = [
         TensorLine(a.name, names.from_gguf(a.name), a.shape, a.type.name, b.type.name, b.nbytes)
-        for a, b in zip(model.tensors.values(), written, strict=True)
+        for a, b in zip(tensors, written, strict=True)
     ]
     return report_of(model, output, f"hugging face, {kind.name}", size, lines, written, started, notes=notes)
 

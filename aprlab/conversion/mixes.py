@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from aprlab.errors import UnsupportedError, UsageError
 from aprlab.model import names
+from aprlab.model.tensor import Tensor
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
@@ -21,6 +22,7 @@ MIXES: dict[str, TensorType] = {
 # The replacement where a row does not hold whole blocks of 256.
 SUBSTITUTES = {
     types.Q2_K: types.Q4_0, types.Q3_K: types.Q4_0, types.Q4_K: types.Q5_0, types.Q5_K: types.Q5_1, types.Q6_K: types.Q8_0,
+    types.by_name("IQ4_XS"): types.by_name("IQ4_NL"),
 }  # fmt: skip
 
 
@@ -73,6 +75,31 @@ def types_of(shapes: Mapping[str, tuple[int, ...]], mix: str) -> dict[str, Tenso
                 kind = types.Q5_K
         found[name] = fitting(kind, shape, name)
     return found
+
+
+# Matrices that llama.cpp leaves as they are whatever is asked for: routers, positions, convolutions, time mixing.
+_LEFT = (
+    "_norm.weight", "ffn_gate_inp.weight", "position_embd.weight", "pos_embd.weight", "token_types.weight", "altup", "laurel",
+    "per_layer_model_proj", "ssm_conv1d", "shortconv.conv.weight", "time_mix_first.weight", "time_mix_w0.weight",
+    "time_mix_w1.weight", "time_mix_w2.weight", "time_mix_v0.weight", "time_mix_v1.weight", "time_mix_v2.weight",
+    "time_mix_a0.weight", "time_mix_a1.weight", "time_mix_a2.weight", "time_mix_g1.weight", "time_mix_g2.weight",
+    "time_mix_decay_w1.weight", "time_mix_decay_w2.weight", "time_mix_lerp_fused.weight", "attn_rel_b.weight",
+)  # fmt: skip
+
+
+def kind_by_name(tensor: Tensor, target: TensorType) -> TensorType:
+    """The type in which a tensor of any architecture is written where `target` is asked for.
+
+    As llama.cpp has it: matrices called ``….weight``, but for those that it leaves alone; F16 where rows hold no whole blocks
+    of `target` or its substitute. Whole numbers stay what they are.
+    """
+    matrix = len(tensor.shape) > 1 and tensor.name.endswith("weight") and tensor.type not in types.WHOLE_NUMBERS
+    if not matrix or any(part in tensor.name for part in _LEFT):
+        return tensor.type
+    kind = target
+    if tensor.cols % kind.block_elements:
+        kind = SUBSTITUTES.get(kind, kind)
+    return types.F16 if tensor.cols % kind.block_elements else kind
 
 
 def by_layer(listed: Iterable[str]) -> list[str]:

@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from gguf.constants import LlamaFileType
 
 from aprlab.conversion import mixes
 from aprlab.conversion.report import count_of
 from aprlab.errors import FormatError, UnsupportedError
 from aprlab.formats import apr, gguf
+from aprlab.formats.gguf_record import header_of, recorded_fields
+from aprlab.formats.identity import file_only
 from aprlab.formats.reading import padding
-from aprlab.model import names
+from aprlab.model import names, rope
+from aprlab.model.architecture import architecture_of
 from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 from aprlab.quants import types
+from aprlab.quants.ggml import LlamaFileType
 from aprlab.version import __version__
 
 GAP_LIMIT = 1 << 16  # bytes of non-zero padding that a file may keep; more is not padding
@@ -32,15 +35,12 @@ GAP_LIMIT = 1 << 16  # bytes of non-zero padding that a file may keep; more is n
 def describe(model: Model, tensors: list[Tensor], dialect: apr.Dialect) -> dict[str, Any]:
     """The APR metadata of `model` with `tensors` as they will be written, and what an export back needs."""
     source = {"writer": f"aprlab {__version__}", **_origin_record(model)}
+    split = isinstance(model.metadata, gguf.FieldView) and model.metadata.header.parts
+    if "gguf" not in source and (split or file_only(model) is not None):
+        source["gguf"] = _keys_record(model)
+    if file_only(model) is not None:
+        return apr.file_only_metadata(model, tensors, source["gguf"]) | {"source_metadata": source}
     return apr.metadata_of(model, tensors, dialect) | {"source_metadata": source}
-
-
-# Arrays that are in the metadata anyway are not written twice.
-_SHARED = {
-    "tokenizer.ggml.tokens": "tokenizer.vocabulary",
-    "tokenizer.ggml.merges": "tokenizer.merges",
-    "tokenizer.ggml.token_type": "tokenizer.token_type",
-}
 
 
 def _origin_record(model: Model) -> dict[str, Any]:
@@ -69,14 +69,24 @@ def _origin_record(model: Model) -> dict[str, Any]:
         return {}  # there is more than padding between the tensors: such a file cannot be reproduced
     if gaps:
         record["gaps"] = gaps
-    record["xxh3_128"] = gguf_hash(header.file[: header.data_offset].tobytes(), model.tensors.values())
+    record["xxh3_128"] = gguf_hash(header.bytes_of(0, header.data_offset).tobytes(), model.tensors.values())
     return {"gguf": record}
+
+
+def _keys_record(model: Model) -> dict[str, Any]:
+    """Keys and tensor table alone, where the file cannot be given back byte for byte."""
+    header = header_of(model)
+    return {
+        "version": header.version, "alignment": min(header.alignment, GAP_LIMIT),
+        "kv": [[f.key, f.type_name, _plain(f)] for f in header.fields.values()],
+        "tensors": [[i.name, list(i.ne), i.code] for i in header.infos],
+    }  # fmt: skip
 
 
 def _plain(item: gguf.Field) -> Any:
     """A GGUF value as JSON that loses nothing: a float that JSON cannot say becomes its bits."""
-    if item.key in _SHARED:
-        return {"same_as": _SHARED[item.key]}
+    if item.key in apr.SHARED_LISTS:  # in the metadata anyway, and not written twice
+        return {"same_as": apr.SHARED_LISTS[item.key]}
     value = item.value
     if isinstance(value, np.ndarray):
         bad = value.dtype.kind == "f" and not np.isfinite(value).all()
@@ -92,9 +102,9 @@ def _gaps(header: gguf.Header, model: Model) -> list[list[Any]] | None:
     gaps, at, total = [], header.data_offset, 0
     for start, stop in [*ends, (header.file_size, header.file_size)]:
         if start > at:
-            between = header.file[at:start]
-            if len(between) > GAP_LIMIT:
+            if start - at > GAP_LIMIT:
                 return None
+            between = header.bytes_of(at, start)
             last = stop == start == header.file_size
             if between.any() or (last and len(between) != padding(at, header.alignment)):
                 total += len(between)
@@ -121,7 +131,8 @@ def gguf_hash(header: bytes, tensors: Iterable[Tensor]) -> str:
 def promised(metadata: dict[str, Any], tensors: list[Tensor]) -> bool:
     """Whether these metadata hold the record of a GGUF file of just these tensors."""
     try:
-        return _holds(metadata["source_metadata"]["gguf"], tensors)
+        record = metadata["source_metadata"]["gguf"]
+        return "xxh3_128" in record and _holds(record, tensors)
     except (LookupError, TypeError, ValueError):
         return False
 
@@ -158,7 +169,7 @@ def header_for(
     if own is not None:
         fields = list(own.fields.values())
     else:
-        fields = _recorded_fields(model, record) if record else made_fields(model.config, model.tokenizer, model.metadata)
+        fields = recorded_fields(model.metadata, record) if record else made_fields(model.config, model.tokenizer, model.metadata)
     if not unchanged:
         fields = with_file_type(fields, (t.type.name for t in ordered if len(t.shape) > 1), quantize)
     infos = gguf.layout([(t.name, t.type, t.shape) for t in ordered], alignment)
@@ -168,18 +179,6 @@ def header_for(
     return header, ordered, record if unchanged else None
 
 
-def _recorded_fields(model: Model, record: dict[str, Any]) -> list[gguf.Field]:
-    fields = []
-    for key, type_name, value in record["kv"]:
-        if isinstance(value, dict) and "same_as" in value:
-            value = model.metadata[value["same_as"]]
-        elif isinstance(value, dict):
-            bits = np.frombuffer(base64.b64decode(value["base64"]), "<f4" if "float32" in type_name else "<f8")
-            value = bits if type_name.startswith("array[") else float(bits[0])
-        fields.append(gguf.field_of(key, type_name, value))
-    return fields
-
-
 def natural_order(tensors: Iterable[str]) -> list[str]:
     """The order of llama.cpp's converter, which follows the Hugging Face names: lm_head, model.embed_tokens, …, model.norm."""
     return sorted(tensors, key=names.from_gguf)
@@ -187,40 +186,46 @@ def natural_order(tensors: Iterable[str]) -> list[str]:
 
 def made_fields(config: ModelConfig, tok: TokenizerData, metadata: Any) -> list[gguf.Field]:
     """The key-value section of a GGUF file for a model that does not come from one. Same keys as llama.cpp's converter."""
-    if config.rope_type != "neox":
+    kind = architecture_of(config.architecture)
+    if config.rope_type != kind.rope_type:
         raise UnsupportedError(
-            f"rope_type is {config.rope_type!r}; GGUF has no key for it, a Qwen2 file is always NEOX",
-            code="conversion.rope-not-neox",
+            f"rope_type is {config.rope_type!r}; GGUF has no key for it, a {kind.title} file always has {kind.rope_type!r}",
+            code="conversion.rope-type",
         )  # fmt: skip
+    name = kind.name
     text = {key: value for key in ("name", "license") if isinstance(value := metadata.get(key), str)}
     values: list[tuple[str, str, Any]] = [
         ("general.architecture", "string", config.architecture),
         ("general.name", "string", text.get("name")),
         ("general.license", "string", text.get("license")),
-        ("qwen2.block_count", "uint32", config.block_count),
-        ("qwen2.context_length", "uint32", config.context_length),
-        ("qwen2.embedding_length", "uint32", config.embedding_length),
-        ("qwen2.feed_forward_length", "uint32", config.feed_forward_length),
-        ("qwen2.attention.head_count", "uint32", config.head_count),
-        ("qwen2.attention.head_count_kv", "uint32", config.head_count_kv),
-        ("qwen2.rope.freq_base", "float32", config.rope_theta),
-        ("qwen2.attention.layer_norm_rms_epsilon", "float32", config.rms_norm_eps),
+        (f"{name}.block_count", "uint32", config.block_count),
+        (f"{name}.context_length", "uint32", config.context_length),
+        (f"{name}.embedding_length", "uint32", config.embedding_length),
+        (f"{name}.feed_forward_length", "uint32", config.feed_forward_length),
+        (f"{name}.attention.head_count", "uint32", config.head_count),
+        (f"{name}.attention.head_count_kv", "uint32", config.head_count_kv),
+        (f"{name}.rope.freq_base", "float32", config.rope_theta),
+        (f"{name}.attention.layer_norm_rms_epsilon", "float32", config.rms_norm_eps),
         ("general.file_type", "uint32", 0),
         ("tokenizer.ggml.model", "string", tok.model),
         ("tokenizer.ggml.pre", "string", tok.pre),
         ("tokenizer.ggml.tokens", "array[string]", tok.tokens),
         ("tokenizer.ggml.token_type", "array[int32]", tok.token_types),
-        ("tokenizer.ggml.merges", "array[string]", tok.merges),
+        ("tokenizer.ggml.scores", "array[float32]", tok.scores),
+        ("tokenizer.ggml.merges", "array[string]", None if tok.model == "llama" else tok.merges),
         ("tokenizer.ggml.eos_token_id", "uint32", tok.eos_token_id),
         ("tokenizer.ggml.padding_token_id", "uint32", tok.pad_token_id),
         ("tokenizer.ggml.bos_token_id", "uint32", tok.bos_token_id),
         ("tokenizer.ggml.add_bos_token", "bool", tok.add_bos),
+        ("tokenizer.ggml.add_space_prefix", "bool", tok.add_space_prefix),
         ("tokenizer.chat_template", "string", tok.chat_template),
         ("general.quantization_version", "uint32", 2),
     ]
+    at = next(n for n, row in enumerate(values) if row[0] == "general.file_type")
+    values[at:at] = [(f"{name}.{key}", type_name, value) for key, type_name, value in rope.to_gguf(config.rope_scaling)]
     if config.head_dim * config.head_count != config.embedding_length:
-        values.insert(9, ("qwen2.attention.key_length", "uint32", config.head_dim))
-        values.insert(10, ("qwen2.attention.value_length", "uint32", config.head_dim))
+        values.insert(9, (f"{name}.attention.key_length", "uint32", config.head_dim))
+        values.insert(10, (f"{name}.attention.value_length", "uint32", config.head_dim))
     return [gguf.field_of(key, type_name, value) for key, type_name, value in values if value is not None]
 
 

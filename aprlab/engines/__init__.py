@@ -7,27 +7,17 @@ from importlib import import_module
 from typing import Any
 
 from aprlab.engines.base import Array, Cache, Engine
+from aprlab.engines.choice import AUTO, STREAMING, Choice, choose, known, parse
+from aprlab.engines.choice import ENGINES as _ENGINES
 from aprlab.errors import UsageError
 from aprlab.model.model import Model
 
-# name -> module and class; imported when asked for, since each brings its own library
-_ENGINES: dict[str, tuple[str, str]] = {
-    "reference": ("aprlab.engines.reference", "ReferenceEngine"),
-    "jit": ("aprlab.engines.jit", "JitEngine"),
-    "cuda": ("aprlab.engines.cuda", "CudaEngine"),
-    "ptx": ("aprlab.engines.ptx", "PtxEngine"),
-}
 NAMES: tuple[str, ...] = tuple(_ENGINES)
 
 
-def known(name: str) -> str:
-    """`name`, if an engine has it; raises UsageError if none has."""
-    if name not in _ENGINES:
-        raise UsageError(f"unknown engine {name!r}; known: {', '.join(NAMES)}", code="engines.unknown")
-    return name
-
-
-def create(name: str, model: Model, threads: int | None = None, *, stream: bool = False, **options: Any) -> Engine:
+def create(
+    name: str | Choice | None, model: Model, threads: int | None = None, *, stream: bool = False, **options: Any
+) -> Engine:
     """The engine called `name` over `model`'s weights; `options` are that engine's own.
 
     With `stream`, weights are read from the file for every pass and dropped after use, so that a model
@@ -37,26 +27,43 @@ def create(name: str, model: Model, threads: int | None = None, *, stream: bool 
     a warning the first time.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `NAMES`, with a contract or without (``jit``, ``jit:q8``), ``auto`` (`aprlab.engines.choice` has the
+            rule), or a choice that was made already.
         model: its tensors are the weights.
         threads: CPU threads; None leaves the number to the engine.
         stream: read weights again for every pass.
-        options: the engine's own, such as ``contract="q8"``.
+        options: the engine's own, such as ``simd="avx2"``; ``contract="q8"`` is another way to say ``:q8``.
 
     Raises:
-        UsageError: no engine has this name, or its library is not installed on this machine.
+        UsageError: no engine has this name or this contract, or its library is not installed on this machine.
     """
-    module, attribute = _ENGINES[known(name)]
+    if name in (None, "", AUTO) and "contract" in options:
+        name = f"{AUTO}:{options['contract']}"
+    choice = choose(name, model, threads=threads, stream=stream)
+    engine = _made(choice, model, threads, stream, options)
+    engine.asked = choice.asked
+    return engine
+
+
+def _made(choice: Choice, model: Model, threads: int | None, stream: bool, options: dict[str, Any]) -> Engine:
+    name = choice.name
+    if choice.contract != "f32":
+        if options.get("contract", choice.contract) != choice.contract:
+            raise UsageError(
+                f"engine {choice.asked!r} and contract {options['contract']!r}: which of them?", code="engines.two-contracts"
+            )
+        options = {**options, "contract": choice.contract}
+    module, attribute = _ENGINES[name]
     try:
         kind: type[Engine] = getattr(import_module(module), attribute)
     except ImportError as error:
         if name == "jit" and options.get("contract", "f32") == "f32":
-            warnings.warn(f"engine 'jit' is not available here ({error}); 'reference' takes its place", stacklevel=2)
+            warnings.warn(f"engine 'jit' is not available here ({error}); 'reference' takes its place", stacklevel=3)
             return create("reference", model, threads, stream=stream)
         raise UsageError(f"engine {name!r} is not available here: {error}", code="engines.unavailable") from error
     if not stream:
         return kind(model, threads, **options)
-    if name not in ("reference", "jit"):
+    if name not in STREAMING:
         raise UsageError(f"engine {name!r} cannot stream weights; reference and jit can", code="engines.cannot-stream")
     lean = {"reference": {"cache_weights": False}, "jit": {"repack": False}}[name]
     engine = kind(model, threads, **(lean | options))
@@ -64,4 +71,4 @@ def create(name: str, model: Model, threads: int | None = None, *, stream: bool 
     return engine
 
 
-__all__ = ["NAMES", "Array", "Cache", "Engine", "create", "known"]
+__all__ = ["AUTO", "NAMES", "Array", "Cache", "Choice", "Engine", "choose", "create", "known", "parse"]

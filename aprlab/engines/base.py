@@ -1,4 +1,4 @@
-"""What an engine is: the ten primitives that one forward pass of Qwen2 is written in.
+"""What an engine is: the primitives that every forward pass is written in.
 
 An engine owns arithmetic and memory, nothing else. It knows no layers, no config and no order of steps: whatever a
 primitive needs apart from its arrays and weights (eps, rotary base, head counts by shape) is handed to it at the call, so
@@ -22,6 +22,7 @@ import numpy as np
 from aprlab.errors import FormatError, UsageError
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
+from aprlab.model.rope import RopeScaling
 from aprlab.model.tensor import Tensor
 
 Array = Any  # an engine's own array: float32, C order
@@ -64,6 +65,11 @@ class Cache:
         self.length = length
 
 
+def spelled(name: str, contract: str) -> str:
+    """``jit`` for contract f32, ``jit:q8`` for another one."""
+    return name if contract == "f32" else f"{name}:{contract}"
+
+
 class Engine(ABC):
     """The primitives. T = positions in this call, H = query heads, Hkv = key/value heads, D = head size.
 
@@ -75,6 +81,7 @@ class Engine(ABC):
 
     name: ClassVar[str]
     contract: str
+    asked = ""  # what it was asked for as, where `engines.create` made it: ``auto``, ``jit:q8``
 
     def __init__(self, model: Model, threads: int | None = None) -> None:
         """`threads`: CPU threads to use; None leaves the number to the engine's library."""
@@ -117,11 +124,15 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def rope(self, x: Array, positions: np.ndarray, theta: float, style: str) -> Array:
+    def rope(
+        self, x: Array, positions: np.ndarray, theta: float, style: str, scaling: RopeScaling | None = None,
+        factors: str | None = None,
+    ) -> Array:  # fmt: skip
         """Rotate x ``(T, heads, D)`` at `positions` int64 ``(T,)``: pair i turns by ``position * theta**(-2i/D)``.
 
         `style` says which two values make pair i: ``neox`` i and i + D/2, ``norm`` 2i and 2i + 1. Anything else raises
-        UnsupportedError. ``(a, b) -> (a cos - b sin, a sin + b cos)``.
+        UnsupportedError. ``(a, b) -> (a cos - b sin, a sin + b cos)``. `scaling` changes the angles and the length of what
+        is rotated; `factors` names a vector ``(D/2,)`` that each angle is divided by first (`aprlab.model.rope`).
         """
 
     @abstractmethod
@@ -152,6 +163,11 @@ class Engine(ABC):
 
     def close(self) -> None:  # noqa: B027 - an engine without resources is whole
         """Give back memory; the engine is not used afterwards."""
+
+    @property
+    def spec(self) -> str:
+        """What asks `create` for an engine of this name and contract: ``jit``, ``jit:q8``."""
+        return spelled(self.name, self.contract)
 
     @property
     def alike(self) -> dict[str, Any]:

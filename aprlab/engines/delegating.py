@@ -7,6 +7,7 @@ import numpy as np
 from aprlab.engines.base import Array, Cache, Engine
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
+from aprlab.model.rope import RopeScaling
 
 
 class DelegatingEngine(Engine):
@@ -16,7 +17,7 @@ class DelegatingEngine(Engine):
         super().__init__(inner.model, inner.threads)
         self.inner = inner
         self.name = inner.name  # type: ignore[misc]  # what it is called and how it rounds is the inner one's business
-        self.contract = inner.contract
+        self.contract, self.asked = inner.contract, inner.asked
 
     def from_numpy(self, x: np.ndarray) -> Array:
         return self.inner.from_numpy(x)
@@ -36,8 +37,11 @@ class DelegatingEngine(Engine):
     def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
         return self.inner.matmul(x, weight, bias)
 
-    def rope(self, x: Array, positions: np.ndarray, theta: float, style: str) -> Array:
-        return self.inner.rope(x, positions, theta, style)
+    def rope(
+        self, x: Array, positions: np.ndarray, theta: float, style: str, scaling: RopeScaling | None = None,
+        factors: str | None = None,
+    ) -> Array:  # fmt: skip
+        return self.inner.rope(x, positions, theta, style, scaling, factors)
 
     def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
         return self.inner.attend(q, k, v, cache, layer, positions)

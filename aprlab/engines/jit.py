@@ -24,6 +24,7 @@ from aprlab.kernels.simd import isa as isas
 from aprlab.kernels.simd import kernels
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
+from aprlab.model.rope import RopeScaling, frequencies
 from aprlab.model.tensor import Tensor
 from aprlab.quants.types import BF16, F16, F32, Q8_0
 
@@ -33,6 +34,7 @@ FUSED = 4  # most tokens for which fused kernels beat decoding and BLAS, where t
 _TOKENS = 256  # most tokens of one call: three bytes of each activation are kept meanwhile, a thread
 _PARALLEL_VALUES = 1 << 14  # below this, handing work to threads costs more than it saves
 _NONE = np.empty(0, np.float32)
+Turn = tuple[float, int, RopeScaling | None, str | None]  # base, pairs, scaling, the tensor of factors
 
 
 class JitEngine(Engine):
@@ -77,7 +79,7 @@ class JitEngine(Engine):
         self._decoders: dict[kernels.Kind, Callable[..., Any]] = {}
         self._decoded: dict[str, np.ndarray] = {}  # whole matrices of types without a kernel
         self._vectors: dict[str, np.ndarray] = {}
-        self._turns: dict[tuple[float, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._turns: dict[Turn, tuple[np.ndarray, np.ndarray]] = {}
         self._tiles: list[np.ndarray] = []  # one a thread, while none is at work
         self._touched = False
         self._pool = ThreadPoolExecutor(self.tasks, "aprlab-jit")
@@ -298,23 +300,30 @@ class JitEngine(Engine):
 
         list(self._pool.map(product, range(self.tasks)))
 
-    def rope(self, x: np.ndarray, positions: np.ndarray, theta: float, style: str) -> np.ndarray:
+    def rope(
+        self, x: np.ndarray, positions: np.ndarray, theta: float, style: str, scaling: RopeScaling | None = None,
+        factors: str | None = None,
+    ) -> np.ndarray:  # fmt: skip
         if style not in ("neox", "norm"):
             raise UnsupportedError(
                 f"rotary style {style!r}; known: 'neox' (halves), 'norm' (adjacent pairs)", code="engines.unknown-rotary-style"
             )
         start, count = int(positions[0]), len(positions)
-        cos, sin = self._rotary(float(theta), x.shape[-1] // 2, start + count)
+        cos, sin = self._rotary((float(theta), x.shape[-1] // 2, scaling, factors), start + count)
         out = np.empty_like(x)
         kernels.rotate(_plain(x), cos, sin, start, style == "neox", out)
         return out
 
-    def _rotary(self, theta: float, half: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    def _rotary(self, turn: Turn, end: int) -> tuple[np.ndarray, np.ndarray]:
         """Cosines and sines, float32 ``(at least end, D/2)``, computed in double; kept and grown by doubling."""
-        found = self._turns.get((theta, half))
+        found = self._turns.get(turn)
         if found is None or len(found[0]) < end:
-            angles = np.arange(max(256, 1 << (end - 1).bit_length()))[:, None] * theta ** (-np.arange(half) / half)
-            found = self._turns[theta, half] = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+            theta, half, scaling, factors = turn
+            divisors = None if factors is None else self._vector(factors, half)
+            angles = np.arange(max(256, 1 << (end - 1).bit_length()))[:, None] * frequencies(theta, half, scaling, divisors)
+            length = 1.0 if scaling is None else scaling.length
+            cos, sin = ((f(angles) * length).astype(np.float32) for f in (np.cos, np.sin))
+            found = self._turns[turn] = cos, sin
         return found
 
     def attend(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, cache: Cache, layer: int, positions: np.ndarray) -> np.ndarray:

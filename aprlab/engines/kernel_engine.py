@@ -18,6 +18,7 @@ from aprlab.kernels.cuda.device import Device, DeviceArray
 from aprlab.kernels.cuda.launch import Launch
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
+from aprlab.model.rope import RopeScaling, frequencies
 from aprlab.model.tensor import Tensor
 from aprlab.quants import types
 
@@ -174,15 +175,20 @@ class KernelEngine(Engine):
             self._prepared = (x, out)
         return self._prepared[1]
 
-    def rope(self, x: DeviceArray, positions: np.ndarray, theta: float, style: str) -> DeviceArray:
+    def rope(
+        self, x: DeviceArray, positions: np.ndarray, theta: float, style: str, scaling: RopeScaling | None = None,
+        factors: str | None = None,
+    ) -> DeviceArray:  # fmt: skip
         count, heads, size = x.shape
         half = size // 2
 
         def table() -> np.ndarray:
-            angles = positions[:, None] * theta ** (-np.arange(half) / half)  # float64 (T, D/2)
-            return np.stack([np.cos(angles), np.sin(angles)], -1).astype(np.float32)
+            divisors = None if factors is None else self.vector(factors, half).dequantise()
+            angles = positions[:, None] * frequencies(theta, half, scaling, divisors)  # float64 (T, D/2)
+            length = 1.0 if scaling is None else scaling.length
+            return (np.stack([np.cos(angles), np.sin(angles)], -1) * length).astype(np.float32)
 
-        turns = self._upload_once("turns", (positions.tobytes(), theta, half), table)
+        turns = self._upload_once("turns", (positions.tobytes(), theta, half, scaling, factors), table)
         y = self._empty(x.shape)
         self.device.run(launches.rope(style, self._at(x), self._at(turns), self._at(y), count, heads, size))
         return y

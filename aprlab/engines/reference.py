@@ -16,6 +16,7 @@ from aprlab.engines.blas import blas_threads
 from aprlab.errors import FormatError, UnsupportedError
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
+from aprlab.model.rope import RopeScaling, frequencies
 from aprlab.model.tensor import Tensor
 
 _BLOCK_BYTES = 8 << 20  # float32 bytes decoded at a time
@@ -113,10 +114,15 @@ class ReferenceEngine(Engine):
                     tensor.release(rows)
         return y if bias is None else y + self._vector(bias, tensor.rows)
 
-    def rope(self, x: np.ndarray, positions: np.ndarray, theta: float, style: str) -> np.ndarray:
+    def rope(
+        self, x: np.ndarray, positions: np.ndarray, theta: float, style: str, scaling: RopeScaling | None = None,
+        factors: str | None = None,
+    ) -> np.ndarray:  # fmt: skip
         half = x.shape[-1] // 2
-        angles = positions[:, None] * theta ** (-np.arange(half) / half)  # float64 (T, D/2)
-        cos, sin = (f(angles).astype(np.float32)[:, None, :] for f in (np.cos, np.sin))  # (T, 1, D/2)
+        divisors = None if factors is None else self._vector(factors, half)
+        angles = positions[:, None] * frequencies(theta, half, scaling, divisors)  # float64 (T, D/2)
+        length = 1.0 if scaling is None else scaling.length
+        cos, sin = ((f(angles) * length).astype(np.float32)[:, None, :] for f in (np.cos, np.sin))  # (T, 1, D/2)
         if style == "neox":
             first, second = slice(0, half), slice(half, 2 * half)
         elif style == "norm":

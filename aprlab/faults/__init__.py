@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from aprlab.conversion.report import ConversionReport
-from aprlab.faults import decode, dtypes, forward, instruments, layout, naming, text
+from aprlab.engines import Choice, parse
+from aprlab.faults import attention, borrowed_kernels, decode, dtypes, forward, instruments, layout, naming, products, text
 from aprlab.faults.apply import convert_faulty, find, session_faulty
 from aprlab.faults.base import LAYERS, SECTIONS, Fault, Layer
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
 
-_MODULES = (naming, dtypes, layout, decode, forward, text, instruments)  # sections A to G
+_MODULES = (naming, dtypes, layout, decode, borrowed_kernels, forward, attention, products, text, instruments)  # sections A to G
 FAULTS: dict[str, Fault] = {fault.id: fault for module in _MODULES for fault in module.FAULTS}
 assert len(FAULTS) == sum(len(module.FAULTS) for module in _MODULES), "two faults have one id"
 
@@ -65,7 +66,7 @@ def convert_with(
 def session_with(
     model: Model | str | Path | Session,
     faults: Iterable[str | Fault],
-    engine: str = "reference",
+    engine: str | Choice | None = "auto",
     threads: int | None = None,
     **options: Any,
 ) -> Session:
@@ -77,8 +78,8 @@ def session_with(
     Args:
         model: an opened model, a path, or a healthy session, whose engine, tokenizer and cache are then used as far as the
             faults allow (so the two must not run at the same time).
-        faults: ids, or faults; the later ones wrap the earlier ones. With engine ``ptx`` or ``cuda`` also a fault of the
-            kernels by name (`aprlab.kernels.cuda.mutations`), which goes before one of the same id here.
+        faults: ids, or faults; the later ones wrap the earlier ones. With engine ``ptx`` or ``cuda`` (asked for by name)
+            also a fault of the kernels by name (`aprlab.kernels.cuda.mutations`), which goes before one of the same id here.
         engine, threads, options: the engine to make; where a session is given, it is one like that session's. Faulty
             decoders hand their values to engines other than ``reference`` as F32 tensors.
 
@@ -88,15 +89,19 @@ def session_with(
     """
     from aprlab.kernels.cuda import mutations  # kernels are another seam, which only the engines have that run them
 
-    name = model.engine.name if isinstance(model, Session) else engine
+    if isinstance(model, Session):
+        asked: str | None = model.engine.asked or model.engine.name
+    else:
+        asked = engine.asked if isinstance(engine, Choice) else engine
+    name = parse(asked)[0]
     others, kernels = mutations.select(faults, name, FAULTS)
     if kernels:
         if isinstance(model, Session):
-            threads, options = model.engine.threads, options | model.engine.alike
+            engine, threads, options = model.engine.name, model.engine.threads, options | model.engine.alike
             model = model.model
         elif not isinstance(model, Model):
             model = open_model(model)
-        model = Session(model, engine=name, threads=threads, **options | kernels)
+        model = Session(model, engine=engine, threads=threads, **options | kernels)
         if not others:
             return model
     return session_faulty(model, find(others, FAULTS), engine, threads, **options)

@@ -203,7 +203,7 @@ _AS_IS = Seams(name=lambda name: name, code=lambda kind: kind.code, dims=lambda 
 def session_faulty(
     model: Model | str | Path | Session,
     faults: Sequence[Fault],
-    engine: str = "reference",
+    engine: str | engines.Choice | None = "auto",
     threads: int | None = None,
     **options: Any,
 ) -> Session:
@@ -233,7 +233,8 @@ def session_faulty(
     if owner is not None and registry is REGISTRY and not files:
         runner: Engine = BorrowedEngine(owner.engine, model.with_changes(tokenizer=data))
     else:
-        if engine == "reference":
+        engine = engines.choose(engine, model, threads=threads)
+        if engine.name == "reference":
             model = misread(model, registry, as_floats=False)
         else:
             model = for_other_engines(model, [fault for fault in runs if fault.registry is not None])

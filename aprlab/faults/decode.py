@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aprlab.conversion.recode import at_hand
 from aprlab.conversion.seams import Seams
@@ -24,6 +24,9 @@ from aprlab.quants.base import Bytes, Fields, Floats, Quant, bits, up
 from aprlab.quants.kquants import Q4_K, pack_runs, unpack_runs
 from aprlab.quants.legacy import pack_halves
 from aprlab.quants.types import TensorType
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class DecodeStep(Quant):
@@ -171,6 +174,31 @@ class InventedQ5K(DecodeStep):
 
 def invent_q5k(b: Fields) -> None:
     b["qs"], b["qh"] = pack_runs(flat(b["qs"], 4), 32, 4), pack_runs(flat(b["qh"], 1), 32, 1)
+
+
+class SequentialQ6K(DecodeStep):
+    """Q6_K as one would guess it: nibbles in pairs, two high bits of each value in a row."""
+
+    def unpack_nibbles(self, ql: Bytes) -> Bytes:
+        return flat(ql, 4)
+
+    def unpack_high_bits(self, qh: Bytes) -> Bytes:
+        return flat(qh, 2)
+
+
+def sequential_q6k(b: Fields) -> None:
+    b["ql"], b["qh"] = pack_runs(flat(b["ql"], 4), 64, 4), pack_runs(flat(b["qh"], 2), 32, 2)
+
+
+class SequentialHighBits(DecodeStep):
+    """Q5_K with the fifth bits in a row: bit i of the 256 belongs to value i."""
+
+    def unpack_high_bits(self, qh: Bytes) -> Bytes:
+        return flat(qh, 1)
+
+
+def sequential_high_bits(b: Fields) -> None:
+    b["qh"] = pack_runs(flat(b["qh"], 1), 32, 1)
 
 
 class InventedQ3K(DecodeStep):
@@ -428,6 +456,28 @@ FAULTS = (
         ),
         "About 248 of 256 values of a block wrong.",
         seams=blocks_edited(invent_q5k, [types.Q5_K]), registry=decoded_with(InventedQ5K, types.Q5_K),
+        needs="tensors of type Q5_K", given={"quantize": "q5k"},
+    ),
+    Fault(
+        "q6k-sequential", "Q6_K: nibbles and high bits read in sequence", "decode", "D",
+        lines(
+            "Value v was read from nibble v of ql and from bits 2(v mod 4) of byte v/4 of qh; its scale from group v/16.",
+            "ggml splits a block into two halves: the low nibbles of 64 bytes before the high ones, bits 32 values apart.",
+            "Upstream's published statistics of 2026-01-30, the baseline of two gates, were computed this way.",
+        ),
+        "About 250 of 256 values of a block wrong; means and extremes hardly change, the spread grows by half.",
+        seams=blocks_edited(sequential_q6k, [types.Q6_K]), registry=decoded_with(SequentialQ6K, types.Q6_K),
+        needs="tensors of type Q6_K",
+    ),
+    Fault(
+        "q5k-qh-sequential", "Q5_K: the fifth bits read in sequence", "decode", "D",
+        lines(
+            "The nibbles were read correctly; the fifth bit of value v was taken from bit v mod 8 of byte v/8.",
+            "In ggml bit g of byte j belongs to value j of group g.",
+            "Only half of the values change, each by 16 steps of its group.",
+        ),
+        "Values off by 0 or ±16 d·sc; scales, minima and low nibbles correct.",
+        seams=blocks_edited(sequential_high_bits, [types.Q5_K]), registry=decoded_with(SequentialHighBits, types.Q5_K),
         needs="tensors of type Q5_K", given={"quantize": "q5k"},
     ),
     Fault(

@@ -125,6 +125,46 @@ FAULTS = (
         needs="tensors of type AprQ4 or AprQ8", given={"quantize": "aprq4"},
     ),
     Fault(
+        "bf16-as-f16", "BF16 labelled F16", "dtype", "B",
+        lines(
+            "Two 16-bit floats, one branch: the bytes of BF16 were read as IEEE halves (aprender #1601).",
+            "Eight bits of exponent become five, so 7.5625 becomes 7.0625 and most weights shrink towards 1.",
+            "Sizes agree, so the size law cannot detect it, and no value need be NaN.",
+        ),
+        "Byte 1 with the bytes of BF16: values of weights near ±1.5 instead of ±0.02.",
+        seams=coded({types.BF16: types.F16.code}), needs="tensors of type BF16", given={"quantize": "bf16"},
+    ),
+    Fault(
+        "bf16-as-f32", "BF16 labelled F32", "dtype", "B",
+        lines(
+            "Every float was taken for four bytes.",
+            "Two neighbouring values become one: the second gives sign, exponent and top bits, the first the rest.",
+            "The numbers look like weights, as every second one of them is the upper half.",
+        ),
+        _SIZE_LAW + " Byte 0 with 2 bytes a value.",
+        seams=coded({types.BF16: types.F32.code}), needs="tensors of type BF16", given={"quantize": "bf16"},
+    ),
+    Fault(
+        "apr-q8-as-q8_0", "AprQ8 labelled Q8_0", "dtype", "B",
+        lines(
+            "Both are called Q8; the writer's own has one float32 scale for a whole tensor and a byte a value.",
+            "ggml's has a float16 scale for every 32 values.",
+            "Read as Q8_0, two weights of every block become its scale.",
+        ),
+        _SIZE_LAW + " Byte 8 with 4 bytes and one for each value.",
+        seams=coded({types.APR_Q8: types.Q8_0.code}), needs="tensors of type AprQ8", given={"quantize": "aprq8"},
+    ),
+    Fault(
+        "apr-q4-as-q4k", "AprQ4 labelled Q4_K", "dtype", "B",
+        lines(
+            "Eight blocks of AprQ4 are 144 bytes for 256 values, exactly one block of Q4_K.",
+            "Scale and nibbles of the first blocks are read as d, dmin and scales.",
+            "The size law cannot detect it.",
+        ),
+        "Byte 12 with the bytes of AprQ4: sizes agree, values absurd.",
+        seams=coded({types.APR_Q4: types.Q4_K.code}), needs="tensors of type AprQ4", given={"quantize": "aprq4"},
+    ),
+    Fault(
         "unknown-to-f32", "Q4_1, Q5_0 and Q5_1 silently become F32", "dtype", "B",
         lines(
             "Types missing from the writer's table get byte 0.",

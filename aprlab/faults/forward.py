@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from aprlab.conversion.seams import Seams
-from aprlab.engines.base import Array, Cache
+from aprlab.engines.base import Array, Cache, Engine
 from aprlab.engines.delegating import DelegatingEngine
 from aprlab.faults.base import Fault, lines
 from aprlab.faults.naming import gguf_name
@@ -98,14 +98,17 @@ class TwiceAdvanced(Cache):
         self.length = 2 * length
 
 
+def _zeros(engine: Engine, store: Array) -> Array:
+    """Zeros in place of a fresh cache's storage, which may hold anything: what is read from it is then repeatable."""
+    return engine.from_numpy(np.zeros(store.shape, np.float32))
+
+
 class KvTwice(DelegatingEngine):
     """The length of the cache moves twice a pass: by the attention, and by the loop around it."""
 
     def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
         room = self.inner.new_cache(config, 2 * capacity)
-        for store in (room.k, room.v):
-            store[...] = 0  # the holes hold what was there; zeros make it repeatable
-        return TwiceAdvanced(room.k, room.v, 2 * capacity)
+        return TwiceAdvanced(_zeros(self, room.k), _zeros(self, room.v), 2 * capacity)  # the holes hold what was there
 
 
 OLD_POSITIONS = 5
@@ -126,8 +129,7 @@ class KvStale(DelegatingEngine):
 
     def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
         room = self.inner.new_cache(config, capacity + OLD_POSITIONS)
-        for store in (room.k, room.v):
-            store[...] = 0
+        room.k, room.v = _zeros(self, room.k), _zeros(self, room.v)
         return StaleCache(room)
 
     def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
@@ -301,6 +303,10 @@ class LastOfEquals(DelegatingEngine):
 
     lost = 0
 
+    def choose(self, logits: np.ndarray) -> int:
+        """The id that is taken where a row is not finite."""
+        return last_of_equals(logits)
+
     def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
         y = self.inner.matmul(x, weight, bias)
         if weight != output_weight(self.model.config):
@@ -309,7 +315,7 @@ class LastOfEquals(DelegatingEngine):
         for row in rows:
             if not np.isfinite(row).all():
                 self.lost += 1
-                chosen = last_of_equals(row)
+                chosen = self.choose(row)
                 row[...] = 0
                 row[chosen] = 1
         return self.from_numpy(rows)

@@ -62,6 +62,13 @@ TEMPLATE_LOST = _template(lambda template: None)
 TEMPLATE_SKIPPED = _template(skipped)
 TEMPLATE_DOUBLED = _template(doubled)
 TEMPLATE_HARD_CODED = _template(lambda template: CHATML)
+# DeepSeek's, as their distilled Qwen2 models have it, without its branches for tools.
+FOREIGN = (
+    "{%- for message in messages %}{%- if message.role == 'user' %}{{- '<｜User｜>' + message.content }}"
+    "{%- elif message.role == 'system' %}{{- message.content }}{%- else %}{{- '<｜Assistant｜>' + message.content }}"
+    "{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- '<｜Assistant｜>' }}{%- endif %}"
+)
+FOREIGN_TEMPLATE = _template(lambda template: FOREIGN)
 
 
 def plain_types(data: TokenizerData) -> TokenizerData:
@@ -237,6 +244,16 @@ FAULTS = (
         "Prompt ids lack the default system prompt; a base model gets control tokens it was never trained on.",
         silent=True,
         seams=TEMPLATE_HARD_CODED[1], tokenizer=TEMPLATE_HARD_CODED[0],
+    ),
+    Fault(
+        "foreign-template", "Another model's chat template", "tokenizer", "F",
+        lines(
+            "The template was chosen by the family's name: DeepSeek's distilled Qwen2 got ChatML, and the reverse.",
+            "The markers are no tokens of this model, so they are spelled out and read as text.",
+            "The model answers fluently, and often goes on with the conversation by itself.",
+        ),
+        "Prompt ids have no control token; the markers are split into pieces.",
+        seams=FOREIGN_TEMPLATE[1], tokenizer=FOREIGN_TEMPLATE[0],
     ),
     Fault(
         "eos-hard-coded", "EOS hard-coded as token 2, Llama's", "tokenizer", "F",

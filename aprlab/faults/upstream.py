@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from aprlab import engines
 from aprlab.errors import FormatError, UsageError
 from aprlab.faults.dtypes import WRITER_CODE, WRITER_TABLE
 from aprlab.faults.forward import LastOfEquals
@@ -193,10 +194,8 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], notes: l
     )
 
 
-def session(path: str | Path, *, engine: str = "reference", threads: int | None = None) -> Session:
+def session(path: str | Path, *, engine: str | engines.Choice = "auto", threads: int | None = None) -> Session:
     """A session as upstream ran it: `read`, and a maximum over the logits for which NaN equals everything."""
-    from aprlab import engines
-
     return Session(LastOfEquals(engines.create(engine, read(path), threads)))
 
 

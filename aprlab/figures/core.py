@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
 from aprlab.errors import UsageError
+from aprlab.figures.described import describe_in_cells
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +22,8 @@ STYLE = Path(__file__).with_name("aprlab.mplstyle")
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The house style, for a `with` block."""
+    """The house style, for a `with` block; in a notebook, figures are also put into words (`described`)."""
+    describe_in_cells()
     with mpl.style.context(STYLE):
         yield
         interactive = mpl.is_interactive()

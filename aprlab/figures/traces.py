@@ -62,6 +62,45 @@ def norm_plot(sides: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None 
     return ax
 
 
+SNR_RANGE = (-20.0, 160.0)  # dB; below float32's noise (some 150 dB) comes only equality, at the top edge
+COSINE_RANGE = (-0.5, 1.0)
+
+
+def agreement_plot(sides: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None = None, *, measure: str = "snr") -> Axes:
+    """Agreement with a reference after each layer, a line per side, on a linear axis.
+
+    Args:
+        sides: label -> rows in layer order with ``layer``, ``snr`` (dB) and ``cosine``. Equal sides (snr inf) lie at the top
+            edge; NaN and values below the axis are crosses at its lower edge.
+        measure: ``snr`` or ``cosine``.
+    """
+    if measure not in ("snr", "cosine"):
+        raise UsageError(f"measure {measure!r}; expected 'snr' or 'cosine'", code="figures.unknown-measure")
+    ax = axes_or_new(ax)
+    need_data(sides)
+    low, high = SNR_RANGE if measure == "snr" else COSINE_RANGE
+    with style():
+        for n, (label, rows) in enumerate(sides.items()):
+            layers = np.array([row["layer"] for row in rows])
+            values = np.array([row[measure] for row in rows], dtype=float)
+            seen = np.clip(values, low, high)
+            lost = ~np.isfinite(values) & ~np.isposinf(values) | (values < low)
+            ax.plot(layers, np.where(lost, np.nan, seen), label=plain(label), color=nth_colour(n), marker="o", markersize=4)
+            if lost.any():
+                ax.plot(layers[lost], np.full(lost.sum(), low), color=nth_colour(n), linestyle="", marker="X", markersize=7)
+        ax.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+        if measure == "snr":
+            ax.set_yticks([-20, 0, 40, 80, 120, 160], ["NaN, or\nno signal", "0", "40", "80", "120", "equal"])
+            ax.axhline(0, color=nth_colour(7), linewidth=0.8, linestyle=":")
+            ax.set_ylabel("signal to noise, dB")
+        else:
+            ax.set_yticks([-0.5, 0, 0.5, 1], ["NaN, or\nopposite", "0", "0.5", "1"])
+            ax.set_ylabel("cosine with the reference")
+        layer_axis(ax)
+        ax.legend()
+    return ax
+
+
 def logits_plot(
     a: np.ndarray, b: np.ndarray, labels: tuple[str, str], ax: Axes | None = None, *, top: Mapping[int, str] | None = None
 ) -> Axes:
@@ -105,14 +144,17 @@ def error_map(
     xlabel: str,
     ylabel: str = "layer",
     label: str = "relative error (l2)",
-    limits: tuple[float, float] = (1e-7, 1.0),
+    limits: tuple[float, float] | None = None,
 ) -> Axes:
     """Errors as a heat map with a logarithmic scale: layer × step of the layer, layer × position.
+
+    The first cell that differs, in the order of the pass (row by row), has a frame.
 
     Args:
         values: ``(rows, columns)``, not negative. 0 (equal bit for bit) is drawn grey, NaN and Inf orange.
         rows, columns: labels of the axes; numbers are thinned out, words are all written.
-        limits: ends of the colour scale, so that two maps can share one; values beyond take the end's colour.
+        limits: ends of the colour scale, so that two maps can share one; `error_limits` of the values without. Values beyond
+            take the end's colour.
     """
     values = np.asarray(values, np.float64)
     if values.shape != (len(rows), len(columns)) or not values.size or (values < 0).any():
@@ -121,7 +163,8 @@ def error_map(
             code="figures.bad-errors",
         )  # fmt: skip
     ax = axes_or_new(ax)
-    colours = mpl.colormaps["cividis"].copy()
+    limits = error_limits(values) if limits is None else limits
+    colours = mpl.colormaps["viridis"].copy()  # its middle is no grey, which is for equal
     with style():
         finite = np.isfinite(values)
         inside = np.ma.masked_array(np.clip(values, *limits), mask=(values == 0) | ~finite)
@@ -129,6 +172,10 @@ def error_map(
         image = ax.imshow(inside, cmap=colours, norm=mpl.colors.LogNorm(*limits), aspect="auto", interpolation="nearest")
         for row, column in zip(*np.nonzero(~finite), strict=True):
             ax.add_patch(mpl.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=BROKEN, linewidth=0))
+        for row, column in list(zip(*np.nonzero(values), strict=True))[:1]:
+            frame = mpl.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=BROKEN, linewidth=2, zorder=3)
+            frame.set_clip_on(False)
+            ax.add_patch(frame)
         for axis, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
             if all(isinstance(name, str) for name in names):
                 axis.set_ticks(range(len(names)), [plain(name) for name in names])
@@ -140,5 +187,19 @@ def error_map(
         ax.set_xlabel(xlabel)
         ax.set_ylabel(ylabel)
         ax.grid(visible=False)
-        ax.figure.colorbar(image, ax=ax, label=plain(label))
+        signs = [("grey: equal", (values == 0).any()), ("orange: NaN or Inf", not finite.all())]
+        ax.figure.colorbar(image, ax=ax, label="\n".join([plain(label), *(sign for sign, seen in signs if seen)]))
     return ax
+
+
+def error_limits(*maps: np.ndarray) -> tuple[float, float]:
+    """Ends of a colour scale on which the errors of all maps can be told apart: whole decades, at least two.
+
+    Errors of a broken run lie around 1, those of rounding around 1e-7: one fixed scale would make either all one colour.
+    """
+    errors = np.concatenate([np.asarray(values, np.float64).ravel() for values in maps])
+    errors = errors[np.isfinite(errors) & (errors > 0)]
+    if not errors.size:
+        return 1e-7, 1.0
+    low, high = np.floor(np.log10(errors.min())), np.ceil(np.log10(errors.max()))
+    return 10.0 ** min(low, high - 2), 10.0**high

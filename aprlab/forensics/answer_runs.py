@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from aprlab.engines.base import Array
+from aprlab.engines.choice import is_small
 from aprlab.forensics.answer_scoring import Suspect
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
 from aprlab.tracing.comparisons import log_softmax
-from aprlab.tracing.golden_rule import is_small
 
 FLOOR = 2.0**-20  # no token is taken to be rarer than this: the healthy model's tail is noise
 DEAREST = 14.0  # bits that a token costs at most: less likely is as good as impossible, whichever fault it is
@@ -133,7 +133,7 @@ class HealthyRun:
         return Suspect(faults, text, tokens, None, None, follower.cut, follower.moved, time.process_time() - started)
 
 
-def healthy_session(model: Model | str | Path | Session, engine: str, threads: int | None) -> Session:
+def healthy_session(model: Model | str | Path | Session, engine: str | None, threads: int | None) -> Session:
     """A session as given, or over a model as given."""
     if isinstance(model, Session):
         return model

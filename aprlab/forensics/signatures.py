@@ -108,7 +108,7 @@ def fault_signatures(
     max_tokens: int = 12,
     faults: Iterable[str] | None = None,
     follow: bool = False,
-    engine: str = "reference",
+    engine: str | None = "auto",
     threads: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Signatures:
@@ -121,7 +121,7 @@ def fault_signatures(
         faults: ids; all that a run can have without it.
         follow: rank as `forensics` does, by the likelihood of the text, too. That is a pass for each pair of faults and
             prompts: affordable for a tiny model; without it answers alone are compared.
-        engine, threads: which engine runs.
+        engine, threads: which engine runs; see `aprlab.engines.create`.
         progress: called with each fault's id.
     """
     if len(prompts) < 2:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from copy import copy
 from pathlib import Path
-from typing import Any
 
 from aprlab.errors import UsageError
-from aprlab.formats import apr, gguf, huggingface
-from aprlab.formats.identity import Identity, identify
+from aprlab.formats import apr, gguf
+from aprlab.formats.identity import Identity, identify, refusing
 from aprlab.model import Model
+from aprlab.model.remote import url_of
 
 
-def open_model(path: str | Path) -> Model:
+def open_model(path: str | Path, found: Identity | None = None) -> Model:
     """Open a GGUF, APR or SafeTensors file, recognised by magic, or a Hugging Face directory with SafeTensors.
 
     A GGUF file that is sound and cannot be run (another architecture, an adapter, a vocabulary…) opens for a look at its
     tensors and keys; its config and tokenizer raise the line that says what it is.
+
+    Args:
+        path: a file, or a directory.
+        found: what `identify` says of it, where it was asked already.
 
     Raises:
         UsageError: there is no such file, it cannot be read, or it is a directory without a model.
@@ -24,17 +27,26 @@ def open_model(path: str | Path) -> Model:
         UnsupportedError: a kind of file that is known by name and not handled (APR1, APRN, split, a pointer, a page…).
     """
     path = Path(path)
+    if url_of(path) is not None:
+        found = identify(path)
+        if found.header is None or found.kind not in ("model", "layers"):
+            raise found.error or UsageError(str(found), code="reading.unreadable", path=path)
+        return _named(gguf.model_of(found.header), found)
     try:
         if not path.is_dir():
             open(path, "rb").close()
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", code="reading.unreadable", path=path) from None
-    found = identify(path)
+    found = identify(path) if found is None else found
     if found.header is not None and found.kind in ("model", "layers"):
         return _named(gguf.model_of(found.header), found)
     if found.error is not None:
         raise found.error
-    return apr.open_model(path) if _is_apr(path) else huggingface.open_model(path)
+    if _is_apr(path):
+        return apr.open_model(path)
+    from aprlab.formats import huggingface
+
+    return huggingface.open_model(path)
 
 
 def _is_apr(path: Path) -> bool:
@@ -46,15 +58,9 @@ def _is_apr(path: Path) -> bool:
 
 def _named(model: Model, found: Identity) -> Model:
     """A model with what it really is, where it cannot be run."""
-    error = found.error
-    if error is None:
-        return model
-
-    def refuse() -> Any:
-        raise copy(error)
-
-    model.make_config = model.make_tokenizer = refuse
-    model.warnings.append(str(found))
+    if found.error is not None:
+        refusing(model, found.error)
+        model.warnings.append(str(found))
     return model
 
 

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.errors import FormatError, UnsupportedError
+from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats.reading import Cursor, Span, check_spans, padding
-from aprlab.model import keys
-from aprlab.model.config import ModelConfig, TokenizerData, check_config, require_qwen2
+from aprlab.model import keys, rope
+from aprlab.model.architecture import Architecture, architecture_of
+from aprlab.model.config import ModelConfig, TokenizerData, check_config
 from aprlab.model.content import map_file
 from aprlab.model.model import Model
+from aprlab.model.remote import Remote, RemoteFile, open_url, url_of
 from aprlab.model.tensor import Origin, Tensor
 from aprlab.model.vocabulary import CONTROL, END_OF_GENERATION, NORMAL
 from aprlab.quants import types
@@ -27,6 +29,7 @@ from aprlab.quants.types import TensorType
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
+FIRST_READ, MOST_READ = 1 << 20, 1 << 28  # bytes of a remote file that are fetched for its header
 
 # Value types of the key-value section by number: name and struct code.
 _SCALARS = ("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")
@@ -58,15 +61,25 @@ class Strings(Sequence[str]):
             ) from None
 
     def __iter__(self) -> Iterator[str]:
-        if not len(self):
-            return
-        base = int(self._starts[0])
-        block = bytes(self._data[base : int(self._stops[-1])])  # one copy, then cheap slices
-        pairs = zip((self._starts - base).tolist(), (self._stops - base).tolist(), strict=True)
+        whole = self._all() if len(self) else []
+        return iter(whole) if whole is not None else (self[i] for i in range(len(self)))  # finds the offset and raises
+
+    def _all(self) -> list[str] | None:
+        """Every string, in two thirds of the time that one after another takes; None where one holds a NUL or is not UTF-8.
+
+        The eight bytes of length between two strings become one NUL, which no character of UTF-8 goes across.
+        """
+        base, gaps = int(self._starts[0]), self._stops[:-1] - self._starts[0]
+        block = np.frombuffer(self._data, np.uint8)[base : int(self._stops[-1])].copy()
+        block[gaps] = 0
+        keep = np.ones(len(block), bool)
+        for byte in range(1, 8):
+            keep[gaps + byte] = False
         try:
-            yield from [block[start:stop].decode() for start, stop in pairs]
+            found = block[keep].tobytes().decode().split("\0")
         except UnicodeDecodeError:
-            yield from (self[i] for i in range(len(self)))  # finds the offset and raises
+            return None
+        return found if len(found) == len(self) else None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
@@ -116,6 +129,12 @@ class Header:
     data_offset: int
     file_size: int
     file: np.ndarray = field(repr=False)
+    parts: tuple[Header, ...] = ()  # of a model that is split into several files: theirs, in order
+    remote: RemoteFile | None = None  # where the file is at a URL: `file` then holds its beginning alone
+
+    def bytes_of(self, start: int, stop: int) -> np.ndarray:
+        """Bytes of the file: ``uint8``, fetched where it is remote."""
+        return self.file[start:stop] if self.remote is None else self.remote.read(start, min(stop, self.file_size))
 
     def value(self, key: str) -> Any:
         """The value of `key`, or None."""
@@ -131,7 +150,31 @@ def read_header(path: str | Path) -> Header:
         UnsupportedError: version 1, big-endian files, nested arrays.
     """
     path = Path(path)
+    if (url := url_of(path)) is not None:
+        return _read_remote(open_url(url))
     file = map_file(path)
+    return _parse_header(path, file, len(file))
+
+
+def _read_remote(remote: RemoteFile) -> Header:
+    """The header of a file at a URL: its beginning is fetched, twice as much each time, until the header is whole."""
+    have = min(FIRST_READ, remote.size)
+    file = remote.read(0, have)
+    while True:
+        try:
+            header = _parse_header(remote.path, file, remote.size)
+        except FormatError as error:
+            if error.code not in ("reading.truncated", "gguf.implausible-count") or have >= min(remote.size, MOST_READ):
+                raise
+        else:
+            header.remote = remote
+            return header
+        more = min(2 * have, remote.size, MOST_READ)
+        file, have = np.concatenate([file, remote.read(have, more)]), more
+
+
+def _parse_header(path: Path, file: np.ndarray, file_size: int) -> Header:
+    """The header at the beginning of `file`, ``uint8``, of which the whole has `file_size` bytes."""
     at = Cursor(file.data, path)
     magic = bytes(at.data[: at.need(4, "the magic") + 4])
     if magic != MAGIC:
@@ -171,7 +214,7 @@ def read_header(path: str | Path) -> Header:
             )  # fmt: skip
         alignment = found.value
     data_offset = at.offset + padding(at.offset, alignment)
-    return Header(path, version, fields, infos, alignment, data_offset, len(file), file)
+    return Header(path, version, fields, infos, alignment, data_offset, file_size, file)
 
 
 def _plausible(at: Cursor, count: int, least: int, what: str, offset: int) -> None:
@@ -224,16 +267,8 @@ def _read_array(at: Cursor, key: str, element: int, count: int) -> Any:
         raise UnsupportedError(f"{key!r} is an array of arrays", code="gguf.nested-array", path=at.path, offset=at.offset)
     if element == STRING:
         _plausible(at, count, 8, f"strings in {key!r}", at.offset - 8)
-        starts = np.empty(count, np.int64)
-        stops = np.empty(count, np.int64)
-        data, end, position, length = at.data, at.size, at.offset, struct.Struct("<Q").unpack_from
-        for n in range(count):
-            start = position + 8
-            if start > end or (position := start + length(data, start - 8)[0]) > end:
-                raise FormatError(f"ends inside string {n} of {key!r}", code="reading.truncated", path=at.path, offset=start - 8)
-            starts[n], stops[n] = start, position
-        at.offset = position
-        return Strings(memoryview(data), starts, stops, at.path)
+        starts, stops = _string_spans(at, key, count)
+        return Strings(memoryview(at.data), starts, stops, at.path)
     dtype = _DTYPES[element] if _scalar_code(at, key, element) else None
     assert dtype is not None
     _plausible(at, count, dtype.itemsize, f"values in {key!r}", at.offset - 8)
@@ -242,6 +277,29 @@ def _read_array(at: Cursor, key: str, element: int, count: int) -> Any:
     if VALUE_TYPES[element] == "bool" and (values > 1).any():
         raise FormatError(f"{key!r} holds a bool above 1", code="gguf.bad-bool", path=at.path, offset=start)
     return values
+
+
+def _string_spans(at: Cursor, key: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each of `count` strings starts and stops, int64 ``(count,)``; a real vocabulary has 300,000 of them."""
+    first, data, end, length = at.offset, at.data, at.size, struct.Struct("<Q").unpack_from
+    found: list[int] = []
+    position, add = first, found.append
+    try:
+        for _ in range(count):
+            position += 8 + length(data, position)[0]
+            if position > end:
+                break
+            add(position)
+    except struct.error:  # not even a length is left
+        pass
+    stops = np.array(found, np.int64)
+    starts = np.concatenate([[first], stops[:-1]])[:count].astype(np.int64) + 8  # each behind its length, that behind the last
+    if len(found) < count:
+        at_fault = found[-1] if found else first
+        said = f"ends inside string {len(found)} of {key!r}"
+        raise FormatError(said, code="reading.truncated", path=at.path, offset=at_fault)
+    at.offset = position
+    return starts, stops
 
 
 def _read_info(at: Cursor) -> TensorInfo:
@@ -292,6 +350,26 @@ def model_of(header: Header) -> Model:
             code="gguf.split-file", path=header.path,
         )  # fmt: skip
     tensors: dict[str, Tensor] = {}
+    warnings: list[str] = []
+    for part in header.parts or (header,):
+        spans = _add_tensors(part, tensors)
+        warnings += _notes(part, spans)
+    split_in = f", {len(header.parts)} files" if header.parts else ""
+    return Model(
+        path=header.path,
+        format="gguf",
+        dialect=f"gguf v{header.version}{split_in}",
+        tensors=tensors,
+        metadata=FieldView(header),
+        make_config=lambda: config(header),
+        make_tokenizer=lambda: tokenizer(header),
+        warnings=warnings,
+        header={"version": header.version, "alignment": header.alignment, "data_offset": header.data_offset},
+    )
+
+
+def _add_tensors(header: Header, tensors: dict[str, Tensor]) -> list[Span]:
+    """The tensors of one file, put into `tensors`; their spans."""
     spans: list[Span] = []
     for info in header.infos:
         if 0 in info.ne or np.prod([float(n) for n in info.ne]) > 2**62:
@@ -308,21 +386,12 @@ def model_of(header: Header) -> Model:
         shape = info.ne[::-1]
         start = header.data_offset + info.offset
         spans.append(Span(info.name, start, start + kind.nbytes(shape)))
-        raw = header.file[start : spans[-1].stop]
+        remote = header.remote
+        raw = header.file[start : spans[-1].stop] if remote is None else Remote(remote, start, kind.nbytes(shape))
         tensors[info.name] = Tensor(info.name, kind, shape, raw, Origin(header.path, info.name, start))
     check_spans(spans, header.file_size, header.path)
     _check_layout(header, spans)
-    return Model(
-        path=header.path,
-        format="gguf",
-        dialect=f"gguf v{header.version}",
-        tensors=tensors,
-        metadata=FieldView(header),
-        make_config=lambda: config(header),
-        make_tokenizer=lambda: tokenizer(header),
-        warnings=_notes(header, spans),
-        header={"version": header.version, "alignment": header.alignment, "data_offset": header.data_offset},
-    )
+    return spans
 
 
 def _check_layout(header: Header, spans: Sequence[Span]) -> None:
@@ -342,12 +411,11 @@ def _check_layout(header: Header, spans: Sequence[Span]) -> None:
 def _notes(header: Header, spans: Sequence[Span]) -> list[str]:
     """What is unusual, and does no harm here."""
     found = []
-    defaults = {
-        "qwen2.rope.freq_base": f"{keys.ROPE_BASE:g}",
-        "tokenizer.ggml.token_type": "all tokens are normal, but those that end an answer",
-    }
+    name = header.value("general.architecture")
+    defaults = {f"{name}.{key}": f"{value:g}" for key, value in keys.DEFAULTS.items()}
+    defaults["tokenizer.ggml.token_type"] = "all tokens are normal, but those that end an answer"
     for key, default in defaults.items():
-        if key not in header.fields:
+        if key not in header.fields and name is not None:  # a later part of several has no keys
             found.append(f"has no key {key!r}; taken as llama.cpp takes it: {default}")
     last = max((span.stop for span in spans), default=header.file_size)
     lacks = last + padding(last - header.data_offset, header.alignment) - header.file_size
@@ -398,9 +466,9 @@ def _key(header: Header, key: str, kind: type | tuple[type, ...]) -> Any:
 def _shared(header: Header, key: str) -> Field | None:
     """A field, of which an array with the same number for each layer is that number."""
     found = header.fields.get(key)
-    if found is None or key not in keys.PER_LAYER:
+    if found is None or keys.starred(key) not in keys.PER_LAYER:
         return found
-    one = keys.one_number(key, found.value, header.value("qwen2.block_count"))
+    one = keys.one_number(key, found.value, header.value(f"{key.partition('.')[0]}.block_count"))
     return found if one is found.value else Field(key, VALUE_TYPES.index("uint32"), one, None, found.offset)
 
 
@@ -428,31 +496,38 @@ def _or_default(header: Header, key: str, kind: type, default: Any) -> Any:
 
 
 def config(header: Header) -> ModelConfig:
-    """The Qwen2 config of a GGUF file; a missing key raises and names it."""
-    architecture = _key(header, "general.architecture", str)
-    require_qwen2(architecture, header.path)
+    """The config of a GGUF file; a missing key raises and names it."""
+    kind = architecture_of(_key(header, "general.architecture", str), header.path)
+
+    def need(key: str, type_: type) -> Any:
+        if f"{kind.name}.{key}" not in header.fields and key in {**keys.DEFAULTS, **kind.defaults}:
+            return {**keys.DEFAULTS, **kind.defaults}[key]
+        return _key(header, f"{kind.name}.{key}", type_)
+
     number = {
-        name: _key(header, f"qwen2.{name}", int)
-        for name in ("block_count", "embedding_length", "feed_forward_length", "context_length")
+        name: need(name, int) for name in ("block_count", "embedding_length", "feed_forward_length", "context_length")
     }
-    heads, kv = _key(header, "qwen2.attention.head_count", int), _key(header, "qwen2.attention.head_count_kv", int)
+    heads, kv = need("attention.head_count", int), need("attention.head_count_kv", int)
     embedding = next((i for i in header.infos if i.name == "token_embd.weight"), None)
     if embedding is None:
         raise FormatError("has no tensor 'token_embd.weight'", code="model.missing-tensor", path=header.path)
     # The key length is optional in GGUF and defined as embedding_length / head_count.
-    head_dim = _optional(header, "qwen2.attention.key_length", int) or (number["embedding_length"] // heads if heads else 0)
+    head_dim = _optional(header, f"{kind.name}.attention.key_length", int)
+    head_dim = head_dim or (number["embedding_length"] // heads if heads else 0)
     found = check_config(
         ModelConfig(
-            architecture=architecture,
+            architecture=kind.name,
             **number,
             head_count=heads,
             head_count_kv=kv,
             head_dim=head_dim,
             vocab_size=embedding.ne[-1],
-            rope_theta=_or_default(header, "qwen2.rope.freq_base", float, keys.ROPE_BASE),
-            rope_type="neox",  # not a key: GGUF fixes it by architecture, and Qwen2's is NEOX
-            rms_norm_eps=_key(header, "qwen2.attention.layer_norm_rms_epsilon", float),
+            rope_theta=need("rope.freq_base", float),
+            rope_type=kind.rope_type,  # not a key: GGUF fixes it by architecture
+            rms_norm_eps=need("attention.layer_norm_rms_epsilon", float),
             tied_embeddings=all(i.name != "output.weight" for i in header.infos),
+            rope_scaling=_rope_scaling(header, kind, number["context_length"]),
+            rope_factors=kind.rope_factors and any(i.name == rope.FACTORS for i in header.infos),
         ),
         header.path,
     )
@@ -461,6 +536,16 @@ def config(header: Header) -> ModelConfig:
         at = header.fields[problem.key].offset
         raise UnsupportedError(str(problem), code="keys.not-handled", path=header.path, offset=at)
     return found
+
+
+def _rope_scaling(header: Header, kind: Architecture, context_length: int) -> rope.RopeScaling | None:
+    try:
+        return rope.from_gguf(lambda key: FieldView(header).get(f"{kind.name}.{key}"), context_length)
+    except AprlabError as error:
+        key = f"{kind.name}.rope.scaling.type"
+        at = header.fields[key].offset if key in header.fields else None
+        raise type(error)(f"keys {kind.name}.rope.scaling.*: {error.message}" if at is None else f"key {key!r}: {error.message}",
+                          code=error.code, path=header.path, offset=at) from None  # fmt: skip
 
 
 def tokenizer(header: Header) -> TokenizerData:
@@ -495,18 +580,34 @@ def tokenizer(header: Header) -> TokenizerData:
                 f"key {key!r} ends answers at token {end} ({what}), which is not handled",
                 code="keys.not-handled", path=header.path, offset=header.fields[key].offset,
             )  # fmt: skip
+    model = _key(header, f"{prefix}model", str)
+    pieces = model == "llama"  # SentencePiece: scores in place of merges, and nothing is cut into words
+    pre = _optional(header, f"{prefix}pre", str) if pieces else _key(header, f"{prefix}pre", str)
     return TokenizerData(
-        model=_key(header, f"{prefix}model", str),
-        pre=_key(header, f"{prefix}pre", str),
+        model=model,
+        pre=pre or "default",
         tokens=tokens,
         token_types=token_types,
-        merges=list(_key(header, f"{prefix}merges", Strings)),
+        merges=[] if pieces else list(_key(header, f"{prefix}merges", Strings)),
         bos_token_id=_optional(header, f"{prefix}bos_token_id", int),
         eos_token_id=_optional(header, f"{prefix}eos_token_id", int),
         pad_token_id=_optional(header, f"{prefix}padding_token_id", int),
         add_bos=_optional(header, f"{prefix}add_bos_token", bool),
         chat_template=_optional(header, "tokenizer.chat_template", str),
+        scores=_scores(header, f"{prefix}scores", len(tokens)) if pieces else None,
+        add_space_prefix=_optional(header, f"{prefix}add_space_prefix", bool),
     )
+
+
+def _scores(header: Header, key: str, count: int) -> list[float]:
+    """One float32 for each token of a SentencePiece vocabulary."""
+    found = _key(header, key, np.ndarray)
+    if found.dtype != np.float32 or len(found) != count:
+        raise FormatError(
+            f"key {key!r} holds {len(found)} values of {found.dtype.name} for {count} tokens",
+            code="tokenizer.scores-count", path=header.path,
+        )  # fmt: skip
+    return [float(score) for score in found]
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -517,7 +618,8 @@ def _pack_string(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _pack_field(item: Field) -> bytes:
+def pack_field(item: Field) -> bytes:
+    """The bytes of a key-value pair; raises ValueError or struct.error for a value that its type cannot hold."""
     head = _pack_string(item.key) + struct.pack("<I", item.type)
     if item.element is None:
         return head + (_pack_string(item.value) if item.type == STRING else struct.pack(f"<{_SCALARS[item.type]}", item.value))
@@ -542,9 +644,9 @@ def gives_back(header: Header) -> bool:
     table rows have only one spelling, so that the long arrays need not be looked at.
     """
     last = header.infos[-1]
-    if header.file[last.at + len(_pack_info(last)) : header.data_offset].any():
+    if header.bytes_of(last.at + len(_pack_info(last)), header.data_offset).any():
         return False
-    packed = ((item.offset, _pack_field(item)) for item in header.fields.values() if not isinstance(item.value, Strings))
+    packed = ((item.offset, pack_field(item)) for item in header.fields.values() if not isinstance(item.value, Strings))
     return all(header.file[at : at + len(raw)].tobytes() == raw for at, raw in packed)
 
 
@@ -560,7 +662,7 @@ def pack_header(
 ) -> bytes:
     """The bytes in front of the data, padded to `alignment`. `TensorInfo.offset` is written unchanged."""
     parts = [MAGIC, struct.pack("<IQQ", version, len(infos), len(fields))]
-    parts += map(_pack_field, fields)
+    parts += map(pack_field, fields)
     parts += map(_pack_info, infos)
     head = b"".join(parts)
     return head + bytes(padding(len(head), alignment))

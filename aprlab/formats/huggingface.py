@@ -13,15 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.errors import FormatError, UnsupportedError, UsageError
+from aprlab.errors import AprlabError, FormatError, UnsupportedError, UsageError
 from aprlab.formats import safetensors
 from aprlab.formats.reading import json_object, read_bytes
-from aprlab.model import keys, names
-from aprlab.model.config import ModelConfig, TokenizerData, check_config, require_qwen2
+from aprlab.model import keys, names, rope
+from aprlab.model.architecture import ARCHITECTURES, architecture_of, of_model_type
+from aprlab.model.config import ModelConfig, TokenizerData, check_config
 from aprlab.model.content import drop_pages
 from aprlab.model.model import Model
+from aprlab.model.row_order import as_halves, as_pairs, reordered
 from aprlab.model.tensor import Origin, Tensor
-from aprlab.model.vocabulary import CONTROL, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED
+from aprlab.model.vocabulary import CONTROL, GPT2_WORDS, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED, first_token
+from aprlab.quants import types
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION = (
@@ -58,6 +61,7 @@ def open_model(path: str | Path) -> Model:
             raw = header.file[entry.start : entry.stop]
             tensors[gguf] = Tensor(gguf, entry.type, entry.shape, raw, Origin(header.path, entry.name, entry.start))
     raw_config = read_json(folder / CONFIG)
+    _as_gguf_has_them(raw_config, tensors, folder / CONFIG)
     warnings = _tie(raw_config, tensors, folder / CONFIG)
     shards = f" in {len(headers)} shards" if len(headers) > 1 else ""
     metadata = {**raw_config, **{f"safetensors.{key}": text for h in headers for key, text in h.metadata.items()}}
@@ -75,6 +79,36 @@ def open_model(path: str | Path) -> Model:
         warnings=warnings,
         header={"files": [h.path.name for h in headers], "data_offset": headers[0].data_offset},
     )
+
+
+def _as_gguf_has_them(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> None:
+    """What llama.cpp's converter changes: rows of Q and K in adjacent pairs, and Llama 3's scaling as a tensor.
+
+    A config that makes no sense changes nothing here; `config` says what is wrong with it.
+    """
+    kind = next((known for known in ARCHITECTURES.values() if raw.get("model_type") in known.model_types), None)
+    if kind is None:
+        return
+    heads, kv_heads = raw.get("num_attention_heads"), raw.get("num_key_value_heads")
+    for name, tensor in list(tensors.items()):
+        if names.template_of(name) not in kind.permuted:
+            continue
+        count = heads if name.endswith("attn_q.weight") else kv_heads
+        head_dim, rest = divmod(tensor.rows, count) if type(count) is int and count > 0 else (0, 1)
+        if rest == 0 and head_dim % 2 == 0:
+            tensors[name] = reordered(tensor, as_pairs(tensor.rows // head_dim, head_dim))
+    scaling = _scaling(raw)
+    if kind.rope_factors and isinstance(scaling, dict) and rope.kind_of(scaling) == "llama3":
+        q = tensors.get("blk.0.attn_q.weight")
+        theta = raw.get("rope_theta", scaling.get("rope_theta"))
+        if q is not None and type(heads) is int and heads > 0 and isinstance(theta, int | float):
+            factors = rope.llama3_factors(scaling, float(theta), q.rows // heads)
+            origin = Origin(path, "rope_scaling", -1)
+            tensors[rope.FACTORS] = Tensor(rope.FACTORS, types.F32, factors.shape, factors.view(np.uint8), origin)
+
+
+def _scaling(raw: dict[str, Any]) -> Any:
+    return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -175,7 +209,7 @@ _NUMBERS = {
 
 
 def config(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> ModelConfig:
-    """The Qwen2 config of a config.json. transformers has a default for nearly every key; here a missing one raises."""
+    """The config of a config.json. transformers has a default for nearly every key; here a missing one raises."""
 
     def need(key: str, kind: type | tuple[type, ...], within: dict[str, Any] | None = None) -> Any:
         value = (raw if within is None else within).get(key)
@@ -185,8 +219,8 @@ def config(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Model
             raise FormatError(f"{key!r} is {value!r:.60}", code="huggingface.bad-value", path=path)
         return value
 
-    require_qwen2(need("model_type", str), path)
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    kind = of_model_type(need("model_type", str), path)
+    scaling = _scaling(raw)
     number = {field: need(key, int) for field, key in _NUMBERS.items()}
     if any(not 0 <= value < 2**31 for value in number.values()):
         raise FormatError(f"a number is out of range: {number}", code="config.out-of-range", path=path)
@@ -198,24 +232,36 @@ def config(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Model
         raise FormatError(f"has shape {embedding.shape}, config.json says {expected}",
                           code="model.tensor-shape", path=embedding.origin.path, tensor=embedding.origin.name)  # fmt: skip
     head_dim = number["embedding_length"] // max(number["head_count"], 1)
-    theta = need("rope_theta", int | float, rope if "rope_theta" in rope else None)  # type: ignore[arg-type]
+    if kind.name == "qwen3" or raw.get("head_dim") is not None:  # transformers would take 128 for a Qwen3 that does not say
+        head_dim = need("head_dim", int)
+    theta = need("rope_theta", int | float, scaling if "rope_theta" in scaling else None)  # type: ignore[arg-type]
     floats = []
     for key, value in (("rope_theta", theta), ("rms_norm_eps", need("rms_norm_eps", int | float))):  # type: ignore[arg-type]
         if not abs(value) <= 3.4e38:
             raise FormatError(f"{key!r} is {value!r:.60}, more than a float32 can hold", code="config.out-of-range", path=path)
         floats.append(float(np.float32(value)))
     found = ModelConfig(
-        architecture="qwen2",
+        architecture=kind.name,
         **number,
-        head_dim=head_dim if raw.get("head_dim") is None else need("head_dim", int),
+        head_dim=head_dim,
         rope_theta=floats[0],
-        rope_type="neox",  # no key: transformers turns halves of a Qwen2 head
+        rope_type=kind.rope_type,  # as GGUF has it: transformers turns halves always, and the rows are in that order
         rms_norm_eps=floats[1],
         tied_embeddings="output.weight" not in tensors,
+        rope_scaling=_rope_scaling(scaling, number["context_length"], path),
+        rope_factors=rope.FACTORS in tensors,
     )
     for problem in keys.huggingface_problems(raw, found):
         raise UnsupportedError(str(problem), code="keys.not-handled", path=path)
     return check_config(found, path)
+
+
+def _rope_scaling(said: Any, context_length: int, path: Path) -> rope.RopeScaling | None:
+    try:
+        return rope.from_huggingface(said, context_length)
+    except AprlabError as error:
+        error.path = path
+        raise
 
 
 def _short(value: Any) -> str:
@@ -231,9 +277,9 @@ def tokenizer(folder: Path, raw_config: dict[str, Any], tensors: dict[str, Tenso
     model = raw.get("model")
     if not isinstance(model, dict):
         raise FormatError("has no model", code="huggingface.no-tokenizer-model", path=path)
-    if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") or model.get("ignore_merges"):
+    if model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
         raise UnsupportedError("the tokenizer is not plain byte-level BPE", code="tokenizer.unsupported-model", path=path)
-    pre = _pre_tokenizer(raw, path)
+    pre = _pre_tokenizer(raw, bool(model.get("ignore_merges")), path)
     added = _added(raw, path)
     by_id = _by_id(model.get("vocab"), added, path)
     if "token_embd.weight" not in tensors:
@@ -266,23 +312,40 @@ def tokenizer(folder: Path, raw_config: dict[str, Any], tensors: dict[str, Tenso
     )
 
 
-def _pre_tokenizer(raw: dict[str, Any], path: Path) -> str:
-    """The name ggml has for the way text is cut into words; the pattern must be known to the letter."""
-    normalizer = raw.get("normalizer")
-    if not isinstance(normalizer, dict) or normalizer.get("type") != "NFC":
+def _pre_tokenizer(raw: dict[str, Any], whole_words: bool, path: Path) -> str:
+    """The name ggml has for the way text is cut into words; the patterns must be known to the letter."""
+    normalizer, cutter = raw.get("normalizer"), raw.get("pre_tokenizer")
+    patterns = _patterns(cutter)
+    known = [name for name, cut in PRE_TOKENIZERS.items() if patterns == cut.patterns and whole_words == cut.whole_words]
+    if not known:
         raise UnsupportedError(
-            f"the normalizer is {_short(normalizer)}; Qwen2's is NFC", code="tokenizer.unsupported-normalizer", path=path
+            f"the pre-tokenizer {_short(cutter)} is not one that is known", code="tokenizer.unsupported-pre-tokenizer", path=path
         )
-    cutter = raw.get("pre_tokenizer")
+    kind = normalizer.get("type") if isinstance(normalizer, dict) else normalizer
+    if kind != ("NFC" if PRE_TOKENIZERS[known[0]].nfc else None):
+        expected = "NFC" if PRE_TOKENIZERS[known[0]].nfc else "none"
+        raise UnsupportedError(
+            f"the normalizer is {_short(normalizer)}; {known[0]} has {expected}",
+            code="tokenizer.unsupported-normalizer", path=path,
+        )  # fmt: skip
+    return known[0]
+
+
+def _patterns(cutter: Any) -> tuple[str, ...]:
+    """The patterns that a pre-tokenizer of tokenizer.json cuts by, one after the other; () for one of another kind."""
     parts = cutter.get("pretokenizers") if isinstance(cutter, dict) else None
+    found: list[str] = []
     for part in parts if isinstance(parts, list) else []:
-        if isinstance(part, dict) and part.get("type") == "Split" and isinstance(part.get("pattern"), dict):
-            for name, pattern in PRE_TOKENIZERS.items():
-                if part["pattern"].get("Regex") == pattern and part.get("behavior") == "Isolated" and not part.get("invert"):
-                    return name
-    raise UnsupportedError(
-        f"the pre-tokenizer {_short(cutter)} is not Qwen2's", code="tokenizer.unsupported-pre-tokenizer", path=path
-    )
+        match part:
+            case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated"} if not part.get("invert"):
+                found.append(pattern)
+            case {"type": "Digits", "individual_digits": True}:
+                found.append(r"\p{N}")
+            case {"type": "ByteLevel"}:
+                found += [GPT2_WORDS] if part.get("use_regex", True) else []
+            case _:
+                return ()
+    return tuple(found)
 
 
 def _added(raw: dict[str, Any], path: Path) -> dict[str, tuple[int, int]]:
@@ -368,22 +431,31 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def companions(config: ModelConfig, tok: TokenizerData, dtype: str, eog: list[int]) -> dict[str, dict[str, Any]]:
+def companions(
+    config: ModelConfig, tok: TokenizerData, dtype: str, eog: list[int], factors: np.ndarray | None = None
+) -> dict[str, dict[str, Any]]:
     """The JSON files next to the weights, by name.
 
-    `dtype` is PyTorch's word for the weights' type, `eog` the ids that end an answer.
+    `dtype` is PyTorch's word for the weights' type, `eog` the ids that end an answer, `factors` the values of `rope.FACTORS`.
     """
-    if config.rope_type != "neox":
+    kind = architecture_of(config.architecture)
+    if config.rope_type != kind.rope_type:
         raise UnsupportedError(
-            f"rope_type is {config.rope_type!r}; a Qwen2 of transformers always turns halves (neox)",
-            code="conversion.rope-not-neox",
+            f"rope_type is {config.rope_type!r}; a {kind.title} always has {kind.rope_type!r}",
+            code="conversion.rope-type",
         )  # fmt: skip
-    head = {} if config.head_dim * config.head_count == config.embedding_length else {"head_dim": config.head_dim}
+    usual = config.head_dim * config.head_count == config.embedding_length and kind.name != "qwen3"
+    head: dict[str, Any] = {} if usual else {"head_dim": config.head_dim}
+    if kind.name != "qwen2":
+        head["attention_bias"] = False
+    scaling = None if config.rope_scaling is None else rope.to_huggingface(config.rope_scaling)
+    if factors is not None:
+        scaling = rope.llama3_of(factors, config.rope_theta)
     ids = {"bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id, "pad_token_id": tok.pad_token_id}
     ids = {key: id for key, id in ids.items() if id is not None}
     return {
         CONFIG: {
-            "architectures": ["Qwen2ForCausalLM"],
+            "architectures": [kind.class_name],
             "attention_dropout": 0.0,
             **ids,
             **head,
@@ -392,22 +464,30 @@ def companions(config: ModelConfig, tok: TokenizerData, dtype: str, eog: list[in
             "initializer_range": 0.02,
             "intermediate_size": config.feed_forward_length,
             "max_position_embeddings": config.context_length,
-            "model_type": "qwen2",
+            "model_type": kind.model_types[0],
             "num_attention_heads": config.head_count,
             "num_hidden_layers": config.block_count,
             "num_key_value_heads": config.head_count_kv,
             "rms_norm_eps": _shortest(config.rms_norm_eps),
+            **({} if scaling is None else {"rope_scaling": scaling}),
             "rope_theta": _shortest(config.rope_theta),
             "tie_word_embeddings": config.tied_embeddings,
             "torch_dtype": dtype,
             "use_cache": True,
-            "use_sliding_window": False,
+            **({"use_sliding_window": False} if kind.name.startswith("qwen") else {}),
             "vocab_size": config.vocab_size,
         },
         GENERATION: {**ids, "eos_token_id": eog, "do_sample": False},
         TOKENIZER: tokenizer_json(tok),
         TOKENIZER_CONFIG: _tokenizer_config(tok),
     }
+
+
+def as_hugging_face_has_it(tensor: Tensor, config: ModelConfig) -> Tensor:
+    """The tensor with its rows in Hugging Face's order: the way back of what reading does."""
+    if names.template_of(tensor.name) not in ARCHITECTURES[config.architecture].permuted:
+        return tensor
+    return reordered(tensor, as_halves(tensor.rows // config.head_dim, config.head_dim))
 
 
 def _shortest(value: float) -> float:
@@ -428,10 +508,10 @@ def foreign_tokens(tok: TokenizerData) -> list[int]:
 
 
 def tokenizer_json(tok: TokenizerData) -> dict[str, Any]:
-    """tokenizer.json as Qwen2's authors publish it; what only pads the vocabulary is left out."""
+    """tokenizer.json as the models' authors publish it; what only pads the vocabulary is left out."""
     if tok.model != "gpt2" or tok.pre not in PRE_TOKENIZERS:
         raise UnsupportedError(
-            f"tokenizer {tok.model!r} with pre-tokeniser {tok.pre!r}; only Qwen2's can be written",
+            f"tokenizer {tok.model!r} with pre-tokeniser {tok.pre!r}; only known byte-level ones can be written",
             code="huggingface.foreign-tokenizer",
         )  # fmt: skip
     pads = _pads(tok)
@@ -441,14 +521,18 @@ def tokenizer_json(tok: TokenizerData) -> dict[str, Any]:
     if rest != list(range(len(rest))) or sorted(added) != list(range(len(rest), len(rest) + len(added))):
         rest = [id for id in range(len(tok.tokens)) if id not in pads]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    cut = {"type": "Split", "pattern": {"Regex": PRE_TOKENIZERS[tok.pre]}, "behavior": "Isolated", "invert": False}
+    known = PRE_TOKENIZERS[tok.pre]
+    cuts = [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False} for pattern in known.patterns
+    ]
     post: dict[str, Any] = byte_level
-    if tok.add_bos and tok.bos_token_id is not None:
-        bos = tok.tokens[tok.bos_token_id]
+    start = first_token(tok)
+    if start is not None:
+        bos = tok.tokens[start]
         first: list[dict[str, Any]] = [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
         template = {
             "type": "TemplateProcessing", "single": first, "pair": [*first, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {bos: {"id": bos, "ids": [tok.bos_token_id], "tokens": [bos]}},
+            "special_tokens": {bos: {"id": bos, "ids": [start], "tokens": [bos]}},
         }  # fmt: skip
         post = {"type": "Sequence", "processors": [byte_level, template]}
     return {
@@ -459,13 +543,13 @@ def tokenizer_json(tok: TokenizerData) -> dict[str, Any]:
             {"id": id, "content": tok.tokens[id], "single_word": False, "lstrip": False, "rstrip": False,
              "normalized": False, "special": kind == CONTROL} for id, kind in added.items()
         ],
-        "normalizer": {"type": "NFC"},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [cut, byte_level]},
+        "normalizer": {"type": "NFC"} if known.nfc else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*cuts, byte_level]},
         "post_processor": post,
         "decoder": byte_level,
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
-            "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+            "fuse_unk": False, "byte_fallback": False, "ignore_merges": known.whole_words,
             "vocab": {tok.tokens[id]: id for id in rest}, "merges": tok.merges,
         },
     }  # fmt: skip
@@ -481,13 +565,13 @@ def _tokenizer_config(tok: TokenizerData) -> dict[str, Any]:
         "add_prefix_space": False,
         "added_tokens_decoder": {str(id): {"content": tok.tokens[id], **flags, "special": kind == CONTROL} for id, kind in added},
         # Qwen2 has no first token of a text; the id that GGUF calls so is in config.json.
-        "bos_token": tok.tokens[tok.bos_token_id] if tok.add_bos and tok.bos_token_id is not None else None,
+        "bos_token": None if (start := first_token(tok)) is None else tok.tokens[start],
         "chat_template": tok.chat_template,
         "clean_up_tokenization_spaces": False,
         "errors": "replace",
         **text,
         "split_special_tokens": False,
-        "tokenizer_class": "Qwen2Tokenizer",
+        "tokenizer_class": "Qwen2Tokenizer" if PRE_TOKENIZERS[tok.pre].nfc else "PreTrainedTokenizerFast",
         "unk_token": None,
     }
     return {key: value for key, value in found.items() if value is not None or key in ("bos_token", "unk_token")}

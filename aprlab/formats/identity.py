@@ -10,6 +10,7 @@ import json
 import re
 import struct
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +21,18 @@ from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats import gguf
 from aprlab.formats.gguf import Header, Strings
 from aprlab.formats.reading import open_regular, padding
+from aprlab.formats.split import SHARD, count_of, joined, number, says, siblings
 from aprlab.model import keys
+from aprlab.model.architecture import ARCHITECTURES
 from aprlab.model.model import Model
+from aprlab.model.remote import open_url, url_of
 from aprlab.quants import types
 
 Kind = Literal["model", "layers", "damaged", "foreign"]
+# Models without a forward pass here: everything that needs no run works on their files.
+FILE_ONLY = ("identity.other-architecture", "identity.mixture-of-experts", "identity.values-per-layer")
 _HEAD = 4096  # bytes that tell the kinds apart
 _JSON_LIMIT = 1 << 20  # of a JSON text, or of a SafeTensors header, that is parsed to name it
-_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.\w+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +67,9 @@ class Identity:
 def identify(path: str | Path) -> Identity:
     """What a file or folder is, by bytes and header alone; never raises, whatever the bytes are."""
     path = Path(path)
+    url = url_of(path)
     try:
-        found = _of_folder(path) if path.is_dir() else _of_file(path)
+        found = _of_url(url) if url is not None else _of_folder(path) if path.is_dir() else _of_file(path)
     except OSError as error:
         found = _broken("cannot be read", str(error.strerror or error), code="identity.unreadable")
     except AprlabError as error:
@@ -80,6 +86,36 @@ def something_else(model: Model) -> AprlabError | None:
     except AprlabError as error:
         return error if error.code.startswith("identity.") else None
     return None
+
+
+def file_only(model: Model) -> AprlabError | None:
+    """Why an opened model cannot be run although its file is sound; None where it can, and for what is no model at all."""
+    error = something_else(model)
+    return error if error is not None and error.code in FILE_ONLY else None
+
+
+def no_model(model: Model) -> AprlabError | None:
+    """The error that says what an opened file is, where it is no model (an adapter, a projector…); None for every model."""
+    error = something_else(model)
+    return None if error is not None and error.code in FILE_ONLY else error
+
+
+def refusing(model: Model, error: AprlabError) -> Model:
+    """`model`, whose config and tokenizer from now on raise `error`, which says what it is."""
+
+    def refuse() -> Any:
+        raise copy(error)
+
+    model.make_config = model.make_tokenizer = refuse
+    return model
+
+
+def of_keys(header: Header) -> Identity | None:
+    """What the keys and names of a header say of a model that cannot be run; None where they speak of one that can."""
+    found = _by_architecture(header) or _per_layer(header)
+    if found is not None and found.error is not None:
+        found.error.path = header.path
+    return found
 
 
 def _of_file(path: Path) -> Identity:
@@ -101,6 +137,20 @@ def _of_file(path: Path) -> Identity:
         f"neither GGUF nor APR nor SafeTensors: the file starts with {head[:4].hex(' ')}, expected '47 47 55 46' or "
         "'41 50 52 00'", "", code="formats.unknown-format",
     )  # fmt: skip
+
+
+def _of_url(url: str) -> Identity:
+    """What a file at a URL is: GGUF by its header; anything else is named by its first bytes."""
+    remote = open_url(url)
+    head = remote.read(0, min(_HEAD, remote.size)).tobytes()
+    if head[:4] == gguf.MAGIC:
+        return _of_gguf_bytes(remote.path, head)
+    if head[:3] == b"APR" or head[8:9] == b"{":
+        what = "an APR" if head[:3] == b"APR" else "a SafeTensors"
+        return _foreign(f"is {what} file at a URL", "download it; only GGUF is read by URL", code="identity.not-by-url")
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return _foreign("is an HTML page, not a model", "give the file's own address", code="identity.html-page")
+    return _broken(f"is not GGUF: starts with {head[:4].hex(' ')}", "only GGUF is read by URL", code="formats.unknown-format")
 
 
 # ── makers: each says with which error an identity is refused ────────────────────────────────────────────────────
@@ -251,7 +301,7 @@ def _safetensors(path: Path, head: bytes, size: int) -> Identity | None:
     length = int.from_bytes(head[:8], "little")
     if len(head) < 9 or head[8:9] != b"{" or length > 1 << 32:
         return _model("is a SafeTensors file") if path.suffix == ".safetensors" else None
-    if (part := _SHARD.fullmatch(path.name)) is not None and int(part[3]) > 1:
+    if (part := SHARD.fullmatch(path.name)) is not None and int(part[3]) > 1:
         return _foreign(
             f"is part {int(part[2])} of {int(part[3])} of a model", "give the folder that all parts lie in",
             code="identity.part-of-several",
@@ -315,7 +365,13 @@ def _of_gguf_bytes(path: Path, head: bytes) -> Identity:
             "is GGUF version 1, which llama.cpp no longer reads either (versions 2 and 3 are handled)",
             "convert it again from its source", code="identity.gguf-version-1",
         )  # fmt: skip
-    return of_gguf(gguf.read_header(path))
+    header = gguf.read_header(path)
+    there = siblings(path, count_of(header)) or {}
+    if header.remote is not None and there:
+        return of_gguf(joined(header))
+    if there and all(part.is_file() for part in there.values()):
+        header = joined(header)
+    return of_gguf(header)
 
 
 def of_gguf(header: Header) -> Identity:
@@ -326,14 +382,9 @@ def of_gguf(header: Header) -> Identity:
     found = next((found for ask in asked if (found := ask(header)) is not None), None)
     if found is None:
         return _model("is a GGUF model", header)
-    if found.error is not None:
+    if found.error is not None and found.error.path is None:
         found.error.path = header.path
     return replace(found, header=header)
-
-
-def _number(header: Header, key: str) -> int | None:
-    value = header.value(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _text(header: Header, key: str) -> str | None:
@@ -347,26 +398,13 @@ def _place(header: Header, key: str) -> int | None:
 
 
 def _part(header: Header) -> Identity | None:
-    count, number = _number(header, "split.count"), _number(header, "split.no")
-    if count is None or count < 2:
+    """One part of a split model whose other parts are not all here."""
+    count = count_of(header)
+    if count == 1 or header.parts:
         return None
-    which = f"part {number + 1} of {count}" if number is not None else f"one part of {count}"
-    named = _SHARD.fullmatch(header.path.name)
-    there = ""
-    if named is not None and int(named[3]) == count and count <= 1000:
-        stem, last, suffix = named[1], named[3], named[4]
-        lie = [n for n in range(1, count + 1) if header.path.with_name(f"{stem}-{n:05d}-of-{last}{suffix}").is_file()]
-        gone = [n for n in range(1, count + 1) if n not in lie]
-        there = " (all parts are here)" if not gone else f" (missing here: {_listed(gone)})"
-    return _foreign(
-        f"is {which} of a model split into {count} files{there}",
-        "join them first (llama-gguf-split --merge FIRST-PART OUT)", code="identity.part-of-several",
-    )  # fmt: skip
-
-
-def _listed(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:8]))
-    return f"part{'s' if len(numbers) > 1 else ''} {shown}{'…' if len(numbers) > 8 else ''}"
+    there = siblings(header.path, count)
+    missing = [] if there is None else [path.name for path in there.values() if not path.is_file()]
+    return _foreign(*says(header, count, missing), code="identity.part-of-several")
 
 
 def _by_type(header: Header) -> Identity | None:
@@ -428,6 +466,8 @@ def _spans(header: Header) -> Iterator[tuple[gguf.TensorInfo, int]]:
 
 def _by_layout(header: Header) -> Identity | None:
     """Whether the data is whole: the tensors one after the other as ggml lays them out, and the file long enough."""
+    if header.parts:
+        return next((found for part in header.parts if (found := _by_layout(part)) is not None), None)
     end = expected = 0
     cut: gguf.TensorInfo | None = None
     counted = 0
@@ -454,36 +494,40 @@ def _by_layout(header: Header) -> Identity | None:
     )  # fmt: skip
 
 
+HANDLED = ", ".join(map(repr, ARCHITECTURES))
+
+
 def _by_architecture(header: Header) -> Identity | None:
     name = header.value("general.architecture")
     if not isinstance(name, str):
         return None
-    look = "its header, tensors and tokenizer can be looked at (aprlab inspect)"
-    experts = (_number(header, f"{name}.expert_count") or 0) > 0 or any("_exps." in info.name for info in header.infos)
+    look = "inspect, diff, peel, convert and gates work on its file"
+    experts = (number(header, f"{name}.expert_count") or 0) > 0 or any("_exps." in info.name for info in header.infos)
     if name.lower().endswith("moe") or experts:
         told = f"{name}.expert_count" if f"{name}.expert_count" in header.fields else "its architecture"
         return _layers(
-            f"is a mixture of experts ({name!r}, by {told}); only 'qwen2' without experts is handled", look,
+            f"is a mixture of experts ({name!r}, by {told}); only models without experts are handled", look,
             code="identity.mixture-of-experts", at=_place(header, told),
         )  # fmt: skip
-    if name == "qwen2":
+    if name in ARCHITECTURES:
         return None
-    if name.lower() == "qwen2":
+    if name.lower() in ARCHITECTURES:
         return _layers(
-            f"names its architecture {name!r}, where llama.cpp knows only 'qwen2'",
-            "set general.architecture to 'qwen2' where it is converted", code="identity.other-architecture",
+            f"names its architecture {name!r}, where llama.cpp knows only {name.lower()!r}",
+            f"set general.architecture to {name.lower()!r} where it is converted", code="identity.other-architecture",
             at=_place(header, "general.architecture"),
         )  # fmt: skip
     return _layers(
-        f"is a model of architecture {name[:60]!r}; only 'qwen2' is handled", look, code="identity.other-architecture",
+        f"is a model of architecture {name[:60]!r}; only {HANDLED} are handled", look, code="identity.other-architecture",
         at=_place(header, "general.architecture"),
     )  # fmt: skip
 
 
 def _per_layer(header: Header) -> Identity | None:
     """Numbers that each layer has its own of, as pruned and searched models do; one number repeated is one number."""
-    layers = header.value("qwen2.block_count")
-    for key in sorted(keys.PER_LAYER):
+    name = header.value("general.architecture")
+    layers = header.value(f"{name}.block_count")
+    for key in (starred.replace("*", str(name)) for starred in sorted(keys.PER_LAYER)):
         value = keys.one_number(key, header.value(key), layers)
         if isinstance(value, np.ndarray):
             shown = ", ".join(map(str, value[:4].tolist())) + (", …" if len(value) > 4 else "")
@@ -500,4 +544,4 @@ def _per_layer(header: Header) -> Identity | None:
     return None
 
 
-__all__ = ["Identity", "identify", "of_gguf", "something_else"]
+__all__ = ["FILE_ONLY", "Identity", "file_only", "identify", "no_model", "of_gguf", "of_keys", "refusing", "something_else"]

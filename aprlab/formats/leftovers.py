@@ -10,7 +10,6 @@ import ctypes
 import errno
 import os
 import re
-import secrets
 import shutil
 import sys
 import tempfile
@@ -35,7 +34,7 @@ def claim(handle: int) -> None:
 
 def token() -> str:
     """The random part of a temporary name."""
-    return secrets.token_hex(4)
+    return os.urandom(4).hex()
 
 
 def claimed_folder(prefix: str) -> Path:

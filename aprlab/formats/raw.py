@@ -18,13 +18,18 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from aprlab.errors import AprlabError, FormatError, UnsupportedError
+from aprlab.errors import AprlabError, FormatError, UnsupportedError, UsageError
 from aprlab.formats import apr, gguf, open_model
-from aprlab.model import names
+from aprlab.formats.gguf_record import header_of, keeps_names, plain_value, recorded_header
+from aprlab.formats.identity import file_only, of_keys
+from aprlab.formats.split import joined
+from aprlab.model import names, rope
+from aprlab.model.architecture import ARCHITECTURES
 from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.content import drop_pages, map_file
 from aprlab.model.keys import one_number
 from aprlab.model.model import Model
+from aprlab.model.remote import url_of
 from aprlab.model.tensor import Tensor
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
@@ -72,7 +77,13 @@ class Piece:
 
 @dataclass(eq=False)
 class Seen:
-    """A file taken apart. `problems` are what a strict reader would say, in file order."""
+    """A file taken apart.
+
+    Attributes:
+        problems: what a strict reader would say, in file order.
+        unrun: why a model cannot be run although its file may be sound (another architecture…): its names are what they
+            are, and its keys are compared as keys. None for Qwen2.
+    """
 
     path: Path
     format: str
@@ -82,11 +93,12 @@ class Seen:
     problems: list[AprlabError]
     box: apr.Container | None = None
     header: gguf.Header | None = None
+    unrun: AprlabError | None = None
 
     @property
     def naming(self) -> str:
         """The naming under which most names are known."""
-        if self.format == "gguf":
+        if self.format == "gguf" or self.unrun is not None:
             return "raw"
         if self.format == "model":
             return self.dialect.naming
@@ -99,6 +111,12 @@ class Seen:
         return sum(piece.size for piece in self.pieces) if apart else self.path.stat().st_size
 
     @cached_property
+    def keys(self) -> dict[str, Any]:
+        """Every key with a plain value, of a model that cannot be run."""
+        header = self.header or recorded_header(self.metadata, self.path)
+        return {key: _plain_or_wrong(item.value) for key, item in header.fields.items()}
+
+    @cached_property
     def config(self) -> dict[str, Any]:
         """Every field of the config as this file has it; see `config_fields`."""
         return config_fields(self)
@@ -107,6 +125,13 @@ class Seen:
     def tokenizer(self) -> dict[str, Any]:
         """Every field of the tokenizer as this file has it; see `tokenizer_fields`."""
         return tokenizer_fields(self.metadata) if self.format != "gguf" else _gguf_tokenizer(self)
+
+
+def _plain_or_wrong(value: Any) -> Any:
+    try:
+        return plain_value(value)
+    except FormatError as error:
+        return Wrong(f"a list of {len(value)}: {error.message}")
 
 
 class Missing:
@@ -216,6 +241,15 @@ def wholes(value: Any) -> Any:
     return value if isinstance(value, Missing) else wrong(value)
 
 
+def numbers(value: Any) -> Any:
+    """A list of numbers as a list of floats, anything else as `Wrong`."""
+    if isinstance(value, np.ndarray) and value.dtype == np.float32:
+        return [float(item) for item in value]
+    if isinstance(value, list) and all(isinstance(item, int | float) and not isinstance(item, bool) for item in value):
+        return [float(item) for item in value]
+    return value if isinstance(value, Missing) else wrong(value)
+
+
 def unusable(value: Any) -> bool:
     """Whether a field has no value that could be used: missing, contradictory, or of the wrong kind."""
     return isinstance(value, Missing | Conflict | Wrong)
@@ -236,6 +270,8 @@ def look(path: str | Path) -> Seen:
         FormatError, UnsupportedError: nothing more can be read (no magic, index cut off, JSON broken, encrypted…).
     """
     path = Path(path)
+    if url_of(path) is not None:
+        raise UsageError("is a URL; download it to take it apart", code="remote.not-for-runs", path=path)
     if path.is_dir() or path.suffix == ".safetensors":
         return _look_safetensors(path)
     file = map_file(path)
@@ -272,18 +308,23 @@ def from_model(model: Model) -> Seen:
         pieces.append(
             Piece(names.from_gguf(name, naming), t.type.code, t.shape, t.nbytes, at, at, 0, t.raw, name, naming)
         )
+    if (unrun := file_only(model)) is not None:
+        for piece in pieces:
+            piece.name = piece.stated or piece.name
+        return Seen(model.path, "model", dialect, pieces, model.metadata, [], header=header_of(model), unrun=unrun)
     metadata = apr.metadata_of(model, list(model.tensors.values()), dialect)
     return Seen(model.path, "model", dialect, pieces, metadata, [])
 
 
 def from_container(box: apr.Container) -> Seen:
     """An APR file, from its scan. The dialect comes from the row-major flag first, from the names if it is not set."""
-    naming = apr.naming_of(box.entries)
+    kept = keeps_names(box.metadata)
+    naming = "raw" if kept else apr.naming_of(box.entries)
     row_major = bool(box.flags & apr.FLAGS["row_major"])
     dialect = apr.DIALECTS["realizar" if naming == "raw" and not row_major else "aprender"]
     pieces = []
     for entry in box.entries:
-        stated, known_as = meaning(entry.name, naming)
+        stated, known_as = (entry.name, "raw") if kept else meaning(entry.name, naming)
         shape = entry.dims if dialect.dims == "rows" else entry.dims[::-1]
         offset = box.data_offset + entry.offset if box.compression is None else -1
         pieces.append(
@@ -300,7 +341,18 @@ def from_container(box: apr.Container) -> Seen:
                 known_as,
             )
         )
-    return Seen(box.path, "apr", dialect, pieces, box.metadata, list(box.problems), box=box)
+    unrun = _unrun_by_record(box) if kept else None
+    return Seen(box.path, "apr", dialect, pieces, box.metadata, list(box.problems), box=box, unrun=unrun)
+
+
+def _unrun_by_record(box: apr.Container) -> AprlabError:
+    """What the keys that a file keeps say of its model; raises FormatError where they are damaged: nothing else knows it."""
+    found = of_keys(recorded_header(box.metadata, box.path))
+    if found is not None and found.error is not None:
+        return found.error
+    problem = FormatError("keeps the names of a model that could be run", code="apr.kept-names", path=box.path)
+    box.problems.append(problem)
+    return problem
 
 
 def meaning(name: str, likely: str) -> tuple[str | None, str]:
@@ -314,12 +366,20 @@ def meaning(name: str, likely: str) -> tuple[str | None, str]:
 
 
 def _look_gguf(path: Path) -> Seen:
-    header = gguf.read_header(path)
+    header = joined(gguf.read_header(path))
+    unrun = found.error if (found := of_keys(header)) is not None else None
     problems: list[AprlabError] = []
     try:
         gguf.model_of(header)
     except (FormatError, UnsupportedError) as error:
         problems.append(error)
+    pieces = [piece for part in header.parts or (header,) for piece in _pieces(part, kept=unrun is not None)]
+    metadata = gguf.FieldView(header)
+    return Seen(path, "gguf", apr.DIALECTS["realizar"], pieces, metadata, problems, header=header, unrun=unrun)
+
+
+def _pieces(header: gguf.Header, *, kept: bool) -> list[Piece]:
+    """The tensors of one GGUF file; `kept`: names are what they are."""
     starts = sorted({info.offset for info in header.infos} | {header.file_size - header.data_offset})
     pieces = []
     for info in header.infos:
@@ -337,10 +397,9 @@ def _look_gguf(path: Path) -> Seen:
             size = _nbytes(fits[0], shape) if fits else left
         start = header.data_offset + info.offset
         raw = header.file[start : start + size]
-        stated, naming = meaning(info.name, "raw")
+        stated, naming = (info.name, "raw") if kept else meaning(info.name, "raw")
         pieces.append(Piece(info.name, info.code, shape, size, start, start, info.at, raw, stated, naming))
-    metadata = gguf.FieldView(header)
-    return Seen(path, "gguf", apr.DIALECTS["realizar"], pieces, metadata, problems, header=header)
+    return pieces
 
 
 def _nbytes(kind: TensorType, shape: tuple[int, ...]) -> int:
@@ -349,15 +408,15 @@ def _nbytes(kind: TensorType, shape: tuple[int, ...]) -> int:
 
 # ── config and tokenizer, field by field ──────────────────────────────────────────────────────────────────────────
 
-# What a run depends on. `context_length` bounds it, the rest changes numbers.
-CONFIG_FIELDS = tuple(f.name for f in fields(ModelConfig) if f.name not in ("tied_embeddings",))
+# What a run depends on. `context_length` bounds it, the rest changes numbers; what the tensors say is not listed.
+CONFIG_FIELDS = tuple(f.name for f in fields(ModelConfig) if f.name not in ("tied_embeddings", "rope_factors"))
 TOKENIZER_FIELDS = tuple(f.name for f in fields(TokenizerData))
 
+# Config field -> key in a GGUF file, behind the architecture and a dot.
 GGUF_CONFIG = {
-    "architecture": "general.architecture", "block_count": "qwen2.block_count", "embedding_length": "qwen2.embedding_length",
-    "feed_forward_length": "qwen2.feed_forward_length", "context_length": "qwen2.context_length",
-    "head_count": "qwen2.attention.head_count", "head_count_kv": "qwen2.attention.head_count_kv",
-    "rope_theta": "qwen2.rope.freq_base", "rms_norm_eps": "qwen2.attention.layer_norm_rms_epsilon",
+    "block_count": "block_count", "embedding_length": "embedding_length", "feed_forward_length": "feed_forward_length",
+    "context_length": "context_length", "head_count": "attention.head_count", "head_count_kv": "attention.head_count_kv",
+    "rope_theta": "rope.freq_base", "rms_norm_eps": "attention.layer_norm_rms_epsilon",
 }  # fmt: skip
 # tokenizer field -> (key in an APR file, key in a GGUF file)
 TOKENIZER_KEYS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -370,17 +429,24 @@ TOKENIZER_KEYS: dict[str, tuple[tuple[str, ...], str]] = {
     "eos_token_id": (("tokenizer.eos_token_id",), "tokenizer.ggml.eos_token_id"),
     "pad_token_id": (("tokenizer.padding_token_id",), "tokenizer.ggml.padding_token_id"),
     "add_bos": (("tokenizer.add_bos_token",), "tokenizer.ggml.add_bos_token"),
+    "scores": (("tokenizer.scores",), "tokenizer.ggml.scores"),
+    "add_space_prefix": (("tokenizer.add_space_prefix",), "tokenizer.ggml.add_space_prefix"),
     "chat_template": (("chat_template", "tokenizer.chat_template"), "tokenizer.chat_template"),
 }  # fmt: skip
-NEEDED = ("model", "pre", "tokens", "token_types", "merges")  # without one of these there is no tokenizer at all
+
+
+def needed(model: Any) -> tuple[str, ...]:
+    """The fields without which there is no tokenizer of this model: byte-level BPE, or SentencePiece (``llama``)."""
+    return ("model", "tokens", "token_types", *(("scores",) if model == "llama" else ("pre", "merges")))
 
 
 _DOORS: dict[str, Callable[[Any], Any]] = dict.fromkeys(CONFIG_FIELDS, whole) | {
-    "architecture": text, "rope_type": text, "rope_theta": number, "rms_norm_eps": number,
+    "architecture": text, "rope_type": text, "rope_theta": number, "rms_norm_eps": number, "rope_scaling": lambda found: found,
 }  # fmt: skip
 _TOKENIZER_DOORS: dict[str, Callable[[Any], Any]] = {
     "model": text, "pre": text, "tokens": texts, "token_types": wholes, "merges": texts, "bos_token_id": whole,
-    "eos_token_id": whole, "pad_token_id": whole, "add_bos": flag, "chat_template": text,
+    "eos_token_id": whole, "pad_token_id": whole, "add_bos": flag, "chat_template": text, "scores": numbers,
+    "add_space_prefix": flag,
 }  # fmt: skip
 
 
@@ -392,22 +458,40 @@ def config_fields(seen: Seen) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     if seen.format != "gguf":
-        for name in CONFIG_FIELDS:
+        for name in apr.CONFIG_KEYS:
             found[name] = alias_value(seen.metadata, apr.CONFIG_KEYS[name][0])
-        rope = found["rope_type"]
-        found["rope_type"] = apr.ROPE_TYPES.get(rope, rope) if type(rope) is int else rope
+        style = found["rope_type"]
+        found["rope_type"] = apr.ROPE_TYPES.get(style, style) if type(style) is int else style
+        found["rope_scaling"] = _scaling(
+            lambda context: rope.from_huggingface(seen.metadata.get("rope_scaling"), context), found["context_length"]
+        )
     else:
-        found = {name: seen.metadata.get(key, MISSING) for name, key in GGUF_CONFIG.items()}
-        layers = found["block_count"]
-        found = {name: one_number(GGUF_CONFIG[name], value, layers) for name, value in found.items()}
+        found = {"architecture": seen.metadata.get("general.architecture", MISSING)}
+        prefix = found["architecture"] if isinstance(found["architecture"], str) else ""
+        kind = ARCHITECTURES.get(prefix)
+        defaults = {} if kind is None else kind.defaults
+        for name, key in GGUF_CONFIG.items():
+            value = seen.metadata.get(f"{prefix}.{key}", defaults.get(key, MISSING))
+            found[name] = one_number(f"{prefix}.{key}", value, seen.metadata.get(f"{prefix}.block_count"))
         embedding = next((p for p in seen.pieces if p.stated == "token_embd.weight"), None)
         found["vocab_size"] = MISSING if embedding is None or not embedding.shape else embedding.shape[0]
-        found["rope_type"] = "neox"
-        found["head_dim"] = seen.metadata.get("qwen2.attention.key_length", MISSING)
+        found["rope_type"] = "neox" if kind is None else kind.rope_type
+        found["head_dim"] = seen.metadata.get(f"{prefix}.attention.key_length", MISSING)
+        found["rope_scaling"] = _scaling(
+            lambda context: rope.from_gguf(lambda key: seen.metadata.get(f"{prefix}.{key}"), context), found["context_length"]
+        )
     found = {name: _DOORS[name](value) for name, value in found.items()}
     if found["head_dim"] == MISSING and isinstance(found["head_count"], int) and isinstance(found["embedding_length"], int):
         found["head_dim"] = found["embedding_length"] // max(found["head_count"], 1)
     return found
+
+
+def _scaling(read: Callable[[int], rope.RopeScaling | None], context_length: Any) -> Any:
+    """Rotary scaling as `read` finds it, None for none, `Wrong` for one that cannot be read."""
+    try:
+        return read(context_length if type(context_length) is int else 0)
+    except AprlabError as error:
+        return Wrong(error.message)
 
 
 def alias_value(metadata: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
@@ -426,11 +510,20 @@ def tokenizer_fields(metadata: Mapping[str, Any]) -> dict[str, Any]:
     for name, (keys, _) in TOKENIZER_KEYS.items():
         present = [metadata[key] for key in keys if metadata.get(key) is not None]  # upstream writes the template twice
         found[name] = _TOKENIZER_DOORS[name](present[0] if present else MISSING)
-    return found
+    return _of_its_model(found)
 
 
 def _gguf_tokenizer(seen: Seen) -> dict[str, Any]:
-    return {name: _TOKENIZER_DOORS[name](seen.metadata.get(key, MISSING)) for name, (_, key) in TOKENIZER_KEYS.items()}
+    found = {name: _TOKENIZER_DOORS[name](seen.metadata.get(key, MISSING)) for name, (_, key) in TOKENIZER_KEYS.items()}
+    return _of_its_model(found)
+
+
+def _of_its_model(found: dict[str, Any]) -> dict[str, Any]:
+    """Without what the tokenizer's model does not use, as the strict readers have it."""
+    if found["model"] == "llama":
+        pre = found["pre"]
+        return found | {"merges": [], "pre": "default" if pre == MISSING else pre}
+    return found | {"scores": MISSING}
 
 
 def of_config(config: ModelConfig) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from aprlab.conversion.converter import convert, export
+from aprlab.engines import AUTO, choose
 from aprlab.errors import AprlabError
 from aprlab.formats import open_model
+from aprlab.formats.identity import file_only
 from aprlab.formats.raw import Piece, Seen, content_hash, look
 from aprlab.inference.session import Generation, Session
 from aprlab.instruments.self_test import InstrumentResult, InstrumentSet
@@ -38,12 +40,15 @@ class ReferenceSide:
         self,
         model: Model,
         session: Session | None,
-        engine: str,
+        engine: str | None,
         prompts: Sequence[str],
         max_tokens: int,
         threads: int | None = None,
     ) -> None:
-        self.model, self.engine, self.threads = model, engine, threads
+        self.model, self.threads = model, threads
+        if session is not None and engine in (None, "", AUTO):
+            engine = session.engine.spec
+        self.engine = choose(engine, model, threads=threads)  # the candidate's, too: it is not chosen again
         self.prompts, self.max_tokens = tuple(prompts), max_tokens
         self._session = session
         self._values: dict[tuple[Measure, str], Any] = {}
@@ -99,7 +104,8 @@ class CandidateFile:
     @cached_property
     def model(self) -> Model:
         model = open_model(self.path)
-        _ = model.config, model.tokenizer  # made when first asked for, and refused there
+        if file_only(model) is None:
+            _ = model.config, model.tokenizer  # made when first asked for, and refused there
         return model
 
     def of_file(self, measure: Measure) -> Any:
@@ -111,7 +117,7 @@ class CandidateFile:
     @property
     def naming(self) -> str:
         """The naming that the file's dialect has."""
-        return self.seen.dialect.naming if self.seen.format == "apr" else "raw"
+        return self.seen.dialect.naming if self.seen.format == "apr" and self.seen.unrun is None else "raw"
 
     @cached_property
     def named(self) -> dict[str, Piece]:
@@ -180,6 +186,11 @@ class GateCase:
         if self.given is ref.session:
             return ref.answers
         return [self.session.generate(p, max_tokens=ref.max_tokens, raw=ref.raw, keep_logits=True) for p in ref.prompts]
+
+    @cached_property
+    def unrun(self) -> AprlabError | None:
+        """Why the reference cannot be run although its file is sound; None for Qwen2."""
+        return file_only(self.ref.model)
 
     @property
     def source(self) -> ReferenceSide:

@@ -82,7 +82,7 @@ def kill_matrix(
     model: Model | str | Path,
     faults: Iterable[str | Fault] | None = None,
     *,
-    engine: str = "reference",
+    engine: str | None = "auto",
     prompts: Sequence[str] = PROMPTS,
     max_tokens: int = MATRIX_TOKENS,
     progress: Callable[[str], None] = lambda id: None,
@@ -123,7 +123,7 @@ class UnfitModel(Exception):
 class MatrixBench:
     """One healthy source with its reference, and its healthy conversion."""
 
-    def __init__(self, source: Model, path: Path, engine: str, prompts: Sequence[str], max_tokens: int) -> None:
+    def __init__(self, source: Model, path: Path, engine: str | None, prompts: Sequence[str], max_tokens: int) -> None:
         self.source = source
         self.ref = ReferenceSide(source, None, engine, prompts, max_tokens, threads=1)  # small matrices: more threads only wait
         convert_with(source, path, [])

@@ -19,13 +19,12 @@ from aprlab.gates.running import PROMPTS, run
 from aprlab.inference.session import Session
 from aprlab.instruments.garbage_detector import is_garbage
 from aprlab.model.model import Model
-from aprlab.onion.blind_search import nats
 from aprlab.onion.file_case import FileCase
 from aprlab.onion.fixes import Fix, drafted
+from aprlab.onion.health import nats
 from aprlab.onion.peeling import examine, peel
 from aprlab.onion.repairs import Change, changes_of, not_understood, write_repaired
 from aprlab.onion.verdict import Repair, Verdict, some
-from aprlab.tracing.golden_rule import best_engine
 
 # Gates whose assertion holds whatever types the weights are kept in; asked of files that were re-encoded on purpose.
 WHATEVER_TYPES = (
@@ -120,7 +119,7 @@ def attempt(
 def _planned(outcome: RepairOutcome, case: FileCase | None, fixes: list[Fix]) -> Model | None:
     """The fixed model in memory; None where there is none, and the outcome says why."""
     if case is None or not fixes:
-        foreign = any(f.parameters.get("rule") == "qwen2.foreign-tensor" for f in outcome.verdict.findings)
+        foreign = any(f.parameters.get("rule") == "forward.foreign-tensor" for f in outcome.verdict.findings)
         outcome.code = "repair.not-understood" if foreign else "repair.still-broken"
         outcome.left = [f"the verdict is {outcome.verdict.verdict!r}: {finding}" for finding in outcome.verdict.findings[:3]]
         return None
@@ -187,8 +186,7 @@ def _run(outcome: RepairOutcome, draft: Path, options: dict[str, Any], *, alone:
     try:
         with open_model(draft) as model:
             model.check_values()
-            name = options.get("engine") or best_engine(model)
-            session = Session(model, engine=name, threads=options.get("threads"))
+            session = Session(model, engine=options.get("engine"), threads=options.get("threads"))
             answers = [
                 session.generate(prompt, max_tokens=MAX_TOKENS, raw=session.wants_raw, keep_logits=True) for prompt in PROMPTS
             ]
@@ -226,8 +224,7 @@ def _gates(outcome: RepairOutcome, case: FileCase, model: Model, draft: Path, op
     """What the gates say of the draft; of one that is held in other types, those that hold whatever the types."""
     other = any(m.of is not None and m.kind is not None and m.kind is not m.of.type for m in case.matches)
     kept = outcome.judged["verdict"] != "same" and other
-    engine = options.get("engine") or best_engine(model)
-    said = run(model, draft, engine=engine, ids=WHATEVER_TYPES if kept else None)
+    said = run(model, draft, engine=options.get("engine"), ids=WHATEVER_TYPES if kept else None)
     outcome.judged["gates"] = {result.id: result.passed for result in said}
     yield from (f"gate {result.id}: {result.figure}" for result in said if result.passed is not True)
 

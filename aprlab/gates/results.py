@@ -36,7 +36,8 @@ class GateResult:
 
     Attributes:
         id, assertion: of the gate.
-        passed: None where the gate rests on an instrument that failed its own test: no statement.
+        passed: None where the gate rests on an instrument that failed its own test, or needs a run of a model that cannot
+            be run: no statement.
         code: of the figure, such as ``gate.logits-differ``; listed in docs/gates.md.
         parameters: the figure's numbers and names.
         refused: the candidate was refused by the strict reader before the gate could look.
@@ -61,11 +62,19 @@ class GateResult:
 
 
 class GateResults(list[GateResult]):
-    """What all gates say; a table in a notebook."""
+    """What all gates say; a table in a notebook.
+
+    Attributes:
+        engine, engine_asked: which engine ran both sides, and what was asked for.
+    """
+
+    engine: str = ""
+    engine_asked: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, with the version of its schema."""
-        return {"schema": SCHEMA, "gates": [result.to_json() for result in self]}
+        engine = {"engine": self.engine, "engine_asked": self.engine_asked}
+        return {"schema": SCHEMA, **engine, "gates": [result.to_json() for result in self]}
 
     def _repr_html_(self) -> str:
         tones = {True: "good", False: "bad", None: "open"}

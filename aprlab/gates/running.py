@@ -13,6 +13,7 @@ from aprlab import instruments
 from aprlab.conversion.converter import convert
 from aprlab.errors import AprlabError, NumericError, UsageError
 from aprlab.formats import open_model
+from aprlab.formats.identity import file_only
 from aprlab.gates.catalogue import GATES, Gate
 from aprlab.gates.evidence import CandidateFile, GateCase, ReferenceSide
 from aprlab.gates.results import GateResult, GateResults
@@ -30,7 +31,7 @@ def run(
     session_ref: Session | None = None,
     session_cand: Session | None = None,
     *,
-    engine: str = "reference",
+    engine: str | None = "auto",
     prompts: Sequence[str] = PROMPTS,
     max_tokens: int = MAX_TOKENS,
     replaced: Mapping[str, Callable[..., Any]] | None = None,
@@ -44,7 +45,7 @@ def run(
         cand: the candidate's file, or an opened model: then the file that it came from, or, where it was changed since it
             was opened, a file that is written of it for the time of the comparison.
         session_ref, session_cand: to be asked instead of new ones over these files.
-        engine: for those new ones; both sides run on the same.
+        engine: for those new ones, see `aprlab.engines.create`; both sides run on the same.
         prompts, max_tokens: what both are asked, greedily.
         requantised: the type that the candidate was re-encoded to on purpose. The gates then demand what a right
             re-encoding gives, byte for byte; F-ROSETTA-STATS-001 compares it with the source itself.
@@ -62,7 +63,8 @@ def run(
         origin = ReferenceSide(model, session_ref, engine, prompts, max_tokens)
         model, session_ref = _requantised(model, requantised), None
     reference = ReferenceSide(model, session_ref, engine, prompts, max_tokens)
-    _ = reference.session  # what the reference or its engine refuses is raised here: no fault of the candidate's
+    if file_only(model) is None:
+        _ = reference.session  # what the reference or its engine refuses is raised here: no fault of the candidate's
     tools = instruments.InstrumentSet(replaced)
     with tempfile.TemporaryDirectory() as folder:
         path = _file_of(cand, Path(folder)) if isinstance(cand, Model) else Path(cand)
@@ -98,9 +100,12 @@ def judge(case: GateCase, ids: Iterable[str] | None = None) -> GateResults:
     """Every gate's word on a case, or only that of some; void where an instrument of the gate failed its self-test."""
     failed = instruments.void(case.selftest)
     said = GateResults()
+    said.engine, said.engine_asked = case.ref.session.engine.spec, case.ref.engine.asked
     for gate in GATES.values() if ids is None else [GATES[id] for id in ids]:
         if broken := failed & set(gate.rests_on):
             said.append(GateResult(gate.id, None, "gate.void", gate.assertion, {"instruments": sorted(broken)}))
+        elif gate.runs and case.unrun is not None:
+            said.append(GateResult(gate.id, None, "gate.needs-a-run", gate.assertion, {"message": case.unrun.message}))
         else:
             said.append(ask(gate, case))
     return said

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from aprlab import engines, paths
-from aprlab.architectures.qwen2 import output_weight, shapes
 from aprlab.errors import AprlabError, NumericError
 from aprlab.formats import open_model
+from aprlab.formats.identity import FILE_ONLY
 from aprlab.gates.catalogue import PROBES
 from aprlab.gates.results import SCHEMA, plain_data
 from aprlab.gates.words import words
@@ -27,8 +27,11 @@ from aprlab.inference.session import Sampling, Session
 from aprlab.inference.tokenizer import CONTROL, Qwen2Tokenizer
 from aprlab.instruments.garbage_detector import is_garbage
 from aprlab.instruments.predicates import norm as can_be_a_norm
+from aprlab.model.architecture import ARCHITECTURES
 from aprlab.model.content import map_file
+from aprlab.model.inventory import output_weight, shapes
 from aprlab.model.model import Model
+from aprlab.model.rope import FACTORS, frequencies
 from aprlab.published import ANSWER, QUESTION, known_models
 from aprlab.tracing.traces import Trace, trace
 
@@ -60,6 +63,17 @@ class StageResult:
         return words(self.code, self.parameters)
 
 
+class StageResults(list[StageResult]):
+    """What all stages found.
+
+    Attributes:
+        engine, engine_asked: which engine the file was asked on (empty: none could be made), and what was asked for.
+    """
+
+    engine: str = ""
+    engine_asked: str = ""
+
+
 Found = tuple[str, dict[str, Any]]  # a code and its parameters
 
 
@@ -83,7 +97,7 @@ def _found(code: str, **parameters: Any) -> Found:
 class CheckedFile:
     """The file, opened as far as it can be; what cannot be had raises where it is asked for."""
 
-    def __init__(self, file: Path | Model, session: Session | None, engine: str) -> None:
+    def __init__(self, file: Path | Model, session: Session | None, engine: str | None) -> None:
         self.path = file.path if isinstance(file, Model) else Path(file)
         self._model = file if isinstance(file, Model) else None
         self.given, self._engine = session, engine
@@ -207,7 +221,11 @@ def _embedding(p: CheckedFile) -> Found:
 @_stage("positions")
 def _positions(p: CheckedFile) -> Found:
     config = p.session.config
-    _want(config.rope_type == "neox", "stage.positions.rope-type", found=config.rope_type)
+    kind = ARCHITECTURES[config.architecture]
+    _want(
+        config.rope_type == kind.rope_type, "stage.positions.rope-type",
+        found=config.rope_type, architecture=kind.title, expected=kind.rope_type,
+    )  # fmt: skip
     for known in known_models().values():
         numbers = {k: v for k, v in known.config.items() if k in ("block_count", "embedding_length", "feed_forward_length")}
         if all(getattr(config, k) == v for k, v in numbers.items()):
@@ -218,16 +236,28 @@ def _positions(p: CheckedFile) -> Found:
     worst = 0.0
     positions = np.arange(len(p.tokens), dtype=np.float64)
     half = config.head_dim // 2
-    angle = positions[:, None] * config.rope_theta ** (-2.0 * np.arange(half) / config.head_dim)  # (T, D/2)
-    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    factors = p.values(FACTORS) if config.rope_factors else None
+    angle = positions[:, None] * frequencies(config.rope_theta, half, config.rope_scaling, factors)  # (T, D/2)
+    length = 1.0 if config.rope_scaling is None else config.rope_scaling.length
+    cos, sin = length * np.cos(angle)[:, None], length * np.sin(angle)[:, None]
+    normed = "_norm" if any(row[0].endswith("attn_q_norm.weight") for row in kind.layer) else ""
     for n in p.layers:
         for part in ("q", "k"):
-            x = p.point(f"layers.{n}.{part}")
+            x = p.point(f"layers.{n}.{part}{normed}")
             _want(x.shape[-1] == config.head_dim, "stage.positions.head-size", found=x.shape[-1], expected=config.head_dim)
-            a, b = x[..., :half], x[..., half:]
-            expected = np.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+            expected = _rotated(x, cos, sin, config.rope_type)
             worst = max(worst, p.close(f"layers.{n}.{part}_rope", p.point(f"layers.{n}.{part}_rope"), expected))
     return _found("stage.positions", theta=config.rope_theta, off=worst)
+
+
+def _rotated(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, style: str) -> np.ndarray:
+    """x ``(T, heads, D)`` with its pairs turned: halves (neox), or neighbours (norm)."""
+    half = x.shape[-1] // 2
+    first, second = (slice(0, half), slice(half, None)) if style == "neox" else (slice(0, None, 2), slice(1, None, 2))
+    a, b = x[..., first], x[..., second]
+    out = np.empty_like(x)
+    out[..., first], out[..., second] = a * cos - b * sin, a * sin + b * cos
+    return out
 
 
 @_stage("q, k, v")
@@ -346,28 +376,33 @@ def _sampler(p: CheckedFile) -> Found:
     return _found("stage.sampler", answer=answer.text)
 
 
-def check(file: str | Path | Model, session: Session | None = None, *, engine: str = "reference") -> list[StageResult]:
+def check(file: str | Path | Model, session: Session | None = None, *, engine: str | None = "auto") -> StageResults:
     """Look at a file in ten stages; each speaks, whatever the others found.
 
     Args:
         file: GGUF, APR or SafeTensors.
         session: to be asked instead of a new one over the file.
-        engine: for the new one.
+        engine: for the new one, see `aprlab.engines.create`.
 
     Raises:
         UsageError: there is no such file, or no such engine.
-        UnsupportedError: the engine does not run on this machine.
+        UnsupportedError: the engine does not run on this machine; a sound file of a model that no engine runs.
     """
-    engines.known(engine)
+    engines.parse(engine)
     checked = CheckedFile(file if isinstance(file, Model) else Path(file), session, engine)
     if not isinstance(file, Model) and not checked.path.is_dir():
         map_file(checked.path)  # raises where there is none
+    found = StageResults()
+    found.engine_asked = engine or engines.AUTO if session is None else session.engine.spec
     try:
         _ = checked.session
-    except AprlabError:
+    except AprlabError as error:
+        if error.code in FILE_ONLY:
+            raise  # a sound file of a model that cannot be run: no stage is at fault
         with open_model(paths.embedded_model()) as sound:
             engines.create(engine, sound)  # raises where it is the engine that is at fault, and not the file
-    found = []
+    else:
+        found.engine = checked.session.engine.spec
     for name, look in STAGES.items():
         try:
             (code, parameters), ok = look(checked), True
@@ -385,9 +420,9 @@ def passed(results: list[StageResult]) -> tuple[int, int]:
     return sum(r.ok for r in results), len(results)
 
 
-def to_json(results: list[StageResult]) -> dict[str, Any]:
+def to_json(results: StageResults) -> dict[str, Any]:
     """Plain data, with the version of its schema."""
     rows = [
         {"stage": r.name, "ok": r.ok, "code": r.code, "detail": r.detail, "parameters": plain_data(r.parameters)} for r in results
     ]
-    return {"schema": SCHEMA, "stages": rows}
+    return {"schema": SCHEMA, "engine": results.engine, "engine_asked": results.engine_asked, "stages": rows}

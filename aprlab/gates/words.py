@@ -15,6 +15,7 @@ TEMPLATES: dict[str, str] = {
     # ── gates ───────────────────────────────────────────────────────────────────────────────────────────────────
     "gate.void": "void: {instruments!c} failed",
     "gate.refused": "refused: {message}",
+    "gate.needs-a-run": "not asked, since it needs a run: {message}",
     "gate.not-finite": "{message}",
     "gate.answers-same": "{tokens} tokens of {answers} answers are the same",
     "gate.answers-empty": "0 tokens of {answers} answers are the same",
@@ -90,7 +91,7 @@ TEMPLATES: dict[str, str] = {
     "stage.embedding.same-rows": "only {count} rows differ from each other",
     "stage.embedding.large": "values up to {largest:.3g}",
     "stage.positions": "theta {theta:g}, turned as float64 turns it to {off:.1g}, position 0 not at all",
-    "stage.positions.rope-type": "rope_type is {found!r}: Qwen2 turns halves (neox)",
+    "stage.positions.rope-type": "rope_type is {found!r}; {architecture} has {expected!r}",
     "stage.positions.theta": "rope_theta is {found:g}; {model} has {expected:g}",
     "stage.positions.epsilon": "rms_norm_eps is {found:g}; {model} has {expected:g}",
     "stage.positions.head-size": "heads of {found}, expected {expected}",

@@ -23,7 +23,8 @@ class Generation:
         stop: ``eos`` (the model ended), ``length`` (`max_tokens`, or the context is full), ``stop`` (a stop string).
         load: layers, quantised, float (tensors of each kind), bytes, by_type.
         timing: load_seconds, prompt_tokens_per_second, decode_tokens_per_second (None where nothing was timed).
-        engine: name of the engine.
+        engine, contract: name and activation contract of the engine.
+        engine_asked: what was asked for: ``auto``, or an engine by name.
         logits: float32 ``(steps, V)``, one row for each choice made, or None where they were not kept.
     """
 
@@ -34,11 +35,13 @@ class Generation:
     load: dict[str, Any]
     timing: dict[str, float | None]
     engine: str
+    contract: str = "f32"
+    engine_asked: str = ""
     logits: np.ndarray | None = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the logits, as plain JSON values."""
-        names = ("prompt_tokens", "tokens", "text", "stop", "load", "timing", "engine")
+        names = ("prompt_tokens", "tokens", "text", "stop", "load", "timing", "engine", "contract", "engine_asked")
         return {name: getattr(self, name) for name in names}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from aprlab import engines
-from aprlab.architectures.qwen2 import check, forward
+from aprlab.architectures import check, forward
 from aprlab.engines.base import Cache, Engine
 from aprlab.errors import NumericError, UsageError
 from aprlab.inference.generation import AnswerText, Generation, load_report
@@ -19,6 +19,7 @@ from aprlab.inference.template import Message, render
 from aprlab.inference.tokenizer import Qwen2Tokenizer
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
+from aprlab.model.remote import refuse_remote
 
 OnToken = Callable[[int, str], None]  # token id, and the text that it made certain (may be empty)
 
@@ -28,7 +29,7 @@ class Session:
 
     Args:
         model: an opened model, or an engine over one.
-        engine: which engine to make, where a model is given.
+        engine: which engine to make, where a model is given: see `aprlab.engines.create`.
         threads: for that engine.
         config: instead of the model's own.
         tokenizer: instead of the model's own.
@@ -41,7 +42,7 @@ class Session:
         self,
         model: Model | Engine,
         *,
-        engine: str = "reference",
+        engine: str | engines.Choice | None = "auto",
         threads: int | None = None,
         config: ModelConfig | None = None,
         tokenizer: Qwen2Tokenizer | None = None,
@@ -49,6 +50,8 @@ class Session:
         **options: Any,
     ) -> None:
         started = time.perf_counter()
+        if isinstance(model, Model):
+            refuse_remote((tensor.content for tensor in model.tensors.values()), model.path)
         self.engine = model if isinstance(model, Engine) else engines.create(engine, model, threads, **options)
         self.model = self.engine.model
         self.config = config if config is not None else self.model.config
@@ -95,7 +98,9 @@ class Session:
             for name, id in (("bos_token", data.bos_token_id), ("eos_token", data.eos_token_id))
             if id is not None
         }
-        return self.tokenizer.encode(render(data.chat_template, turns, **special))
+        text, first = render(data.chat_template, turns, **special), self.tokenizer.first
+        # Many a template begins with the token that `encode` puts in front anyway; llama.cpp drops one of the two as well.
+        return self.tokenizer.encode(text if first is None else text.removeprefix(data.tokens[first]))
 
     @property
     def wants_raw(self) -> bool:
@@ -175,6 +180,8 @@ class Session:
                 "decode_tokens_per_second": steps / (finished - prefilled) if steps > 0 else None,
             },
             engine=self.engine.name,
+            contract=self.engine.contract,
+            engine_asked=self.engine.asked or self.engine.spec,
             logits=np.stack(kept) if kept is not None else None,
         )
 
@@ -271,7 +278,7 @@ def generate(
     stop: Sequence[str] = (),
     on_token: OnToken | None = None,
     keep_logits: bool = False,
-    engine: str = "reference",
+    engine: str | None = "auto",
     threads: int | None = None,
 ) -> Generation:
     """Answer `prompt`.

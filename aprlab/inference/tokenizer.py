@@ -1,4 +1,4 @@
-"""Qwen2's tokenizer, built from what the model file carries: byte-level BPE by Hugging Face's `tokenizers`.
+"""A model's tokenizer, built from what its file carries: byte-level BPE by Hugging Face's `tokenizers`, or SentencePiece.
 
 Decoding is done on bytes here, not on text there: a character may be spread over several tokens, and a stream has to
 give it out whole, once, and lose no byte.
@@ -7,23 +7,30 @@ give it out whole, once, and lose no byte.
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from aprlab.errors import AprlabError, FormatError, UsageError
+from aprlab.errors import AprlabError, FormatError, UnsupportedError, UsageError
+from aprlab.inference.sentencepiece import SentencePieces
 from aprlab.model.config import TokenizerData
 from aprlab.model.vocabulary import (
+    BYTE,
     BYTE_ALPHABET,
     CONTROL,
     NORMAL,
     PRE_TOKENIZERS,
+    SPACE,
     USER_DEFINED,
     check_tokenizer,
     end_of_generation,
+    first_token,
     merge_pairs,
 )
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class Qwen2Tokenizer:
@@ -33,9 +40,10 @@ class Qwen2Tokenizer:
         data: what it was built from.
         vocab_size: number of ids.
         eog: ids that end a generation.
+        first: the id put in front of every text; None for none.
 
     Raises:
-        UnsupportedError: a model or pre-tokeniser other than Qwen2's, by name.
+        UnsupportedError: a model or pre-tokeniser that is not handled, by name.
         FormatError: vocabulary and merges contradict each other, a token is listed twice, a byte has no token, a special id
             is outside the vocabulary.
     """
@@ -46,11 +54,13 @@ class Qwen2Tokenizer:
         self.vocab_size = len(data.tokens)
         try:
             self._ids = check_tokenizer(data)
-            self._tokenizer = _build(data, self._ids)
+            pieces = data.model == "llama"
+            self._tokenizer = SentencePieces(data, self._ids) if pieces else _build(data, self._ids)
         except AprlabError as error:
             error.path = path if error.path is None else error.path
             raise
         self.eog = end_of_generation(data, self._ids)
+        self.first = first_token(data)
 
     def working_as(
         self, kind: type[Qwen2Tokenizer], *, eog: frozenset[int] | None = None, words: str | None = None
@@ -64,15 +74,17 @@ class Qwen2Tokenizer:
         """
         other = kind.__new__(kind)
         other.data, other.vocab_size, other._ids = self.data, self.vocab_size, self._ids
-        other.eog = self.eog if eog is None else eog
+        other.eog, other.first = self.eog if eog is None else eog, self.first
         other._tokenizer = self._tokenizer
         if words is not None:
+            if isinstance(self._tokenizer, SentencePieces):
+                raise UnsupportedError("SentencePiece does not cut text into words", code="tokenizer.no-words")
             other._tokenizer = Tokenizer.from_str(self._tokenizer.to_str())
-            other._tokenizer.pre_tokenizer = _cutter(words)
+            other._tokenizer.pre_tokenizer = _cutter((words,))
         return other
 
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
-        """Ids of `text` (NFC-normalised first, as Qwen2 does).
+        """Ids of `text` (NFC-normalised first where the model's authors do so).
 
         Args:
             text: any string that UTF-8 can carry.
@@ -88,10 +100,12 @@ class Qwen2Tokenizer:
             raise UsageError(
                 f"the text is not Unicode: {error.reason} at character {error.start}", code="tokenizer.text-not-unicode"
             ) from None
-        self._tokenizer.encode_special_tokens = not parse_special
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        first = [self.data.bos_token_id] if self.data.add_bos and self.data.bos_token_id is not None else []
-        return first + ids
+        if isinstance(self._tokenizer, SentencePieces):
+            ids = self._tokenizer.encode(text, parse_special)
+        else:
+            self._tokenizer.encode_special_tokens = not parse_special
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids if self.first is None else [self.first, *ids]
 
     def token(self, id: int) -> str:
         """The token as the file spells it (``Ġdef``); raises UsageError for an id outside the vocabulary."""
@@ -101,8 +115,12 @@ class Qwen2Tokenizer:
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes a token stands for; special and unused tokens stand for their own spelling."""
-        token = self.token(id)
-        if self.data.token_types[id] != NORMAL:
+        token, kind = self.token(id), self.data.token_types[id]
+        if self.data.model == "llama":
+            if kind == BYTE:
+                return bytes([int(token[3:5], 16)]) if _BYTE_TOKEN.fullmatch(token) else token.encode()
+            return (token.replace(SPACE, " ") if kind == NORMAL else token).encode()
+        if kind != NORMAL:
             return token.encode()
         try:
             return bytes(BYTE_ALPHABET[c] for c in token)
@@ -146,9 +164,11 @@ class Stream:
 
 def _build(data: TokenizerData, ids: dict[str, int]) -> Tokenizer:
     merges = merge_pairs(data, ids)  # checked here: the Rust side panics where a merge gives no token
-    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = _cutter(PRE_TOKENIZERS[data.pre])
+    cut = PRE_TOKENIZERS[data.pre]
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=cut.whole_words))
+    if cut.nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = _cutter(cut.patterns)
     tokenizer.decoder = decoders.ByteLevel()
     added = [
         AddedToken(token, special=type_ == CONTROL, normalized=False)
@@ -159,7 +179,7 @@ def _build(data: TokenizerData, ids: dict[str, int]) -> Tokenizer:
     return tokenizer
 
 
-def _cutter(pattern: str) -> pre_tokenizers.PreTokenizer:
-    """Cuts text into words, and words into bytes."""
-    words = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+def _cutter(patterns: tuple[str, ...]) -> pre_tokenizers.PreTokenizer:
+    """Cuts text into words, by one pattern after the other, and words into bytes."""
+    words = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
+    return pre_tokenizers.Sequence([*words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])

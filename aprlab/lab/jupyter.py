@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from aprlab.errors import FormatError, UsageError
 from aprlab.formats.writing import atomic, write_all, write_text
 
 FOLDER = "aprlab-notebooks"
-FIRST = "00_golden_rule.ipynb"
+FIRST = "index.ipynb"
 _RECORD = ".aprlab-notebooks.json"  # what was copied, so that a later version can tell its own copies from changed ones
 
 
@@ -93,13 +94,21 @@ def command(root: Path, notebook: str, port: int | None = None, *, browser: bool
     return [sys.executable, "-m", "jupyterlab", *options, *more]
 
 
+def environment() -> dict[str, str]:
+    """With the tab for model files, also where aprlab runs from a checkout and nothing was installed beside JupyterLab."""
+    own = str(Path(__file__).resolve().parents[1] / "widgets" / "jupyter")
+    return os.environ | {
+        name: os.pathsep.join([own, *filter(None, [os.environ.get(name)])]) for name in ("JUPYTER_PATH", "JUPYTER_CONFIG_PATH")
+    }
+
+
 def _run(line: list[str]) -> int:
     """Run JupyterLab. Ctrl-C is JupyterLab's to answer (it asks first): `subprocess.call` would kill it soon after."""
     if threading.current_thread() is not threading.main_thread():
-        return subprocess.call(line)
+        return subprocess.call(line, env=environment())
     before = signal.signal(signal.SIGINT, lambda number, frame: None)  # not SIG_IGN, which a child inherits
     try:
-        return subprocess.call(line)
+        return subprocess.call(line, env=environment())
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
@@ -122,4 +131,4 @@ def open_lab(
     return _run(command(place, FIRST, port, browser=browser, more=more)), copied
 
 
-__all__ = ["FIRST", "FOLDER", "Copied", "checkout", "command", "copy_notebooks", "open_lab"]
+__all__ = ["FIRST", "FOLDER", "Copied", "checkout", "command", "copy_notebooks", "environment", "open_lab"]

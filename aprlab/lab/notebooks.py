@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from aprlab import paths
+from aprlab import engines, paths
 from aprlab.display.page import page
 from aprlab.errors import AprlabError, UsageError
 from aprlab.formats.writing import drafted, write_json, write_text
@@ -81,7 +81,8 @@ def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dic
 
     Raises:
         UsageError: a name that the notebook does not declare in its cell tagged `parameters`, or a value whose type
-            is not exactly the declared one. A NumPy scalar is not a Python number: papermill cannot save it.
+            is not exactly the declared one. A NumPy scalar is not a Python number: papermill cannot save it. Or an `engine`
+            that there is not.
     """
     papermill = _papermill()
     path = find_notebook(notebook)
@@ -105,6 +106,8 @@ def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dic
                 f"{path.stem}: parameter {name!r} must be {wanted}, got {type(value).__name__} {value!r}",
                 code="lab.parameter-type",
             )
+        if name == "engine":
+            engines.parse(str(value))
         checked[name] = value
     return checked
 

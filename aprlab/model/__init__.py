@@ -4,9 +4,11 @@ Raw blocks are views on the mapped file; nothing is dequantised until it is need
 NumPy's (rows first). ggml's order is called `ne` and is always the reverse of `shape`; data never moves.
 """
 
-from aprlab.model.config import ModelConfig, TokenizerData, require_qwen2
+from aprlab.model.architecture import ARCHITECTURES, Architecture, architecture_of
+from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.content import Content
 from aprlab.model.model import Model
 from aprlab.model.tensor import Origin, Tensor
 
-__all__ = ["Content", "Model", "ModelConfig", "Origin", "Tensor", "TokenizerData", "require_qwen2"]
+__all__ = ["ARCHITECTURES", "Architecture", "Content", "Model", "ModelConfig", "Origin", "Tensor", "TokenizerData",
+           "architecture_of"]  # fmt: skip

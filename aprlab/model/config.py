@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from aprlab.errors import FormatError, UnsupportedError
+from aprlab.errors import AprlabError, FormatError
+from aprlab.model.rope import RopeScaling, check_scaling
 
 LAYERS_LIMIT = 10_000  # of any config, so that no number in a file makes names without end
 
@@ -14,8 +15,10 @@ LAYERS_LIMIT = 10_000  # of any config, so that no number in a file makes names 
 class ModelConfig:
     """What the forward pass has to know. Every value was read from the file; none is assumed.
 
-    `rope_type` is ``neox`` (split halves, what Qwen2 uses) or ``norm`` (adjacent pairs). `rms_norm_eps` has no unit,
-    `rope_theta` is the base of the rotary frequencies.
+    `rope_type` is ``neox`` (split halves, as in Qwen) or ``norm`` (adjacent pairs, as in Llama). `rms_norm_eps` has no unit,
+    `rope_theta` is the base of the rotary frequencies, `rope_scaling` how they are scaled (None: not at all). As
+    `tied_embeddings` says that there is no tensor for the head, `rope_factors` says that there is one that divides the
+    frequencies.
     """
 
     architecture: str
@@ -31,14 +34,17 @@ class ModelConfig:
     rope_type: str
     rms_norm_eps: float
     tied_embeddings: bool
+    rope_scaling: RopeScaling | None = None
+    rope_factors: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerData:
-    """The tokenizer as a file carries it: GPT-2 style byte-level BPE for Qwen2.
+    """The tokenizer as a file carries it: byte-level BPE (`model` ``gpt2``), or SentencePiece (``llama``).
 
-    `tokens` and `merges` are in GPT-2's printable byte alphabet; `token_types` are ggml's (1 normal, 3 control, 4 user
-    defined, 5 unused, 6 byte). Ids that a file does not carry are None.
+    For the first, `tokens` and `merges` are in GPT-2's printable byte alphabet. The second has `scores` (one for each token)
+    and no merges, and writes a space as ``▁``; `add_space_prefix` says whether a text begins with one. `token_types` are
+    ggml's (1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte). What a file does not carry is None.
     """
 
     model: str
@@ -51,14 +57,8 @@ class TokenizerData:
     pad_token_id: int | None
     add_bos: bool | None
     chat_template: str | None
-
-
-def require_qwen2(architecture: str, path: Path) -> None:
-    """Only Qwen2 is understood; anything else is refused by name."""
-    if architecture != "qwen2":
-        raise UnsupportedError(
-            f"architecture {architecture!r}; only 'qwen2' is handled", code="config.unsupported-architecture", path=path
-        )
+    scores: list[float] | None = None
+    add_space_prefix: bool | None = None
 
 
 def check_config(config: ModelConfig, path: Path) -> ModelConfig:
@@ -84,4 +84,10 @@ def check_config(config: ModelConfig, path: Path) -> ModelConfig:
             f"rms_norm_eps {config.rms_norm_eps} or rope_theta {config.rope_theta} is out of range",
             code="config.out-of-range", path=path,
         )  # fmt: skip
+    if config.rope_scaling is not None:
+        try:
+            check_scaling(config.rope_scaling, config.rope_theta)
+        except AprlabError as error:
+            error.path = path
+            raise
     return config

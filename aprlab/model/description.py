@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any
 
 from aprlab.errors import AprlabError
-from aprlab.model import names
+from aprlab.model.inventory import shapes
 
 
-def describe(model: Any) -> dict[str, Any]:
+def describe(model: Any, keys: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Everything `inspect` shows of a `Model`, fit for JSON.
+
+    Args:
+        model: the model.
+        keys: those of its GGUF file, where it has no config here: then they are what there is to show.
 
     Keys: ``path, format, dialect, bytes`` (of all tensors), ``header`` (scalars of the container's own header),
     ``config`` (or ``{"error": …}`` where the file lacks a value), ``tokenizer`` (sizes and ids, not the lists),
-    ``by_type`` ({type: {tensors, bytes, values}}), ``missing`` and ``unexpected`` (GGUF names against a whole Qwen2
-    inventory), ``warnings``, ``metadata`` (scalars as they are, lists by their length) and ``tensors`` (name, name in
-    the file, type, shape in NumPy order, offset, bytes; in the order of the file).
+    ``by_type`` ({type: {tensors, bytes, values}}), ``missing`` and ``unexpected`` (GGUF names against a whole model of its
+    architecture), ``warnings``, ``metadata`` and ``keys`` (scalars as they are, lists by their length) and ``tensors``
+    (name, name in the file, type, shape in NumPy order, offset, bytes; in the order of the file).
     """
     by_type: dict[str, dict[str, int]] = {}
     for tensor in model.tensors.values():
@@ -36,6 +41,7 @@ def describe(model: Any) -> dict[str, Any]:
         **_inventory(model),
         "warnings": list(model.warnings),
         "metadata": {key: _scalar(value) for key, value in model.metadata.items()},
+        "keys": {key: _scalar(value) for key, value in (keys or {}).items()},
         "tensors": [
             {
                 "name": t.name,
@@ -62,13 +68,14 @@ def _tokenizer(model: Any) -> dict[str, Any]:
         data = model.tokenizer
     except AprlabError as error:
         return {"error": error.message}
-    scalars = {key: value for key, value in asdict(data).items() if not isinstance(value, list) and key != "chat_template"}
+    values = {each.name: getattr(data, each.name) for each in fields(data)}  # not `asdict`: that copies every token
+    scalars = {key: value for key, value in values.items() if not isinstance(value, list) and key != "chat_template"}
     sizes = {"tokens": len(data.tokens), "merges": len(data.merges)}
     return {**scalars, **sizes, "chat_template": None if data.chat_template is None else f"{len(data.chat_template)} characters"}
 
 
 def _inventory(model: Any) -> dict[str, list[str]]:
-    """Tensors that a whole Qwen2 of this many layers would have and the file has not, and the other way round.
+    """Tensors that a whole model of this config would have and the file has not, and the other way round.
 
     Where the config is unreadable the number of layers is unknown, and both lists are empty.
     """
@@ -76,7 +83,7 @@ def _inventory(model: Any) -> dict[str, list[str]]:
         config = model.config
     except AprlabError:
         return {"missing": [], "unexpected": []}
-    whole = set(names.inventory(config.block_count, separate_output=not config.tied_embeddings))
+    whole = set(shapes(config))
     found = set(model.tensors)
     return {"missing": sorted(whole - found), "unexpected": sorted(found - whole)}
 

@@ -1,8 +1,8 @@
 """Metadata keys: each one is used, known to be harmless (with the reason), or refused by name.
 
 A key that is ignored is a number that silently came out otherwise: RoPE scaling, attention that is not causal, a sliding
-window. So every key of the namespaces that a runtime reads (``qwen2.*``, ``tokenizer.*``, the configuration of APR and
-Hugging Face) has a row here. Keys outside of them describe the file; ggml does not read them when it computes.
+window. So every key of the namespaces that a runtime reads (``qwen2.*`` and the like, ``tokenizer.*``, the configuration of
+APR and Hugging Face) has a row here. Keys outside of them describe the file; ggml does not read them when it computes.
 
 Sources: ggml's ``llama-model.cpp`` and ``llama-vocab.cpp`` (which keys are read, and what they default to), gguf-py's
 ``constants.py`` (which keys exist).
@@ -17,20 +17,29 @@ from typing import Any
 
 import numpy as np
 
+from aprlab.model import rope
+from aprlab.model.architecture import ARCHITECTURES
 from aprlab.model.config import ModelConfig
 
-# Read into `ModelConfig` or `TokenizerData`; what they hold is checked where they are read.
+# Read into `ModelConfig` or `TokenizerData`; what they hold is checked where they are read. A star stands for the architecture.
 USED = frozenset(
     {
-        "general.architecture", "general.alignment", "qwen2.block_count", "qwen2.context_length",
-        "qwen2.embedding_length", "qwen2.feed_forward_length", "qwen2.attention.head_count",
-        "qwen2.attention.head_count_kv", "qwen2.attention.key_length", "qwen2.rope.freq_base",
-        "qwen2.attention.layer_norm_rms_epsilon", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens",
-        "tokenizer.ggml.token_type", "tokenizer.ggml.merges", "tokenizer.ggml.bos_token_id",
-        "tokenizer.ggml.eos_token_id", "tokenizer.ggml.padding_token_id", "tokenizer.ggml.add_bos_token",
-        "tokenizer.chat_template",
+        "general.architecture", "general.alignment", "*.block_count", "*.context_length", "*.embedding_length",
+        "*.feed_forward_length", "*.attention.head_count", "*.attention.head_count_kv", "*.attention.key_length",
+        "*.rope.freq_base", "*.attention.layer_norm_rms_epsilon",
+        *(f"*.{key}" for key in rope.GGUF_KEYS if key != "rope.scaling.attn_factor"),
+        "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type",
+        "tokenizer.ggml.merges", "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id",
+        "tokenizer.ggml.padding_token_id", "tokenizer.ggml.add_bos_token", "tokenizer.chat_template",
     }
 )  # fmt: skip
+_OF_SENTENCEPIECE = ("tokenizer.ggml.scores", "tokenizer.ggml.add_space_prefix")  # used where the tokenizer is one
+
+
+def starred(key: str) -> str:
+    """`key` with a star for the architecture that it begins with, e.g. ``*.block_count``."""
+    first, dot, rest = key.partition(".")
+    return f"*.{rest}" if dot and first in ARCHITECTURES else key
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +83,29 @@ def _anything(value: Any, config: ModelConfig) -> bool:
     return True
 
 
+def _wide(value: Any, config: ModelConfig) -> bool:
+    """Whether a window never ends before the context does."""
+    return isinstance(value, int) and value >= config.context_length
+
+
 def _head_dim(value: Any, config: ModelConfig) -> bool:
     return _same(value, config.head_dim)
 
 
-def _scaling(of: str) -> Neutral:
-    """A parameter of YaRN or the like: used only where `rope.scaling.type` asks for it, and that has a row of its own."""
-    return _anything
+def _without_yarn(*values: Any) -> Neutral:
+    """Of YaRN: one of `values`, or anything where `rope.scaling.type` does not ask for it."""
+    usual = _is(*values)
+    return lambda value, config: config.rope_scaling is None or config.rope_scaling.kind != "yarn" or usual(value, config)
 
 
-# Of ``qwen2.*``; a key without a row is refused, whatever it holds.
+# Behind the architecture and a dot; a key without a row is refused, whatever it holds.
 ARCHITECTURE_KEYS: dict[str, _KeyRule] = {
     "vocab_size": _KeyRule(lambda value, config: _same(value, config.vocab_size), "the embedding has another number of rows"),
     "rope.dimension_count": _KeyRule(_head_dim, "only a part of each head is rotated"),
     "attention.value_length": _KeyRule(_head_dim, "values have a length of their own"),
     "attention.causal": _KeyRule(_is(True), "every position sees every other"),
     "attention.sliding_window": _KeyRule(
-        lambda value, config: _same(value, 0) or (isinstance(value, int) and value >= config.context_length),
+        lambda value, config: _same(value, 0) or _wide(value, config),
         "attention sees only a window of the last positions",
     ),
     "attention.sliding_window_pattern": _KeyRule(_is(0, 1), "some layers see only a window of the last positions"),
@@ -101,17 +116,14 @@ ARCHITECTURE_KEYS: dict[str, _KeyRule] = {
     "attention.clamp_kqv": _KeyRule(_is(0.0), "queries, keys and values are clamped"),
     "attention.max_alibi_bias": _KeyRule(_is(0.0), "attention has ALiBi biases"),
     "attention.layer_norm_epsilon": _KeyRule(_anything, ""),  # of LayerNorm, which Qwen2 does not have
-    "rope.scaling.type": _KeyRule(_is("none"), "RoPE is scaled"),
-    "rope.scaling.factor": _KeyRule(_is(1.0, 0.0), "RoPE is scaled"),
-    "rope.scale_linear": _KeyRule(_is(1.0, 0.0), "RoPE is scaled"),
-    "rope.scaling.attn_factor": _KeyRule(_is(1.0), "attention scores are scaled with RoPE"),
-    "rope.scaling.original_context_length": _KeyRule(_scaling("yarn"), ""),
+    "rope.scaling.attn_factor": _KeyRule(  # YaRN applies it; llama.cpp does so always
+        lambda value, config: _same(value, 1.0) or (config.rope_scaling is not None and config.rope_scaling.kind == "yarn"),
+        "queries and keys are made longer or shorter",
+    ),
     "rope.scaling.finetuned": _KeyRule(_anything, ""),  # says how the model was trained; nothing computes with it
-    "rope.scaling.yarn_log_multiplier": _KeyRule(_scaling("yarn"), ""),
-    "rope.scaling.yarn_ext_factor": _KeyRule(_scaling("yarn"), ""),
-    "rope.scaling.yarn_attn_factor": _KeyRule(_scaling("yarn"), ""),
-    "rope.scaling.yarn_beta_fast": _KeyRule(_scaling("yarn"), ""),
-    "rope.scaling.yarn_beta_slow": _KeyRule(_scaling("yarn"), ""),
+    "rope.scaling.yarn_log_multiplier": _KeyRule(_without_yarn(0.0), "YaRN lengthens queries and keys in another way"),
+    "rope.scaling.yarn_ext_factor": _KeyRule(_without_yarn(1.0, -1.0), "YaRN is applied in part"),
+    "rope.scaling.yarn_attn_factor": _KeyRule(_without_yarn(1.0), "YaRN lengthens queries and keys in another way"),
     "attn_logit_softcapping": _KeyRule(_is(0.0), "attention scores are soft-capped"),
     "final_logit_softcapping": _KeyRule(_is(0.0), "logits are soft-capped"),
     "logit_scale": _KeyRule(_is(1.0, 0.0), "logits are scaled"),
@@ -155,27 +167,27 @@ END_KEYS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 # The types that llama.cpp reads keys as; it refuses a file in which one of them has any other, an int32 for a uint32 too.
 _TYPES: dict[str, str] = {
     **dict.fromkeys((
-        "general.file_type", "qwen2.block_count", "qwen2.context_length", "qwen2.embedding_length", "qwen2.feed_forward_length",
-        "qwen2.attention.head_count", "qwen2.attention.head_count_kv", "qwen2.attention.key_length",
-        "qwen2.attention.value_length", "qwen2.rope.dimension_count", "qwen2.rope.scaling.original_context_length",
-        "qwen2.expert_count", "qwen2.expert_used_count", "qwen2.pooling_type", "tokenizer.ggml.token_type_count",
+        "general.file_type", "*.block_count", "*.context_length", "*.embedding_length", "*.feed_forward_length",
+        "*.attention.head_count", "*.attention.head_count_kv", "*.attention.key_length",
+        "*.attention.value_length", "*.rope.dimension_count", "*.rope.scaling.original_context_length",
+        "*.expert_count", "*.expert_used_count", "*.pooling_type", "tokenizer.ggml.token_type_count",
         *(f"tokenizer.ggml.{name}_token_id" for name in (
             "bos", "eos", "eot", "eom", "unknown", "padding", "mask", "prefix", "suffix", "middle", "fim_pre", "fim_suf",
             "fim_mid", "fim_pad", "fim_rep", "fim_sep",
         )),
     ), "uint32"),
     **dict.fromkeys((
-        "qwen2.rope.freq_base", "qwen2.attention.layer_norm_rms_epsilon", "qwen2.rope.scaling.factor", "qwen2.rope.scale_linear",
-        "qwen2.rope.scaling.attn_factor",
+        "*.rope.freq_base", "*.attention.layer_norm_rms_epsilon", "*.rope.scaling.factor", "*.rope.scale_linear",
+        "*.rope.scaling.attn_factor", "*.rope.scaling.yarn_beta_fast", "*.rope.scaling.yarn_beta_slow",
     ), "float32"),
     **dict.fromkeys((
-        "qwen2.attention.causal", "qwen2.rope.scaling.finetuned",
+        "*.attention.causal", "*.rope.scaling.finetuned",
         *(f"tokenizer.ggml.{name}" for name in (
             "add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix", "remove_extra_whitespaces",
         )),
     ), "bool"),
     **dict.fromkeys((
-        "general.architecture", "general.name", "qwen2.rope.scaling.type", "tokenizer.ggml.model", "tokenizer.ggml.pre",
+        "general.architecture", "general.name", "*.rope.scaling.type", "tokenizer.ggml.model", "tokenizer.ggml.pre",
     ), "string"),
     "tokenizer.ggml.tokens": "array[string]", "tokenizer.ggml.merges": "array[string]",
     "tokenizer.ggml.token_type": "array[int32]",
@@ -183,8 +195,9 @@ _TYPES: dict[str, str] = {
 
 
 # What llama.cpp reads as one number or as an array of one number for each layer (int32 or uint32, exactly as many).
-PER_LAYER = frozenset({"qwen2.attention.head_count", "qwen2.attention.head_count_kv", "qwen2.feed_forward_length"})
-ROPE_BASE = 10_000.0  # what llama.cpp takes where `rope.freq_base` is missing
+PER_LAYER = frozenset({"*.attention.head_count", "*.attention.head_count_kv", "*.feed_forward_length"})
+# What llama.cpp takes where a key of the architecture is missing; `Architecture.defaults` are those that are no fault.
+DEFAULTS = {"rope.freq_base": 10_000.0}
 
 
 def one_number(key: str, value: Any, layers: Any) -> Any:
@@ -195,7 +208,7 @@ def one_number(key: str, value: Any, layers: Any) -> Any:
         value: of the key.
         layers: `block_count`, as the file has it.
     """
-    if key not in PER_LAYER or not isinstance(value, np.ndarray) or str(value.dtype) not in ("int32", "uint32"):
+    if starred(key) not in PER_LAYER or not isinstance(value, np.ndarray) or str(value.dtype) not in ("int32", "uint32"):
         return value
     alike = len(value) > 0 and len(value) == layers and bool((value == value[0]).all())
     return int(value[0]) if alike else value
@@ -203,7 +216,7 @@ def one_number(key: str, value: Any, layers: Any) -> Any:
 
 def gguf_type(key: str) -> str | None:
     """The one GGUF value type that llama.cpp reads this key as, e.g. ``uint32``; None where it does not read it."""
-    return _TYPES.get(key)
+    return _TYPES.get(starred(key))
 
 
 # Of config.json and of APR's metadata, which has Hugging Face's names: key -> rule.
@@ -219,6 +232,10 @@ HUGGINGFACE_KEYS: dict[str, _KeyRule] = {
     "embedding_multiplier": _KeyRule(_is(1.0), "embeddings are scaled"),
     "num_experts": _KeyRule(_is(0), "the feed forward is a mixture of experts"),
     "is_decoder": _KeyRule(_is(True, False), ""),
+    "attention_bias": _KeyRule(  # Qwen2 has its three biases whatever this says
+        lambda value, config: value is False or config.architecture == "qwen2", "attention has biases"
+    ),
+    "mlp_bias": _KeyRule(_is(False), "the feed forward has biases"),
     "layer_types": _KeyRule(
         lambda value, config: isinstance(value, list) and all(kind == "full_attention" for kind in value),
         "some layers have another attention",
@@ -235,7 +252,9 @@ def gguf_problems(fields: Mapping[str, Any], config: ModelConfig) -> Iterator[Ke
     """
     prefix = f"{config.architecture}."
     for key, value in fields.items():
-        if key in USED or _HARMLESS.fullmatch(key) or key in END_KEYS:
+        if starred(key) in USED or _HARMLESS.fullmatch(key) or key in END_KEYS:
+            continue
+        if key in _OF_SENTENCEPIECE and fields.get("tokenizer.ggml.model") == "llama":
             continue
         if key.startswith(prefix):
             rule = ARCHITECTURE_KEYS.get(key.removeprefix(prefix))
@@ -256,11 +275,13 @@ def huggingface_problems(raw: Mapping[str, Any], config: ModelConfig) -> Iterato
     for key, rule in HUGGINGFACE_KEYS.items():
         if raw.get(key) is not None and not rule.neutral(raw[key], config):
             yield KeyProblem(key, raw[key], rule.reason)
+    window = raw.get("sliding_window")
+    if raw.get("use_sliding_window") is None and window is not None and not _wide(window, config):
+        yield KeyProblem("sliding_window", window, "attention sees only a window of the last positions")
     for key in ("rope_scaling", "rope_parameters"):
-        scaling = raw.get(key)
-        kind = scaling.get("rope_type", scaling.get("type", "default")) if isinstance(scaling, dict) else scaling
-        if kind not in (None, "default"):
-            yield KeyProblem(key, kind, "RoPE is scaled")
+        kind = rope.kind_of(raw.get(key))
+        if kind == "llama3" and not ARCHITECTURES[config.architecture].rope_factors:
+            yield KeyProblem(key, kind, "each rotary frequency is divided by a factor of its own")
 
 
 def _shown(value: Any) -> str:

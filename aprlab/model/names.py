@@ -1,7 +1,7 @@
 """Tensor names: GGUF's are the ones used inside, APR's and Hugging Face's are a declared bijection away.
 
-`PAIRS` has every tensor of a Qwen2 model; `N` is the layer. The historic variants of APR's names are data
-too, so that files written with them can be recognised, repaired or made on purpose.
+`PAIRS` has every tensor of every architecture in `aprlab.model.architecture`; `N` is the layer. The historic variants of APR's
+names are data too, so that files written with them can be recognised, repaired or made on purpose.
 """
 
 from __future__ import annotations
@@ -10,23 +10,13 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-# GGUF name                    Hugging Face / APR canonical name
+from aprlab.model.architecture import ARCHITECTURES, architecture_of
+from aprlab.model.rope import FACTORS
+
+# GGUF name, Hugging Face and APR canonical name: what any architecture has. Each has one name, whoever uses it.
 PAIRS: tuple[tuple[str, str], ...] = (
-    ("token_embd.weight", "model.embed_tokens.weight"),
-    ("blk.N.attn_norm.weight", "model.layers.N.input_layernorm.weight"),
-    ("blk.N.attn_q.weight", "model.layers.N.self_attn.q_proj.weight"),
-    ("blk.N.attn_q.bias", "model.layers.N.self_attn.q_proj.bias"),
-    ("blk.N.attn_k.weight", "model.layers.N.self_attn.k_proj.weight"),
-    ("blk.N.attn_k.bias", "model.layers.N.self_attn.k_proj.bias"),
-    ("blk.N.attn_v.weight", "model.layers.N.self_attn.v_proj.weight"),
-    ("blk.N.attn_v.bias", "model.layers.N.self_attn.v_proj.bias"),
-    ("blk.N.attn_output.weight", "model.layers.N.self_attn.o_proj.weight"),
-    ("blk.N.ffn_norm.weight", "model.layers.N.post_attention_layernorm.weight"),
-    ("blk.N.ffn_gate.weight", "model.layers.N.mlp.gate_proj.weight"),
-    ("blk.N.ffn_up.weight", "model.layers.N.mlp.up_proj.weight"),
-    ("blk.N.ffn_down.weight", "model.layers.N.mlp.down_proj.weight"),
-    ("output_norm.weight", "model.norm.weight"),
-    ("output.weight", "lm_head.weight"),
+    *dict.fromkeys((gguf, hf) for known in ARCHITECTURES.values() for gguf, hf, _ in known.rows),
+    (FACTORS, FACTORS),  # Hugging Face has numbers in config.json in its place
 )
 
 _NUMBER = re.compile(r"(?<=\.)(0|[1-9][0-9]{0,5})(?=\.)")
@@ -42,6 +32,11 @@ def _template(name: str) -> tuple[str, str]:
 def template_of(name: str) -> str:
     """The GGUF name with its layer number replaced by ``N``."""
     return _template(name)[0]
+
+
+def layer_of(name: str) -> str:
+    """The layer number in a name, ``""`` where it has none."""
+    return _template(name)[1]
 
 
 def _short(hf: str) -> str:
@@ -91,9 +86,9 @@ def namings_of(name: str) -> dict[str, str]:
     return {naming: gguf for naming in VARIANTS if (gguf := to_gguf(name, naming)) is not None}
 
 
-def inventory(layers: int, *, separate_output: bool = True) -> Iterator[str]:
-    """GGUF names of a whole Qwen2 model: 12 a layer and 2 or 3 global ones."""
-    for gguf, _ in PAIRS:
+def inventory(layers: int, *, separate_output: bool = True, architecture: str = "qwen2") -> Iterator[str]:
+    """GGUF names of a whole model of this architecture; a Qwen2 has 12 a layer and 2 or 3 global ones."""
+    for gguf, _, _ in architecture_of(architecture).rows:
         if "N" in gguf.split("."):
             yield from (_fill(gguf, str(n)) for n in range(layers))
         elif separate_output or gguf != "output.weight":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from aprlab.architectures.qwen2 import forward
+from aprlab.architectures import forward
 from aprlab.engines.base import Engine
 from aprlab.model.config import ModelConfig
 from aprlab.model.decode_hooks import decode_hook

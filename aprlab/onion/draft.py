@@ -13,14 +13,15 @@ from aprlab.formats.raw import (
     CONFIG_FIELDS,
     GGUF_CONFIG,
     MISSING,
-    NEEDED,
     TOKENIZER_FIELDS,
     TOKENIZER_KEYS,
     Wrong,
+    needed,
     unusable,
 )
-from aprlab.model import names
-from aprlab.model.config import ModelConfig, TokenizerData, check_config, require_qwen2
+from aprlab.model import names, rope
+from aprlab.model.architecture import architecture_of
+from aprlab.model.config import ModelConfig, TokenizerData, check_config
 from aprlab.model.model import Model
 from aprlab.model.tensor import Origin, Tensor
 from aprlab.onion.file_case import Deviation, FileCase
@@ -134,8 +135,15 @@ class Draft:
         if file.header is None:
             return file.metadata
         fields = dict(file.header.fields)
+        prefix = self.config["architecture"]
+        config_keys = {"architecture": "general.architecture"} | {name: f"{prefix}.{key}" for name, key in GGUF_CONFIG.items()}
+        if self.config["rope_scaling"] != file.config["rope_scaling"]:
+            for key in rope.GGUF_KEYS:
+                fields.pop(f"{prefix}.{key}", None)
+            for key, kind, value in rope.to_gguf(self.config["rope_scaling"]):
+                fields[f"{prefix}.{key}"] = gguf.field_of(f"{prefix}.{key}", kind, value)
         for mine, found, keys in (
-            (self.config, file.config, GGUF_CONFIG),
+            (self.config, file.config, config_keys),
             (self.tokenizer, file.tokenizer, {name: key for name, (_, key) in TOKENIZER_KEYS.items()}),
         ):
             for name, key in keys.items():
@@ -163,18 +171,23 @@ def made_config(found: dict[str, Any], tensors: dict[str, Tensor], path: Any) ->
         value = found.get(name, MISSING)
         if unusable(value):
             raise FormatError(f"config field {name!r} is {value!r}", code="onion.config-field", path=path)
-        if name not in ("architecture", "rope_type") and (isinstance(value, bool) or not isinstance(value, int | float)):
+        others = name in ("architecture", "rope_type", "rope_scaling")
+        if not others and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise FormatError(f"config field {name!r} is {value!r}, not a number", code="onion.config-field", path=path)
-    require_qwen2(str(found["architecture"]), path)
+    kind = architecture_of(str(found["architecture"]), path)
     if found["rope_type"] not in apr.ROPE_TYPES.values():
         raise FormatError(f"rope_type is {found['rope_type']!r}", code="onion.config-field", path=path)
-    config = ModelConfig(**{name: found[name] for name in CONFIG_FIELDS}, tied_embeddings="output.weight" not in tensors)
+    config = ModelConfig(
+        **{name: found[name] for name in CONFIG_FIELDS},
+        tied_embeddings="output.weight" not in tensors,
+        rope_factors=kind.rope_factors and rope.FACTORS in tensors,
+    )
     return check_config(config, path)
 
 
 def made_tokenizer(found: dict[str, Any], path: Any) -> TokenizerData:
     """Tokenizer data from fields; what is optional may be missing."""
-    for name in NEEDED:
+    for name in needed(found.get("model", MISSING)):
         if found.get(name, MISSING) == MISSING:
             raise FormatError(f"tokenizer has no {name!r}", code="onion.tokenizer-field", path=path)
     for name, value in found.items():

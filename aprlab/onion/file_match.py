@@ -202,7 +202,10 @@ class _RenamingRule:
         """Where a tensor of this name belongs, if all others of its module and layer agree and it is not where it says."""
         if stated is None or not stated.startswith("blk."):
             return None
-        _, layer, module, sort = stated.split(".")
+        parts = stated.split(".")
+        if len(parts) != 4:  # of another architecture
+            return None
+        _, layer, module, sort = parts
         modules, layers = self.modules.get(module, {module}), self.layers.get(layer, {layer})
         if len(modules) > 1 or len(layers) > 1 or (modules, layers) == ({module}, {layer}):
             return None

@@ -6,6 +6,7 @@ import numpy as np
 
 from aprlab.engines.base import Array, Cache, Engine
 from aprlab.model.config import ModelConfig
+from aprlab.model.rope import RopeScaling
 from aprlab.onion.shadow import Group, template_of
 
 
@@ -41,8 +42,12 @@ class MixedEngine(Engine):
     def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
         return self._pick("matmul", weight, len(x)).matmul(x, weight, bias)
 
-    def rope(self, x: Array, positions: np.ndarray, theta: float, style: str) -> Array:
-        return self._pick("rope", f"{x.shape[1]} heads", len(x)).rope(x, positions, theta, style)
+    def rope(
+        self, x: Array, positions: np.ndarray, theta: float, style: str, scaling: RopeScaling | None = None,
+        factors: str | None = None,
+    ) -> Array:  # fmt: skip
+        engine = self._pick("rope", f"{x.shape[1]} heads", len(x))
+        return engine.rope(x, positions, theta, style, scaling, factors)
 
     def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
         return self._pick("attend", f"layer {layer}", len(q)).attend(q, k, v, cache, layer, positions)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aprlab.architectures.qwen2 import check
+from aprlab.architectures import check
 from aprlab.errors import AprlabError, FormatError, UnsupportedError, UsageError
 from aprlab.formats import apr, gguf, open_model
 from aprlab.formats.raw import Seen, meaning
@@ -29,7 +29,7 @@ _UNFORESEEN = (ValueError, TypeError, LookupError, ArithmeticError, AttributeErr
 _BY_CODE = {
     "apr.ambiguous-dtype": "dtype", "apr.foreign-naming": "naming", "apr.size-law": "dtype", "apr.unknown-dtype": "dtype",
     "apr.unsupported-dtype": "dtype", "gguf.tokens-and-rows": "tokenizer", "gguf.unknown-type": "dtype",
-    "model.missing-tensor": "naming", "model.tensor-shape": "layout", "qwen2.foreign-tensor": "naming",
+    "model.missing-tensor": "naming", "model.tensor-shape": "layout", "forward.foreign-tensor": "naming",
     "session.context-full": "config", "session.logits-not-finite": "forward", "session.no-template": "tokenizer",
     "tokenizer.token-out-of-range": "tokenizer",
 }  # fmt: skip
@@ -156,7 +156,7 @@ def explained(opened: Opened, case: FileCase, findings: Sequence[Finding], fixes
     """
     error = opened.error
     bad = [f for f in findings if not f.harmless]
-    if error is None or not bad or error.code == "qwen2.foreign-tensor":
+    if error is None or not bad or error.code == "forward.foreign-tensor":
         return False
     if error.code in _FIELDS:
         return any(_concerns(f, _FIELDS[error.code]) for f in bad)

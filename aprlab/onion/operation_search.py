@@ -9,6 +9,7 @@ import numpy as np
 
 from aprlab import engines as all_engines
 from aprlab.engines.base import Cache, Engine
+from aprlab.engines.choice import is_small
 from aprlab.errors import BROKEN
 from aprlab.faults import Fault
 from aprlab.faults.apply import for_other_engines, misread
@@ -17,7 +18,6 @@ from aprlab.model.model import Model
 from aprlab.onion.shadow import Call, Group, Shadow
 from aprlab.quants import REGISTRY, Quant
 from aprlab.quants.types import TensorType
-from aprlab.tracing.golden_rule import is_small
 
 _KEPT: list[tuple[Model, tuple[object, ...], dict[tuple[str, ...], Engine | None]]] = []
 

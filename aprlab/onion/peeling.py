@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.engines import known
+from aprlab.engines import AUTO, choose, parse
 from aprlab.errors import BROKEN, AprlabError, FormatError, UnsupportedError, UsageError
-from aprlab.formats.identity import identify
-from aprlab.formats.raw import Reference, from_model, look
+from aprlab.formats.identity import FILE_ONLY, file_only, identify
+from aprlab.formats.raw import Reference, Seen, from_model, look
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
 from aprlab.onion import health, opening, run_cost
@@ -26,18 +26,22 @@ from aprlab.onion.clock import Clock, Progress
 from aprlab.onion.explanation import explain
 from aprlab.onion.fault_search import Explanation
 from aprlab.onion.file_case import FileCase
+from aprlab.onion.file_only import judge_file_only
 from aprlab.onion.findings import report, word_alone, word_of
 from aprlab.onion.fixes import Fix, drafted, search
 from aprlab.onion.instrument_check import tested
 from aprlab.onion.layers import FILE_LAYERS
+from aprlab.onion.open_types import settle_open_types
 from aprlab.onion.references import reference_of
 from aprlab.onion.run_comparison import compare_runs
 from aprlab.onion.run_peeling import peel_engines
-from aprlab.onion.verdict import Finding, Repair, Verdict, Word
+from aprlab.onion.source_peeling import peel_sources
+from aprlab.onion.verdict import LAYERS, Finding, Repair, Verdict
 from aprlab.onion.vocabulary_rows import aligned
 from aprlab.onion.words import Mechanism, refused
 from aprlab.published import QUESTION
-from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, GoldenOutcome, best_engine
+from aprlab.sources.choice import Spec
+from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, GoldenOutcome
 
 
 def peel(
@@ -45,14 +49,15 @@ def peel(
     cand: str | Path | Model | None = None,
     *,
     engines: Sequence[str] | Sequence[Session] | None = None,
+    sources: Sequence[Spec] | None = None,
     fast: bool = False,
-    engine: str | None = None,
+    engine: str | None = "auto",
     threads: int | None = None,
     prompt: str = QUESTION,
     max_tokens: int = MAX_TOKENS,
     progress: Progress | None = None,
 ) -> Verdict:
-    """Find out what is wrong with a file, or with an engine.
+    """Find out what is wrong with a file, with an engine, or with any program that leaves a trace.
 
     Args:
         ref: the reference, a file or an opened model; None to judge `cand` alone: by the size law, statistics, what is
@@ -60,8 +65,10 @@ def peel(
         cand: the candidate, GGUF or APR, however broken; or an opened model.
         engines: two engines to compare on one model instead, by name (``jit``, or with faults of the
             catalogue, ``reference+rope-norm``), or two sessions.
+        sources: one or more programs to judge on one model instead, each by itself: names (``llama.cpp,flash=on``,
+            ``reference``, ``reference+rope-norm``), sessions, or sources that are there already.
         fast: stop at the first layer that finds something, and run nothing; one file alone is then never ``healthy``.
-        engine: runs both files under the golden rule; None takes the compiled one for real models where it is there.
+        engine: runs both files under the golden rule; see `aprlab.engines.create`.
         threads: for the engines.
         prompt, max_tokens: of the golden rule.
         progress: see `Progress`; an error that it raises ends the work.
@@ -75,6 +82,11 @@ def peel(
             ref if ref is not None else cand, engines, fast=fast, threads=threads, prompt=prompt, max_tokens=max_tokens,
             progress=progress,
         )  # fmt: skip
+    if sources is not None:
+        judged = ref if ref is not None else cand
+        if judged is None:
+            raise UsageError("sources are judged on a model: give one", code="source.no-model")
+        return peel_sources(judged, sources, prompt=prompt, threads=threads, progress=progress)
     options: dict[str, Any] = {"engine": engine, "threads": threads, "prompt": prompt, "max_tokens": max_tokens}
     return examine(ref, cand, fast=fast, progress=progress, **options)[0]
 
@@ -84,7 +96,7 @@ def examine(
     cand: str | Path | Model | None,
     *,
     fast: bool = False,
-    engine: str | None = None,
+    engine: str | None = "auto",
     threads: int | None = None,
     prompt: str = QUESTION,
     max_tokens: int = MAX_TOKENS,
@@ -93,37 +105,42 @@ def examine(
     """`peel` for files, with the case and the fixes that `repair` needs."""
     if cand is None:
         raise UsageError("two files are needed, or one and two engines", code="peel.two-files-needed")
-    if engine is not None:
-        known(engine)
+    parse(engine)
     asked = _Asked(engine, threads, prompt, max_tokens, fast)
     clock = Clock(progress)
     with clock("instruments"):
         instruments, broken = tested()
     verdict = Verdict("not-comparable", broken, instruments=instruments, seconds=clock, **_sides(ref, cand))
+    verdict.engine_asked = engine or AUTO
     if broken:
         return verdict, None, []
     with clock("open"):
         reference = None if ref is None else reference_of(ref)
-        try:
-            if not isinstance(cand, Model) and (what := identify(cand)).error is not None and Path(cand).exists():
-                verdict.verdict, verdict.findings = _unreadable(what.error, what.kind == "damaged")
-                return verdict, None, []
-            file = from_model(cand) if isinstance(cand, Model) else look(Path(cand))
-        except (FormatError, UnsupportedError) as error:
-            verdict.verdict, verdict.findings = _unreadable(error, isinstance(error, FormatError))
+        file = _taken_apart(cand, reference)
+        if not isinstance(file, Seen):
+            _unreadable(verdict, *file)
             return verdict, None, []
-        reference, rows = (None, []) if reference is None else aligned(file, reference)
+        rows: list[Finding] = []
+        if reference is not None and file.unrun is None:
+            reference, rows = aligned(file, reference)
     case = FileCase(file, reference)
-    _layers(case, clock, fast)
+    _layers(case, clock, verdict, fast)
+    if reference is None and not fast and file.unrun is None:
+        with clock("open types"):
+            settle_open_types(case, engine, threads)
     with clock("hypotheses"):
         other = _other_model(case)
-        explanation = Explanation() if other or not case.deviations else explain(case)
+        nothing = other or not case.deviations or file.unrun is not None
+        explanation = Explanation() if nothing else explain(case)
     verdict.findings, fixes = report(case, explanation)
     verdict.findings[:0] = rows
     if other is not None:
         verdict.findings = [other, *verdict.findings]
         return verdict, case, []
     model = cand if isinstance(cand, Model) else None
+    if file.unrun is not None:
+        judge_file_only(case, verdict, model)
+        return verdict, case, []
     if reference is None:
         fixes = _judge_alone(case, verdict, fixes, clock, asked, model)
     else:
@@ -142,7 +159,7 @@ class _Asked:
     fast: bool
 
     def engine_for(self, model: Model) -> str:
-        return self.engine if self.engine is not None else best_engine(model)
+        return choose(self.engine, model, threads=self.threads).spec
 
 
 def _sides(ref: str | Path | Model | None, cand: str | Path | Model) -> dict[str, Any]:
@@ -158,14 +175,40 @@ def _name(side: str | Path | Model) -> str:
     return (side.path if isinstance(side, Model) else Path(side)).name
 
 
-def _layers(case: FileCase, clock: Clock, fast: bool) -> None:
+def _taken_apart(cand: str | Path | Model, reference: Reference | None) -> Seen | tuple[AprlabError, bool]:
+    """The candidate taken apart; or why nothing more can be read of it, and whether it is a model that was damaged."""
+    unrun = None if reference is None else file_only(reference.model)
+    comparable = FILE_ONLY if reference is None or unrun is not None else ()
+    try:
+        if isinstance(cand, Model):
+            error, damaged = file_only(cand), False
+        else:
+            what = identify(cand)
+            error, damaged = (what.error if Path(cand).exists() else None), what.kind == "damaged"
+        if error is not None and error.code not in comparable:
+            return error, damaged
+        file = from_model(cand) if isinstance(cand, Model) else look(Path(cand))
+    except (FormatError, UnsupportedError) as error:
+        return error, isinstance(error, FormatError)
+    if unrun is not None and file.unrun is None:  # judged as what the reference is
+        file.unrun = unrun
+        for piece in file.pieces:
+            piece.stated, piece.naming = piece.name, "raw"
+    return file
+
+
+def _layers(case: FileCase, clock: Clock, verdict: Verdict, fast: bool) -> None:
     """Every layer in turn, the cheap ones first; fast: up to the first that finds something."""
-    for layer in FILE_LAYERS:
+    if fast:
+        verdict.not_looked_at["forward"] = "nothing is run with --fast"
+    for n, layer in enumerate(FILE_LAYERS, 1):
         with clock(layer.name):
             found = list(layer.suspect(case))
         case.deviations += found
         clock.progress(layer.name, found)
         if fast and any(not d.harmless for d in case.deviations):
+            left = dict.fromkeys((later.name for later in FILE_LAYERS[n:]), f"--fast ends at the first finding ({layer.name})")
+            verdict.not_looked_at = left | verdict.not_looked_at
             break
 
 
@@ -178,7 +221,9 @@ def _judge_alone(
     """Without a reference: the strict reader, then a run; the verdict is completed in place. Returns the fixes left."""
     if not asked.fast:
         with clock("blind search"):
-            verdict.findings, fixes = without_reference(case, verdict.findings, fixes, asked.engine, asked.threads)
+            verdict.findings, fixes = without_reference(
+                case, verdict.findings, fixes, asked.engine, asked.threads, clock.progress, verdict.health
+            )
     with clock("strict"):
         opened = opening.opened(case.file, prompt=asked.prompt, max_tokens=asked.max_tokens, model=model)
         known_cause = opened.refusal is None or opening.explained(opened, case, verdict.findings, fixes)
@@ -196,15 +241,15 @@ def _judge_alone(
     with clock("health"):
         found = health.Health("broken")
         try:
-            name = asked.engine_for(opened.model)
-            session = Session(opened.model, engine=name, threads=asked.threads, tokenizer=opened.tokenizer)
+            verdict.engine = asked.engine_for(opened.model)
+            session = Session(opened.model, engine=verdict.engine, threads=asked.threads, tokenizer=opened.tokenizer)
         except BROKEN as error:
             refusal = error if isinstance(error, AprlabError) else FormatError(str(error), code="onion.does-not-run")
             found.fail("broken", refused(refusal, "forward.refused"), 1.0)
         else:
             found = health.examine(session, lambda test: clock.progress(f"health: {test}", None))
     verdict.findings += found.findings
-    verdict.health = found.figures
+    verdict.health = {**found.figures, **verdict.health}
     verdict.verdict = word_alone(verdict.findings, found.state)
     if fixes:
         verdict.repair = _alone(case, fixes, clock, asked)
@@ -227,11 +272,12 @@ def golden_of(reference: Reference, engine: str, threads: int | None, prompt: st
     return _GOLDEN[key][1]
 
 
-def _unreadable(error: AprlabError, damaged: bool) -> tuple[Word, list[Finding]]:
+def _unreadable(verdict: Verdict, error: AprlabError, damaged: bool) -> None:
     """A file of which nothing more can be read: a damaged model, or something else that is no model we know."""
     evidence = {"offset": error.offset, "tensor": error.tensor}
-    finding = Finding("container", None, [], refused(error, "container.unreadable"), evidence)
-    return "broken" if damaged else "not-comparable", [finding]
+    verdict.findings = [Finding("container", None, [], refused(error, "container.unreadable"), evidence)]
+    verdict.verdict = "broken" if damaged else "not-comparable"
+    verdict.not_looked_at = dict.fromkeys((n for n in LAYERS if n not in ("container", "instrument")), "the file is refused")
 
 
 def _other_model(case: FileCase) -> Finding | None:
@@ -258,7 +304,8 @@ def _judge_pair(
     golden = None
     if not asked.fast:
         with clock("reference run"):
-            golden = golden_of(case.ref, asked.engine_for(case.ref.model), asked.threads, asked.prompt, asked.max_tokens)
+            verdict.engine = asked.engine_for(case.ref.model)
+            golden = golden_of(case.ref, verdict.engine, asked.threads, asked.prompt, asked.max_tokens)
     with clock("strict"):
         shared = None if golden is None else golden.session.tokenizer
         opened = opening.opened(case.file, prompt=asked.prompt, max_tokens=asked.max_tokens, model=model, known=shared)
@@ -266,7 +313,7 @@ def _judge_pair(
     if not known_cause:
         alone = all(f.harmless for f in verdict.findings)
         verdict.findings.insert(0, opening.finding(opened))
-        unknown = isinstance(opened.error, UnsupportedError) and (alone or opened.error.code == "qwen2.foreign-tensor")
+        unknown = isinstance(opened.error, UnsupportedError) and (alone or opened.error.code == "forward.foreign-tensor")
         verdict.verdict = word_of(verdict.findings, comparable=not unknown)
         return []
     verdict.verdict = word_of(verdict.findings, comparable=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.architectures.qwen2 import forward, points
+from aprlab.architectures import forward, points
 from aprlab.engines.base import Array
 from aprlab.inference.session import Session
 from aprlab.tracing.traces import Point, Recorder

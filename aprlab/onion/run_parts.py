@@ -234,7 +234,7 @@ def fed(loop: type[Session], a: Session, ids: Sequence[int]) -> list[tuple[int, 
     def on_embed(y: Array, tokens: np.ndarray, weight: str) -> None:
         passes.append((-1, np.asarray(tokens).tolist()))
 
-    def on_rope(y: Array, x: Array, positions: np.ndarray, theta: float, style: str) -> None:
+    def on_rope(y: Array, x: Array, positions: np.ndarray, *turn: Any) -> None:
         passes[-1] = (int(positions[0]), passes[-1][1])
 
     session = loop(a.engine, config=a.config, tokenizer=a.tokenizer)

@@ -87,7 +87,7 @@ def examine_sessions(
     clock = Clock(progress)
     with clock("instruments"):
         instruments, broken = tested()
-    title = f"{b.engine.name} against {a.engine.name} on {a.model.path.name}"
+    title = f"{b.engine.spec} against {a.engine.spec} on {a.model.path.name}"
     if broken:
         return Verdict("not-comparable", broken, instruments=instruments, seconds=clock, title=title), [], lambda some: b
     if a.engine.contract != b.engine.contract:
@@ -174,6 +174,6 @@ def golden_for(a: Session, prompt: str, max_tokens: int = MAX_TOKENS) -> Golden:
     for session, asked, length, golden in _RUNS:
         if session is a and (asked, length) == (prompt, max_tokens):
             return golden
-    golden = Golden(a, engine=a.engine.name, threads=a.engine.threads, prompt=prompt, max_tokens=max_tokens, serial=True)
+    golden = Golden(a, engine=a.engine.spec, threads=a.engine.threads, prompt=prompt, max_tokens=max_tokens, serial=True)
     _RUNS[:] = [(a, prompt, max_tokens, golden)]
     return golden

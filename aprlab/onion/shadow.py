@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.architectures.qwen2 import forward
+from aprlab.architectures import forward
 from aprlab.engines.base import Array, Cache, Engine
 from aprlab.errors import BROKEN, AprlabError
 from aprlab.inference.session import Session
 from aprlab.model.config import ModelConfig
+from aprlab.model.rope import RopeScaling
 from aprlab.onion.run_comparison import DECODED, difference_of
 
 Group = tuple[str, str, str]  # operation, template of the weight, pass: "prefill" or "decode"
@@ -118,11 +119,15 @@ class Shadow(Engine):
         out = self.a.matmul(x, weight, bias)
         return self._both("matmul", weight, (x, weight, bias), out, lambda: self.b.matmul(self._give(x), weight, bias))
 
-    def rope(self, x: Array, positions: np.ndarray, theta: float, style: str) -> Array:
-        out = self.a.rope(x, positions, theta, style)
+    def rope(
+        self, x: Array, positions: np.ndarray, theta: float, style: str, scaling: RopeScaling | None = None,
+        factors: str | None = None,
+    ) -> Array:  # fmt: skip
+        args = (positions, theta, style, scaling, factors)
+        out = self.a.rope(x, *args)
         what = f"{x.shape[1]} heads"
         return self._both(
-            "rope", what, (x, positions, theta, style), out, lambda: self.b.rope(self._give(x), positions, theta, style)
+            "rope", what, (x, *args), out, lambda: self.b.rope(self._give(x), *args)
         )
 
     def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:

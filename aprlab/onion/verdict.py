@@ -131,6 +131,9 @@ class Verdict:
         cost: of two sides that are the same or equivalent, what the run showed: ``ids``, ``tokens``, ``text``, ``bitwise``,
             ``distance`` and ``kl`` (nats) of the logits, ``same_token`` of ``steps``; where types differ, also
             ``distance_allowed`` and ``kl_allowed``. Empty where nothing was run.
+        engine, engine_asked: which engine ran the files (empty: nothing was run, or two engines were compared), and what was
+            asked for.
+        not_looked_at: layer -> why nothing is said of it; empty where every layer was looked at.
     """
 
     verdict: Word
@@ -143,6 +146,9 @@ class Verdict:
     compared: dict[str, Any] = field(default_factory=dict)
     health: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
+    engine: str = ""
+    engine_asked: str = ""
+    not_looked_at: dict[str, str] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -175,11 +181,14 @@ class Verdict:
             "schema": SCHEMA,
             "verdict": self.verdict,
             "compared": plain(self.compared),
+            "engine": self.engine or None,
+            "engine_asked": self.engine_asked or None,
             "findings": [finding.to_json() for finding in self.findings],
             "first_divergence": plain(self.first_divergence),
             "repair": None if self.repair is None else self.repair.to_json(),
             "health": plain(self.health),
             "cost": plain(self.cost),
+            "not_looked_at": dict(self.not_looked_at),
             "instruments": plain(self.instruments),
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
         }
@@ -200,6 +209,9 @@ class Verdict:
             size = "smallest repair" if self.repair.minimal else "repair"
             lines.append(f"  {size}: {some(self.repair.set, _SHOWN) or 'none needed'}")
             lines += [f"    {key}: {short(value)}" for key, value in self.repair.proof.items()]
+        for why in dict.fromkeys(self.not_looked_at.values()):
+            layers = ", ".join(layer for layer, reason in self.not_looked_at.items() if reason == why)
+            lines.append(f"  not looked at: {layers}: {why}")
         void = [name for name, ok in self.instruments.items() if ok is not True]
         if void:
             lines.append(f"  instruments that failed their own test, whose findings are void: {', '.join(void)}")
@@ -225,6 +237,7 @@ class Verdict:
         if self.repair is not None:
             after["smallest repair" if self.repair.minimal else "repair"] = ", ".join(self.repair.set) or "none needed"
             after |= {key: short(value) for key, value in self.repair.proof.items()}
+        after |= {f"not looked at: {layer}": why for layer, why in self.not_looked_at.items()}
         return head + "".join(f"<div><b>{html.escape(key)}</b> {html.escape(value)}</div>" for key, value in after.items())
 
     @property

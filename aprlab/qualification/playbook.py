@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from aprlab import paths
+from aprlab import engines, paths
 from aprlab.errors import FormatError, UsageError
 from aprlab.gates import GATES
 from aprlab.lab import yaml_files as yamlfile
@@ -100,6 +100,7 @@ class Playbook:
     scenarios: tuple[Scenario, ...]
     golden: tuple[str, ...]  # what both sides of a conversion are asked
     about: str = ""
+    engine: str = engines.AUTO  # where none is asked for
     path: Path | None = field(default=None, compare=False)
 
     @property
@@ -190,6 +191,14 @@ _SETTINGS: dict[str, Check] = {
     "seed": _kind("a whole number", int, least=0),
     "stop": _texts,
 }
+def _engine(value: Any) -> str:
+    try:
+        engines.known(value if isinstance(value, str) else repr(value))
+    except UsageError as error:
+        return error.message
+    return ""
+
+
 _KEYS: dict[str, Check] = _SETTINGS | {
     "id": _id, "area": _one_of(*AREAS), "why": _text, "ask": _text, "complete": _text, "talk": _turns, "do": _one_of(*DOINGS),
     "expect": lambda value: "" if isinstance(value, list) and value else "must be a list of oracles",
@@ -197,7 +206,7 @@ _KEYS: dict[str, Check] = _SETTINGS | {
     "from": _one_of(*FORMATS), "to": _one_of(*FORMATS), "gate": _id,
 }  # fmt: skip
 _TOP: dict[str, Check] = {
-    "name": _id, "title": _text, "about": _text, "formats": _formats, "golden": _texts,
+    "name": _id, "title": _text, "about": _text, "formats": _formats, "golden": _texts, "engine": _engine,
     "defaults": _kind("settings", dict), "scenarios": lambda value: "" if isinstance(value, list) and value else "must be a list",
 }  # fmt: skip
 
@@ -251,7 +260,7 @@ def load(name: str | Path) -> Playbook:
         scenarios.append(_scenario(given, kinds[0], defaults, at, line_of(*at), refuse))
     return Playbook(
         top["name"], top["title"], tuple(top["formats"]), tuple(scenarios),
-        tuple(top.get("golden", ("What is 2+2?",))), top.get("about", ""), path,
+        tuple(top.get("golden", ("What is 2+2?",))), top.get("about", ""), top.get("engine", engines.AUTO), path,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from aprlab.engines import AUTO, Choice, choose
 from aprlab.errors import FormatError, UsageError
 from aprlab.formats import open_model
 from aprlab.formats.leftovers import claim, claimed_folder, release_folder, sweep_temporary
@@ -127,6 +128,7 @@ class Qualification:
         model: file name, format, bytes, inventory by type.
         playbook: name, title, digest.
         engine, threads, formats: how it was run.
+        engine_asked: the engine that was asked for: ``auto``, or `engine` itself.
         rows: in the order of the playbook, format by format.
         resumed: how many of them were kept from an earlier run.
     """
@@ -139,6 +141,7 @@ class Qualification:
     rows: list[ScenarioRow]
     resumed: int = 0
     environment: dict[str, Any] = field(default_factory=dict)
+    engine_asked: str = ""
 
     @property
     def own(self) -> scoring.OwnScore:
@@ -153,7 +156,8 @@ class Qualification:
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` reads it again."""
         return {
-            "model": self.model, "playbook": self.playbook, "engine": self.engine, "threads": self.threads,
+            "model": self.model, "playbook": self.playbook, "engine": self.engine,
+            "engine_asked": self.engine_asked or self.engine, "threads": self.threads,
             "formats": list(self.formats), "environment": self.environment,
             "own": self.own.to_json() | {"sentence": self.own.sentence}, "upstream": self.upstream.to_json(),
             "rows": [row.to_json() for row in self.rows],
@@ -165,6 +169,7 @@ class Qualification:
         return Qualification(
             data["model"], data["playbook"], data["engine"], data["threads"], tuple(data["formats"]),
             [ScenarioRow(**row) for row in data["rows"]], environment=data.get("environment", {}),
+            engine_asked=data.get("engine_asked", ""),
         )  # fmt: skip
 
 
@@ -173,7 +178,7 @@ def qualify(
     playbook: Playbook,
     *,
     formats: Sequence[str] | None = None,
-    engine: str = "reference",
+    engine: str | None = "auto",
     threads: int | None = None,
     journal: str | Path | None = None,
     memory: int | None = None,
@@ -187,7 +192,8 @@ def qualify(
         model: a GGUF or APR file, or a folder with SafeTensors.
         playbook: see `aprlab.qualification.playbook.load`.
         formats: which to test; the playbook's own without it. What the model is not is made from it, in a temporary folder.
-        engine, threads: for every child.
+        engine, threads: for every child; ``auto``: the playbook's own, or, where it has none, as the rule has it for
+            `model`, the same for all.
         journal: a file that keeps finished rows; a run with the same model, playbook and engine goes on from there, with
             other formats too.
         memory: most bytes of address space of a child.
@@ -199,9 +205,9 @@ def qualify(
         UsageError: no such model, or an unknown format.
         FormatError, UnsupportedError: the model itself cannot be opened, or the journal is none.
     """
-    facts = _facts(model)
+    facts, choice = _facts(model, playbook.engine if engine in (None, "", AUTO) else engine, threads)
     chosen = _known_formats(formats or playbook.formats)
-    run = _Run(Path(model).resolve(), facts["format"], playbook, chosen, engine, threads, memory, serve)
+    run = _Run(Path(model).resolve(), facts["format"], playbook, chosen, choice.spec, threads, memory, serve)
     programs = {"aprlab": __version__, "peer": _peer_version()}
     try:
         kept = _Journal(journal, {**run.header, **programs})
@@ -209,16 +215,17 @@ def qualify(
     finally:
         run.close()
     described = {"name": playbook.name, "title": playbook.title, "digest": playbook.digest}
-    return Qualification(facts, described, engine, threads, chosen, rows, resumed, programs)
+    return Qualification(facts, described, choice.spec, threads, chosen, rows, resumed, programs, choice.asked)
 
 
-def _facts(model: str | Path) -> dict[str, Any]:
-    """File name, format, bytes and numbers of the model, which has to open."""
+def _facts(model: str | Path, engine: str | None, threads: int | None) -> tuple[dict[str, Any], Choice]:
+    """File name, format, bytes and numbers of the model, which has to open; and the engine that runs it."""
     with open_model(model) as opened:
+        choice = choose(engine, opened, threads=threads)
         return {
             "file": Path(model).name, "format": opened.format, "bytes": opened.nbytes, "by_type": opened.by_type(),
             "parameters": sum(t.size for t in opened.tensors.values()),
-        }  # fmt: skip
+        }, choice  # fmt: skip
 
 
 def _known_formats(wanted: Sequence[str]) -> tuple[str, ...]:

@@ -25,13 +25,18 @@ from aprlab.quants.base import Bytes, Floats, Quant
 from aprlab.quants.foreign import foreign
 from aprlab.quants.kquants import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
 from aprlab.quants.legacy import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
-from aprlab.quants.simple import BF16, F16, F32
+from aprlab.quants.nonlinear import IQ4_NL, IQ4_XS, Q1_0
+from aprlab.quants.simple import BF16, F16, F32, F64, I8, I16, I32, I64
 from aprlab.quants.types import TYPES, TensorType
 
 OWN: tuple[Quant, ...] = tuple(
     kind() for kind in (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, AprQ4, AprQ8)
 )
-REGISTRY: MappingProxyType[TensorType, Quant] = MappingProxyType({t: foreign(t) for t in TYPES} | {q.type: q for q in OWN})
+# Of files that llama.cpp runs, too; engines decode them by these classes, without kernels of their own.
+OTHERS: tuple[Quant, ...] = tuple(kind() for kind in (F64, I8, I16, I32, I64, IQ4_NL, IQ4_XS, Q1_0))
+REGISTRY: MappingProxyType[TensorType, Quant] = MappingProxyType(
+    {t: foreign(t) for t in TYPES} | {q.type: q for q in (*OWN, *OTHERS)}
+)
 
 
 def quant(type_: TensorType, registry: Mapping[TensorType, Quant] = REGISTRY) -> Quant:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from gguf import quants as gguf_quants
-from gguf.constants import GGMLQuantizationType
 
 from aprlab.errors import UnsupportedError
 from aprlab.quants.base import Fields, Floats, Quant
@@ -18,6 +16,9 @@ def foreign(type_: TensorType) -> Quant:
 
 class _Foreign(Quant):
     def decode_fields(self, b: Fields, out: Floats) -> None:
+        from gguf import GGMLQuantizationType  # the whole package: slow to import, and seldom needed
+        from gguf import quants as gguf_quants
+
         try:
             out[:] = gguf_quants.dequantize(b["raw"].reshape(1, -1), GGMLQuantizationType(self.type.code)).reshape(out.shape)
         except NotImplementedError:

@@ -5,13 +5,14 @@ Layouts, arithmetic and search as in ggml's ``ggml-quants.c`` (``dequantize_row_
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numpy.typing import NDArray
 
 from aprlab.quants import search, types
 from aprlab.quants.base import Bytes, Fields, Floats, Quant, bits, to_half, up
 
-Ints = NDArray[np.int8]
+Ints = np.ndarray[tuple[Any, ...], np.dtype[np.int8]]
 
 
 def columns(x: Floats, size: int) -> Floats:

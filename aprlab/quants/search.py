@@ -6,10 +6,14 @@ axis 0, in float32 and in C's order, while NumPy works along the groups. That or
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from numpy.typing import NDArray
 
 from aprlab.quants.base import Floats
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 GROUP_MAX_EPS = np.float32(1e-15)  # ggml: a group of smaller magnitudes counts as zeros
 

@@ -1,13 +1,17 @@
-"""Types without blocks: F32, F16, BF16 (one value each)."""
+"""Types without blocks, one value each: F32, F16, BF16; F64 and whole numbers, which are read and never written."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from numpy.typing import NDArray
 
 from aprlab.errors import NumericError
 from aprlab.quants import types
 from aprlab.quants.base import Fields, Floats, Quant, to_half
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class F32(Quant):
@@ -56,3 +60,45 @@ class BF16(Quant):
         if ((high & 0x7F80) == 0x7F80).any():
             raise NumericError(f"{float(np.abs(x).max()):g} does not fit into {self.type}", code="quants.out-of-range")
         b["x"] = high
+
+
+class _Widest(Quant):
+    """Values that float32 holds only rounded, to the nearest: what is decoded is for looking at."""
+
+    def decode_fields(self, b: Fields, out: Floats) -> None:
+        out[:, 0] = b["x"]
+
+
+class F64(_Widest):
+    """IEEE double precision."""
+
+    type = types.F64
+    layout = np.dtype([("x", "<f8")])
+
+
+class I8(_Widest):
+    """Signed whole numbers of one byte."""
+
+    type = types.by_name("I8")
+    layout = np.dtype([("x", "i1")])
+
+
+class I16(_Widest):
+    """Signed whole numbers of two bytes."""
+
+    type = types.by_name("I16")
+    layout = np.dtype([("x", "<i2")])
+
+
+class I32(_Widest):
+    """Signed whole numbers of four bytes."""
+
+    type = types.by_name("I32")
+    layout = np.dtype([("x", "<i4")])
+
+
+class I64(_Widest):
+    """Signed whole numbers of eight bytes."""
+
+    type = types.by_name("I64")
+    layout = np.dtype([("x", "<i8")])

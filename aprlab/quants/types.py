@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
 from aprlab.errors import UnsupportedError
+from aprlab.quants.ggml import GGML_QUANT_SIZES, GGMLQuantizationType
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,3 +159,4 @@ Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1 = (by_name(n) for n in ("Q4_0", "Q4_1", "Q5_0
 Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K = (by_name(n) for n in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K"))
 IQ2_XXS, IQ2_XS = by_name("IQ2_XXS"), by_name("IQ2_XS")
 APR_Q4, APR_Q8 = by_name("AprQ4"), by_name("AprQ8")
+WHOLE_NUMBERS = tuple(by_name(n) for n in ("I8", "I16", "I32", "I64"))

@@ -79,6 +79,7 @@ def header_of(stored: Any, path: Path) -> dict[str, Any]:
     for key in ("kind", "engine", "contract"):
         need(isinstance(header.get(key), str), key)
     need(_whole(header.get("version")), "version")
+    need(header.get("prompt") is None or _whole(header["prompt"]), "prompt")
     tokens, source, spans, points = (header.get(key) for key in ("tokens", "source", "positions", "points"))
     need(isinstance(tokens, list) and len(tokens) <= TOKENS_LIMIT and all(map(_whole, tokens)), "tokens")
     need(isinstance(source, dict) and {"path", "format"} <= source.keys(), "source")

@@ -7,7 +7,7 @@ its own, never dropped. `equal` means equal bit for bit: a tolerance is the call
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,9 @@ import numpy as np
 from aprlab.display.html import Cell, table
 from aprlab.errors import AprlabError, UsageError
 from aprlab.formats import open_model
+from aprlab.formats.gguf import Field, pack_field
+from aprlab.formats.gguf_record import header_of, plain_value
+from aprlab.formats.identity import file_only
 from aprlab.model.model import Model
 
 if TYPE_CHECKING:
@@ -201,20 +204,27 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 DIFFERENCES = {  # code of a row of `compare_models` -> what a table shows
     "diff.same": "same", "diff.only-in-a": "only in a", "diff.only-in-b": "only in b", "diff.type": "type",
     "diff.shape": "shape", "diff.bytes": "bytes", "diff.value": "value", "diff.unreadable": "unreadable",
+    "diff.not-read": "not read",
 }  # fmt: skip
 
 
-def compare_models(a: Model, b: Model) -> Comparison:
+def compare_models(a: Model, b: Model, *, headers: bool = False) -> Comparison:
     """Two opened files: every tensor of the union, every config value, every part of the tokenizer.
 
     A tensor's `finding` is ``same``, or the first of ``only in a``, ``only in b``, ``type``, ``shape``, ``bytes`` that
-    holds. Names are GGUF's, so a rename between formats is not a difference; bytes are the raw blocks.
+    holds. Names are GGUF's, so a rename between formats is not a difference; bytes are the raw blocks. Two models that
+    cannot be run have no config: there every key of the files is compared. `headers`: no byte of a tensor is read, and its
+    finding is ``not read`` where nothing else differs.
     """
-    rows = [*_tensor_rows(a, b), *_record_rows("config", a, b), *_record_rows("tokenizer", a, b)]
+    tensors = _tensor_rows(a, b, headers=headers)
+    if file_only(a) is not None and file_only(b) is not None:
+        rows = [*tensors, *_key_rows(header_of(a).fields, header_of(b).fields)]
+    else:
+        rows = [*tensors, *_record_rows("config", a, b), *_record_rows("tokenizer", a, b)]
     return _comparison(f"{a.path.name} against {b.path.name}", ("what", "finding", "a", "b", "equal"), rows, "things")
 
 
-def _tensor_rows(a: Model, b: Model) -> Iterator[dict[str, Any]]:
+def _tensor_rows(a: Model, b: Model, *, headers: bool) -> Iterator[dict[str, Any]]:
     for name in [*a.tensors, *(name for name in b.tensors if name not in a.tensors)]:
         left, right = a.tensors.get(name), b.tensors.get(name)
         if left is None or right is None:
@@ -223,6 +233,8 @@ def _tensor_rows(a: Model, b: Model) -> Iterator[dict[str, Any]]:
             kind = "type"
         elif left.shape != right.shape:
             kind = "shape"
+        elif headers:
+            kind = "not-read"
         else:
             kind = "same" if np.array_equal(left.raw, right.raw) else "bytes"
         shown = [None if t is None else f"{t.type.name} {format_cell(t.shape)}" for t in (left, right)]
@@ -232,7 +244,21 @@ def _tensor_rows(a: Model, b: Model) -> Iterator[dict[str, Any]]:
 def _difference_row(what: str, kind: str, a: str | None, b: str | None) -> dict[str, Any]:
     """One thing of two files: `code` is for programs, `finding` says the same to people."""
     code = f"diff.{kind}"
-    return {"what": what, "code": code, "finding": DIFFERENCES[code], "a": a, "b": b, "equal": kind == "same"}
+    return {"what": what, "code": code, "finding": DIFFERENCES[code], "a": a, "b": b, "equal": kind in ("same", "not-read")}
+
+
+def _key_rows(a: Mapping[str, Field], b: Mapping[str, Field]) -> Iterator[dict[str, Any]]:
+    """One row for each key of either file; values are compared as they are written, so that a NaN is itself."""
+    for key in [*a, *(key for key in b if key not in a)]:
+        left, right = a.get(key), b.get(key)
+        if left is None or right is None:
+            kind = "only-in-b" if left is None else "only-in-a"
+        elif left.type_name != right.type_name:
+            kind = "type"
+        else:
+            kind = "same" if pack_field(left) == pack_field(right) else "value"
+        sides = (None if x is None else f"{x.type_name} {_short(plain_value(x.value))}" for x in (left, right))
+        yield _difference_row(key, kind, *sides)
 
 
 def _record_rows(part: str, a: Model, b: Model) -> Iterator[dict[str, Any]]:
@@ -306,6 +332,20 @@ def layer_errors(a: Trace, b: Trace) -> tuple[list[str], np.ndarray]:
     names = [[f"layers.{n}.{step}" for step in steps] for n in range(a.config.block_count)]
     errors = [[difference(a[name].values, b[name].values).rel_l2 for name in row] for row in names]
     return steps, np.nan_to_num(np.array(errors), nan=np.inf, posinf=np.inf)
+
+
+def agreement_rows(a: Trace, b: Trace, step: str = "out") -> list[dict[str, Any]]:
+    """How far b agrees with a, for one step of every layer: ``layer``, ``snr`` in dB, ``cosine``, ``equal``.
+
+    The signal-to-noise ratio is 20 log10(‖a‖ / ‖b - a‖), over all positions: inf where they are equal bit for bit, 0
+    where the error is as large as the signal, nan where b holds NaN or Inf.
+    """
+    rows = []
+    for row in layer_rows(a, step):
+        d = difference(a[f"layers.{row['layer']}.{step}"].values, b[f"layers.{row['layer']}.{step}"].values)
+        snr = math.inf if d.rel_l2 == 0 else -20 * math.log10(d.rel_l2) if math.isfinite(d.rel_l2) else math.nan
+        rows.append({"layer": row["layer"], "snr": snr, "cosine": d.cosine, "equal": d.equal})
+    return rows
 
 
 def position_errors(a: Trace, b: Trace, step: str = "out") -> np.ndarray:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.architectures.qwen2 import forward
+from aprlab.architectures import forward
+from aprlab.engines import choose
 from aprlab.errors import BROKEN, AprlabError, reason
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
@@ -65,19 +66,22 @@ class Golden:
 
     Args:
         reference: a session, or a model to make one over.
-        engine, threads: for the candidates, and for the reference where a model is given.
+        engine, threads: for the candidates, and for the reference where a model is given; ``auto``: as the rule has it
+            for the reference, for all of them.
         prompt: what is asked, through the chat template (raw where the file has none).
         max_tokens: length of the answer.
         serial: show the answer token by token, as it was made; else with the prompt in one pass.
     """
 
     def __init__(
-        self, reference: Model | Session, *, engine: str = "reference", threads: int | None = None, prompt: str,
+        self, reference: Model | Session, *, engine: str | None = "auto", threads: int | None = None, prompt: str,
         max_tokens: int = MAX_TOKENS,
         serial: bool = False,
     ) -> None:  # fmt: skip
-        self.engine, self.threads, self.prompt, self.serial, self.max_tokens = engine, threads, prompt, serial, max_tokens
+        self.threads, self.prompt, self.serial, self.max_tokens = threads, prompt, serial, max_tokens
         self.session = reference if isinstance(reference, Session) else Session(reference, engine=engine, threads=threads)
+        # not chosen again for each candidate, which may have other types or fewer weights
+        self.engine = choose(engine, self.session.model, threads=threads).spec
         self.prompt_ids, self.probe = _ids(self.session, prompt)
         answer = self.session.generate(self.prompt_ids, max_tokens=max_tokens)
         self.answer, self.text, self.stop = answer.tokens, answer.text, answer.stop
@@ -159,22 +163,4 @@ def _kl(a: np.ndarray, b: np.ndarray) -> float:
     return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
 
 
-def is_small(model: Model) -> bool:
-    """Whether NumPy is quick enough and decoded copies of all weights are no burden."""
-    return sum(t.size for t in model.tensors.values()) < 30_000_000
-
-
-def best_engine(model: Model) -> str:
-    """The engine for the golden rule: NumPy's for small models, the compiled one for real ones where it runs."""
-    if is_small(model):
-        return "reference"
-    try:
-        from aprlab.engines.jit import JitEngine
-
-        JitEngine(model)
-        return "jit"
-    except Exception:  # another machine, another numba: the reference engine always runs
-        return "reference"
-
-
-__all__ = ["MAX_TOKENS", "Golden", "GoldenOutcome", "best_engine", "is_small"]
+__all__ = ["MAX_TOKENS", "Golden", "GoldenOutcome"]

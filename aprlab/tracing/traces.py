@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from aprlab import engines
-from aprlab.architectures.qwen2 import check, forward
-from aprlab.architectures.qwen2 import points as all_points
+from aprlab.architectures import check, forward
+from aprlab.architectures import points as all_points
 from aprlab.display import html as richview
 from aprlab.engines.base import Array, Engine
 from aprlab.errors import FormatError, UsageError
@@ -69,7 +69,7 @@ class Point:
         values: float32 ``(P, …)``, one entry a position; the rest is the shape that `points(config)` gives.
         positions: int64 ``(P,)``.
         engine: name of the engine that computed it.
-        contract: that engine's activation contract, ``f32`` or ``q8``.
+        contract: that engine's contract in one line, ``f32`` or ``q8, cache f16, flash`` (`engines.contracts.Contract`).
     """
 
     name: str
@@ -112,9 +112,10 @@ class Trace:
         points: by name.
         tokens: ids that were run, from position 0 on.
         engine: name of the engine.
-        contract: its activation contract.
+        contract: what it may round, in one line.
         config: of the run, which a fault may have changed.
         source: path and format of the model file.
+        prompt: so many tokens went in at once, the others one by one; None where that is not known.
     """
 
     points: dict[str, Point] = field(repr=False)
@@ -123,6 +124,7 @@ class Trace:
     contract: str
     config: ModelConfig
     source: dict[str, str]
+    prompt: int | None = None
 
     def __getitem__(self, name: str) -> Point:
         try:
@@ -143,7 +145,7 @@ class Trace:
     def select(self, pattern: str | Iterable[str]) -> Trace:
         """The part whose names match, e.g. ``layers.*.out``; raises UsageError where none does."""
         points = {name: self.points[name] for name in matching(pattern, list(self.points))}
-        return Trace(points, self.tokens, self.engine, self.contract, self.config, self.source)
+        return Trace(points, self.tokens, self.engine, self.contract, self.config, self.source, self.prompt)
 
     def summary(self) -> list[Summary]:
         """One `Summary` a point, in order."""
@@ -174,6 +176,8 @@ class Trace:
             "engine": self.engine, "contract": self.contract, "source": self.source, "config": asdict(self.config),
             "tokens": self.tokens, "positions": spans, "points": entries,
         }  # fmt: skip
+        if self.prompt is not None:
+            header["prompt"] = self.prompt
         arrays = {name: point.values for name, point in self.points.items()}
         with atomic(path, force=force) as file:
             np.savez(file, allow_pickle=False, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
@@ -251,7 +255,7 @@ def trace(
     positions: str = "all",
     chunk: int | None = None,
     config: ModelConfig | None = None,
-    engine: str = "reference",
+    engine: str | None = "auto",
     threads: int | None = None,
 ) -> Trace:
     """Run `prompt` once and keep named points.
@@ -373,7 +377,7 @@ def _from_npz(stored: Any, path: Path) -> Trace:
                 path=path,
             )
         points[name] = Point(name, values, positions, entry["engine"], entry["contract"])
-    return Trace(points, header["tokens"], header["engine"], header["contract"], config, header["source"])
+    return Trace(points, header["tokens"], header["engine"], header["contract"], config, header["source"], header.get("prompt"))
 
 
 def _figure(x: float | None) -> str:

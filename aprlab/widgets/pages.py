@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 import matplotlib as mpl
 import numpy as np
@@ -14,6 +15,7 @@ from aprlab.faults.base import SECTIONS
 from aprlab.onion.verdict import some
 from aprlab.widgets.models.blocks import Block, BlockMicroscope
 from aprlab.widgets.models.evidence import Evidence
+from aprlab.widgets.models.files import Side
 from aprlab.widgets.models.kernel import KernelStepper, ListingLine
 from aprlab.widgets.models.onion import OnionExplorer, SideAnswer
 from aprlab.widgets.models.tensors import COLUMNS, TensorBrowser
@@ -210,6 +212,22 @@ def trace_detail(explorer: TraceExplorer) -> str:
 # ── tensors ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _STATUS_TONES = {"same": "good", "": ""}
+
+
+def file_head(side: Side) -> str:
+    """Format, size, config and inventory by type of a file that opens."""
+    model = side.model
+    if model is None:
+        return ""
+    sizes: dict[str, tuple[int, int]] = {}
+    for tensor in model.tensors.values():
+        count, nbytes = sizes.get(tensor.type.name, (0, 0))
+        sizes[tensor.type.name] = count + 1, nbytes + tensor.nbytes
+    types = [[name, count, size(nbytes)] for name, (count, nbytes) in sorted(sizes.items(), key=lambda item: -item[1][1])]
+    config = [[name, str(value)] for name, value in asdict(model.config).items() if value is not None]
+    facts = f"<div><b>{html.escape(side.label)}</b>, {html.escape(model.format.upper())}, {html.escape(model.load_line())}</div>"
+    tables = table(("type", "tensors", "bytes"), types) + table(("config", "value"), config, height="16em")
+    return f'{facts}<div style="display:flex;flex-wrap:wrap;gap:24px;align-items:flex-start">{tables}</div>'
 
 
 def tensor_table(browser: TensorBrowser) -> str:

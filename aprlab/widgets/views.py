@@ -14,7 +14,7 @@ from aprlab.errors import AprlabError
 from aprlab.faults import FAULTS
 from aprlab.widgets import pages
 from aprlab.widgets.clickable import Clickable
-from aprlab.widgets.drawing import png
+from aprlab.widgets.drawing import png, value_histogram
 from aprlab.widgets.models.base import Observable
 from aprlab.widgets.models.blocks import BlockMicroscope
 from aprlab.widgets.models.kernel import OPERATIONS, KernelStepper
@@ -216,25 +216,6 @@ class TraceView(View):
         sides = {"healthy": seen.healthy, "other": seen.other}
         _show(self.histogram, png(lambda ax: value_histogram(sides, ax), (3.95, 2.8)))
         _show(self.positions, png(lambda ax: position_bars(seen.by_position, ax), (3.95, 2.8)))
-
-
-def value_histogram(sides: dict[str, np.ndarray], ax: Any) -> Any:
-    """Histograms of some values on common bins, a line per side; the outermost bins hold everything beyond."""
-    with np.errstate(all="ignore"):
-        finite = {label: x[np.isfinite(x)].astype(np.float64) for label, x in sides.items()}
-    first = next(iter(finite.values()))
-    centre, spread = float(first.mean()) if first.size else 0.0, (float(first.std()) if first.size else 0.0) or 1.0
-    ends = (centre - 5 * spread, centre + 5 * spread)
-    with figures.style():
-        for n, (label, x) in enumerate(finite.items()):
-            counts, edges = np.histogram(np.clip(x, *ends), 60, ends)
-            bad = sides[label].size - x.size
-            text = f"{label} ({bad} NaN or Inf)" if bad else label
-            ax.stairs(counts, edges, label=text, color=("#0072B2", "#D55E00")[n % 2], linewidth=(2.4, 1.3)[n % 2])
-        ax.set_xlabel("value (the outermost bars hold everything beyond)")
-        ax.set_ylabel("count")
-        ax.legend()
-    return ax
 
 
 def position_bars(errors: np.ndarray, ax: Any) -> Any:

@@ -25,7 +25,12 @@ that `aprlab faults | grep cache-key-mismatch` finds its row. Control characters
 answer, a path) are shown as escapes such as `\\x1b`; line feeds and tabs of an answer stay.
 
 * `--json` prints JSON instead. Numbers that JSON has no form for are the strings `"nan"`, `"inf"` and `"-inf"`.
-* `--engine` chooses the engine that runs the model: `reference` (NumPy), `jit` (numba), `cuda` or `ptx`.
+* `--engine` chooses the engine that runs the model: `reference` (NumPy), `jit` (numba), `cuda` or `ptx`. Its default `auto`
+  takes `reference` for models of fewer than 30 million weights; for others `cuda`, where there is a GPU with kernels for all
+  types of the file and room for its weights; else `jit`, where it runs; else `reference`. All of them compute with float32
+  activations (contract f32) and give the same tokens. `jit:q8` (also `cuda:q8`, `ptx:q8`, `auto:q8`) rounds activations to
+  8 bits, as llama.cpp does: faster, and near ties may come out differently. The load line names the engine, `--verbose` says
+  why it was taken, and JSON has `engine` (what was taken) and `engine_asked`.
 * `--force` replaces an existing output. Without it nothing is overwritten, and nothing half-written is left behind.
 * `--debug` (of every verb, before or after it; or `APRLAB_DEBUG=1`) shows the stack of an error, which is one line otherwise.
 * `--version` prints the version; `--install-completion` sets up completion for the shell.

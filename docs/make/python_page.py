@@ -16,7 +16,8 @@ PAGE, EXAMPLES = HERE.parent / "python.md", HERE / "python_examples.md"
 
 # Rooms whose doors are public, in the order of the package's arrows; the other rooms are met through these.
 ROOMS = (
-    "model", "formats", "quants", "conversion", "engines", "architectures", "inference", "tracing", "instruments", "faults",
+    "model", "formats", "quants", "conversion", "engines", "architectures", "inference", "tracing", "sources", "instruments",
+    "faults",
     "figures", "onion", "forensics", "gates", "lab", "qualification", "widgets",
 )  # fmt: skip
 

@@ -79,6 +79,7 @@ A playbook is a YAML file; every error in it is reported with its line number be
 | `name`, `title`, `about` | of the playbook |
 | `formats` | list of `gguf`, `apr`, `safetensors`; `--formats` overrides it |
 | `golden` | list of prompts for both sides of a conversion, and of the gates |
+| `engine` | what runs the model, as on the command line: `jit`, `jit:q8`; `auto` (the default) takes one by the model and the machine; `--engine` overrides it |
 | `defaults` | settings of all scenarios: `max_tokens` (24), `timeout` (300 s), `system`, `temperature` (0), `seed` (0), `stop` |
 | `scenarios` | list, as below |
 

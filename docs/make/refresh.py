@@ -1,4 +1,4 @@
-"""Run the notebooks again in place and redraw the README's figure: `python docs/make/refresh.py [NOTEBOOK…]`.
+"""Run the notebooks again in place and write the README's figure: `python docs/make/refresh.py [NOTEBOOK…]`.
 
 Outputs are committed because nbval compares with them; timings, ids and versions are left out, so that a second run
 changes nothing.
@@ -6,18 +6,15 @@ changes nothing.
 
 from __future__ import annotations
 
+import base64
 import os
 import sys
 from pathlib import Path
 
 import nbformat
-from matplotlib import pyplot as plt
 from nbclient import NotebookClient
 
-import aprlab
-from aprlab import figures, paths
-from aprlab.published import QUESTION
-from aprlab.tracing import comparisons
+from aprlab import paths
 
 DOCS = Path(__file__).resolve().parents[1]
 
@@ -45,26 +42,11 @@ def run_in_place(path: Path) -> None:
     nbformat.write(notebook, path)
 
 
-def golden_rule_figure(path: Path) -> None:
-    """The embedded model as GGUF and as APR: bytes by type, and the stream after each layer."""
-    converted = path.with_suffix(".apr")
-    try:
-        aprlab.convert(aprlab.embedded_model(), converted, force=True)
-        models = {"GGUF": aprlab.open_model(aprlab.embedded_model()), "APR": aprlab.open_model(converted)}
-        traces = {label: aprlab.trace(model, QUESTION) for label, model in models.items()}
-        assert aprlab.compare(traces["GGUF"], traces["APR"]).equal, "the caption below would be a lie"
-        rows = {label: comparisons.layer_rows(trace) for label, trace in traces.items()}
-        sizes = {
-            label: {kind: sum(t.nbytes for t in model.tensors.values() if t.type.name == kind) for kind in model.by_type()}
-            for label, model in models.items()
-        }
-    finally:
-        converted.unlink(missing_ok=True)
-    with figures.style():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
-        figures.inventory_bars(sizes, left).set_title("Bytes by type: quantised blocks stay as they are")
-        figures.norm_plot(rows, right).set_title("Activations after each layer: the same, bit for bit")
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
+def key_figure(notebook: Path) -> bytes:
+    """The picture of the cell that is tagged `key-figure`, as PNG."""
+    (cell,) = [c for c in nbformat.read(notebook, 4).cells if "key-figure" in c.metadata.get("tags", [])]
+    (png,) = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+    return base64.b64decode(png)
 
 
 if __name__ == "__main__":
@@ -72,4 +54,4 @@ if __name__ == "__main__":
     os.environ["TQDM_DISABLE"] = "1"
     for file in [Path(name) for name in sys.argv[1:]] or sorted(paths.notebooks_dir().glob("*.ipynb")):
         run_in_place(file)
-    golden_rule_figure(DOCS / "golden-rule.svg")
+    (DOCS / "where-it-breaks.png").write_bytes(key_figure(paths.notebooks_dir() / "index.ipynb"))

@@ -11,7 +11,7 @@ import pytest
 from builders import CONFIG, random_model, tensor
 from oracle import Oracle, logits_and_tolerance
 
-from aprlab.architectures.qwen2 import check, forward, points
+from aprlab.architectures import check, forward, points
 from aprlab.engines.reference import ReferenceEngine
 from aprlab.errors import FormatError, UsageError
 from aprlab.model import names

@@ -255,7 +255,7 @@ def test_convert_refuses(cli, tiny: Path, tmp_path: Path, args: list[str], messa
 def test_run_streams_the_answer_to_stdout_and_the_rest_to_stderr(cli, tiny: Path) -> None:
     status, out, err = cli("run", tiny, "-p", "What is 2+2?")
     assert (status, out) == (0, "2 + 2 equals 4.\n")
-    assert err.splitlines()[0] == "8 layers, 58 quantised, 41 F32 tensors, 3 MB"
+    assert err.splitlines()[0] == "8 layers, 58 quantised, 41 F32 tensors, 3 MB; engine reference (auto)"
 
 
 def test_run_as_json_is_the_same_answer_from_the_other_file(cli, tiny: Path, tiny_apr: Path) -> None:

@@ -60,6 +60,10 @@ EXPECTED: dict[str, dict[str, set[str]]] = {
     "rope-theta": {"metadata": {"rope_theta"}},
     "mha-dims": {"metadata": {"num_kv_heads"}},
     "head-dim-guessed": {"metadata": {"head_dim", "num_heads", "num_kv_heads"}},
+    "head-dim-halved": {"metadata": {"head_dim", "num_heads", "num_kv_heads"}},
+    "lm-head-transposed": {"bytes": {HEAD}},
+    "norm-plus-one": {"bytes": {NORM, FFN_NORM, N}},
+    "foreign-template": {"metadata": {"chat_template"}},
     "wrong-eps": {"metadata": {"rms_norm_eps"}},
     "zeroed-norm": {"bytes": {NORM}},
     "wrong-norm": {"bytes": {NORM}},
@@ -82,12 +86,17 @@ CODES = {
     "GH-438": {0: 0, 30: 2},
     "GH-438-apr": {0: 0, 128: 8},
     "aprq4-relabelled": {0: 0, 128: 2},
+    "bf16-as-f16": {0: 0, 30: 1},
+    "bf16-as-f32": {0: 0, 30: 0},
+    "apr-q8-as-q8_0": {0: 0, 129: 8},
+    "apr-q4-as-q4k": {0: 0, 128: 12},
     "unknown-to-f32": {0: 0, 6: 0},
     "unknown-to-f32-warned": {0: 0, 6: 0},
 }
 EXPECTED |= {id: {"code": MATRICES} for id in CODES}
 # Decoder faults: blocks rewritten; checked against the faulty decoder in test_block_faults.
 REWRITTEN = {id for id, fault in FAULTS.items() if fault.registry is not None and fault.seams is not None}
+EXPECTED["q6k-sequential"] = {"bytes": Q6K}
 EXPECTED |= {id: {"bytes": Q4K if id.startswith("q4k") else MATRICES} for id in REWRITTEN - set(EXPECTED) - {"floor-blocks"}}
 ELSEWHERE = {"truncated", "GH-370", "floor-blocks"}  # tests of their own
 

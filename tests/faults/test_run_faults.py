@@ -11,7 +11,9 @@ from faulty_runs import QUESTION, Base, first_difference
 
 from aprlab.errors import FormatError
 from aprlab.faults import FAULTS, file_faults, naming, run_faults, session_with
+from aprlab.faults.attention import PlainAttention, four_bits
 from aprlab.faults.forward import KvStale, last_of_equals, q8_k
+from aprlab.faults.products import e4m3
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
@@ -50,12 +52,29 @@ FIRST: dict[str, tuple[str | None, str | None, str]] = {
     "q8-activations": ("layers.0.q", "layers.0.q", EVERY),
     "massive-channel": ("layers.0.q", "layers.0.q", EVERY),
     "argmax-nan": ("norm", "norm", EVERY),
+    "q6k-sequential": ("layers.0.v", "layers.0.v", EVERY),
+    "q5k-qh-sequential": ("embed", "embed", EVERY),
+    "legacy-as-q4k": ("embed", "embed", EVERY),
+    "requantised-down": ("embed", "embed", EVERY),
+    "head-dim-halved": ("layers.0.q_rope", "layers.0.q_rope", LATER),
+    "no-rope": ("layers.0.q_rope", "layers.0.q_rope", LATER),
+    "kq-fp16": ("layers.0.attn", "layers.0.attn", LATER),
+    "kv-q4": ("layers.0.attn", "layers.0.attn", LATER),
+    "kv-slot-zero": (None, None, ""),  # only after a prompt of several tokens: a test of its own
+    "kv-zero-prefix": ("layers.0.attn", "layers.0.attn", EVERY),
+    "qkv-thirds": ("layers.0.q", "layers.0.q", EVERY),
+    "gemv-transposed": ("layers.0.q", "layers.0.q", EVERY),
+    "layers-cut": ("layers.2.attn_out", "layers.2.attn_out", EVERY),
+    "fp16-residual": ("layers.0.ffn_inp", "layers.0.ffn_inp", EVERY),
+    "fp8-unscaled": ("layers.0.q", "layers.0.q", EVERY),
+    "phi-for-qwen2": ("layers.0.attn_norm", "layers.0.attn_norm", EVERY),
+    "nan-sampled": ("norm", "norm", EVERY),
 }
 WORDS = {id for id, fault in run_faults().items() if fault.tokenizer is not None or fault.prompt is not None}
 
 
 def test_every_run_fault_is_expected() -> None:
-    assert set(FIRST) | WORDS | {"mha-dims", "floor-blocks", "padded-activations"} == set(run_faults())
+    assert set(FIRST) | WORDS | {"mha-dims", "floor-blocks", "padded-activations", "zero-product"} == set(run_faults())
 
 
 @pytest.mark.parametrize("id", sorted(FIRST))
@@ -219,6 +238,44 @@ def test_a_sequence_fed_again_is_the_same_as_a_longer_prompt(model: Model) -> No
     assert not np.allclose(said.logits[1], plain[1], atol=1e-3)
     assert refed.generate(ids, max_tokens=4).tokens == said.tokens  # a second question finds no trace of the first
     assert len(refed.generate("What is 2+2?", max_tokens=60).tokens) <= 60  # the cache runs full and is emptied
+
+
+def test_slot_zero_shows_in_the_first_step_after_the_prompt(model: Model) -> None:
+    healthy, broken = session_with(model, []), session_with(model, ["kv-slot-zero"])
+    ids = healthy.prompt_tokens(QUESTION)
+    right, wrong = (s.generate(ids, max_tokens=2, keep_logits=True).logits for s in (healthy, broken))
+    assert right is not None
+    assert wrong is not None
+    assert np.allclose(right[0], wrong[0], atol=1e-5 * np.abs(right[0]).max())
+    assert not np.allclose(right[1], wrong[1], atol=1e-2 * np.abs(right[1]).max())
+
+
+def test_the_numbers_of_small_formats() -> None:
+    x = np.array([0, 1, 1.06, 1.07, 447, 449, 1000, -500, 2.0**-9, 2.0**-11, 0.3], np.float32)
+    assert e4m3(x).tolist() == [0, 1, 1, 1.125, 448, 448, 448, -448, 2.0**-9, 0, 0.3125]
+    keys = np.random.default_rng(0).normal(size=(3, 2, 64)).astype(np.float32)
+    keys[..., 5] += 300  # a bias that uses up the range of its group
+    wrong = four_bits(keys)
+    assert (np.abs(wrong - keys)[..., 32:] < 0.3).all()
+    assert np.abs(wrong - keys)[..., :32].mean() > 0.5
+    assert np.array_equal(four_bits(np.ones((2, 64), np.float32)), np.ones((2, 64)))
+
+
+def test_scores_beyond_float16_are_not_numbers(model: Model) -> None:
+    """What float32 survives: products above 65504, as Qwen2's biased keys have them."""
+    engine = session_with(model, ["kq-fp16"]).engine
+    assert isinstance(engine, PlainAttention)
+    config, positions = model.config, np.arange(2)
+    for size, finite in ((10.0, True), (100.0, False)):
+        q = np.full((2, config.head_count, config.head_dim), size, np.float32)
+        k = np.full((2, config.head_count_kv, config.head_dim), size, np.float32)
+        with np.errstate(all="ignore"):
+            out = engine.attend(q, k, k, engine.new_cache(config, 4), 0, positions)
+        assert np.isfinite(out).all() == finite
+
+
+def test_nan_through_top_k_is_one_letter(model: Model) -> None:
+    assert session_with(model, ["nan-sampled"]).generate(QUESTION, max_tokens=3).tokens == [39, 39, 39]
 
 
 def test_the_last_token_twice_is_a_longer_prompt(model: Model) -> None:

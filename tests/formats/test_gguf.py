@@ -13,6 +13,7 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
 from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.formats import gguf, open_model
+from aprlab.formats.reading import Cursor
 
 
 def assert_same_as_the_package(path: Path) -> None:
@@ -251,3 +252,37 @@ def test_a_scale_that_is_no_number_is_found(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"block 5 has a scale that is not a finite number") as caught:
         open_model(out).check_values()
     assert (caught.value.tensor, caught.value.offset) == (tensor.name, at)
+
+
+@pytest.mark.parametrize(
+    "strings",
+    [[], ["one"], ["", "", ""], ["a", "", "Ġnaïve 中文 🙂", "b" * 70_000], ["a\0b", "c"], ["\0", ""], ["x" * 128, "y" * 255]],
+)
+def test_strings_at_once_are_the_strings_one_by_one(strings: list[str], tmp_path: Path) -> None:
+    item = gguf.Field("k", gguf.ARRAY, strings, gguf.STRING)
+    data = gguf._pack_field(item)
+    read = gguf._read_field(Cursor(memoryview(data), tmp_path / "x.gguf")).value
+    assert list(read) == [read[i] for i in range(len(read))] == strings
+
+
+def test_a_character_cut_between_two_strings_is_not_utf8(tmp_path: Path) -> None:
+    """Both halves would be one sound character if the strings were decoded together."""
+    data = gguf._pack_field(gguf.Field("k", gguf.ARRAY, ["ab", "cd", "e"], gguf.STRING))
+    head = data.index(b"ab")
+    data = data[: head + 1] + b"\xc3" + data[head + 2 : head + 10] + b"\xa4" + data[head + 11 :]
+    read = gguf._read_field(Cursor(memoryview(data), tmp_path / "x.gguf")).value
+    with pytest.raises(FormatError, match="string is not UTF-8"):
+        list(read)
+
+
+@pytest.mark.parametrize("left", [0, 3, 8, 9, 10, 17, 18, 19])
+def test_a_list_of_strings_that_ends_too_early_says_which(left: int, tmp_path: Path) -> None:
+    """The offset is that of the string's length: the second string starts 10 bytes behind the first."""
+    data = gguf._pack_field(gguf.Field("k", gguf.ARRAY, ["ab", "cd"], gguf.STRING))
+    first = data.index(b"ab") - 8
+    at = Cursor(memoryview(data[: first + left]), tmp_path / "x.gguf", first)
+    with pytest.raises(FormatError) as error:
+        gguf._string_spans(at, "k", 2)
+    assert error.value.code == "reading.truncated"
+    assert error.value.offset == first + (10 if left >= 10 else 0)
+    assert f"ends inside string {int(left >= 10)} of 'k'" in error.value.message

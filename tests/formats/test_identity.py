@@ -22,7 +22,7 @@ from variants import variant
 
 from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats import gguf, identify, open_model
-from aprlab.formats.identity import Identity
+from aprlab.formats.identity import FILE_ONLY, Identity
 from aprlab.instruments import diff
 from aprlab.model import Origin, Tensor
 from aprlab.onion.peeling import peel
@@ -113,7 +113,7 @@ ROWS: dict[str, tuple[Make, str, str]] = {  # what: how it is made, its code, wh
     "control vector": (of_type("model", "direction.1"), "identity.control-vector", "control vector"),
     "projector": (of_type("mmproj", "v.patch_embd.weight", architecture="clip"), "identity.projector", "projector"),
     "vocabulary": (of_type("model"), "identity.vocabulary-only", "vocabulary only"),
-    "llama": (with_keys(general__architecture="llama"), "identity.other-architecture", "'llama'.*only 'qwen2'.*inspect"),
+    "gemma": (with_keys(general__architecture="gemma"), "identity.other-architecture", "'gemma'.*only 'qwen2'.*inspect"),
     "Qwen2": (with_keys(general__architecture="Qwen2"), "identity.other-architecture", "'Qwen2'.*only 'qwen2'"),
     "moe": (with_keys(general__architecture="qwen2moe"), "identity.mixture-of-experts", "mixture of experts"),
     "experts": (with_keys(qwen2__expert_count=8), "identity.mixture-of-experts", "qwen2.expert_count"),
@@ -185,7 +185,12 @@ def test_it_cannot_be_run_and_the_error_is_that_line(files: dict[str, Path], wha
 @pytest.mark.parametrize("what", ROWS)
 def test_peel_says_that_and_nothing_else(tiny: Path, files: dict[str, Path], what: str, alone: bool) -> None:
     verdict = peel(None if alone else tiny, files[what])
+    if alone and ROWS[what][1] in FILE_ONLY:  # a sound model: its file is looked at as far as that goes without a run
+        assert (verdict.verdict, verdict.exit_code, verdict.findings) == ("unproved", 4, [])
+        assert identify(files[what]).remedy in verdict.not_looked_at["forward"]
+        return
     (finding,) = verdict.findings
+    assert verdict.not_looked_at.keys() >= {"weights", "forward"}
     assert verdict.verdict == ("broken" if what in DAMAGED else "not-comparable")
     assert verdict.exit_code == (3 if what in DAMAGED else 4)
     assert finding.parameters["rule"] == ROWS[what][1] and identify(files[what]).remedy in finding.mechanism
@@ -200,11 +205,13 @@ def test_a_model_is_a_model(tiny: Path, tmp_path: Path) -> None:
 def test_diff_and_convert_say_it_too(tiny: Path, files: dict[str, Path], tmp_path: Path) -> None:
     from aprlab.conversion import convert
 
-    for what in ("lora", "llama", "page", "removed type"):
-        for ask in (lambda f: diff(tiny, f), lambda f: convert(f, tmp_path / "out.apr")):
-            with pytest.raises(AprlabError) as caught:
-                ask(files[what])
-            assert caught.value.code == ROWS[what][1], what
+    for what, ask in [
+        *((what, lambda f: diff(tiny, f)) for what in ("lora", "gemma", "page", "removed type")),
+        *((what, lambda f: convert(f, tmp_path / "out.apr")) for what in ("lora", "page", "removed type")),
+    ]:
+        with pytest.raises(AprlabError) as caught:
+            ask(files[what])
+        assert caught.value.code == ROWS[what][1], what
     assert not (tmp_path / "out.apr").exists()
 
 
@@ -213,9 +220,10 @@ def test_the_other_parts_are_looked_for(tiny: Path, tmp_path: Path) -> None:
         keys = {"split.count": 3, "split.no": n - 1}
         variant(tiny, tmp_path / f"m-{n:05d}-of-00003.gguf", keys=keys)
     assert "part 3 of a model" in identify(tmp_path / "m-00003-of-00003.gguf").says.replace("of 3 ", "")
-    assert "(missing here: part 2)" in identify(tmp_path / "m-00003-of-00003.gguf").says
+    assert "(missing here: m-00002-of-00003.gguf)" in identify(tmp_path / "m-00003-of-00003.gguf").says
     variant(tiny, tmp_path / "m-00002-of-00003.gguf", keys={"split.count": 3, "split.no": 1})
-    assert "(all parts are here)" in identify(tmp_path / "m-00001-of-00003.gguf").says
+    whole = identify(tmp_path / "m-00001-of-00003.gguf")  # all are here, and are read: each has the same tensors
+    assert (whole.kind, whole.code) == ("damaged", "reading.duplicate-tensor") and "m-00001-of-00003.gguf" in whole.says
 
 
 def test_folders_that_hold_something_else(tmp_path: Path) -> None:

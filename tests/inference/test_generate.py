@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from builders import CONFIG, TEMPLATE, random_model, tokenizer_data
 
-from aprlab.architectures.qwen2 import forward
+from aprlab.architectures import forward
 from aprlab.engines.base import Cache
 from aprlab.engines.reference import ReferenceEngine
 from aprlab.errors import FormatError, NumericError, UsageError
@@ -119,7 +119,7 @@ def test_stop_strings_end_and_are_cut(endless: Session, cut: int) -> None:
 def test_json_has_what_was_promised(session: Session) -> None:
     answer = session.generate(PROMPT, max_tokens=3)
     made = json.loads(json.dumps(answer.to_json()))
-    assert set(made) == {"prompt_tokens", "tokens", "text", "stop", "load", "timing", "engine"}
+    assert set(made) == {"prompt_tokens", "tokens", "text", "stop", "load", "timing", "engine", "contract", "engine_asked"}
     by_type = session.model.by_type()
     assert made["load"] == {
         "layers": 3,

@@ -74,15 +74,15 @@ def test_what_cannot_be_written_or_read_is_one_line(tmp_path: Path) -> None:
 
 def test_the_command_that_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     ran: list[list[str]] = []
-    monkeypatch.setattr(subprocess, "call", lambda command: ran.append(command) or 7)
+    monkeypatch.setattr(subprocess, "call", lambda command, env: ran.append(command) or 7)
     assert run_cli(["lab", "--no-browser", "--port", "9999", "--", "--allow-root"]) == 7
     root = paths.notebooks_dir().parent
     head = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root}"]
     assert ran == [
-        [*head, "--LabApp.default_url=/lab/tree/notebooks/00_golden_rule.ipynb", "--port=9999", "--no-browser", "--allow-root"]
+        [*head, "--LabApp.default_url=/lab/tree/notebooks/index.ipynb", "--port=9999", "--no-browser", "--allow-root"]
     ]
     assert run_cli(["lab", "--dir", str(tmp_path)]) == 7
-    assert ran[1][3:] == [f"--ServerApp.root_dir={tmp_path}", "--LabApp.default_url=/lab/tree/00_golden_rule.ipynb"]
+    assert ran[1][3:] == [f"--ServerApp.root_dir={tmp_path}", "--LabApp.default_url=/lab/tree/index.ipynb"]
     (tmp_path / "01_naming.ipynb").write_text("mine")
     run_cli(["lab", "--dir", str(tmp_path)])
     assert "01_naming.ipynb: changed by you, kept as it is" in capsys.readouterr().err
@@ -93,7 +93,7 @@ def test_from_a_wheel_the_notebooks_are_copied(tmp_path: Path, monkeypatch: pyte
     packaged.mkdir(parents=True)
     (packaged / "00_golden_rule.ipynb").write_text("{}")
     monkeypatch.setattr(paths, "notebooks_dir", lambda: packaged)
-    monkeypatch.setattr(subprocess, "call", lambda command: 0)
+    monkeypatch.setattr(subprocess, "call", lambda command, env: 0)
     monkeypatch.chdir(tmp_path)
     status, copied = workplace.open_lab()
     assert (status, copied.new) == (0, ["00_golden_rule.ipynb"])

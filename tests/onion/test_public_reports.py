@@ -89,9 +89,10 @@ REPORTS: dict[str, tuple[Callable[[Path, Path], Path], str, str | None, bool]] =
     "norms in BF16": (norms_as(types.BF16), "equivalent", "dtype.file-rounded", False),
     "one Inf among F16 weights": (one_infinite, "broken", "weights.not-finite", True),
     "embedding rows lost": (lambda b, o: as_f16(b, o, rows_lost), "broken", "weights.rows-zero", False),
-    "YaRN": (with_keys(qwen2__rope__scaling__type="yarn", qwen2__rope__scaling__factor=4.0), "not-comparable", None, True),
-    "linear RoPE scaling": (with_keys(qwen2__rope__scaling__type="linear"), "not-comparable", None, True),
-    "the old key of it": (with_keys(qwen2__rope__scale_linear=2.0), "not-comparable", None, True),
+    "YaRN": (with_keys(qwen2__rope__scaling__type="yarn", qwen2__rope__scaling__factor=4.0,
+                       qwen2__rope__scaling__original_context_length=128), "broken", None, False),
+    "linear RoPE scaling": (with_keys(qwen2__rope__scaling__type="linear", qwen2__rope__scaling__factor=2.0), "broken", None, False),
+    "the old key of it": (with_keys(qwen2__rope__scale_linear=2.0), "broken", None, False),
     "not causal": (with_keys(qwen2__attention__causal=False), "not-comparable", None, True),
     "a part of each head rotated": (with_keys(qwen2__rope__dimension_count=16), "not-comparable", None, True),
     "rope base as uint32": (with_keys(qwen2__rope__freq_base=THETA), "broken", None, True),
@@ -99,7 +100,7 @@ REPORTS: dict[str, tuple[Callable[[Path, Path], Path], str, str | None, bool]] =
     "a broken template": (with_keys(tokenizer__chat_template="{% for x in y %}"), "broken", "tokenizer.field-differs", True),
     "norms of query heads": (with_tensor("blk.0.attn_q_norm.weight", 32), "not-comparable", "naming.unknown-tensor", True),
     "factors of frequencies": (with_tensor("rope_freqs.weight", 16), "not-comparable", "naming.unknown-tensor", True),
-    "another name of the cut": (with_keys(tokenizer__ggml__pre="deepseek-r1-qwen"), "equivalent", "tokenizer.value-differs", False),
+    "an alias of the cut": (with_keys(tokenizer__ggml__pre="deepseek-r1-qwen"), "equivalent", "tokenizer.value-differs", False),
     "tokens beyond the rows": (more_tokens, "broken", "tokenizer.count-differs", True),
 }
 

@@ -98,7 +98,17 @@ def test_what_can_be_decoded() -> None:
     readable = {t.name for t in TYPES if quants.can_decode(t)}
     assert {q.type.name for q in quants.OWN} <= readable
     assert {"IQ2_XXS", "IQ2_XS", "IQ4_NL", "TQ2_0", "MXFP4"} <= readable
-    assert not {"F64", "I8", "I32", "I64", "Q8_K", "Q8_1"} & readable
+    assert {"F64", "I8", "I16", "I32", "I64"} <= readable  # for a look: files of other architectures have such tensors
+    assert not {"Q8_K", "Q8_1"} & readable
+
+
+def test_wide_numbers_are_rounded_to_the_nearest_float() -> None:
+    wide = np.array([1 / 3, -1e-300, 2.0**60 + 1, 7.0])
+    assert np.array_equal(quants.dequantise(wide.view(np.uint8), types.F64, (4,)), wide.astype(np.float32))
+    for name, dtype in (("I8", "i1"), ("I16", "<i2"), ("I32", "<i4"), ("I64", "<i8")):
+        whole = np.array([0, -1, 100, -128], dtype)
+        assert quants.dequantise(whole.view(np.uint8), types.by_name(name), (2, 2)).tolist() == [[0, -1], [100, -128]]
+        assert not quants.can_encode(types.by_name(name))
 
 
 @pytest.mark.parametrize("name", ["IQ2_XXS", "IQ3_S", "IQ4_XS", "TQ1_0"])

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
+from aprlab import paths
 from aprlab.errors import UsageError
+from aprlab.formats import open_model
+from aprlab.inference.session import Session
 from aprlab.tracing import comparisons
+from aprlab.tracing.traces import trace
 
 RNG = np.random.default_rng(7)
 
@@ -94,3 +103,21 @@ def test_a_table_shows_every_row_in_text_and_html() -> None:
 def test_unlike_kinds_are_refused() -> None:
     with pytest.raises(UsageError, match="cannot compare list with ndarray"):
         comparisons.compare([1], np.zeros(1))
+
+
+def test_agreement_by_layer_is_inf_for_equal_values_nan_for_lost_ones_and_decibels_between() -> None:
+    healthy = trace(Session(open_model(paths.embedded_model()), engine="reference"), [1, 2, 3])
+    assert {row["snr"] for row in comparisons.agreement_rows(healthy, healthy)} == {math.inf}
+
+    def with_layer_2(change: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
+        points = dict(healthy.points)
+        points["layers.2.out"] = replace(points["layers.2.out"], values=change(points["layers.2.out"].values))
+        other = replace(healthy, points=points)
+        rows = comparisons.agreement_rows(healthy, other)
+        assert [row["layer"] for row in rows if not row["equal"]] == [2]
+        return rows[2]
+
+    assert with_layer_2(lambda x: (x * np.float32(1.01)))["snr"] == pytest.approx(40, abs=0.01)
+    assert with_layer_2(lambda x: x * np.float32(2))["snr"] == pytest.approx(0, abs=1e-6)
+    assert with_layer_2(lambda x: -x)["cosine"] == pytest.approx(-1)
+    assert math.isnan(with_layer_2(lambda x: np.where(x > 0, np.float32("nan"), x))["snr"])

@@ -12,7 +12,7 @@ import pytest
 from builders import CONFIG, random_model
 from oracle import logits_and_tolerance
 
-from aprlab.architectures.qwen2 import points
+from aprlab.architectures import points
 from aprlab.engines.reference import ReferenceEngine
 from aprlab.errors import FormatError, UsageError
 from aprlab.faults import session_with

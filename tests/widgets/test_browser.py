@@ -12,13 +12,18 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from aprlab import paths
+from aprlab.faults import convert_with
+from aprlab.lab.jupyter import environment as environment_of_lab
 
 pytestmark = pytest.mark.browser
 SECONDS = 240  # a machine that has other work to do
@@ -56,13 +61,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     settings = {"JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTER_DATA_DIR": str(folder / "data"), "TQDM_DISABLE": "1"}
-    environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"} | settings
+    environment = {key: value for key, value in environment_of_lab().items() if key != "MPLBACKEND"} | settings
+    (folder / "models").mkdir()
+    shutil.copy(paths.embedded_model(), folder / "models" / "tiny.gguf")
+    convert_with(paths.embedded_model(), folder / "models" / "broken.apr", ["GH-191"])
     options = ["--no-browser", "--allow-root", "--ServerApp.token=aprlab", f"--port={port}", "--LabApp.news_url="]
     command = [sys.executable, "-m", "jupyterlab", *options, f"--ServerApp.root_dir={folder}"]
     with open(folder / "lab.log", "w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
         _until_it_answers(port, server, folder / "lab.log")
+        FOLDER.append(folder)
         yield f"http://127.0.0.1:{port}/doc/tree/notebooks/{{}}?token=aprlab&reset"
     finally:
         server.terminate()
@@ -78,6 +87,15 @@ def _until_it_answers(port: int, server: subprocess.Popen[bytes], log: Path) -> 
                 return
         time.sleep(1)
     pytest.fail("JupyterLab did not start")
+
+
+FOLDER: list[Path] = []  # of the JupyterLab that runs
+
+
+@pytest.fixture(scope="module")
+def folder_of_lab(lab: str) -> Path:
+    """The server's root."""
+    return FOLDER[-1]
 
 
 @pytest.fixture(scope="module")
@@ -300,3 +318,85 @@ def test_the_kernel_stepper(opened: Callable[..., Page], shoot: Callable[[Page, 
     page.settle()
     page.check()
     shoot(page, WIDGET, "kernel-stepper")
+
+
+def test_a_model_file_opens_by_double_click(browser: Any, lab: str, shoot: Callable[[Page, str, str], None]) -> None:
+    address = lab.replace("/doc/tree/notebooks/{}", "/lab")
+    p = browser.new_page(viewport={"width": 1200, "height": 1300})
+    p.set_default_timeout(1000 * SECONDS)
+    complaints: list[str] = []
+    asked: list[str] = []
+    p.on("pageerror", lambda error: complaints.append(str(error)))
+    p.on("request", lambda request: asked.append(request.url))
+    try:
+        p.goto(address)
+        p.wait_for_selector(".jp-LauncherCard >> text=One file")
+        p.dblclick(".jp-DirListing-item[title*='models']")
+        p.dblclick(".jp-DirListing-item[title*='tiny.gguf']")
+        p.wait_for_selector(".aprlab-tensors tbody tr >> nth=98")
+        p.fill(".aprlab-file input[type=search]", "ATTN q.weight")
+        p.wait_for_function("() => document.querySelectorAll('.aprlab-tensors tbody tr').length == 8")
+        p.focus(".aprlab-tensors tr[data-key='blk.2.attn_q.weight']")
+        p.keyboard.press("Enter")
+        p.wait_for_selector(".aprlab-detail .bytes")
+        p.wait_for_selector(".aprlab-detail img[alt*='blk.2.attn_q.weight']")
+        shoot(SimpleNamespace(page=p), ".aprlab-file", "model-file")
+        p.fill(".aprlab-detail input >> nth=0", "255")
+        p.press(".aprlab-detail input >> nth=0", "Enter")
+        p.wait_for_function("() => document.querySelector('.aprlab-detail input').value == '255'")
+        p.fill(".aprlab-file input[aria-label='other file']", "models/broken.apr")
+        p.click("text=compare with it")
+        p.wait_for_selector("text=breaks the size law")
+        first = p.locator(".aprlab-tensors tbody tr").first.inner_text()
+        assert "type" in first or "unreadable" in first, "differences come first"
+        p.fill(".aprlab-file input[aria-label='other file']", "models/no-such.gguf")
+        p.click("text=compare with it")
+        p.wait_for_selector(".aprlab-words >> text=no-such.gguf")
+        p.dblclick(".jp-DirListing-item[title*='broken.apr']")
+        p.click("text=open as notebook >> visible=true")
+        p.wait_for_selector(".jp-Notebook-cell >> text=candidate: str = \"broken.apr\"")
+        assert not [line for line in complaints if "ResizeObserver" not in line]
+        loads = [url for url in asked if "/api/contents/models/tiny.gguf" in url and "content=1" in url]
+        assert not loads, "JupyterLab fetched the whole file"
+    finally:
+        p.close()
+
+
+def test_the_tab_leaves_no_copy_of_a_model(lab: str, folder_of_lab: Path) -> None:
+    copies = {path.name for path in folder_of_lab.rglob("*checkpoint*") if path.suffix in (".gguf", ".apr")}
+    assert not copies, "gigabytes, where the model is a real one"
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("file?path=models/tiny.gguf", 200),
+        ("file?path=../models/tiny.gguf", 404),
+        ("file?path=models/../../tiny.gguf", 404),
+        ("file?path=.hidden/tiny.gguf", 404),
+        ("file?path=notebooks/index.ipynb", 404),
+        ("file?path=models/none.gguf", 404),
+        ("file", 400),
+        ("tensor?path=models/tiny.gguf&name=none", 400),
+        ("tensor?path=models/tiny.gguf", 400),
+        ("block?path=models/tiny.gguf&name=token_embd.weight&row=x", 400),
+        ("block?path=models/tiny.gguf&name=token_embd.weight&row=99999999", 200),
+    ],
+)
+def test_the_server_part_obeys_root_and_token(lab: str, folder_of_lab: Path, query: str, status: int) -> None:
+    (folder_of_lab / ".hidden").mkdir(exist_ok=True)
+    shutil.copy(paths.embedded_model(), folder_of_lab / ".hidden" / "tiny.gguf")
+    shutil.copy(paths.embedded_model(), folder_of_lab.parent / "tiny.gguf")
+    address = lab.split("/doc/")[0] + "/aprlab/" + query
+
+    def answer(headers: dict[str, str]) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=60) as reply:
+                return reply.status, reply.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    found, text = answer({"Authorization": "token aprlab"})
+    assert found == status, text
+    assert "Traceback" not in text and str(folder_of_lab) not in text
+    assert answer({})[0] == 403

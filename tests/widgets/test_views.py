@@ -15,8 +15,9 @@ from aprlab import widgets
 from aprlab.faults import FAULTS
 from aprlab.widgets import pages
 from aprlab.widgets.clickable import Clickable
+from aprlab.widgets.drawing import value_histogram
 from aprlab.widgets.models.base import Observable
-from aprlab.widgets.views import View, position_bars, value_histogram
+from aprlab.widgets.views import View, position_bars
 
 PNG = b"\x89PNG"
 

@@ -18,13 +18,13 @@ from aprlab.formats.apr.layout import (
     Entry,
     header_crc,
 )
-from aprlab.formats.apr.metadata import config, metadata_of, text_of, tokenizer
+from aprlab.formats.apr.metadata import SHARED_LISTS, config, file_only_metadata, metadata_of, text_of, tokenizer
 from aprlab.formats.apr.reader import model_of, open_model
 from aprlab.formats.apr.scanner import scan
 from aprlab.formats.apr.writer import Plan, write
 
 __all__ = [
-    "ALIGNMENT", "CONFIG_KEYS", "DIALECTS", "FLAGS", "HEADER", "HEADER_SIZE", "ROPE_TYPES", "Container", "Dialect", "Entry",
-    "Plan", "candidates", "config", "header_crc", "metadata_of", "model_of", "naming_of", "open_model", "scan", "text_of",
-    "tokenizer", "type_of", "write",
+    "ALIGNMENT", "CONFIG_KEYS", "DIALECTS", "FLAGS", "HEADER", "HEADER_SIZE", "ROPE_TYPES", "SHARED_LISTS", "Container",
+    "Dialect", "Entry", "Plan", "candidates", "config", "file_only_metadata", "header_crc", "metadata_of", "model_of",
+    "naming_of", "open_model", "scan", "text_of", "tokenizer", "type_of", "write",
 ]  # fmt: skip

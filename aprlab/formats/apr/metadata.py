@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.errors import FormatError, UnsupportedError
+from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats.apr.layout import CONFIG_KEYS, ROPE_TYPES, WHOLE, Dialect
 from aprlab.model import keys as known_keys
-from aprlab.model.config import ModelConfig, TokenizerData, check_config, require_qwen2
+from aprlab.model import rope
+from aprlab.model.architecture import architecture_of
+from aprlab.model.config import ModelConfig, TokenizerData, check_config
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 from aprlab.quants.types import TensorType
@@ -48,14 +50,14 @@ def _float32(metadata: dict[str, Any], name: str, path: Path) -> float:
 
 
 def config(metadata: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> ModelConfig:
-    """The Qwen2 config of an APR file; a missing key raises and names the default that upstream would assume."""
+    """The config of an APR file; a missing key raises and names the default that upstream would assume."""
     _, architecture = _config_value(metadata, "architecture", path)
-    require_qwen2(str(architecture), path)
+    kind = architecture_of(str(architecture), path)
     number = {name: _whole(metadata, name, path) for name in WHOLE}
-    _, rope = _config_value(metadata, "rope_type", path)
-    if not isinstance(rope, int) or rope not in ROPE_TYPES:
+    _, style = _config_value(metadata, "rope_type", path)
+    if not isinstance(style, int) or style not in ROPE_TYPES:
         raise FormatError(
-            f"metadata key 'rope_type' is {rope!r}; 0 (NORM) and 2 (NEOX) are known", code="apr.unknown-rope-type", path=path
+            f"metadata key 'rope_type' is {style!r}; 0 (NORM) and 2 (NEOX) are known", code="apr.unknown-rope-type", path=path
         )
     embedding = tensors.get("token_embd.weight")
     if embedding is None:
@@ -74,13 +76,25 @@ def config(metadata: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> 
         **number,
         head_dim=head_dim,
         rope_theta=_float32(metadata, "rope_theta", path),
-        rope_type=ROPE_TYPES[rope],
+        rope_type=ROPE_TYPES[style],
         rms_norm_eps=_float32(metadata, "rms_norm_eps", path),
         tied_embeddings="output.weight" not in tensors,
+        rope_scaling=_rope_scaling(metadata, number["context_length"], path),
+        rope_factors=kind.rope_factors and rope.FACTORS in tensors,
     )
     for problem in known_keys.huggingface_problems(metadata, check_config(found, path)):
         raise UnsupportedError(f"metadata {problem}", code="keys.not-handled", path=path)
     return found
+
+
+def _rope_scaling(metadata: dict[str, Any], context_length: int, path: Path) -> rope.RopeScaling | None:
+    """As config.json says it, under either of its keys."""
+    try:
+        said = metadata.get("rope_scaling")
+        return rope.from_huggingface(metadata.get("rope_parameters") if said is None else said, context_length)
+    except AprlabError as error:
+        error.path = path
+        raise
 
 
 def tokenizer(metadata: dict[str, Any], path: Path) -> TokenizerData:
@@ -119,26 +133,43 @@ def tokenizer(metadata: dict[str, Any], path: Path) -> TokenizerData:
             "metadata key 'tokenizer.token_type' holds something that is not a number", code="apr.bad-value", path=path
         )
     model_key = "tokenizer.model" if "tokenizer.model" in metadata else "tokenizer.model_type"
-    add_bos = metadata.get("tokenizer.add_bos_token")
-    if add_bos is not None and not isinstance(add_bos, bool):
-        raise FormatError(
-            f"metadata key 'tokenizer.add_bos_token' is {add_bos!r:.60}, not true or false", code="apr.bad-value", path=path
-        )
     template = metadata.get("chat_template", metadata.get("tokenizer.chat_template"))
     if template is not None and not isinstance(template, str):
         raise FormatError("the chat template is not text", code="apr.bad-value", path=path)
+    model = need(model_key, str, "upstream would guess it from the vocabulary")
     return TokenizerData(
-        model=need(model_key, str, "upstream would guess it from the vocabulary"),
+        model=model,
         pre=need("tokenizer.pre_type", str, "upstream would split text as GPT-2 does"),
         tokens=tokens,
         token_types=token_types,
-        merges=strings("tokenizer.merges", "upstream would cut text into single bytes"),
+        merges=[] if model == "llama" else strings("tokenizer.merges", "upstream would cut text into single bytes"),
         bos_token_id=identity("tokenizer.bos_token_id"),
         eos_token_id=identity("tokenizer.eos_token_id"),
         pad_token_id=identity("tokenizer.padding_token_id"),
-        add_bos=add_bos,
+        add_bos=_flag(metadata, "tokenizer.add_bos_token", path),
         chat_template=template,
+        scores=_scores(metadata, len(tokens), path) if model == "llama" else None,
+        add_space_prefix=_flag(metadata, "tokenizer.add_space_prefix", path),
     )
+
+
+def _flag(metadata: dict[str, Any], key: str, path: Path) -> bool | None:
+    value = metadata.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise FormatError(f"metadata key {key!r} is {value!r:.60}, not true or false", code="apr.bad-value", path=path)
+    return value
+
+
+def _scores(metadata: dict[str, Any], count: int, path: Path) -> list[float]:
+    """One number for each token of a SentencePiece vocabulary."""
+    found = metadata.get("tokenizer.scores")
+    numbers = [s for s in found if isinstance(s, int | float) and not isinstance(s, bool)] if isinstance(found, list) else []
+    if not isinstance(found, list) or not len(found) == len(numbers) == count:
+        raise FormatError(
+            f"metadata key 'tokenizer.scores' is not one number for each of {count} tokens",
+            code="tokenizer.scores-count", path=path,
+        )  # fmt: skip
+    return [float(score) for score in numbers]
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -160,6 +191,7 @@ def metadata_of(model: Model, tensors: list[Tensor], dialect: Dialect) -> dict[s
         value = getattr(config, field_name)
         metadata[key] = rope_types[value] if field_name == "rope_type" else value
     metadata["tied_embeddings"] = config.tied_embeddings
+    metadata["rope_scaling"] = None if config.rope_scaling is None else rope.to_huggingface(config.rope_scaling)
     metadata["chat_template"] = tok.chat_template
     metadata |= {
         "tokenizer.model": tok.model,
@@ -169,11 +201,49 @@ def metadata_of(model: Model, tensors: list[Tensor], dialect: Dialect) -> dict[s
         "tokenizer.eos_token_id": tok.eos_token_id,
         "tokenizer.padding_token_id": tok.pad_token_id,
         "tokenizer.add_bos_token": tok.add_bos,
+        "tokenizer.add_space_prefix": tok.add_space_prefix,
+        "tokenizer.scores": tok.scores,
         "tokenizer.token_type": tok.token_types,
         "tokenizer.vocabulary": tok.tokens,
         "tokenizer.merges": tok.merges,
     }
     return {key: value for key, value in metadata.items() if value is not None}
+
+
+# GGUF key -> the key of an APR file's metadata under which upstream looks for the same list.
+SHARED_LISTS = {
+    "tokenizer.ggml.tokens": "tokenizer.vocabulary",
+    "tokenizer.ggml.merges": "tokenizer.merges",
+    "tokenizer.ggml.token_type": "tokenizer.token_type",
+}
+
+
+def file_only_metadata(model: Model, tensors: list[Tensor], record: dict[str, Any]) -> dict[str, Any]:
+    """The APR metadata of a model that has no config here: what describes it; all of its keys are in `record`.
+
+    Args:
+        model: a GGUF file, or an APR file made of one.
+        tensors: as they will be written.
+        record: what is kept of the GGUF file, with its keys as ``[key, type, value]``.
+    """
+    keys = {key: value for key, _, value in record["kv"]}
+    architecture = keys.get("general.architecture")
+    found: dict[str, Any] = {
+        "model_type": architecture,
+        "architecture": architecture,
+        "tensor_names": "gguf",
+        "name": keys.get("general.name"),
+        "license": keys.get("general.license"),
+        "original_format": model.format,
+        "param_count": sum(t.size for t in tensors),
+        "quantization": _quantization(tensors),
+        "chat_template": keys.get("tokenizer.chat_template"),
+    }
+    for key, shared in SHARED_LISTS.items():
+        if key in keys:
+            value = model.metadata[key] if model.format == "gguf" else model.metadata[shared]
+            found[shared] = value.tolist() if isinstance(value, np.ndarray) else list(value)
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def text_of(model: Model, *keys: str) -> str | None:

@@ -8,9 +8,11 @@ import numpy as np
 
 from aprlab.errors import FormatError
 from aprlab.formats.apr.labels import naming_of, type_of
-from aprlab.formats.apr.layout import DIALECTS, FLAGS, Container
+from aprlab.formats.apr.layout import DIALECTS, FLAGS, Container, Dialect
 from aprlab.formats.apr.metadata import config, tokenizer
 from aprlab.formats.apr.scanner import scan
+from aprlab.formats.gguf_record import keeps_names, recorded_header
+from aprlab.formats.identity import of_keys, refusing
 from aprlab.model import names
 from aprlab.model.model import Model
 from aprlab.model.tensor import Origin, Tensor
@@ -30,8 +32,9 @@ def model_of(box: Container) -> Model:
     """The file that was scanned, as a model; the first thing that is wrong with it is raised."""
     if box.problems:
         raise box.problems[0]
-    naming = naming_of(box.entries)
-    if naming not in ("canonical", "raw"):
+    kept = keeps_names(box.metadata)
+    naming = "gguf" if kept else naming_of(box.entries)
+    if naming not in ("canonical", "raw", "gguf"):
         example = box.entries[0].name if box.entries else "none"
         found = f"the historic naming {naming!r}" if naming else "no known naming"
         raise FormatError(
@@ -40,10 +43,10 @@ def model_of(box: Container) -> Model:
             code="apr.foreign-naming",
             path=box.path,
         )
-    dialect = next(d for d in DIALECTS.values() if d.naming == naming)
+    dialect = dialect_of(box) if kept else next(d for d in DIALECTS.values() if d.naming == naming)
     tensors: dict[str, Tensor] = {}
     for entry in box.entries:
-        gguf = names.to_gguf(entry.name, naming)
+        gguf = entry.name if kept else names.to_gguf(entry.name, naming)
         if gguf is None:
             raise FormatError(
                 f"unknown tensor name; {naming} names look like {names.from_gguf('blk.0.attn_q.weight', naming)!r}",
@@ -60,7 +63,7 @@ def model_of(box: Container) -> Model:
         origin = Origin(box.path, entry.name, start if box.compression is None else -1)
         tensors[gguf] = Tensor(gguf, kind, shape, box.bytes_of(entry), origin)
     footer = "" if box.footer is not None or not dialect.footer else " without footer"
-    return Model(
+    model = Model(
         path=box.path,
         format="apr",
         dialect=dialect.name + footer,
@@ -74,6 +77,25 @@ def model_of(box: Container) -> Model:
             "data_offset": box.data_offset, "footer_crc": box.footer,
         },
     )  # fmt: skip
+    return _refusing(model) if kept else model
+
+
+def dialect_of(box: Container) -> Dialect:
+    """The dialect of a file whose names do not tell it: by the flag that upstream's writer sets and realizar's does not."""
+    return DIALECTS["aprender" if box.flags & FLAGS["row_major"] else "realizar"]
+
+
+def _refusing(model: Model) -> Model:
+    """A model with GGUF's names: its keys say what it is, and why it cannot be run."""
+    found = of_keys(recorded_header(model.metadata, model.path))
+    if found is None or found.error is None:
+        raise FormatError(
+            "has the tensor names of its GGUF file, which only models that cannot be run keep; convert it again",
+            code="apr.kept-names", path=model.path,
+        )  # fmt: skip
+    refusing(model, found.error)
+    model.warnings.append(str(found))
+    return model
 
 
 def _false_flags(box: Container, tensors: dict[str, Tensor]) -> list[str]:

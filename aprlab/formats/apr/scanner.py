@@ -122,9 +122,11 @@ def _refuse_kinds(flags: int, path: Path) -> None:
     for name in ("encrypted", "sharded", "column_major", "filterbank"):
         if flags & FLAGS[name]:
             kind = name.replace("_", "-")
+            fix = "; convert it again from its source, as one plain file" if name in ("sharded", "column_major") else ""
             raise UnsupportedError(
-                f"is {kind} (flag {FLAGS[name]:#06x}), which is not handled", code="apr.unsupported-flag", path=path, offset=6
-            )
+                f"is {kind} (flag {FLAGS[name]:#06x}), which is not handled{fix}",
+                code="apr.unsupported-flag", path=path, offset=6,
+            )  # fmt: skip
     if flags & FLAGS["lz4"] and flags & FLAGS["zstd"]:
         raise FormatError("claims to be compressed by LZ4 and by zstd", code="apr.two-compressions", path=path, offset=6)
 

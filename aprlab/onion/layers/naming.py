@@ -6,6 +6,7 @@ from collections import Counter
 from typing import ClassVar
 
 from aprlab.model import names
+from aprlab.model.architecture import ARCHITECTURES
 from aprlab.model.config import LAYERS_LIMIT
 from aprlab.model.tensor import Tensor
 from aprlab.onion.draft import Draft
@@ -62,7 +63,7 @@ def wrong_name(case: FileCase, match: TensorMatch) -> Mechanism:
         return Mechanism("naming.unknown-name")
     a, b = names.template_of(true), names.template_of(p.stated)
     if a == b:
-        first, second = sorted((true.split(".")[1], p.stated.split(".")[1]), key=int)
+        first, second = sorted((names.layer_of(true), names.layer_of(p.stated)), key=int)
         return Mechanism("naming.layers-exchanged", {"first": first, "second": second})
     first, second = sorted(t.replace("blk.N.", "").rpartition(".")[0] for t in (a, b))
     return Mechanism("naming.modules-exchanged", {"first": first, "second": second})
@@ -79,8 +80,8 @@ def _rounds(case: FileCase) -> dict[str, Mechanism]:
         if m.true is None or m.piece.stated is None or not m.true.startswith("blk."):
             continue
         template = names.template_of(m.true)
-        if template == names.template_of(m.piece.stated):
-            moves.setdefault(template, {})[int(m.true.split(".")[1])] = int(m.piece.stated.split(".")[1])
+        if template != m.true and template == names.template_of(m.piece.stated):
+            moves.setdefault(template, {})[int(names.layer_of(m.true))] = int(names.layer_of(m.piece.stated))
             if case.ref is not None and not m.equal and m.piece.hash in case.ref.by_hash:
                 copies.add(m.true)
     found: dict[str, Mechanism] = {}
@@ -114,10 +115,14 @@ def _missing(case: FileCase) -> list[Deviation]:
     have = {m.true for m in case.matches}
     if case.ref is not None:
         expected: dict[str, Tensor | None] = dict(case.ref.tensors)
+    elif case.file.unrun is not None:
+        expected = {}  # nobody here knows what such a model must have
     else:
         layers = case.file.config["block_count"]
         layers = layers if isinstance(layers, int) and 0 < layers <= LAYERS_LIMIT else 0
-        expected = dict.fromkeys(names.inventory(layers, separate_output=False))
+        kind = case.file.config["architecture"]
+        kind = kind if str(kind) in ARCHITECTURES else "qwen2"
+        expected = dict.fromkeys(names.inventory(layers, separate_output=False, architecture=kind))
     unknown = [m.piece for m in case.matches if m.true is None and m.piece.size <= 1 << 20]
     held = [(piece.name, piece.raw.tobytes()) for piece in unknown] if len(unknown) <= _UNKNOWN else []
     found = []

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from aprlab.formats.raw import MISSING, NEEDED, TOKENIZER_FIELDS, Wrong
+from aprlab.formats.raw import MISSING, TOKENIZER_FIELDS, Wrong, needed
 from aprlab.inference.tokenizer import CONTROL, PRE_TOKENIZERS
 from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase
+from aprlab.onion.layers._fields import difference, rotation
+from aprlab.onion.layers._keys import key_deviations
 from aprlab.onion.layers.layer import Layer
+from aprlab.onion.template_marks import template_deviations
 from aprlab.onion.words import Mechanism
 
 
@@ -20,8 +23,10 @@ class TokenizerLayer(Layer):
     shown: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
     def suspect(self, case: FileCase) -> list[Deviation]:
+        if case.file.unrun is not None:
+            return list(key_deviations(case, of_tokenizer=True))
         if case.ref is None:
-            return alone(case.file.tokenizer)
+            return [*alone(case.file.tokenizer), *template_deviations(case.file.tokenizer)]
         found = []
         for name in TOKENIZER_FIELDS:
             value, expected = case.file.tokenizer[name], case.expected_tokenizer[name]
@@ -59,60 +64,6 @@ def changes_nothing(name: str, value: Any, expected: Any, case: FileCase) -> boo
             return False
 
 
-def difference(name: str, value: Any, expected: Any) -> tuple[Mechanism, dict[str, Any]]:
-    """What was done to a field, and figures."""
-
-    def cause(mechanism: str, **parameters: Any) -> Mechanism:
-        return Mechanism(f"tokenizer.{mechanism}", {"field": name, **parameters})
-
-    if value == MISSING:
-        return cause("missing"), {}
-    if isinstance(value, Wrong):
-        return cause("wrong-kind", found=str(value)), {}
-    if expected == MISSING:
-        return cause("unexpected"), {}
-    if isinstance(value, list) and isinstance(expected, list):
-        evidence: dict[str, Any] = {"entries": len(value), "expected_entries": len(expected)}
-        if len(value) == len(expected):
-            differ = [n for n, (a, b) in enumerate(zip(value, expected, strict=True)) if a != b]
-            evidence |= {"differing": len(differ), "first": differ[0]}
-            if (shift := rotation(value, expected)) is not None:
-                return cause("rotated", by=shift), evidence
-            if sorted(map(str, value)) == sorted(map(str, expected)):
-                return cause("reordered"), evidence
-            return cause("entries-differ", differing=len(differ), of=len(expected)), evidence
-        if not value:
-            return cause("lost"), evidence
-        return cause("cut-off" if value == expected[: len(value)] else "count-differs"), evidence
-    if isinstance(value, str) and isinstance(expected, str) and len(expected) > 40:
-        return cause("field-differs"), {"characters": len(value), "expected_characters": len(expected)}
-    return cause("value-differs", found=value, expected=expected), {}
-
-
-def rotation(value: list[Any], expected: list[Any]) -> int | None:
-    """By how many places `expected` was moved round to give `value`; None where it was not. Linear in their length."""
-    count = len(value)
-    if not count or count != len(expected):
-        return None
-    # Knuth, Morris and Pratt: `expected` is sought in two copies of `value`, from the second place on.
-    border = [0] * count
-    at = 0
-    for n in range(1, count):
-        while at and expected[n] != expected[at]:
-            at = border[at - 1]
-        at += expected[n] == expected[at]
-        border[n] = at
-    at = 0
-    for n in range(1, 2 * count - 1):
-        item = value[n % count]
-        while at and item != expected[at]:
-            at = border[at - 1]
-        at += item == expected[at]
-        if at == count:
-            return n - count + 1
-    return None
-
-
 def alone(found: dict[str, Any]) -> list[Deviation]:
     """Without a reference: what no Qwen2 tokenizer can be like."""
 
@@ -120,7 +71,7 @@ def alone(found: dict[str, Any]) -> list[Deviation]:
         return Deviation("tokenizer", name, value, expected, Mechanism(code, parameters), confidence=sure)
 
     out = []
-    for name in NEEDED:
+    for name in needed(found["model"]):
         if found[name] == MISSING or found[name] == []:
             out.append(deviation(name, found[name], MISSING, "tokenizer.missing-or-empty", field=name))
     for name, value in found.items():

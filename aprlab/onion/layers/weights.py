@@ -23,7 +23,7 @@ from aprlab.onion.samples import sample
 from aprlab.onion.words import Mechanism
 from aprlab.quants import quant
 from aprlab.quants.check import first_bad_block
-from aprlab.quants.types import TensorType
+from aprlab.quants.types import WHOLE_NUMBERS, TensorType
 
 
 class WeightsLayer(Layer):
@@ -192,7 +192,7 @@ def _not_finite(raw: np.ndarray, kind: TensorType) -> int | None:
 def _implausible_size(match: TensorMatch) -> float | None:
     """The root mean square of a matrix, where no trained weight has such a one."""
     assert match.kind is not None
-    if len(match.piece.shape) < 2:
+    if len(match.piece.shape) < 2 or match.kind in WHOLE_NUMBERS:
         return None
     values = sample(match.piece.raw, match.kind, match.piece.shape)
     if values is None:

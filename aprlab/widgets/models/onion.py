@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from aprlab.engines import AUTO, choose
 from aprlab.errors import BROKEN, AprlabError, UsageError
 from aprlab.faults import FAULTS, Fault, convert_with, session_with
 from aprlab.inference.session import Session
@@ -22,7 +23,7 @@ from aprlab.onion.references import reference_of
 from aprlab.onion.run_peeling import examine_sessions
 from aprlab.onion.verdict import Finding, Verdict
 from aprlab.published import QUESTION
-from aprlab.tracing.golden_rule import MAX_TOKENS, best_engine
+from aprlab.tracing.golden_rule import MAX_TOKENS
 from aprlab.widgets.models.base import Observable
 from aprlab.widgets.models.evidence import Evidence, facts, of_file, of_runs
 from aprlab.widgets.models.files import known_files
@@ -176,7 +177,7 @@ class OnionExplorer(Observable):
         self.verdict, self._case, self._repairs = examine(
             self.files[self.model], path, prompt=self.prompt, max_tokens=self.max_tokens, progress=self._on_stage
         )
-        engine = best_engine(reference)
+        engine = choose(AUTO, reference)
         healthy = Session(reference, engine=engine)
         case = self._case
         if case is not None:
@@ -189,7 +190,7 @@ class OnionExplorer(Observable):
             self._sessions = (healthy, healthy)
 
     def _run_reader(self, reference: Model) -> None:
-        engine = best_engine(reference)
+        engine = choose(AUTO, reference)
         healthy = Session(reference, engine=engine)
         other = session_with(reference, self.faults, engine)
         self.verdict, self._repairs, build = examine_sessions(healthy, other, prompt=self.prompt, progress=self._on_stage)

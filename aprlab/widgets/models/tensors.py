@@ -48,7 +48,8 @@ class TensorDetail:
 
 
 class TensorBrowser(Observable):
-    """Two files (or one) as a table. Two are compared in the background, and have no statuses until that has ended.
+    """Two files (or one) as a table. Two are compared in the background (not where `compare` is
+    False), and have no statuses until that has ended.
 
     Attributes:
         sides: one or two.
@@ -61,7 +62,7 @@ class TensorBrowser(Observable):
 
     SAMPLE = 1 << 22  # values of each side that a histogram is made of
 
-    def __init__(self, *sides: Side) -> None:
+    def __init__(self, *sides: Side, compare: bool = True) -> None:
         super().__init__()
         if not 1 <= len(sides) <= 2:
             raise UsageError(f"{len(sides)} files: one or two are shown", code="widgets.number-of-files")
@@ -71,7 +72,7 @@ class TensorBrowser(Observable):
         self.chosen = ""
         self.detail: TensorDetail | None = None
         self.all = self._rows(lambda name: "")
-        if len(sides) == 2:
+        if len(sides) == 2 and compare:
             self.work.start("comparing both files", self._compare)
 
     def _compare(self) -> None:
@@ -155,9 +156,12 @@ class TensorBrowser(Observable):
         """Look at one tensor: its fingerprints and values are computed in the background."""
         if name not in {row.name for row in self.all}:
             raise UsageError(f"no tensor {name!r}", code="widgets.no-such-tensor")
-        self.work.start(f"decoding {name}", lambda: self._look(name))
+        self.work.start(f"decoding {name}", lambda: self.look(name))
 
-    def _look(self, name: str) -> None:
+    def look(self, name: str) -> None:
+        """`choose`, here and now."""
+        if name not in {row.name for row in self.all}:
+            raise UsageError(f"no tensor {name!r}", code="widgets.no-such-tensor")
         prints, values = {}, {}
         held = [side for side in self.sides if name in side.tensors]
         for n, side in enumerate(held):

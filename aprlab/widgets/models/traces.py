@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from aprlab.engines import choose
 from aprlab.errors import UsageError
 from aprlab.faults import FAULTS, Fault, session_with
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.published import QUESTION
 from aprlab.tracing.comparisons import compare_traces, layer_errors
-from aprlab.tracing.golden_rule import best_engine
 from aprlab.tracing.traces import Trace, replay, trace
 from aprlab.widgets.models.base import Observable
 
@@ -48,7 +48,7 @@ class TraceExplorer(Observable):
     Attributes:
         model: path of the model file.
         faults: ids of what is wrong with the other side; none makes it a second healthy run (an engine's, say).
-        engine, other_engine: of both sides; '' takes NumPy's, or the compiled one for large models.
+        engine, other_engine: of both sides; '' takes the one that the rule has for the model.
         prompt: what is asked.
         mode: a key of `MODES`.
         chosen: the point looked at, or ''.
@@ -95,7 +95,7 @@ class TraceExplorer(Observable):
 
     def _run(self) -> None:
         with open_model(self.model) as model:
-            engine = self.engine or best_engine(model)
+            engine = choose(self.engine, model).spec
             self.work.tell(f"running the healthy side on {engine}", 0.1)
             healthy = Session(model, engine=engine)
             whole = trace(healthy, self.prompt, raw=healthy.wants_raw)

@@ -14,7 +14,7 @@ from builders import CONFIG as WHOLE
 from builders import random_model
 
 from aprlab import engines
-from aprlab.architectures.qwen2 import forward
+from aprlab.architectures import forward
 from aprlab.engines.cuda import CudaDevice, CudaEngine
 from aprlab.engines.kernel_engine import KernelEngine
 from aprlab.engines.ptx import PtxDevice, PtxEngine

@@ -11,7 +11,7 @@ import pytest
 from builders import CONFIG, random_model
 
 from aprlab import engines, quants
-from aprlab.architectures.qwen2 import forward
+from aprlab.architectures import forward
 from aprlab.engines.ptx import PtxDevice
 from aprlab.errors import AprlabError, UsageError
 from aprlab.faults import FAULTS, session_with

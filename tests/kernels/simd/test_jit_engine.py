@@ -12,7 +12,7 @@ import pytest
 from builders import CONFIG, random_model, tensor
 
 from aprlab import engines
-from aprlab.architectures.qwen2 import forward
+from aprlab.architectures import forward
 from aprlab.conversion.converter import convert
 from aprlab.engines.base import Engine
 from aprlab.engines.jit import FUSED, JitEngine

@@ -1,0 +1,223 @@
+"""`peel` for sources: each operation of each program judged on its own inputs, the fault named, the name proved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aprlab.architectures.qwen2 import points as all_points
+from aprlab.engines.contracts import Contract
+from aprlab.errors import UsageError
+from aprlab.faults import FAULTS, session_with
+from aprlab.formats import open_model
+from aprlab.inference.session import Session
+from aprlab.model.model import Model
+from aprlab.onion.clock import Clock
+from aprlab.onion.foreign_naming import Named, fitting_contract, marks, names
+from aprlab.onion.foreign_shadow import Judges, Operation, distance, shadow_of
+from aprlab.onion.instrument_check import tested
+from aprlab.onion.source_run import run_with
+from aprlab.onion.verdict import Finding, Repair, Verdict, Word, known
+from aprlab.onion.words import Mechanism
+from aprlab.sources import source as source_of
+from aprlab.sources.base import Source
+from aprlab.sources.choice import Spec
+from aprlab.tracing.traces import Point, Trace
+
+ANSWERED = 4  # tokens of the answer that are run one by one, after the prompt
+
+
+def peel_sources(
+    model: str | Path | Model, sources: Sequence[Spec], *, prompt: str | Sequence[int], threads: int | None = None,
+    progress: Callable[[str, Any], None] | None = None,
+) -> Verdict:  # fmt: skip
+    """What each of the sources does otherwise than float64 under its own contract, on `model`.
+
+    Args:
+        model: the file that is believed to be right; a source that is there already may run another one.
+        sources: one or more programs, by name or there already; those made here are closed again.
+        prompt: a text, or token ids; some tokens of its answer follow one by one.
+
+    Raises:
+        UsageError: no sources, or one that runs a model of other numbers.
+    """
+    if not sources:
+        raise UsageError("at least one source is needed", code="peel.no-sources")
+    clock = Clock(progress)
+    with clock("instruments"):
+        instruments, broken = tested()
+    opened = model if isinstance(model, Model) else open_model(model)
+    labels = [_label(spec) for spec in sources]
+    title = f"{' and '.join(labels)} on {Path(opened.path).name}"
+    verdict = Verdict("not-comparable", broken, instruments=instruments, seconds=clock, title=title)
+    if broken:
+        return verdict
+    with clock("tokens"):
+        tokens, asked = tokens_for(opened, prompt, threads)
+    answers = {}
+    for n, spec in enumerate(sources):
+        with _made(spec, opened, threads) as source:
+            label = labels[n] if labels.count(labels[n]) == 1 else f"{labels[n]} ({source.contract})"
+            with clock(f"run {source.name}"):
+                given = source.run(tokens, prompt=asked if source.can.reruns else None)
+            if "logits" in given:
+                answers[label] = given["logits"].values[-1]
+            _judge(verdict, source, label, given, opened, clock)
+    bad = [f for f in verdict.findings if not f.harmless]
+    word: Word = "broken" if bad else "equivalent"
+    verdict.verdict = word
+    verdict.health = {
+        "next token": {name: int(np.argmax(logits)) for name, logits in answers.items()}, "tokens": len(tokens), "prompt": asked,
+    }  # fmt: skip
+    return verdict
+
+
+def _label(spec: Spec) -> str:
+    return spec if isinstance(spec, str) else spec.name if isinstance(spec, Source) else spec.engine.name
+
+
+@contextmanager
+def _made(spec: Spec, model: Model, threads: int | None) -> Iterator[Source]:
+    """The source; closed again if it was made here."""
+    name, ours = (spec.split(",")[0], True) if isinstance(spec, str) else ("", False)
+    if "+" in name:  # an engine of ours with faults of the catalogue
+        engine, *faults = name.split("+")
+        spec = session_with(model, faults, engine, threads)
+    made = source_of(spec, model, threads=threads)
+    try:
+        yield made
+    finally:
+        if ours:
+            made.close()
+
+
+def tokens_for(model: Model, prompt: str | Sequence[int], threads: int | None) -> tuple[list[int], int]:
+    """The ids that sources are run on: the prompt's, and some of the answer; and how many the prompt has."""
+    session = Session(model, threads=threads)
+    ids = session.prompt_tokens(prompt, raw=isinstance(prompt, str) and session.wants_raw)
+    room = model.config.context_length - len(ids)
+    answer = session.generate(ids, max_tokens=min(ANSWERED, room)).tokens if room > 0 else []
+    session.engine.close()
+    return [*ids, *answer], len(ids)
+
+
+# ── one source ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _judge(verdict: Verdict, source: Source, label: str, given: Trace, model: Model, clock: Clock) -> None:
+    """Findings about one source, with proofs, added to the verdict."""
+    judges = Judges(model, source.contract)
+    with clock("shadow"):
+        operations = shadow_of(given, judges, model.config)
+    if not operations:
+        raise UsageError(f"{label} gives no point at a position that can be compared", code="trace.nothing-to-compare")
+    wrong = [o for o in operations if not o.fits]
+    if not wrong:
+        return
+    with clock("contract"):
+        other = fitting_contract([o for o in wrong if o.alone], judges)
+    if other is not None:
+        contract, fit = other
+        verdict.findings.append(_contract_finding(label, source.contract, contract, fit))
+        wrong = [o for o in wrong if o not in fit]
+        operations = [o for o in operations if o not in fit]
+        judges.contract, judges.simulated = contract, judges.by(contract)
+    if not wrong:
+        return
+    first = wrong[0]
+    if verdict.first_divergence is None:
+        verdict.first_divergence = {"source": label, "point": first.point, **_figures(first)}
+    with clock("names"):
+        named = names(operations, judges, model.config)
+    chained = [o for o in wrong if not o.alone]
+    found = [(one, _finding(label, one)) for one in named]
+    if chained:
+        cause = Mechanism("forward.between-points", {"steps": _steps(chained)})
+        found.append((Named(_steps(chained), chained), Finding("forward", None, [], cause, _evidence(label, chained), 0.8)))
+    verdict.findings += [finding for _, finding in found]
+    with clock("proof"):
+        proof = _proof(source, given, judges, model, [one for one, _ in found])
+    verdict.repair = Repair([finding.label for _, finding in found], False, proof)
+
+
+def _contract_finding(label: str, declared: Contract, found: Contract, fit: list[Operation]) -> Finding:
+    parameters = {"steps": _steps(fit), "declared": str(declared), "found": str(found)}
+    return Finding("forward", None, [], Mechanism("forward.contract-differs", parameters), _evidence(label, fit), harmless=True)
+
+
+def _finding(label: str, one: Named) -> Finding:
+    evidence = _evidence(label, one.operations)
+    form = one.form
+    if form is None:
+        evidence["looks_like"] = marks(one.operations[0])
+        return Finding("forward", None, [], Mechanism("forward.step-differs", {"steps": one.steps}), evidence, 0.8)
+    if one.same:
+        evidence["computes_the_same_as"] = one.same
+    if form.fault is not None:
+        fault = FAULTS[form.fault]
+        evidence["steps"] = one.steps
+        return Finding(fault.layer, fault.id, [], known(fault), evidence | form.parameters)
+    details = "".join(f", {key} {value}" for key, value in form.parameters.items())
+    parameters = {"steps": one.steps, "form": form.name, "details": details}
+    return Finding("forward", None, [], Mechanism("forward.step-as-form", parameters), evidence)
+
+
+def _steps(operations: Sequence[Operation]) -> list[str]:
+    return list(dict.fromkeys(o.step for o in operations))
+
+
+def _figures(operation: Operation) -> dict[str, Any]:
+    at = int(np.flatnonzero(operation.wrong)[0])
+    allowed = max(float(operation.allowed[at]), float(operation.rounding[at]))
+    return {"position": int(operation.rows[at]), "off": float(operation.off[at]), "allowed": allowed}
+
+
+def _evidence(label: str, operations: list[Operation]) -> dict[str, Any]:
+    """Where one thing is wrong: layers, positions, how far."""
+    first = operations[0]
+    layers = sorted({o.layer for o in operations if o.layer is not None})
+    facts: dict[str, Any] = {"source": label, "introduced_at": {"point": first.point, **_figures(first)}}
+    facts["calls"] = len(operations)
+    if layers:
+        facts["layers"] = f"{layers[0]}…{layers[-1]}" if layers == list(range(layers[0], layers[-1] + 1)) else layers
+    if len(first.rows) > 1:
+        facts["position_0_right"] = all(not o.wrong[o.rows == 0].any() for o in operations)
+    return facts
+
+
+# ── proof ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _proof(source: Source, given: Trace, judges: Judges, model: Model, found: list[Named]) -> dict[str, Any]:
+    """The right values written where it is wrong restore the logits; the faults in our engine give the source's logits."""
+    config, tokens = model.config, given.tokens
+    if "logits" not in given:
+        return {}
+    positions = given["logits"].positions
+    theirs = given["logits"].values
+    right = run_with(judges, config, tokens)
+    proof: dict[str, Any] = {"before": _agreement(theirs, right["logits"][positions])}
+    wrong = {o.point for one in found for o in one.operations}
+    if source.can.injection and source.can.reruns:
+        rows = np.arange(len(tokens), dtype=np.int64)
+        shapes = all_points(config)
+        inject = {
+            point: Point(point, right[point].reshape(-1, *shapes[point]), rows, "contract", str(judges.contract))
+            for point in wrong
+        }
+        again = source.run(tokens, "logits", prompt=given.prompt, inject=inject)["logits"].values
+        proof["with the right values injected"] = _agreement(again, right["logits"][positions])
+    if all(one.form is not None for one in found):
+        forms = {o.point: one.form for one in found for o in one.operations if one.form is not None}
+        ours = run_with(judges, config, tokens, forms, given.prompt or 0)["logits"][positions]
+        proof["with the fault in our engine"] = _agreement(theirs, ours)
+    return proof
+
+
+def _agreement(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+    same = np.argmax(a, axis=-1) == np.argmax(b, axis=-1)
+    return {"likeliest token equal": f"{int(same.sum())} of {len(same)}", "logits off": float(np.median(distance(a, b, b)))}

@@ -1,0 +1,73 @@
+"""A source by name: ``reference``, ``jit,contract=q8``, ``llama.cpp,cache=f16,flash=on``, or a session that is there already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aprlab import engines
+from aprlab.errors import UsageError
+from aprlab.formats import open_model
+from aprlab.inference.session import Session
+from aprlab.model.model import Model
+from aprlab.sources import llama_cpp
+from aprlab.sources.base import Source
+from aprlab.sources.engines import EngineSource
+
+Spec = str | Session | Source
+
+
+def source(what: Spec, model: str | Path | Model | None = None, *, threads: int | None = None) -> Source:
+    """The program called `what`, ready to run `model`.
+
+    Args:
+        what: name of one of our engines or ``llama.cpp``, with options after commas (``jit,contract=q8``,
+            ``llama.cpp,cache=f32,flash=on``); a session; a source, given back as it is.
+        model: file or opened model that it runs; not for a session or a source, which have one.
+        threads: CPU threads; None leaves the number to the program.
+
+    Raises:
+        UsageError: an unknown name or option, no model.
+    """
+    if isinstance(what, Source):
+        return what
+    if isinstance(what, Session):
+        return EngineSource(what)
+    name, options = parsed(what)
+    if name not in known():
+        raise UsageError(f"unknown source {name!r}; known: {', '.join(known())}", code="source.unknown")
+    if model is None:
+        raise UsageError(f"source {name!r} needs a model", code="source.no-model")
+    allowed = ("cache", "flash") if name == llama_cpp.NAME else ("contract",)
+    unknown = set(options) - set(allowed)
+    if unknown:
+        said = f"source {name!r} has no option {min(unknown)!r}; known: {', '.join(allowed)}"
+        raise UsageError(said, code="source.unknown-option")
+    opened = model if isinstance(model, Model) else open_model(model)
+    if name == llama_cpp.NAME:
+        flash = _switch(what, options.pop("flash", "off"))
+        return llama_cpp.LlamaSource(opened, flash=flash, threads=threads, **options)
+    return EngineSource(Session(opened, engine=name, threads=threads, **options))
+
+
+def known() -> tuple[str, ...]:
+    """Names of all sources."""
+    return (*engines.NAMES, llama_cpp.NAME)
+
+
+def _switch(what: str, value: str) -> bool:
+    if value not in ("on", "off"):
+        raise UsageError(f"source {what!r}: {value!r} is neither on nor off", code="source.bad-option")
+    return value == "on"
+
+
+def parsed(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of ``name,key=value,…``; raises UsageError where an option has no value."""
+    name, *rest = (part.strip() for part in text.split(","))
+    options = {}
+    for part in rest:
+        key, mark, value = (piece.strip() for piece in part.partition("="))
+        if not mark or not key or not value or key in options:
+            raise UsageError(f"source {text!r}: {part!r} is not KEY=VALUE", code="source.bad-option")
+        options[key] = value
+    return name, options

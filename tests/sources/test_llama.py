@@ -1,0 +1,149 @@
+"""llama.cpp as a source: all points, prompt and decode, injection; a crash and an unknown version are one line."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import aprlab
+from aprlab.architectures.qwen2 import points
+from aprlab.errors import NumericError, UnsupportedError, UsageError
+from aprlab.sources import llama_api, llama_cpp, source
+from aprlab.sources.llama_nodes import Nodes
+from aprlab.tracing.comparisons import difference
+from aprlab.tracing.traces import Point
+from tests.peer import f32_copy
+
+TOKENS = [5, 9, 30, 77, 41, 8, 200]
+EDITS = str(Path(__file__).parent)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model in F32: nothing is rounded."""
+    return f32_copy(tiny, tmp_path_factory.mktemp("f32"))
+
+
+@pytest.fixture(scope="module")
+def llama(plain: Path) -> Iterator[llama_cpp.LlamaSource]:
+    pytest.importorskip("xllamacpp")
+    with llama_cpp.LlamaSource(plain, cache="f32") as found:
+        yield found
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("prompt", [None, 4, 1])
+def test_every_point_agrees_with_the_reference_where_nothing_is_rounded(
+    llama: llama_cpp.LlamaSource, plain: Path, prompt: int | None
+) -> None:
+    ours = source("reference", plain).run(TOKENS, prompt=prompt)
+    theirs = llama.run(TOKENS, prompt=prompt)
+    assert str(llama.contract) == theirs.contract == "f32"
+    assert list(theirs) == list(points(llama.config))
+    for name in ours:
+        assert difference(ours[name].values, theirs[name].values).rel_l2 < 2e-5, name
+
+
+@pytest.mark.peer
+def test_what_is_injected_into_llama_goes_on(llama: llama_cpp.LlamaSource) -> None:
+    healthy = llama.run(TOKENS, prompt=5)
+    at = np.array([2, 6])
+    zero = Point("layers.1.down", np.zeros_like(healthy["layers.1.down"].values[at]), at, "x", "f32")
+    found = llama.run(TOKENS, prompt=5, inject={"layers.1.down": zero})
+    assert np.array_equal(found["layers.1.out"].values[at], found["layers.1.ffn_inp"].values[at])
+    assert np.array_equal(found["layers.1.out"].values[[0, 1, 3]], healthy["layers.1.out"].values[[0, 1, 3]])
+    assert not np.array_equal(found["logits"].values[6], healthy["logits"].values[6])
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("spec", ["llama.cpp", "llama.cpp,flash=on", "llama.cpp,cache=f32,flash=on"])
+def test_the_contract_says_what_is_rounded(tiny: Path, spec: str) -> None:
+    pytest.importorskip("xllamacpp")
+    with source(spec, tiny) as found:
+        assert str(found.contract) == ("q8, cache f16, flash" if "flash" in spec else "q8, cache f16")
+        healthy = aprlab.trace(aprlab.open_model(tiny), TOKENS, "logits")["logits"].values
+        assert difference(healthy, found.run(TOKENS, "logits")["logits"].values).rel_l2 < 0.05
+
+
+@pytest.mark.peer
+def test_a_crash_of_llama_is_one_line_of_ours(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("xllamacpp")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([EDITS, os.environ.get("PYTHONPATH", "")]))
+    with llama_cpp.LlamaSource(tiny, edit=("misbehaviour:crash", {})) as found:
+        with pytest.raises(NumericError) as caught:
+            found.run(TOKENS)
+        assert caught.value.code == "source.llama-crashed"
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.peer
+def test_an_edit_changes_what_comes_after_it(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("xllamacpp")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([EDITS, os.environ.get("PYTHONPATH", "")]))
+    with llama_cpp.LlamaSource(tiny, edit=("misbehaviour:zero", {"at": "layers.0.attn_out", "first": 3})) as found:
+        seen = found.run(TOKENS, "layers.0.*", prompt=5)
+    assert not seen["layers.0.attn_out"].values[3:].any()
+    assert seen["layers.0.attn_out"].values[:3].all(axis=-1).all()
+    stream = seen["layers.0.ffn_inp"].values[3:]
+    assert np.array_equal(stream, aprlab.trace(aprlab.open_model(tiny), TOKENS, "embed")["embed"].values[3:])
+
+
+@pytest.mark.peer
+def test_a_file_that_llama_does_not_load_is_refused(tiny: Path, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    model = aprlab.open_model(tiny)
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(tiny.read_bytes()[:-4096])
+    model.path = cut
+    with pytest.raises(UnsupportedError) as caught:
+        llama_cpp.LlamaSource(model)
+    assert caught.value.code == "source.llama-refuses"
+
+
+def _defaults() -> bytearray:
+    made = bytearray(llama_api.SIZE)
+    for at, kind, value in llama_api.LAYOUTS[0].values():
+        struct.pack_into(kind, made, at, value)
+    return made
+
+
+def test_a_layout_is_believed_only_if_every_default_is_found() -> None:
+    assert llama_api.layout_of(bytes(_defaults()), "1.0") is llama_api.LAYOUTS[0]
+    for name, (at, kind, value) in llama_api.LAYOUTS[0].items():
+        other = _defaults()
+        struct.pack_into(kind, other, at, value + 3)
+        with pytest.raises(UnsupportedError) as caught:
+            llama_api.layout_of(bytes(other), "9.9")
+        assert caught.value.code == "source.llama-unknown"
+        assert "9.9" in str(caught.value) and name in str(caught.value)
+
+
+def test_nodes_are_known_by_name_and_operation() -> None:
+    nodes = Nodes(biased=True)
+    graph = {
+        ("embd", "GET_ROWS"): "embed", ("norm-0", "RMS_NORM"): None, ("Qcur-0", "MUL_MAT"): None, ("Qcur-0", "ADD"): "layers.0.q",
+        ("Qcur-0", "ROPE"): "layers.0.q_rope", ("kqv_out-0", "CONT"): "layers.0.attn", ("node_9", "MUL_MAT"): "layers.0.attn_out",
+        ("node_10", "MUL_MAT"): None, ("ffn_out-12", "MUL_MAT"): "layers.12.down", ("result_output", "MUL_MAT"): "logits",
+    }  # fmt: skip
+    assert [nodes.point(*node) for node in graph] == list(graph.values())
+    plain = Nodes(biased=False)
+    assert [plain.point("Qcur-3", op) for op in ("MUL_MAT", "ROPE")] == ["layers.3.q", "layers.3.q_rope"]
+    assert plain.point("Kcur_normed-3", "MUL") == "layers.3.k_norm"
+
+
+def test_without_the_wheel_the_extra_is_named(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llama_api, "PACKAGE", "no_such_wheel")
+    with pytest.raises(UsageError) as caught:
+        source("llama.cpp", tiny)
+    assert caught.value.code == "source.llama-missing"
+
+
+@pytest.mark.parametrize("spec", ["llama.cpp,cache=q8", "llama.cpp,flash=1", "llama.cpp,contract=q8"])
+def test_unknown_options_are_refused(tiny: Path, spec: str) -> None:
+    with pytest.raises(UsageError):
+        source(spec, tiny)
