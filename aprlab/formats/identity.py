@@ -387,7 +387,7 @@ def of_gguf(header: Header) -> Identity:
     return replace(found, header=header)
 
 
-def _text(header: Header, key: str) -> str | None:
+def _string(header: Header, key: str) -> str | None:
     value = header.value(key)
     return value if isinstance(value, str) else None
 
@@ -409,7 +409,7 @@ def _part(header: Header) -> Identity | None:
 
 def _by_type(header: Header) -> Identity | None:
     """Files of llama.cpp's that are no model, by `general.type`, and by what they hold where that is not said."""
-    said, architecture = _text(header, "general.type"), _text(header, "general.architecture")
+    said, architecture = _string(header, "general.type"), _string(header, "general.architecture")
     names = [info.name for info in header.infos]
     if said == "imatrix" or (names and all(name.endswith((".in_sum2", ".counts", ".in_sum")) for name in names)):
         return _imatrix()

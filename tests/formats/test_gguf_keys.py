@@ -12,6 +12,7 @@ from variants import variant
 
 from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats import gguf, open_model
+from aprlab.formats.identity import identify
 from aprlab.inference import Session
 from aprlab.model import keys
 
@@ -142,10 +143,12 @@ def test_one_number_for_each_layer_is_one_number(key: str, kind: str, tiny: Path
 
     assert open_model(with_values([number] * layers)).config == open_model(tiny).config
     for values in ([number] * (layers - 1), [number] * (layers - 1) + [2 * number]):
-        with pytest.raises(UnsupportedError, match="is an array"):
-            open_model(with_values(values))
-    with pytest.raises((FormatError, UnsupportedError)):
-        open_model(with_values([number] * layers, "array[uint64]"))
+        path = with_values(values)
+        assert identify(path).kind == "layers" and "is an array" in str(identify(path))
+        with pytest.raises(UnsupportedError, match=f"'{key}' is an array"):
+            open_model(path).config  # noqa: B018
+    with pytest.raises(UnsupportedError, match=f"'{key}' is an array"):
+        open_model(with_values([number] * layers, "array[uint64]")).config  # noqa: B018
 
 
 def test_a_missing_rope_base_is_taken_as_llama_cpp_takes_it(tiny: Path, tmp_path: Path) -> None:

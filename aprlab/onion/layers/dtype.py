@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -202,7 +203,7 @@ def _measured_apart(match: TensorMatch) -> dict[str, Any]:
         own = None if values is None else own_loss(values, type_)
         both.append(max(_usual(type_), own or 0.0))  # values that are on a grid already lose less than their source did
     assert match.rows is not None
-    usual = float(np.hypot(*both))
+    usual = math.hypot(*both)
     limits = [value_bound(type_) for type_ in (of.type, kind)]
     return {
         "bound_of_a_row": sum(limits), "both_lose": usual,
