@@ -18,6 +18,8 @@ from aprlab.published import QUESTION
 if TYPE_CHECKING:
     from aprlab.inference import Sampling, Session
     from aprlab.model import Model
+    from aprlab.sources import Source
+    from aprlab.tracing import Trace
     from aprlab.tracing.comparisons import Comparison
 
 
@@ -91,12 +93,20 @@ def fingerprint(
 def diff(
     file: ModelFile,
     other: Annotated[Path, typer.Argument(metavar="OTHER", help="The file to compare it with.", show_default=False)],
+    headers: Annotated[
+        bool,
+        typer.Option("--headers", help="Read no tensor, compare names, types, shapes, keys; URLs always so.", show_default=False),
+    ] = False,
     as_json: bool = False,
 ) -> int:
     """List what differs between two files: tensors, config, tokenizer."""
     from aprlab import instruments
+    from aprlab.model.remote import url_of
 
-    return _show_comparison(instruments.diff(file, other), as_json, only_differing=True)
+    headers = headers or url_of(file) is not None or url_of(other) is not None
+    if headers:
+        output.note("only headers are compared; the bytes of tensors are not read")
+    return _show_comparison(instruments.diff(file, other, headers=headers), as_json, only_differing=True)
 
 
 def compare(
@@ -203,12 +213,13 @@ def trace(
         given = numbers(tokens) if tokens is not None else _prompt_ids(model, prompt, raw, system)
         found = program.run(given, points)
         found.save(output, force=force)
-    _note(found, f"{program.name} {program.version}, contract {program.contract}: {len(found)} points, {len(given)} tokens")
+    _show_trace(found, program)
 
 
-def _note(*things: Any) -> None:
-    for thing in things:
-        output.note(thing)
+def _show_trace(found: Trace, program: Source) -> None:
+    output.note(found)
+    facts = f"contract {program.contract}: {len(found)} points, {len(found.tokens)} tokens"
+    output.say(f"{program.name} {program.version}, {facts}")
 
 
 def _prompt_ids(model: Model, prompt: str, raw: bool, system: str | None) -> list[int]:

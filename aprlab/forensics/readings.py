@@ -140,7 +140,7 @@ def _same_either_way(both: Quant, kind: TensorType, first: Fault, second: Fault)
     """Whether two steps replace different methods, so that their order does not matter."""
     assert first.registry is not None
     assert second.registry is not None
-    steps = [set(vars(type(f.registry(REGISTRY)[kind]).__mro__[1])) - _PLAIN for f in (first, second)]
+    steps = [set(vars(type(dict(change(REGISTRY))[kind]).__mro__[1])) - _PLAIN for change in (first.registry, second.registry)]
     return not steps[0] & steps[1]
 
 

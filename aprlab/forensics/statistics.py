@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -344,9 +345,9 @@ class _Search:
             pairs = readings.decoder_pairs(kind, alone)
             self.tried[kind.name] += len(pairs)
             few = sorted(left, key=lambda row: self.model.tensors[row.gguf].size)[:PAIRS_ON]
-            good = {e.faults for found in pool.map(lambda row: self.explain(row, pairs), few) for e in found}
+            good = {e.faults for found in pool.map(partial(self.explain, tries=pairs), few) for e in found}
             chosen = [pair for pair in pairs if pair.faults in good]
-            for row, found in zip(left, pool.map(lambda row: self.explain(row, chosen), left), strict=True):
+            for row, found in zip(left, pool.map(partial(self.explain, tries=chosen), left), strict=True):
                 before = self.found[row.gguf]
                 self.found[row.gguf] = RowFinding(before.name, before.type, before.agree, before.differ, found)
 

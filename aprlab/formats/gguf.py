@@ -21,6 +21,7 @@ from aprlab.model.architecture import Architecture, architecture_of
 from aprlab.model.config import ModelConfig, TokenizerData, check_config
 from aprlab.model.content import map_file
 from aprlab.model.model import Model
+from aprlab.model.remote import Remote, RemoteFile, open_url, url_of
 from aprlab.model.tensor import Origin, Tensor
 from aprlab.model.vocabulary import END_OF_GENERATION
 from aprlab.quants import types
@@ -28,6 +29,7 @@ from aprlab.quants.types import TensorType
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
+FIRST_READ, MOST_READ = 1 << 20, 1 << 28  # bytes of a remote file that are fetched for its header
 
 # Value types of the key-value section by number: name and struct code.
 _SCALARS = ("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")
@@ -128,6 +130,11 @@ class Header:
     file_size: int
     file: np.ndarray = field(repr=False)
     parts: tuple[Header, ...] = ()  # of a model that is split into several files: theirs, in order
+    remote: RemoteFile | None = None  # where the file is at a URL: `file` then holds its beginning alone
+
+    def bytes_of(self, start: int, stop: int) -> np.ndarray:
+        """Bytes of the file: ``uint8``, fetched where it is remote."""
+        return self.file[start:stop] if self.remote is None else self.remote.read(start, min(stop, self.file_size))
 
     def value(self, key: str) -> Any:
         """The value of `key`, or None."""
@@ -143,7 +150,31 @@ def read_header(path: str | Path) -> Header:
         UnsupportedError: version 1, big-endian files, nested arrays.
     """
     path = Path(path)
+    if (url := url_of(path)) is not None:
+        return _read_remote(open_url(url))
     file = map_file(path)
+    return _parse_header(path, file, len(file))
+
+
+def _read_remote(remote: RemoteFile) -> Header:
+    """The header of a file at a URL: its beginning is fetched, twice as much each time, until the header is whole."""
+    have = min(FIRST_READ, remote.size)
+    file = remote.read(0, have)
+    while True:
+        try:
+            header = _parse_header(remote.path, file, remote.size)
+        except FormatError as error:
+            if error.code not in ("reading.truncated", "gguf.implausible-count") or have >= min(remote.size, MOST_READ):
+                raise
+        else:
+            header.remote = remote
+            return header
+        more = min(2 * have, remote.size, MOST_READ)
+        file, have = np.concatenate([file, remote.read(have, more)]), more
+
+
+def _parse_header(path: Path, file: np.ndarray, file_size: int) -> Header:
+    """The header at the beginning of `file`, ``uint8``, of which the whole has `file_size` bytes."""
     at = Cursor(file.data, path)
     magic = bytes(at.data[: at.need(4, "the magic") + 4])
     if magic != MAGIC:
@@ -183,7 +214,7 @@ def read_header(path: str | Path) -> Header:
             )  # fmt: skip
         alignment = found.value
     data_offset = at.offset + padding(at.offset, alignment)
-    return Header(path, version, fields, infos, alignment, data_offset, len(file), file)
+    return Header(path, version, fields, infos, alignment, data_offset, file_size, file)
 
 
 def _plausible(at: Cursor, count: int, least: int, what: str, offset: int) -> None:
@@ -355,7 +386,8 @@ def _add_tensors(header: Header, tensors: dict[str, Tensor]) -> list[Span]:
         shape = info.ne[::-1]
         start = header.data_offset + info.offset
         spans.append(Span(info.name, start, start + kind.nbytes(shape)))
-        raw = header.file[start : spans[-1].stop]
+        remote = header.remote
+        raw = header.file[start : spans[-1].stop] if remote is None else Remote(remote, start, kind.nbytes(shape))
         tensors[info.name] = Tensor(info.name, kind, shape, raw, Origin(header.path, info.name, start))
     check_spans(spans, header.file_size, header.path)
     return spans
@@ -583,7 +615,7 @@ def gives_back(header: Header) -> bool:
     table rows have only one spelling, so that the long arrays need not be looked at.
     """
     last = header.infos[-1]
-    if header.file[last.at + len(_pack_info(last)) : header.data_offset].any():
+    if header.bytes_of(last.at + len(_pack_info(last)), header.data_offset).any():
         return False
     packed = ((item.offset, pack_field(item)) for item in header.fields.values() if not isinstance(item.value, Strings))
     return all(header.file[at : at + len(raw)].tobytes() == raw for at, raw in packed)

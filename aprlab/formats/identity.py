@@ -24,6 +24,7 @@ from aprlab.formats.reading import open_regular, padding
 from aprlab.formats.split import SHARD, count_of, joined, number, says, siblings
 from aprlab.model.architecture import ARCHITECTURES
 from aprlab.model.model import Model
+from aprlab.model.remote import open_url, url_of
 from aprlab.quants import types
 
 Kind = Literal["model", "layers", "damaged", "foreign"]
@@ -65,8 +66,9 @@ class Identity:
 def identify(path: str | Path) -> Identity:
     """What a file or folder is, by bytes and header alone; never raises, whatever the bytes are."""
     path = Path(path)
+    url = url_of(path)
     try:
-        found = _of_folder(path) if path.is_dir() else _of_file(path)
+        found = _of_url(url) if url is not None else _of_folder(path) if path.is_dir() else _of_file(path)
     except OSError as error:
         found = _broken("cannot be read", str(error.strerror or error), code="identity.unreadable")
     except AprlabError as error:
@@ -134,6 +136,20 @@ def _of_file(path: Path) -> Identity:
         f"neither GGUF nor APR nor SafeTensors: the file starts with {head[:4].hex(' ')}, expected '47 47 55 46' or "
         "'41 50 52 00'", "", code="formats.unknown-format",
     )  # fmt: skip
+
+
+def _of_url(url: str) -> Identity:
+    """What a file at a URL is: GGUF by its header; anything else is named by its first bytes."""
+    remote = open_url(url)
+    head = remote.read(0, min(_HEAD, remote.size)).tobytes()
+    if head[:4] == gguf.MAGIC:
+        return _of_gguf_bytes(remote.path, head)
+    if head[:3] == b"APR" or head[8:9] == b"{":
+        what = "an APR" if head[:3] == b"APR" else "a SafeTensors"
+        return _foreign(f"is {what} file at a URL", "download it; only GGUF is read by URL", code="identity.not-by-url")
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return _foreign("is an HTML page, not a model", "give the file's own address", code="identity.html-page")
+    return _broken(f"is not GGUF: starts with {head[:4].hex(' ')}", "only GGUF is read by URL", code="formats.unknown-format")
 
 
 # ── makers: each says with which error an identity is refused ────────────────────────────────────────────────────
@@ -350,6 +366,8 @@ def _of_gguf_bytes(path: Path, head: bytes) -> Identity:
         )  # fmt: skip
     header = gguf.read_header(path)
     there = siblings(path, count_of(header)) or {}
+    if header.remote is not None and there:
+        return of_gguf(joined(header))
     if there and all(part.is_file() for part in there.values()):
         header = joined(header)
     return of_gguf(header)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from aprlab.errors import AprlabError, FormatError, UnsupportedError
+from aprlab.errors import AprlabError, FormatError, UnsupportedError, UsageError
 from aprlab.formats import apr, gguf, open_model
 from aprlab.formats.gguf_record import header_of, keeps_names, plain_value, recorded_header
 from aprlab.formats.identity import file_only, of_keys
@@ -28,6 +28,7 @@ from aprlab.model.architecture import ARCHITECTURES
 from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.content import drop_pages, map_file
 from aprlab.model.model import Model
+from aprlab.model.remote import url_of
 from aprlab.model.tensor import Tensor
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
@@ -268,6 +269,8 @@ def look(path: str | Path) -> Seen:
         FormatError, UnsupportedError: nothing more can be read (no magic, index cut off, JSON broken, encrypted…).
     """
     path = Path(path)
+    if url_of(path) is not None:
+        raise UsageError("is a URL; download it to take it apart", code="remote.not-for-runs", path=path)
     if path.is_dir() or path.suffix == ".safetensors":
         return _look_safetensors(path)
     file = map_file(path)

@@ -19,6 +19,7 @@ from aprlab.inference.template import Message, render
 from aprlab.inference.tokenizer import Qwen2Tokenizer
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
+from aprlab.model.remote import refuse_remote
 
 OnToken = Callable[[int, str], None]  # token id, and the text that it made certain (may be empty)
 
@@ -49,6 +50,8 @@ class Session:
         **options: Any,
     ) -> None:
         started = time.perf_counter()
+        if isinstance(model, Model):
+            refuse_remote((tensor.content for tensor in model.tensors.values()), model.path)
         self.engine = model if isinstance(model, Engine) else engines.create(engine, model, threads, **options)
         self.model = self.engine.model
         self.config = config if config is not None else self.model.config

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from aprlab.conversion.seams import Seams, healthy_seams
 from aprlab.faults import FAULTS
 from aprlab.onion.fault_search import Explanation, FaultSearch
+from aprlab.onion.field_faults import faults_of_fields
 from aprlab.onion.file_case import Deviation, FileCase
 
 # What the container layer finds has no seam in the converter: these edits were made to the finished file.
@@ -30,6 +31,13 @@ def explain(case: FileCase, budget: float = 6.0) -> Explanation:
     settled = {id(d) for work in edits.values() for d in work}
     if case.ref is None:
         found = _rules(case) if case.file.format == "apr" else Explanation(complete=True)
+        decoded = [d for d in case.deviations if d.code == "dtype.values-on-a-grid"]
+        if decoded:
+            found.faults.append(FAULTS["default-dequantise"])
+            found.covers["default-dequantise"] = decoded
+        for fault, work in faults_of_fields(case).items():
+            found.faults.append(FAULTS[fault])
+            found.covers[fault] = work
     elif case.file.format == "safetensors":
         found = Explanation(complete=True)
     else:

@@ -31,6 +31,7 @@ from aprlab.onion.findings import report, word_alone, word_of
 from aprlab.onion.fixes import Fix, drafted, search
 from aprlab.onion.instrument_check import tested
 from aprlab.onion.layers import FILE_LAYERS
+from aprlab.onion.open_types import settle_open_types
 from aprlab.onion.references import reference_of
 from aprlab.onion.run_comparison import compare_runs
 from aprlab.onion.run_cost import cost_finding
@@ -125,6 +126,9 @@ def examine(
             reference, rows = aligned(file, reference)
     case = FileCase(file, reference)
     _layers(case, clock, verdict, fast)
+    if reference is None and not fast and file.unrun is None:
+        with clock("open types"):
+            settle_open_types(case, engine, threads)
     with clock("hypotheses"):
         other = _other_model(case)
         nothing = other or not case.deviations or file.unrun is not None
@@ -218,7 +222,9 @@ def _judge_alone(
     """Without a reference: the strict reader, then a run; the verdict is completed in place. Returns the fixes left."""
     if not asked.fast:
         with clock("blind search"):
-            verdict.findings, fixes = without_reference(case, verdict.findings, fixes, asked.engine, asked.threads)
+            verdict.findings, fixes = without_reference(
+                case, verdict.findings, fixes, asked.engine, asked.threads, clock.progress, verdict.health
+            )
     with clock("strict"):
         opened = opening.opened(case.file, prompt=asked.prompt, max_tokens=asked.max_tokens, model=model)
         known_cause = opened.refusal is None or opening.explained(opened, case, verdict.findings, fixes)
@@ -244,7 +250,7 @@ def _judge_alone(
         else:
             found = health.examine(session, lambda test: clock.progress(f"health: {test}", None))
     verdict.findings += found.findings
-    verdict.health = found.figures
+    verdict.health = {**found.figures, **verdict.health}
     verdict.verdict = word_alone(verdict.findings, found.state)
     if fixes:
         verdict.repair = _alone(case, fixes, clock, asked)

@@ -57,7 +57,7 @@ def peel_sources(
     if broken:
         return verdict
     with clock("tokens"):
-        tokens, asked = _tokens(opened, prompt, threads)
+        tokens, asked = tokens_for(opened, prompt, threads)
     answers = {}
     for n, spec in enumerate(sources):
         with _made(spec, opened, threads) as source:
@@ -95,7 +95,8 @@ def _made(spec: Spec, model: Model, threads: int | None) -> Iterator[Source]:
             made.close()
 
 
-def _tokens(model: Model, prompt: str | Sequence[int], threads: int | None) -> tuple[list[int], int]:
+def tokens_for(model: Model, prompt: str | Sequence[int], threads: int | None) -> tuple[list[int], int]:
+    """The ids that sources are run on: the prompt's, and some of the answer; and how many the prompt has."""
     session = Session(model, threads=threads)
     ids = session.prompt_tokens(prompt, raw=isinstance(prompt, str) and session.wants_raw)
     room = model.config.context_length - len(ids)
@@ -212,7 +213,7 @@ def _proof(source: Source, given: Trace, judges: Judges, model: Model, found: li
         proof["with the right values injected"] = _agreement(again, right["logits"][positions])
     if all(one.form is not None for one in found):
         forms = {o.point: one.form for one in found for o in one.operations if one.form is not None}
-        ours = run_with(judges, config, tokens, forms)["logits"][positions]
+        ours = run_with(judges, config, tokens, forms, given.prompt or 0)["logits"][positions]
         proof["with the fault in our engine"] = _agreement(theirs, ours)
     return proof
 

@@ -55,6 +55,7 @@ TEMPLATES: dict[str, str] = {
     "dtype.file-rounded": "values of the file are those of the reference rounded to {type}",
     "dtype.reference-rounded": "values of the reference are those of the file rounded to {type}",
     "dtype.decoded": "decoded from {before} and kept as {after}, value for value",
+    "dtype.values-on-a-grid": "values kept as {type} are those of blocks: {distinct:.1f} of 32 neighbours differ",
     "dtype.re-encoded": "re-encoded from {before} to {after}",
     # ── layout
     "layout.refused": "{message}",
@@ -71,6 +72,8 @@ TEMPLATES: dict[str, str] = {
     "layout.rows-reordered": "{moved} of {of} rows in another order",
     "layout.heads-reordered": "rows of whole heads in another order: head {heads:list}, of {of}",
     "layout.values-reordered": "{moved} of {of} values in another order",
+    "layout.channels-disagree":
+        "columns of Q and K do not have the channels of the other layers: rows or columns are in another order",
     "layout.size-differs": "{found} bytes, expected {expected}",
     # ── decode
     "decode.refused": "{message}",
@@ -78,6 +81,8 @@ TEMPLATES: dict[str, str] = {
     "decode.minimum-zero": "the minimum of every block is zero",
     "decode.scale-bits-lost": "scales of the later groups of every block have lost their top bits",
     "decode.one-scale-for-two": "two groups of every pair have one scale",
+    "decode.minima-as-scales": "scales of the later groups of every block are minima of the earlier ones",
+    "decode.subnormals-raised": "subnormal scales raised to the smallest normal number",
     "decode.marks-missing": "{type} blocks are unlike those of any encoder, and plain text is unlikely",
     "decode.nibbles-exchanged": "the two nibbles of every byte exchanged",
     "decode.subnormals-flushed": "subnormal scales flushed to zero",
@@ -144,6 +149,8 @@ TEMPLATES: dict[str, str] = {
     "tokenizer.ends-elsewhere": "eos_token_id {found} is {token!r}",
     "tokenizer.rows-fewer": "{count} rows of vocabulary fewer: {first} to {last} ({tokens:list}) are not in the file",
     "tokenizer.rows-more": "{count} rows of vocabulary more: {first} to {last} ({tokens:list}) are not in the reference",
+    "tokenizer.template-without-marks": "the chat template puts no control token into the prompt",
+    "tokenizer.template-nests": "the chat template puts one turn into another, as if it had been applied twice",
     "tokenizer.end-is-no-token": "eos_token_id is {found!r}",
     "tokenizer.behaviour-differs": "{what:list} differ from what its data require",
     # ── forward

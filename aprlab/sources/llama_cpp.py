@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.architectures import points as all_points
+from aprlab.architectures.qwen2 import points as all_points
 from aprlab.engines.contracts import Contract
 from aprlab.errors import NumericError, UsageError
 from aprlab.formats import open_model
@@ -58,6 +58,7 @@ class LlamaSource(Source):
         self.contract = Contract(activations_of(opened), "f16" if flash else cache, flash)
         self.can = Abilities(tuple(all_points(self.config)), injection=True)
         self._threads, self._edit, self._cache = threads, edit, _CACHES[cache]
+        self._biased = "blk.0.attn_q.bias" in opened.tensors
         self._child = LlamaProcess()
         try:
             self.version = self._child.ask("load", file=os.fspath(self.file))["version"]
@@ -77,8 +78,7 @@ class LlamaSource(Source):
         written = {name: (point.values, point.positions) for name, point in (inject or {}).items()}
         found = self._child.ask(
             "run", tokens=ids, prompt=first, points=wanted, cache=self._cache, flash=self.contract.flash,
-            threads=self._threads, inject=written, edit=self._edit,
-            architecture=self.config.architecture,
+            threads=self._threads, inject=written, edit=self._edit, biased=self._biased,
         )  # fmt: skip
         shapes, positions, contract = all_points(self.config), np.arange(len(ids), dtype=np.int64), str(self.contract)
         kept = {

@@ -11,25 +11,25 @@ import re
 
 # name in the graph, operation -> step of a layer
 _STEPS = {
-    ("attn_norm", "MUL"): "attn_norm", ("Qcur", "ROPE"): "q_rope", ("Kcur", "ROPE"): "k_rope", ("ffn_inp", "ADD"): "ffn_inp",
-    ("ffn_norm", "MUL"): "ffn_norm", ("ffn_gate", "MUL_MAT"): "gate", ("ffn_up", "MUL_MAT"): "up",
-    ("ffn_swiglu", "SWIGLU"): "swiglu", ("ffn_out", "MUL_MAT"): "down", ("l_out", "ADD"): "out",
+    ("attn_norm", "MUL"): "attn_norm", ("Qcur_normed", "MUL"): "q_norm", ("Kcur_normed", "MUL"): "k_norm",
+    ("Qcur", "ROPE"): "q_rope", ("Kcur", "ROPE"): "k_rope", ("ffn_inp", "ADD"): "ffn_inp", ("ffn_norm", "MUL"): "ffn_norm",
+    ("ffn_gate", "MUL_MAT"): "gate", ("ffn_up", "MUL_MAT"): "up", ("ffn_swiglu", "SWIGLU"): "swiglu",
+    ("ffn_out", "MUL_MAT"): "down", ("l_out", "ADD"): "out",
 }  # fmt: skip
-# Q, K and V are done after the bias where there is one.
-_PRODUCTS = {
-    "qwen2": {("Qcur", "ADD"): "q", ("Kcur", "ADD"): "k", ("Vcur", "ADD"): "v"},
-    "llama": {("Qcur", "MUL_MAT"): "q", ("Kcur", "MUL_MAT"): "k", ("Vcur", "MUL_MAT"): "v"},
-}
-_PRODUCTS["qwen3"] = _PRODUCTS["llama"] | {("Qcur_normed", "MUL"): "q_norm", ("Kcur_normed", "MUL"): "k_norm"}
+_PRODUCTS = {"Qcur": "q", "Kcur": "k", "Vcur": "v"}  # end in the sum with a bias, where there is one
 _ENDS = {("embd", "GET_ROWS"): "embed", ("result_norm", "MUL"): "norm", ("result_output", "MUL_MAT"): "logits"}
 _NUMBERED = re.compile(r"(.+)-(\d+)")
 
 
 class Nodes:
-    """Names the nodes of a pass, given one after another in the order of the graph; of an architecture of `_PRODUCTS`."""
+    """Names the nodes of a pass, given one after another in the order of the graph.
 
-    def __init__(self, architecture: str = "qwen2") -> None:
-        self._steps = _STEPS | _PRODUCTS[architecture]
+    Args:
+        biased: whether Q, K and V have biases.
+    """
+
+    def __init__(self, *, biased: bool) -> None:
+        self._product = "ADD" if biased else "MUL_MAT"
         self._projection: int | None = None  # layer whose output projection is the next product
 
     def point(self, name: str, operation: str) -> str | None:
@@ -42,8 +42,10 @@ class Nodes:
             if stem == "kqv_out":  # reshaped or copied, according to how attention is computed
                 self._projection = layer
                 return f"layers.{layer}.attn"
-            if (stem, operation) in self._steps:
-                return f"layers.{layer}.{self._steps[stem, operation]}"
+            if stem in _PRODUCTS and operation == self._product:
+                return f"layers.{layer}.{_PRODUCTS[stem]}"
+            if (stem, operation) in _STEPS:
+                return f"layers.{layer}.{_STEPS[stem, operation]}"
         if operation == "MUL_MAT" and self._projection is not None:
             layer, self._projection = self._projection, None
             return f"layers.{layer}.attn_out"

@@ -99,7 +99,8 @@ def test_upstreams_ten_checks_kill_next_to_nothing(matrix) -> None:
     loaded = [row for row in matrix.rows if row.upstream]
     assert len(loaded) > 0.8 * len(matrix.rows)
     assert all(len(row.upstream) == 10 for row in loaded)
-    assert {row.fault for row in matrix.upstream_kills()} <= {"q80-36-bytes", "default-kernel", "argmax-nan"}, "NaN, nothing else"
+    nan = {"q80-36-bytes", "default-kernel", "legacy-as-q4k", "argmax-nan"}
+    assert {row.fault for row in matrix.upstream_kills()} <= nan, "NaN, nothing else"
 
 
 def test_silent_faults_pass_the_text_gates_and_die_elsewhere(matrix) -> None:

@@ -92,7 +92,7 @@ def test_without_the_run_a_file_alone_is_called_what_it_is_not(monkeypatch: pyte
 
 
 def test_a_false_alarm_breaks_a_law(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr(health, "EMBEDDED", health.Limits(talk=(0.0, 0.001), text=None))
+    monkeypatch.setattr(health, "limits_of", lambda kind, bits: health.Limits(talk=(0.0, 0.001)))
     said = ask(_named("alignment 64"), SOURCE, folder, pair=False)
     assert said is not None
     assert any(law.startswith("false alarm alone") for law in said.broken)

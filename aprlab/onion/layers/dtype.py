@@ -22,6 +22,7 @@ from aprlab.quants.types import BF16, F16, F32, TensorType
 
 _LIKER = 0.3  # a correlation by which one type beats all others where none is alike: wrong types are at 0.1 and below
 _AS_GOOD = 1e-3  # correlations that near do not speak against a lawful label
+_GRID = 29.5  # distinct values of 32 neighbours: F32 weights have 32, rounded to BF16 31, decoded from 6 bits and less below 29
 _WORSE = 1.5  # a re-encoding may lose that much more than ggml's own encoder would
 
 
@@ -40,7 +41,9 @@ class DtypeLayer(Layer):
             if d is not None:
                 found.append(d)
         case.target = target_of(case)
-        if case.ref is not None:
+        if case.ref is None:
+            found += on_a_grid(case)
+        else:
             found += [d for match in case.matches if (d := other_encoding(case, match)) is not None]
         return found
 
@@ -53,11 +56,35 @@ class DtypeLayer(Layer):
             slot_.kind = deviation.expected
 
 
+def on_a_grid(case: FileCase) -> list[Deviation]:
+    """Without a reference: matrices kept as F32 with the few distinct values of decoded blocks; nothing a run can notice."""
+    matrices = [m for m in case.matches if len(m.piece.shape) == 2 and m.true is not None]
+    if not matrices or any(m.kind is not F32 for m in matrices):
+        return []
+    shares = {id(m): share for m in matrices if (share := distinct_neighbours(m)) is not None}
+    coarse = [m for m in matrices if shares.get(id(m), 32.0) < _GRID]
+    if 2 * len(coarse) < len(matrices):
+        return []
+    cause = Mechanism("dtype.values-on-a-grid", {"type": F32.name, "distinct": round(float(np.mean(list(shares.values()))), 1)})
+    return [Deviation("encoding", m.true or "", F32.name, None, cause, m, confidence=0.9, harmless=True) for m in coarse]
+
+
+def distinct_neighbours(match: TensorMatch) -> float | None:
+    """How many of 32 neighbouring values of a row differ, on average: trained floats nearly all do, decoded blocks do not."""
+    assert match.kind is not None
+    values = sample(match.piece.raw, match.kind, match.piece.shape)
+    if values is None or values.shape[-1] < 32:
+        return None
+    groups = np.sort(values[:, : values.shape[-1] // 32 * 32].reshape(-1, 32), axis=1)
+    groups = groups[np.ptp(groups, axis=1) > 0]
+    return float((np.diff(groups, axis=1) != 0).sum(axis=1).mean() + 1) if len(groups) else None
+
+
 def wrong_label(match: TensorMatch) -> Deviation | None:
     """The label of a piece, where it is not that of its bytes, or was another type's once."""
     p, kind = match.piece, match.kind
     true = match.true or p.name
-    if kind is not None and kind is labelled_rows(match):
+    if kind is not None and (kind is labelled_rows(match) or kind is labelled_reversed(match)):
         return None
     label = [t for t in apr.candidates(p.code) if t.fits(match.shape, p.size)]
     means = "/".join(t.name for t in apr.candidates(p.code)) or (
@@ -189,6 +216,14 @@ def labelled_rows(match: TensorMatch) -> TensorType | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
+def labelled_reversed(match: TensorMatch) -> TensorType | None:
+    """Without a reference: the type in the label of a matrix that obeys the size law with its dims in reverse, and only so."""
+    p = match.piece
+    if match.of is not None or len(p.shape) != 2 or p.fitting():
+        return None
+    return lawful(p.code, p.shape[::-1], p.size)
+
+
 def settle(match: TensorMatch) -> None:
     """Find out which type the bytes are: the reference's where they are its bytes, else by values, else by size alone."""
     p = match.piece
@@ -232,7 +267,9 @@ def settle(match: TensorMatch) -> None:
     # A lawful label may be wrong: Q4_K, Q4_0 and AprQ4 have one density. It stands unless its reading is absurd.
     label = lawful(p.code, p.shape, p.size)
     looks, match.looks = by_looks(p.raw, p.shape, options, label)
-    if looks is not None:
+    if (kind_ := labelled_reversed(match)) is not None:
+        match.kind = kind_
+    elif looks is not None:
         match.kind, match.open_kinds = looks, tuple(options)
     elif label is not None:
         match.kind = label

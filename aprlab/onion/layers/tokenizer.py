@@ -11,6 +11,7 @@ from aprlab.onion.file_case import Deviation, FileCase
 from aprlab.onion.layers._fields import difference, rotation
 from aprlab.onion.layers._keys import key_deviations
 from aprlab.onion.layers.layer import Layer
+from aprlab.onion.template_marks import template_deviations
 from aprlab.onion.words import Mechanism
 
 
@@ -25,7 +26,7 @@ class TokenizerLayer(Layer):
         if case.file.unrun is not None:
             return list(key_deviations(case, of_tokenizer=True))
         if case.ref is None:
-            return alone(case.file.tokenizer)
+            return [*alone(case.file.tokenizer), *template_deviations(case.file.tokenizer)]
         found = []
         for name in TOKENIZER_FIELDS:
             value, expected = case.file.tokenizer[name], case.expected_tokenizer[name]
