@@ -22,7 +22,7 @@ def investigate(
         str | None,
         typer.Option(
             metavar="NAME[,NAME…]", help="Run these notebooks.",
-            show_default="00_golden_rule; 07_peel with --fault or --candidate",
+            show_default="00_golden_rule; 07_peel with --fault or two files; 07b_one_file with --candidate alone",
         ),
     ] = None,
     walk: Annotated[bool, typer.Option("--all", help="Run every notebook, in order.", show_default=False)] = False,
@@ -45,7 +45,9 @@ def investigate(
         typer.Option(metavar="ID[,ID…]", help="Put these faults into the model, and find them again.", show_default=False),
     ] = None,
     candidate: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A broken file, to compare with --model.", show_default=False)
+        Path | None, typer.Option(
+            metavar="FILE", help="A broken file, to compare with --model; alone without one.", show_default=False
+        ),
     ] = None,
 ) -> int:
     """Check a model against the Golden Rule, or find a fault (--all: every notebook); leaves reports and an index page."""
@@ -66,7 +68,8 @@ def investigate(
         if step.failure:
             out.complain(f"{reports / step.name}.ipynb: {step.failure}", 1)
 
-    default = "00_golden_rule" if fault is None and candidate is None else "07_peel"
+    alone = candidate is not None and model is None
+    default = "07b_one_file" if alone else "00_golden_rule" if fault is None and candidate is None else "07_peel"
     names = [] if walk else ids(only if only is not None else default)
     if not walk and not names:
         raise UsageError("--only names no notebook; --all runs every one", code="cli.no-notebook")

@@ -53,6 +53,10 @@ VERBS: tuple[Verb, ...] = (
         "gates", PROVE, prove.gates, "gates model.gguf model.apr --engine jit:q8", (LENGTH, ENGINE_ALONE, JSON),
         {3: "a gate fails", 4: "a gate can say nothing"},
     ),
+    Verb(
+        "verify", PROVE, prove.verify, "verify folder model.gguf --out reports", (ENGINE, JSON),
+        {3: "not certified", 4: "not enough evidence"},
+    ),
     Verb("check", PROVE, prove.check, "check model.apr", (ENGINE_ALONE, JSON), {3: "a stage fails"}),
     Verb(
         "selftest", PROVE, prove.selftest, "selftest --fault order-blind-checksum", (JSON,), {1: "an instrument is faulty"}

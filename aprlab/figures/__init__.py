@@ -10,10 +10,10 @@ from aprlab.figures.described import described
 from aprlab.figures.files import dtype_flow, inventory_bars, magnitude_histogram, quantile_plot
 from aprlab.figures.kernels import ptx_profile, roofline
 from aprlab.figures.matrices import kill_plot, state_map
-from aprlab.figures.measures import band_plot, check_strip, coverage_bars, distance_bars, ratio_plot, tensor_map
+from aprlab.figures.measures import band_plot, check_strip, coverage_bars, distance_bars, null_strip, ratio_plot, tensor_map
 from aprlab.figures.ranking import ranking_bars
 from aprlab.figures.scores import area_bars, interval_plot
-from aprlab.figures.traces import agreement_plot, error_map, logits_plot, norm_plot, trace_plot
+from aprlab.figures.traces import agreement_plot, error_limits, error_map, logits_plot, norm_plot, trace_plot
 
 __all__ = [
     "STYLE",
@@ -27,6 +27,7 @@ __all__ = [
     "described",
     "distance_bars",
     "dtype_flow",
+    "error_limits",
     "error_map",
     "interval_plot",
     "inventory_bars",
@@ -34,6 +35,7 @@ __all__ = [
     "logits_plot",
     "magnitude_histogram",
     "norm_plot",
+    "null_strip",
     "ptx_profile",
     "quantile_plot",
     "ranking_bars",

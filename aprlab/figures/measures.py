@@ -97,6 +97,43 @@ def band_plot(values: Mapping[str, float], band: tuple[float, float], ax: Axes |
     return ax
 
 
+def null_strip(
+    values: Sequence[float], healthy: tuple[float, float], measured: tuple[float, float] | None, ax: Axes | None = None, *,
+    xlabel: str,
+) -> Axes:  # fmt: skip
+    """What healthy files have of a figure, and what this one has: one dot for each of its tensors.
+
+    Args:
+        values: of this file, finite; those outside `healthy` are marked.
+        healthy: lowest and highest value that a healthy file may have: the light band.
+        measured: lowest and highest of the healthy files that were measured: the dark bar below; None where there were none.
+        xlabel: label of the axis.
+    """
+    need_data({"this file": values})
+    ax = axes_or_new(ax, 4.5, 1.4)
+    each = np.asarray(values, float)
+    low, high = healthy
+    spread = np.linspace(-0.2, 0.4, len(each)) if len(each) > 1 else np.zeros(1)
+    with style():
+        ends = [*each, *(measured or ())]
+        far = [end for end in healthy if np.isfinite(end)]
+        width = max(max([*ends, *far]) - min([*ends, *far]), 1e-3)
+        left = min([*ends, *far]) - 0.06 * width
+        right = max([*ends, *far]) + 0.06 * width
+        ax.axvspan(max(low, left), min(high, right), color=nth_colour(2), alpha=0.15, linewidth=0)
+        if measured is not None:
+            ax.plot(measured, (-0.4, -0.4), "o-", color=nth_colour(2), linewidth=7, markersize=7, alpha=0.6)
+        inside = (each >= low) & (each <= high)
+        for chosen, colour in ((inside, nth_colour(0)), (~inside, nth_colour(3))):
+            ax.plot(each[chosen], spread[chosen], "o", color=colour, markersize=4, alpha=0.7)
+        ax.set_xlim(left, right)
+        ax.set_ylim(-0.5, 0.5)
+        ax.set_yticks([])
+        ax.grid(visible=False, axis="y")
+        ax.set_xlabel(xlabel)
+    return ax
+
+
 def check_strip(holds: Sequence[bool], ax: Axes | None = None, *, cut: int | None = None, xlabel: str = "check") -> Axes:
     """Checks in a row, one cell each.
 

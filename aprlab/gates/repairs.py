@@ -19,9 +19,9 @@ from aprlab.gates.running import PROMPTS, run
 from aprlab.inference.session import Session
 from aprlab.instruments.garbage_detector import is_garbage
 from aprlab.model.model import Model
-from aprlab.onion.blind_search import nats
 from aprlab.onion.file_case import FileCase
 from aprlab.onion.fixes import Fix, drafted
+from aprlab.onion.health import nats
 from aprlab.onion.peeling import examine, peel
 from aprlab.onion.repairs import Change, changes_of, not_understood, write_repaired
 from aprlab.onion.verdict import Repair, Verdict, some

@@ -21,8 +21,10 @@ from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.lab import finding_figures
 from aprlab.model.model import Model
+from aprlab.model.tensor import Tensor
 from aprlab.onion.file_case import FileCase
 from aprlab.onion.fixes import Fix, drafted
+from aprlab.onion.lost_information import tensors_of
 from aprlab.onion.peeling import examine
 from aprlab.onion.run_peeling import examine_sessions
 from aprlab.onion.verdict import Finding, Verdict
@@ -144,6 +146,10 @@ class Files(Pair):
             return finding_figures.of_words(finding, axes)
         return finding_figures.of_file(finding, self._case, axes, others=others, prompt=prompt)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The candidate's tensors under the types that they have, by GGUF name; after `peel`."""
+        return {} if self._case is None else {tensor.name: tensor for tensor in tensors_of(self._case)}
+
     def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
         case = self._case
         if case is None:
@@ -255,6 +261,28 @@ def pair(
     )  # fmt: skip
 
 
+def patient(candidate: str | Path = "", fault: str = "", *, folder: str | Path, engine: str = "") -> Files:
+    """One file to judge alone, as the parameters of notebook 07b ask for it.
+
+    Args:
+        candidate: the file; empty: the embedded model with `fault` in it.
+        fault: ids of the catalogue, comma-separated; not looked at beside a candidate.
+        folder: where a faulty file is written.
+        engine: runs the file; empty: chosen by its size.
+
+    Raises:
+        UsageError: neither a candidate nor a fault, or whatever `convert_with` raises.
+    """
+    if candidate:
+        return Files(None, Path(candidate), engine=engine or None)
+    chosen = [by_id(id) for id in fault.split(",") if id.strip()]
+    if not chosen:
+        raise UsageError("either a candidate or a fault is needed", code="lab.candidate-or-fault")
+    path, ids = Path(folder) / "patient.apr", [f.id for f in chosen]
+    convert_with(paths.embedded_model(), path, ids, **given_for(chosen))
+    return Files(None, path, engine=engine or None, faults=ids)
+
+
 def given_for(chosen: Sequence[Fault]) -> dict[str, Any]:
     """Options of a conversion so that all these faults can show: types that the source may not have.
 
@@ -293,4 +321,4 @@ def _with_faulty_file(source: Path, chosen: Sequence[Fault], folder: Path, engin
     return Files(reference, candidate, engine=engine, faults=ids)
 
 
-__all__ = ["DEFAULT_FAULT", "Engines", "ErrorMaps", "Files", "Pair", "given_for", "named", "pair"]
+__all__ = ["DEFAULT_FAULT", "Engines", "ErrorMaps", "Files", "Pair", "given_for", "named", "pair", "patient"]

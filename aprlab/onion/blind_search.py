@@ -1,347 +1,283 @@
-"""Blind search: a file that opens and talks nonsense, no reference, and the catalogue's own faults, undone one by one.
+"""Blind search: a file without a reference that does not speak as it should, and the catalogue's own faults, undone one by one.
 
-Most faults of files only move things about: names, rows, nibbles, fields. Such a fault, applied often enough, gives back
-what it was applied to; so its inverse is the fault itself, applied once less. Nothing is undone that does not come back bit
-for bit. Each inverse is tried in memory, and a run decides: does the model find short plain answers likely again?
+Marks and the file itself propose, see `aprlab.onion.inverses`; each proposal is tried in memory, and a run decides: is the
+conversation as likely again as a healthy model finds it? There is one measure of that, `aprlab.onion.health.nats`.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-import numpy as np
-
-from aprlab.conversion.seams import Seams, healthy_seams
 from aprlab.engines.choice import is_small
-from aprlab.errors import BROKEN, AprlabError
-from aprlab.faults import FAULTS, Fault
-from aprlab.formats import apr
-from aprlab.inference.session import Session
-from aprlab.instruments.garbage_detector import surprise
-from aprlab.model import names
+from aprlab.errors import AprlabError
+from aprlab.faults import FAULTS
 from aprlab.model.model import Model
-from aprlab.model.tensor import Origin, Tensor
 from aprlab.onion.block_marks import unlikely
+from aprlab.onion.clock import Progress
 from aprlab.onion.file_case import Deviation, FileCase
 from aprlab.onion.fixes import Fix, ddmin, drafted
+from aprlab.onion.health import allowed, nats
+from aprlab.onion.inverses import Inverse, exchanges, inverses
+from aprlab.onion.lost_information import lost_information, named_by_what_is_gone, tensors_of, unlike_any_encoder
+from aprlab.onion.order_marks import OrderMark, order_marks
 from aprlab.onion.verdict import Finding, known
 from aprlab.onion.words import Mechanism
-from aprlab.quants import types
 
-TEXTS = (("What is 2+2?", "2 + 2 equals 4."), ("What is the capital of France?", "The capital of France is Paris."))
-HEALTH = 2.0  # nats a token of `TEXTS`; garbage has more
-HEALTH_SMALL = 0.01  # of models as small as the embedded one, which knows these answers by heart: 0.002, re-encoded too
-GAIN, GAIN_SMALL = 0.5, 0.9  # an inverse must take that share of the nats away to be kept as a step towards health
-ORDER = 12  # a permutation of nibbles or of a head's rows comes back after fewer applications than that
-DEADLINE = 60.0  # seconds
-THETAS, EPSILONS = (1e6, 1e4, 5e5), (1e-6, 1e-5)
-
-Progress = Callable[[str, float], None]
+GAIN = 0.3  # share of the nats that a step must take away; exchanges of parts of healthy files take away none
+FIRST = 3  # answers of the conversation that a real model is asked for at each step; the whole decides
+DEADLINE = 90.0  # seconds
+_LOST = ("weights.all-zeros", "container.tensor-cut-off", "tokenizer.missing", "tokenizer.missing-or-empty")
+MOST = 3  # faults on top of each other
 
 
-def nats(model: Model | AprlabError, engine: str | None = None, threads: int | None = None) -> float:
-    """Nats a token that a model spends on short plain answers; infinite where it does not run or is not finite."""
-    if isinstance(model, AprlabError):
-        return float("inf")
-    try:
-        session = Session(model, engine=engine, threads=threads)
-        with np.errstate(all="ignore"):
-            found = float(np.mean([surprise(answer, session, prompt) for prompt, answer in TEXTS]))
-    except BROKEN:
-        return float("inf")
-    return found if np.isfinite(found) else float("inf")
+@dataclass
+class BlindSearch:
+    """Tries inverses of faults on one case.
 
-
-@dataclass(eq=False)
-class Inverse:
-    """A fault of the catalogue, undone: what it did as deviations, which the layers know how to repair."""
-
-    fault: Fault
-    deviations: list[Deviation]
-
-    def fix(self, evidence: dict[str, Any]) -> Fix:
-        """The fix, with a finding that names the fault."""
-        tensors = list(dict.fromkeys(d.tensor for d in self.deviations if d.kind != "config"))
-        finding = Finding(self.fault.layer, self.fault.id, tensors, known(self.fault), evidence, 0.9)
-        return Fix(finding, self.deviations)
-
-
-def inverses(case: FileCase, model: Model | None) -> Iterator[Inverse]:
-    """Every fault of the catalogue that can be undone bit for bit in this file; cheapest evidence first.
-
-    Without a model (the file does not open, since shapes are not those of the names) only renamings are left.
-    """
-    strange = model is not None and bool(unlikely(model.tensors.values()))
-    order = sorted(FAULTS.values(), key=lambda fault: (fault.layer != "decode") if strange else (fault.layer == "decode"))
-    for fault in order:
-        if fault.seams is None or fault.layer in ("container", "dtype", "tokenizer"):
-            continue  # the size law and the file itself tell those
-        try:
-            seams = fault.seams(healthy_seams(apr.DIALECTS["aprender"]))
-            found = [*(_moved(case, model, seams, fault) if model is not None else []), *_renamed(case, seams)]
-        except (*BROKEN, LookupError, ArithmeticError):
-            continue
-        if found:
-            yield Inverse(fault, found)
-    if model is not None:
-        yield from _numbers(case)
-
-
-def _moved(case: FileCase, model: Model, seams: Seams, fault: Fault) -> list[Deviation]:
-    """Tensors whose bytes the fault moved about, as they were before; [] where it lost any."""
-    found = []
-    for match in case.matches:
-        tensor = model.tensors.get(match.true or "")
-        if tensor is None:
-            continue
-        before = undone(seams.tensor, tensor)
-        if before is None:
-            return []
-        if before is not tensor:
-            cause = Mechanism("catalogue.fault", {"fault": fault.id})
-            found.append(_bytes(match, before, cause))
-    return found
-
-
-def _bytes(match: Any, before: Tensor, cause: Mechanism) -> Deviation:
-    deviation = Deviation("bytes", before.name, None, before, Mechanism("weights.values-differ"), match)
-    deviation.evidence["undone"] = cause.parameters["fault"]
-    return deviation
-
-
-def undone(change: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor | None:
-    """What `change` made `tensor` of: `tensor` itself where it leaves it alone, None where there is no way back."""
-    last, now = tensor, change(tensor)
-    if now is tensor or (now.type is tensor.type and now.shape == tensor.shape and np.array_equal(now.raw, tensor.raw)):
-        return tensor
-    for _ in range(ORDER):
-        if now.type is not tensor.type or now.shape != tensor.shape:
-            return None
-        if np.array_equal(now.raw, tensor.raw):
-            return last
-        last, now = now, change(now)
-    return None
-
-
-def _renamed(case: FileCase, seams: Seams) -> list[Deviation]:
-    """Tensors under each other's names; [] where the fault renames to something that is no name of this model's."""
-    healthy = {match.true: match for match in case.matches if match.true is not None}
-    found = []
-    for name, match in healthy.items():
-        back = names.to_gguf(seams.name(name))
-        if back is None or back == name:
-            continue
-        again = names.to_gguf(seams.name(back))
-        if again != name or back not in healthy:
-            return []  # not an exchange
-        deviation = Deviation("name", back, name, back, Mechanism("naming.unknown-name"), match)
-        found.append(deviation)
-    return found
-
-
-def _numbers(case: FileCase) -> Iterator[Inverse]:
-    """Other values of numbers of the config that leave every shape as it is."""
-    config = case.file.config
-    for field, id, values in (("rope_theta", "rope-theta", THETAS), ("rms_norm_eps", "wrong-eps", EPSILONS)):
-        for value in values:
-            other = float(np.float32(value))
-            if isinstance(config[field], float) and config[field] != other:
-                cause = Mechanism("config.value-differs", {"field": field, "found": config[field], "expected": other})
-                yield Inverse(FAULTS[id], [Deviation("config", field, config[field], other, cause, confidence=0.9)])
-
-
-def blind_search(
-    case: FileCase, fixes: Sequence[Fix], *, engine: str | None = None, threads: int | None = None,
-    deadline: float = DEADLINE, progress: Progress | None = None,
-) -> list[Fix]:  # fmt: skip
-    """Fixes that bring a file that opens, but finds plain text unlikely, back to health; [] where none do.
-
-    Args:
+    Attributes:
         case: without a reference.
-        fixes: those that are known already; they are applied first.
+        known: fixes that are known already; they are applied first.
         engine, threads: for the runs.
+        progress: see `aprlab.onion.clock.Progress`; called for each fault with the nats that its inverse leaves.
         deadline: seconds after which no further inverse is tried.
-        progress: called with the id of each fault and the nats that its inverse leaves.
+        tried: id of each fault that was undone -> the fewest nats that it left.
     """
-    end = time.monotonic() + deadline
-    known_fixes = [fix for fix in fixes if fix.possible]
-    base = drafted(case, known_fixes)
-    if isinstance(base, AprlabError):
-        return _misnamed(case, known_fixes, engine, threads)
-    health, gain = (HEALTH_SMALL, GAIN_SMALL) if is_small(base) else (HEALTH, GAIN)
-    start = best = nats(base, engine, threads)
-    kept: list[tuple[Inverse, Fix]] = []
 
-    def run(fixes: Sequence[Fix]) -> float:
-        return nats(drafted(case, [*known_fixes, *fixes]), engine, threads)
+    case: FileCase
+    known: list[Fix]
+    engine: str | None = None
+    threads: int | None = None
+    progress: Progress | None = None
+    deadline: float = DEADLINE
+    tried: dict[str, float] = field(default_factory=dict)
 
-    while best > health:
-        round_ = _best_step(inverses(case, base), [fix for _, fix in kept], run, health, end, progress)
-        if round_ is None or round_[1] > best * (1 - (gain if best < HEALTH else GAIN)):
+    def __post_init__(self) -> None:
+        self.end = time.monotonic() + self.deadline
+
+    @cached_property
+    def base(self) -> Model | AprlabError:
+        """The file with what is known to be wrong fixed."""
+        return drafted(self.case, self.known)
+
+    @cached_property
+    def answers(self) -> int | None:
+        """How much of the conversation is run at each step: all of it where that costs nothing."""
+        return None if isinstance(self.base, Model) and is_small(self.base) else FIRST
+
+    @cached_property
+    def start(self) -> float:
+        """Nats of the file as it is, what is known fixed."""
+        return nats(self.base, self.engine, self.threads, self.answers)
+
+    @cached_property
+    def marks(self) -> list[OrderMark]:
+        """Marks of order of the file."""
+        return order_marks({t.name: t for t in tensors_of(self.case)})
+
+    @cached_property
+    def odd(self) -> list[OrderMark]:
+        """Those that no healthy file has."""
+        return [mark for mark in self.marks if not mark.likely]
+
+    def model(self, steps: Sequence[Inverse]) -> Model | AprlabError:
+        """The file with what is known fixed, and these undone."""
+        gone = {kind for step in steps for kind in step.replaces}
+        before = [fix for fix in self.known if not {d.kind for d in fix.deviations} & gone]
+        return drafted(self.case, [*before, *(step.trial() for step in steps)])
+
+    def run(self, steps: Sequence[Inverse], *, whole: bool = False) -> float:
+        """Nats with these undone."""
+        return nats(self.model(steps), self.engine, self.threads, None if whole else self.answers)
+
+    def limit(self, steps: Sequence[Inverse] = ()) -> float:
+        """Nats that are healthy for this file."""
+        model = self.base if isinstance(self.base, Model) else self.model(steps)
+        return allowed(model) if isinstance(model, Model) else 0.0
+
+    def search(self) -> list[Inverse]:
+        """The fewest inverses that bring the file back to health; [] where none do, or it is healthy."""
+        if isinstance(self.base, Model) and self.start <= self.limit():
+            return self._exchanged()
+        found = self._steps([])
+        if not found and self.proposed:
+            found = self._steps(self.proposed)
+        return found or self._pair()
+
+    def _steps(self, start: list[Inverse]) -> list[Inverse]:
+        """One inverse after another, each of which takes nats away, from some that marks propose; [] without health."""
+        kept = list(start)
+        best = self.run(kept) if kept else self.start
+        if kept:
+            self.tried[" + ".join(step.fault.id for step in kept)] = best
+        while not kept or best > self.limit(kept):
+            step = self._best_step(kept)
+            if step is None or not step[1] < best * (1 - GAIN) or len(kept) == MOST:
+                return []
+            kept, best = [*kept, step[0]], step[1]
+        if self.answers is not None and self.run(kept, whole=True) > self.limit(kept):
             return []
-        inverse, best = round_
-        kept.append((inverse, inverse.fix({"nats_before": start, "nats_after": best})))
-        made = drafted(case, [*known_fixes, *(fix for _, fix in kept)])
-        if isinstance(made, AprlabError) or len(kept) > 3:
+        limit = self.limit(kept)
+        return ddmin(kept, lambda some: self.run(some) <= limit)
+
+    def _pair(self) -> list[Inverse]:
+        """Two inverses of which neither helps alone: all pairs, in a model that is run in no time."""
+        if self.answers is not None or not isinstance(self.base, Model):
             return []
-        base = made
-    return ddmin([fix for _, fix in kept], lambda some: run(some) <= health) if kept else []
-
-
-def _misnamed(case: FileCase, fixes: list[Fix], engine: str | None, threads: int | None) -> list[Fix]:
-    """The exchange of names by which a file opens whose shapes are not those of its names; [] where none restores health."""
-    others = [fix for fix in fixes if any(d.kind != "dims" for d in fix.deviations)]
-    for inverse in inverses(case, None):
-        model = drafted(case, [*others, inverse.fix({})])
-        left = nats(model, engine, threads)
-        if isinstance(model, Model) and left <= (HEALTH_SMALL if is_small(model) else HEALTH):
-            return [inverse.fix({"nats_before": float("inf"), "nats_after": left})]
-    return []
-
-
-def _best_step(
-    tried: Iterator[Inverse], kept: list[Fix], run: Callable[[Sequence[Fix]], float], health: float, end: float,
-    progress: Progress | None,
-) -> tuple[Inverse, float] | None:  # fmt: skip
-    """The inverse that leaves the fewest nats; the search ends with the first that restores health."""
-    best: tuple[Inverse, float] | None = None
-    taken = {fix.finding.fault for fix in kept}
-    for inverse in tried:
-        if inverse.fault.id in taken:
-            continue
-        left = run([*kept, inverse.fix({})])
-        if progress is not None:
-            progress(inverse.fault.id, left)
-        if best is None or left < best[1]:
-            best = inverse, left
-        if left <= health or time.monotonic() > end:
-            break
-    return best
-
-
-# ── what no inverse brings back ───────────────────────────────────────────────────────────────────────────────────
-
-
-def lost_information(case: FileCase) -> list[Fix]:
-    """What blocks show to be gone for good; a fix that is not possible without a reference."""
-    tensors = _tensors(case)
-    found = []
-    for kind in (types.Q4_K, types.Q5_K):
-        marks = {mark.name: mark for mark in unlikely(tensors) if mark.type is kind}
-        concerned = [t.name for t in tensors if t.type is kind]
-        late = [marks[name] for name in ("late-over-early-scales", "late-over-early-minima") if name in marks]
-        fault, cause = None, None
-        if "dmin-not-zero" in marks and marks["dmin-not-zero"].value == 0:
-            fault, cause = "q4k-min-lost", Mechanism("decode.minimum-zero")
-        elif len(late) == 2 and all(mark.value < 0.6 for mark in late):
-            fault, cause = "q4k-scale-bits", Mechanism("decode.scale-bits-lost")
-        elif "paired-scales-equal" in marks and marks["paired-scales-equal"].value > 0.95:
-            fault, cause = "q4k-one-scale", Mechanism("decode.one-scale-for-two")
-        if cause is not None:
-            said = {"marks": [str(mark) for mark in marks.values()], "type": kind.name}
-            finding = Finding("decode", fault if kind is types.Q4_K else None, concerned, cause, said, 0.9)
-            found.append(Fix(finding, [Deviation("bytes", name, None, None, cause) for name in concerned]))
-    return found or _copied_head(case, tensors)
-
-
-def _tensors(case: FileCase) -> list[Tensor]:
-    """The file's tensors under the types that they have, those that obey the size law."""
-    return [
-        Tensor(m.true, m.kind, m.piece.shape, m.piece.raw, Origin(case.file.path, m.piece.name, m.piece.offset))
-        for m in case.matches
-        if m.true is not None and m.kind is not None and m.kind.fits(m.piece.shape, len(m.piece.raw))
-    ]
-
-
-def unlike_any_encoder(case: FileCase) -> list[Fix]:
-    """Types whose blocks no known encoder makes, in a model that also finds plain text unlikely: each alone proves nothing."""
-    tensors = _tensors(case)
-    marks = unlikely(tensors)
-    if not marks or not HEALTH < nats(drafted(case, [])) < np.inf:
+        exact = [inverse for inverse in inverses(self.case, self.base) if inverse.exact and inverse.fault.layer != "config"]
+        for pair in itertools.combinations(exact, 2):
+            if time.monotonic() > self.end:
+                break
+            if self.run(pair) <= self.limit(pair):
+                return list(pair)
         return []
-    found = []
-    for kind in dict.fromkeys(mark.type for mark in marks):
-        concerned = [t.name for t in tensors if t.type is kind and len(t.shape) == 2]
-        cause = Mechanism("decode.marks-missing", {"type": kind.name})
-        finding = Finding("decode", None, concerned, cause, {"marks": [str(m) for m in marks if m.type is kind]}, 0.8)
-        found.append(Fix(finding, [Deviation("bytes", name, None, None, cause) for name in concerned]))
-    return found
+
+    @cached_property
+    def proposed(self) -> list[Inverse]:
+        """What marks propose to undo, whether or not it helps alone: exchanges of names, and an order of fields of blocks."""
+        wanted = {id_ for mark in self.odd for id_ in mark.suggests}
+        found = [inverse for inverse in exchanges(self.case) if inverse.fault.id in wanted] if wanted else []
+        if isinstance(self.base, Model) and unlikely(self.base.tensors.values()):
+            for inverse in inverses(self.case, self.base):
+                if inverse.fault.layer == "decode" and inverse.exact:
+                    made = self.model([inverse])
+                    if isinstance(made, Model) and not unlikely(made.tensors.values()):
+                        return [*found, inverse]
+        return found
+
+    def _best_step(self, kept: list[Inverse]) -> tuple[Inverse, float] | None:
+        """The inverse that leaves the fewest nats; the first that restores health ends the search."""
+        best: tuple[Inverse, float] | None = None
+        taken = {inverse.fault.id for inverse in kept}
+        made = self.model(kept) if kept else self.base
+        suggested = [id_ for mark in self.odd for id_ in mark.suggests]
+        against = [id_ for mark in self.marks if mark.likely for id_ in mark.suggests if id_ == "GH-202"]
+        for inverse in inverses(self.case, made if isinstance(made, Model) else None, suggested, against):
+            if inverse.fault.id in taken:
+                continue
+            left = self._tried(inverse, kept)
+            if best is None or left < best[1]:
+                best = inverse, left
+            if left <= self.limit([*kept, inverse]) or time.monotonic() > self.end:
+                break
+        return best
+
+    def _exchanged(self) -> list[Inverse]:
+        """A file that speaks well, and better still with two parts of it exchanged: no healthy file does."""
+        if self.answers is not None:
+            return []  # a real model has too many tokens to ask for what marks do not propose
+        tried = [(self._tried(inverse, []), inverse) for inverse in exchanges(self.case)]
+        left, inverse = min(tried, key=lambda pair: pair[0], default=(math.inf, None))
+        return [inverse] if inverse is not None and left < self.start * (1 - GAIN) else []
+
+    def _tried(self, inverse: Inverse, kept: Sequence[Inverse]) -> float:
+        left = self.run([*kept, inverse])
+        self.tried[inverse.fault.id] = min(left, self.tried.get(inverse.fault.id, math.inf))
+        if self.progress is not None:
+            self.progress(f"undone: {inverse.fault.id}, {left:.3g} nats", None)
+        return left
 
 
-def _copied_head(case: FileCase, tensors: list[Tensor]) -> list[Fix]:
-    """An output head with the embedding's very bytes, in a model that then finds plain text less likely than chance."""
-    have = {tensor.name: tensor for tensor in tensors}
-    head, embedding = have.get("output.weight"), have.get("token_embd.weight")
-    if head is None or embedding is None or not np.array_equal(head.raw, embedding.raw):
-        return []
-    left = nats(drafted(case, []))
-    if not np.log(head.rows) < left < np.inf:
-        return []
-    cause = Mechanism("weights.bytes-of-another-tensor", {"part": "output.weight", "other": "token_embd.weight"})
-    evidence = {"nats": left, "nats_of_chance": float(np.log(head.rows))}
-    finding = Finding("weights", "tied-lm-head", ["output.weight"], cause, evidence, 0.9)
-    return [Fix(finding, [Deviation("bytes", "output.weight", None, None, cause)])]
-
-
-# What is gone tells the fault where it is all that is gone: codes and parts of all findings -> id.
-_GONE: dict[frozenset[tuple[str, str]], str] = {
-    frozenset({("weights.all-zeros", f"attn_{part}.bias")}): f"lost-{part}-biases" for part in "qkv"
-} | {
-    frozenset(("weights.all-zeros", f"attn_{part}.bias") for part in "qkv"): "lost-qkv-biases",
-    frozenset({("weights.all-zeros", "output.weight")}): "zero-lm-head",
-    frozenset({("naming.biases-missing", "")}): "missing-biases",
-    frozenset({("naming.tensors-missing", "")}): "dropped-tensor",
-    frozenset({("naming.biases-missing", ""), ("naming.unknown-tensor", "")}): "fused-biases",
-    frozenset({("container.listed-twice", "")}): "duplicate-tensor",
-}
-
-
-def named_by_what_is_gone(case: FileCase, findings: Sequence[Finding]) -> None:
-    """Give findings without an id the fault of which they are all that is to be seen; in place."""
-    found = [finding for finding in findings if not finding.harmless]
-    if any(finding.fault is not None for finding in found):
-        return
-    id = _GONE.get(frozenset((finding.code, str(finding.parameters.get("part", ""))) for finding in found))
-    layers = case.file.config["block_count"]
-    everywhere = all(len(finding.tensors) % layers == 0 for finding in found) if isinstance(layers, int) and layers else False
-    if id is None or (id.endswith("biases") and not everywhere and id != "fused-biases"):
-        return
-    if id == "dropped-tensor" and sum(len(finding.tensors) for finding in found) != 1:
-        return
-    if id == "fused-biases" and not all(
-        "qkv" in name for f in found if f.code == "naming.unknown-tensor" for name in f.tensors
-    ):
-        return
-    for finding in found:
-        finding.fault, finding.layer = id, FAULTS[id].layer
-        finding.confidence = min(finding.confidence, 0.9)
+# ── one file ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def without_reference(
-    case: FileCase, findings: list[Finding], fixes: list[Fix], engine: str | None, threads: int | None
-) -> tuple[list[Finding], list[Fix]]:
-    """What blocks and a run tell where no reference does: information that is gone, and faults that can be undone."""
-    gone_for_good = any(not fix.possible and fix.finding.layer != "weights" for fix in fixes)
+    case: FileCase, findings: list[Finding], fixes: list[Fix], engine: str | None, threads: int | None,
+    progress: Progress | None = None, record: dict[str, Any] | None = None,
+) -> tuple[list[Finding], list[Fix]]:  # fmt: skip
+    """What blocks and a run tell where no reference does: information that is gone, and faults that can be undone.
+
+    Args:
+        case: the file.
+        findings, fixes: of the layers.
+        engine, threads, progress: as for `BlindSearch`.
+        record: gets ``undone``: what each fault that was undone left of the nats.
+    """
     more = lost_information(case)
-    if not more and not gone_for_good:
-        more = blind_search(case, fixes, engine=engine, threads=threads) or unlike_any_encoder(case)
+    search = BlindSearch(case, [fix for fix in fixes if fix.possible], engine, threads, progress)
+    if more or any(_gone(fix) for fix in fixes):  # no run can be healthy again
+        more += by_marks_alone(search, [*findings, *(fix.finding for fix in more)])
+    else:
+        undone = search.search()
+        if undone:
+            more = _proved(search, undone)
+            replaced = {kind for inverse in undone for kind in inverse.replaces}
+            findings, fixes = _without_kinds(findings, fixes, replaced)
+        elif isinstance(search.base, Model) and search.start <= search.limit():
+            _named_by_health(fixes)
+        else:
+            more = by_marks_alone(search, findings)
+            if not any(fix.finding.layer == "decode" for fix in more):
+                more += unlike_any_encoder(case, search.start)
     if not more:
         named_by_what_is_gone(case, findings)
+    if record is not None and search.tried:
+        record["undone"] = {"as it is": search.start, **search.tried}
+    return _settled(findings, fixes, more)
+
+
+def _gone(fix: Fix) -> bool:
+    """Whether a fix needs what the file does not have; odd values may be anything, and come back."""
+    return any(d.code in _LOST or (d.kind == "missing" and not d.fixable) for d in fix.deviations)
+
+
+def _proved(search: BlindSearch, undone: Sequence[Inverse]) -> list[Fix]:
+    """Inverses that restore health, as fixes: proved where the file was not healthy before, and comes back bit for bit."""
+    ill = search.start > search.limit()
+    figures = {"nats_before": search.start, "nats_after": search.run(undone, whole=True)}
+    return [
+        step.fix(figures, 1.0 if ill and step.exact and step.fault.layer != "config" else 0.9 if ill else 0.7) for step in undone
+    ]
+
+
+def by_marks_alone(search: BlindSearch, findings: Sequence[Finding]) -> list[Fix]:
+    """What marks say where no run can decide, since something else is broken as well."""
+    taken = {finding.fault for finding in findings}
+    marks = [str(mark) for mark in search.odd]
+    found = [step.fix({"marks": marks}, 0.7) for step in search.proposed if step.fault.id not in taken]
+    channels = [mark for mark in search.odd if mark.name == "channels-agree"]
+    if channels and isinstance(search.base, Model) and not found and not findings:
+        cause = Mechanism("layout.channels-disagree")
+        names = [t.name for t in tensors_of(search.case) if t.name.endswith(("attn_q.weight", "attn_k.weight"))]
+        finding = Finding("layout", None, names, cause, {"mark": str(channels[0])}, 0.7)
+        found.append(Fix(finding, [Deviation("bytes", name, None, None, cause) for name in names]))
+    return found
+
+
+def _without_kinds(
+    findings: list[Finding], fixes: list[Fix], kinds: Iterable[str]
+) -> tuple[list[Finding], list[Fix]]:
+    """Without the fixes of these kinds of deviation, and their findings: something else explains them."""
+    gone = [fix for fix in fixes if {d.kind for d in fix.deviations} & set(kinds)]
+    dropped = {id(fix.finding) for fix in gone}
+    return [f for f in findings if id(f) not in dropped], [fix for fix in fixes if fix not in gone]
+
+
+def _named_by_health(fixes: list[Fix]) -> None:
+    """What the file speaks well after is what was wrong, no more: dims in reverse with the data as they should be."""
+    for fix in fixes:
+        finding = fix.finding
+        if finding.fault is None and finding.code == "layout.dims-reversed":
+            finding.fault, finding.cause = "dims-swapped", known(FAULTS["dims-swapped"])
+
+
+def _settled(findings: list[Finding], fixes: list[Fix], more: list[Fix]) -> tuple[list[Finding], list[Fix]]:
+    """Findings and fixes with `more`, which speak for their tensors where others had only noticed that something is odd."""
     settled = {name for fix in more for name in fix.finding.tensors}
     renamed = any(d.kind == "name" for fix in more for d in fix.deviations)
     vague = [
         fix for fix in fixes
-        if set(fix.finding.tensors) <= settled and (not fix.possible or (renamed and fix.finding.layer == "layout"))
+        if fix.finding.tensors and set(fix.finding.tensors) <= settled
+        and (not fix.possible or (renamed and fix.finding.layer == "layout"))
     ]  # fmt: skip
     gone = {id(fix.finding) for fix in vague}
     kept = [finding for finding in findings if id(finding) not in gone]
     return [*kept, *(fix.finding for fix in more)], [*(fix for fix in fixes if fix not in vague), *more]
 
 
-__all__ = [
-    "HEALTH", "TEXTS", "Inverse", "blind_search", "inverses", "lost_information", "named_by_what_is_gone", "nats", "undone",
-    "unlike_any_encoder", "without_reference",
-]  # fmt: skip
+__all__ = ["GAIN", "BlindSearch", "without_reference"]

@@ -7,6 +7,7 @@ together and one by one, a long context next to a short one, everything finite. 
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,8 +21,10 @@ from aprlab.engines.choice import is_small
 from aprlab.errors import BROKEN, AprlabError, FormatError, NumericError
 from aprlab.formats import gguf
 from aprlab.inference.session import Session
+from aprlab.inference.tokenizer import Qwen2Tokenizer
 from aprlab.instruments.garbage_detector import is_garbage
 from aprlab.model.config import ModelConfig
+from aprlab.model.model import Model
 from aprlab.onion.verdict import Finding
 from aprlab.onion.words import Mechanism, refused
 from aprlab.published import QUESTION, known_models
@@ -43,20 +46,38 @@ class Limits:
     Attributes:
         talk: on the answers of the conversation.
         text: on the text; None where the kind knows no such texts.
-        coarse: what is allowed more, as a factor, where weights have fewer than `COARSE` bits on average.
+        again: on a text that it has just read.
     """
 
     talk: tuple[float, float]
-    text: tuple[float, float] | None
-    coarse: float = 1.0
+    text: tuple[float, float] | None = None
+    again: tuple[float, float] | None = None
+
+    def loosened(self, factor: float) -> Limits:
+        """What is allowed of a file with few bits a weight."""
+        text = None if self.text is None else (self.text[0] * factor, self.text[1] * factor)
+        return Limits((self.talk[0] * factor, self.talk[1]), text, self.again)
 
 
-# Calibrated on requantisations of the embedded model and of the real 0.5B, and on their faults: docs/peel.md.
-EMBEDDED = Limits(talk=(0.08, 0.9), text=None, coarse=6.0)
-PUBLISHED = Limits(talk=(1.2, 3.0), text=(4.2, 6.0), coarse=1.4)
-UNKNOWN = Limits(talk=(1.0, float("inf")), text=None)
-COARSE = 3.0  # bits a weight
-REPEATED = (0.2, 1.5)  # nats a token that a published model may need for a text that it has just read; and its broken limit
+@cache
+def _measured() -> dict[str, Any]:
+    """The table of limits, `data/health.toml`."""
+    with open(paths.data_dir() / "health.toml", "rb") as file:
+        return tomllib.load(file)
+
+
+def limits_of(kind: str | None, bits: float) -> Limits:
+    """What is allowed of a model of this kind.
+
+    Args:
+        kind: ``embedded``, the name of a published model, or None.
+        bits: that a weight of a matrix has on average.
+    """
+    table = _measured()
+    row = table["unknown" if kind is None else kind if kind in table else "published"]
+    pairs = {key: (value["healthy"], value["broken"]) for key, value in row.items() if isinstance(value, dict)}
+    limits = Limits(**pairs)
+    return limits.loosened(row["coarse"]) if bits < table["coarse_bits"] else limits
 
 
 @dataclass
@@ -88,12 +109,8 @@ def examine(session: Session, tell: Callable[[str], None] = lambda test: None) -
         tell: called with the name of each test before it runs.
     """
     health = Health()
-    kind, limits = kind_of(session.config)
-    bits = bits_of(session)
-    if bits < COARSE:
-        talk = (limits.talk[0] * limits.coarse, limits.talk[1])
-        text = None if limits.text is None else (limits.text[0] * limits.coarse, limits.text[1] * limits.coarse)
-        limits = Limits(talk, text)
+    kind, bits = kind_of(session.config), bits_of(session.model)
+    limits = limits_of(kind, bits)
     health.figures |= {"kind": kind, "bits": round(bits, 2)}
     tests: dict[str, Callable[[], None]] = {
         "conversation": lambda: _talk(session, limits, health),
@@ -116,22 +133,25 @@ def examine(session: Session, tell: Callable[[str], None] = lambda test: None) -
     return health
 
 
-def kind_of(config: ModelConfig) -> tuple[str | None, Limits]:
-    """Which known kind of model has these sizes (None: none), and what is allowed for it."""
+def kind_of(config: ModelConfig) -> str | None:
+    """Which known kind of model has these sizes: ``embedded``, the name of a published one, or None."""
     names = ("block_count", "embedding_length", "feed_forward_length")
     for name, model in known_models().items():
         if all(model.config[key] == getattr(config, key) for key in names):
-            return name, PUBLISHED
+            return name
     own = _embedded_config()
-    if all(getattr(own, key) == getattr(config, key) for key in (*names, "vocab_size")):
-        return "embedded", EMBEDDED
-    return None, UNKNOWN
+    return "embedded" if all(getattr(own, key) == getattr(config, key) for key in (*names, "vocab_size")) else None
 
 
-def bits_of(session: Session) -> float:
+def bits_of(model: Model) -> float:
     """Bits that a weight of a matrix has on average in the file."""
-    matrices = [t for t in session.model.tensors.values() if len(t.shape) > 1]
+    matrices = [t for t in model.tensors.values() if len(t.shape) > 1]
     return 8 * sum(t.nbytes for t in matrices) / max(sum(t.size for t in matrices), 1)
+
+
+def allowed(model: Model) -> float:
+    """Nats per token of the conversation up to which a model is healthy."""
+    return limits_of(kind_of(model.config), bits_of(model)).talk[0]
 
 
 @cache
@@ -150,7 +170,7 @@ def parts() -> tuple[str, tuple[str, ...]]:
 # ── the tests ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def nats(session: Session, ids: Sequence[int]) -> np.ndarray:
+def surprises(session: Session, ids: Sequence[int]) -> np.ndarray:
     """-log p of each token but the first, float64 ``(len(ids) - 1,)``, each after all that precede it.
 
     Raises:
@@ -172,25 +192,64 @@ def nats(session: Session, ids: Sequence[int]) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _talk(session: Session, limits: Limits, health: Health) -> None:
-    lines = parts()[1]
+def conversation(session: Session, answers: int | None = None) -> np.ndarray:
+    """Surprise of each token of the answers of the conversation, float64 ``(tokens,)``: the one measure of health.
+
+    Args:
+        session: over the file.
+        answers: only the first so many, for a quick look; None takes all.
+
+    Raises:
+        NumericError: logits that are not finite.
+    """
+    lines = parts()[1][: None if answers is None else 2 * answers]
     if session.wants_raw:
-        ids, answers = session.raw_tokens("\n".join(lines)), lines[1::2]
+        ids = session.raw_tokens("\n".join(lines))
     else:
         turns = [{"role": "assistant" if n % 2 else "user", "content": line} for n, line in enumerate(lines)]
-        ids, answers = session.chat_tokens(turns), lines[1::2]
+        ids = session.chat_tokens(turns)
     ids = ids[: session.config.context_length]
-    each = nats(session, ids)
+    each = surprises(session, ids)
     mask = np.zeros(len(each), bool)
     at = 0
-    for answer in answers:
+    for answer in lines[1::2]:
         wanted = session.tokenizer.encode(answer, parse_special=False)
         place = next((n for n in range(at, len(ids) - len(wanted) + 1) if ids[n : n + len(wanted)] == wanted), None)
         if place is not None and wanted:
             mask[max(place - 1, 0) : place - 1 + len(wanted)] = True
             at = place + len(wanted)
-    found = float(each[mask].mean() if mask.any() else each.mean())
-    health.figures["conversation"] = {"nats": round(found, 3), "tokens": int(mask.sum()), "limit": limits.talk[0]}
+    return each[mask] if mask.any() else each
+
+
+_TOKENIZERS: list[Qwen2Tokenizer] = []  # the last one that was built: variants of one file have the same
+
+
+def _tokenizer(model: Model) -> Qwen2Tokenizer:
+    """The tokenizer of a model, built once for files that differ in their weights alone."""
+    if not (_TOKENIZERS and _TOKENIZERS[0].data == model.tokenizer):
+        _TOKENIZERS[:] = [Qwen2Tokenizer(model.tokenizer, model.path)]
+    return _TOKENIZERS[0]
+
+
+def nats(
+    model: Model | AprlabError, engine: str | None = None, threads: int | None = None, answers: int | None = None
+) -> float:
+    """Mean of `conversation` over a model; infinite where it does not run or is not finite."""
+    if isinstance(model, AprlabError):
+        return float("inf")
+    try:
+        session = Session(model, engine=engine, threads=threads, tokenizer=_tokenizer(model))
+        with np.errstate(all="ignore"):
+            found = float(conversation(session, answers).mean())
+    except BROKEN:
+        return float("inf")
+    return found if np.isfinite(found) else float("inf")
+
+
+def _talk(session: Session, limits: Limits, health: Health) -> None:
+    each = conversation(session)
+    found = float(each.mean())
+    health.figures["conversation"] = {"nats": round(found, 3), "tokens": len(each), "limit": limits.talk[0]}
     _judge(health, "conversation", found, limits.talk)
 
 
@@ -199,7 +258,7 @@ def _text(session: Session, limits: Limits, health: Health) -> None:
     room = session.config.context_length
     again = limits.text is not None and room > 2 * len(once) and not is_small(session.model)
     ids = (once * (LONG // len(once) + 1))[: min(LONG, room)] if again else once[: min(room, 2 * STEP)]
-    each = nats(session, ids)
+    each = surprises(session, ids)
     first = each[: len(once) - 1]
     quarters = [round(float(part.mean()), 3) for part in np.array_split(first, 4)]
     figures: dict[str, Any] = {"nats": round(float(first.mean()), 3), "by_position": quarters, "tokens": len(first)}
@@ -208,17 +267,17 @@ def _text(session: Session, limits: Limits, health: Health) -> None:
     health.figures["text"] = figures
     if limits.text is not None:
         _judge(health, "text", float(first.mean()), limits.text)
-    if again:
+    if again and limits.again is not None:
         last = each[-min(len(once), len(each) - len(once)) :]
-        health.figures["long context"] = {"nats": round(float(last.mean()), 3), "tokens": len(ids), "limit": REPEATED[0]}
-        _judge(health, "a text that it has just read", float(last.mean()), REPEATED)
+        health.figures["long context"] = {"nats": round(float(last.mean()), 3), "tokens": len(ids), "limit": limits.again[0]}
+        _judge(health, "a text that it has just read", float(last.mean()), limits.again)
 
 
 def _judge(health: Health, part: str, found: float, limits: tuple[float, float]) -> None:
-    allowed, broken = limits
-    if found <= allowed:
+    most, broken = limits
+    if found <= most:
         return
-    figures = {"part": part, "nats": round(found, 2), "allowed": allowed}
+    figures = {"part": part, "nats": round(found, 2), "allowed": most}
     if health.figures["kind"] is None:
         health.fail("unproved", Mechanism("forward.language-unknown", figures), 0.3)
     elif found > broken:
@@ -270,4 +329,7 @@ def _serial(session: Session, ids: list[int], tokens: list[int], logits: np.ndar
         health.fail("suspect", Mechanism("forward.serial", {"off": off}), 0.6)
 
 
-__all__ = ["LONG", "QUESTIONS", "Health", "Limits", "examine", "kind_of", "nats", "parts"]
+__all__ = [
+    "LONG", "QUESTIONS", "Health", "Limits", "allowed", "bits_of", "conversation", "examine", "kind_of", "limits_of", "nats",
+    "parts", "surprises",
+]  # fmt: skip

@@ -29,6 +29,7 @@ TEMPLATES: dict[str, str] = {
     "container.overlap": "bytes of two tensors overlap",
     "container.offset-too-small": "the offset is {bytes} bytes too small: the right bytes are where it should point",
     "container.offset-too-large": "the offset is {bytes} bytes too large: the right bytes are where it should point",
+    "container.gap": "tensors are in another order than listed or have gaps between them, which llama.cpp refuses",
     "container.listed-twice": "a tensor is in the index twice",
     "container.tensor-cut-off": "the file ends before the tensor does",
     "container.refused": "{message}",
@@ -55,7 +56,9 @@ TEMPLATES: dict[str, str] = {
     "dtype.file-rounded": "values of the file are those of the reference rounded to {type}",
     "dtype.reference-rounded": "values of the reference are those of the file rounded to {type}",
     "dtype.decoded": "decoded from {before} and kept as {after}, value for value",
+    "dtype.values-on-a-grid": "values kept as {type} are those of blocks: {distinct:.1f} of 32 neighbours differ",
     "dtype.re-encoded": "re-encoded from {before} to {after}",
+    "dtype.one-source": "{after} where the reference has {before}: both made from one source, within what the two types lose",
     # ── layout
     "layout.refused": "{message}",
     "layout.dims-reversed": "dims are in the reverse order",
@@ -71,6 +74,8 @@ TEMPLATES: dict[str, str] = {
     "layout.rows-reordered": "{moved} of {of} rows in another order",
     "layout.heads-reordered": "rows of whole heads in another order: head {heads:list}, of {of}",
     "layout.values-reordered": "{moved} of {of} values in another order",
+    "layout.channels-disagree":
+        "columns of Q and K do not have the channels of the other layers: rows or columns are in another order",
     "layout.size-differs": "{found} bytes, expected {expected}",
     # ── decode
     "decode.refused": "{message}",
@@ -78,6 +83,8 @@ TEMPLATES: dict[str, str] = {
     "decode.minimum-zero": "the minimum of every block is zero",
     "decode.scale-bits-lost": "scales of the later groups of every block have lost their top bits",
     "decode.one-scale-for-two": "two groups of every pair have one scale",
+    "decode.minima-as-scales": "scales of the later groups of every block are minima of the earlier ones",
+    "decode.subnormals-raised": "subnormal scales raised to the smallest normal number",
     "decode.marks-missing": "{type} blocks are unlike those of any encoder, and plain text is unlikely",
     "decode.nibbles-exchanged": "the two nibbles of every byte exchanged",
     "decode.subnormals-flushed": "subnormal scales flushed to zero",
@@ -97,6 +104,7 @@ TEMPLATES: dict[str, str] = {
     "weights.bytes-changed-in-one-block": "{bytes} bytes changed in one block",
     "weights.values-changed": "values changed throughout (correlation {correlation:.2f})",
     "weights.values-unlike": "values unlike the reference's throughout",
+    "weights.statistics-differ": "values do not have the figures of {table}",
     "weights.not-finite": "values that are not finite numbers in row{rows:rows} {rows}",
     "weights.rows-zero": "row{rows:rows} {rows} all zeros",
     "weights.negated": "values changed: negated throughout",
@@ -144,6 +152,8 @@ TEMPLATES: dict[str, str] = {
     "tokenizer.ends-elsewhere": "eos_token_id {found} is {token!r}",
     "tokenizer.rows-fewer": "{count} rows of vocabulary fewer: {first} to {last} ({tokens:list}) are not in the file",
     "tokenizer.rows-more": "{count} rows of vocabulary more: {first} to {last} ({tokens:list}) are not in the reference",
+    "tokenizer.template-without-marks": "the chat template puts no control token into the prompt",
+    "tokenizer.template-nests": "the chat template puts one turn into another, as if it had been applied twice",
     "tokenizer.end-is-no-token": "eos_token_id is {found!r}",
     "tokenizer.behaviour-differs": "{what:list} differ from what its data require",
     # ── forward
@@ -158,6 +168,8 @@ TEMPLATES: dict[str, str] = {
     "forward.costs-too-much":
         "the run loses more than these types explain: logits {distance} away (at most {allowed}), "
         "KL {kl} nats (at most {kl_allowed})",
+    "forward.answer-differs":
+        "{differ} of {of} tokens of the answer are other ones, which these types explain: KL {kl} nats (at most {kl_allowed})",
     "forward.step-as-form": "{steps:list} computed as {form}{details}",
     "forward.step-differs": "{steps:list}: not what its inputs give, and no known form gives it",
     "forward.between-points": "{steps:list}: not what the points before give; it holds several operations",

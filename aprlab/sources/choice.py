@@ -21,9 +21,9 @@ def source(what: Spec, model: str | Path | Model | None = None, *, threads: int 
     """The program called `what`, ready to run `model`.
 
     Args:
-        what: name of one of our engines or ``llama.cpp``, with options after commas (``jit,contract=q8``,
-            ``llama.cpp,cache=f32,flash=on``); a recording: a trace (``.npz``) or the mapping of a dump (``.yaml``); a
-            session; a source, given back as it is.
+        what: one of our engines as `engines.create` knows it (``auto``, ``jit:q8``) or ``llama.cpp``, with options after
+            commas (``jit,contract=q8``, ``llama.cpp,cache=f32,flash=on``); a recording: a trace (``.npz``) or the mapping of
+            a dump (``.yaml``); a session; a source, given back as it is.
         model: file or opened model that it runs; not for a session or a source, which have one.
         threads: CPU threads; None leaves the number to the program.
 
@@ -37,7 +37,7 @@ def source(what: Spec, model: str | Path | Model | None = None, *, threads: int 
     if what.endswith((".npz", ".yaml", ".yml")):
         return _recording(what, model)
     name, options = parsed(what)
-    if name not in known():
+    if name.partition(":")[0] not in known():
         raise UsageError(f"unknown source {name!r}; known: {', '.join(known())}", code="source.unknown")
     if model is None:
         raise UsageError(f"source {name!r} needs a model", code="source.no-model")
@@ -63,7 +63,7 @@ def _recording(path: str, model: str | Path | Model | None) -> Source:
 
 def known() -> tuple[str, ...]:
     """Names of all sources."""
-    return (*engines.NAMES, llama_cpp.NAME)
+    return (*engines.NAMES, engines.AUTO, llama_cpp.NAME)
 
 
 def _switch(what: str, value: str) -> bool:

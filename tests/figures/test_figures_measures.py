@@ -39,6 +39,14 @@ def test_band_plot_names_what_the_rule_refuses() -> None:
         measures.band_plot({"a": 1.0}, (2, 1), xlabel="mean")
 
 
+def test_null_strip_marks_what_no_healthy_file_has() -> None:
+    ax = measures.null_strip([0.2, 0.9, 1.0], (0.8, 1.25), (0.98, 1.03), xlabel="ratio")
+    bar, inside, outside = ax.get_lines()
+    assert list(bar.get_xdata()) == [0.98, 1.03]
+    assert (list(inside.get_xdata()), list(outside.get_xdata())) == ([0.9, 1.0], [0.2])
+    assert len(measures.null_strip([0.9], (0.8, float("inf")), None, xlabel="ratio").get_lines()) == 2
+
+
 def test_check_strip_shows_every_check_and_the_cut() -> None:
     holds = [True] * 12 + [False, True]
     ax = measures.check_strip(holds, cut=10)
@@ -79,11 +87,12 @@ def test_tensor_map_puts_every_tensor_in_its_place() -> None:
         lambda: measures.ratio_plot({}, ylabel=""),
         lambda: measures.coverage_bars({"a": {}}),
         lambda: measures.band_plot({}, (0, 1), xlabel=""),
+        lambda: measures.null_strip([], (0, 1), None, xlabel=""),
         lambda: measures.check_strip([]),
         lambda: measures.distance_bars({}, xlabel=""),
         lambda: measures.tensor_map({}, ["fine"]),
     ],
-    ids=["ratio", "coverage", "band", "strip", "distance", "map"],
+    ids=["ratio", "coverage", "band", "null", "strip", "distance", "map"],
 )
 def test_nothing_to_draw_is_refused(draw) -> None:
     with pytest.raises(UsageError, match="nothing to draw"):

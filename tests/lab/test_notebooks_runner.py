@@ -222,7 +222,7 @@ def test_a_walk_that_holds_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "1 of 1 notebooks hold" in (tmp_path / "out" / "index.html").read_text()
 
 
-def test_investigate_with_a_fault_or_a_candidate_is_notebook_07(
+def test_investigate_with_a_fault_or_a_candidate_is_notebook_07_or_07b(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny: Path, tmp_path: Path
 ) -> None:
     asked: list[tuple[list[str], dict[str, object]]] = []
@@ -232,11 +232,13 @@ def test_investigate_with_a_fault_or_a_candidate_is_notebook_07(
         return []
 
     monkeypatch.setattr(aprlab.lab, "walk", walk)
-    for options in (["--fault", "gh-191,lost-v-biases"], ["--candidate", str(tiny)], [], ["--only", "02_dtype,04_forward_pass"]):
+    for options in (["--fault", "gh-191,lost-v-biases"], ["--candidate", str(tiny)],
+                    ["--model", str(tiny), "--candidate", str(tiny)], [], ["--only", "02_dtype,04_forward_pass"]):
         assert run_cli(["investigate", "--out", str(tmp_path), *options]) == 0
     assert asked == [
         (["07_peel"], {"fault": "GH-191,lost-v-biases"}),
-        (["07_peel"], {"candidate": str(tiny), "fault": ""}),
+        (["07b_one_file"], {"candidate": str(tiny), "fault": ""}),
+        (["07_peel"], {"model": str(tiny), "candidate": str(tiny), "fault": ""}),
         (["00_golden_rule"], {}),
         (["02_dtype", "04_forward_pass"], {}),
     ]
@@ -249,4 +251,4 @@ def test_investigate_with_a_fault_or_a_candidate_is_notebook_07(
     ):
         assert run_cli(["investigate", *options]) == 2
         assert message in capsys.readouterr().err
-    assert len(asked) == 4
+    assert len(asked) == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +17,11 @@ from aprlab.errors import UsageError
 from aprlab.faults import FAULTS, convert_with
 from aprlab.formats import apr, open_model
 from aprlab.gates import attempt
-from aprlab.onion import blind_search
+from aprlab.instruments.fingerprints import fingerprint
+from aprlab.lab.pairs import given_for, named
+from aprlab.onion import blind_search, health, inverses
 from aprlab.onion.peeling import peel
+from aprlab.onion.verdict import Verdict
 
 REF = paths.embedded_model()
 
@@ -26,16 +30,17 @@ def historic(seams: Seams) -> Seams:
     return replace(seams, metadata=lambda metadata: {k: v for k, v in metadata.items() if k != "source_metadata"})
 
 
-@pytest.mark.parametrize("id", ["swapped-k-v", "permuted-qk", "q4k-d-dmin", "q4k-nibble-pairs"])
+@pytest.mark.parametrize("id", ["swapped-k-v", "q4k-d-dmin", "q5k-layout", "aprq4-relabelled"])
 def test_a_fault_is_named_and_undone_bit_for_bit_without_a_reference(id: str, tmp_path: Path) -> None:
-    convert(REF, tmp_path / "healthy.apr", seams=historic)
-    convert_with(REF, tmp_path / "b.apr", [id])
+    given = given_for([FAULTS[id]])
+    convert(REF, tmp_path / "healthy.apr", seams=historic, **given)
+    convert_with(REF, tmp_path / "b.apr", [id], **given)
     outcome = attempt(tmp_path / "b.apr", tmp_path / "f.apr", threads=1)
     assert (outcome.verdict.verdict, outcome.verdict.faults) == ("broken", [id])
     assert outcome.exit_code == 0, outcome.headline
     assert (tmp_path / "f.apr").read_bytes() == (tmp_path / "healthy.apr").read_bytes()
     evidence = outcome.verdict.findings[0].evidence
-    assert evidence["nats_after"] < blind_search.HEALTH_SMALL < evidence["nats_before"]
+    assert evidence["nats_after"] < health.limits_of("embedded", 4.8).talk[0] < evidence["nats_before"]
 
 
 @pytest.mark.parametrize(("id", "says"), [("q4k-min-lost", "minimum of every block is zero"), ("q4k-scale-bits", "top bits")])
@@ -74,7 +79,7 @@ def test_a_permutation_comes_back(id: str) -> None:
     change = seams(healthy_seams(apr.DIALECTS["aprender"])).tensor
     tensor = next(t for t in open_model(REF).tensors.values() if t.type.name == "Q4_K")
     broken = change(tensor)
-    back = blind_search.undone(change, broken)
+    back = inverses.undone(change, broken)
     assert back is not None and not np.array_equal(broken.raw, tensor.raw) and np.array_equal(back.raw, tensor.raw)
 
 
@@ -84,7 +89,7 @@ def test_what_loses_bits_does_not_come_back(id: str) -> None:
     assert seams is not None
     change = seams(healthy_seams(apr.DIALECTS["aprender"])).tensor
     tensor = next(t for t in open_model(REF).tensors.values() if t.type.name == "Q4_K")
-    assert blind_search.undone(change, tensor) is None or np.array_equal(change(tensor).raw, tensor.raw)
+    assert inverses.undone(change, tensor) is None or np.array_equal(change(tensor).raw, tensor.raw)
 
 
 def test_repair_alone_of_a_healthy_file_writes_nothing(tmp_path: Path) -> None:
@@ -93,3 +98,84 @@ def test_repair_alone_of_a_healthy_file_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as refused:
         repair(REF, tmp_path / "f.gguf", threads=1)
     assert refused.value.code == "repair.nothing-found" and list(tmp_path.iterdir()) == []
+
+
+# ── what is named by a run, by marks, by the catalogue's own converters ───────────────────────────────────────────────
+
+
+def judged(id: str, folder: Path) -> Verdict:
+    convert_with(REF, folder / "b.apr", id.split("+"), **given_for([FAULTS[part] for part in id.split("+")]))
+    return peel(None, folder / "b.apr", threads=1)
+
+
+@pytest.mark.parametrize(
+    "id",
+    ["swapped-layers", "q4k-scales-plain", "scales-floored", "rope-norm", "mha-dims", "wrong-eps", "template-doubled",
+     "offset-shifted", "unknown-to-f32", "dims-swapped", "wrong-norm"],
+)  # fmt: skip
+def test_a_fault_is_named_without_a_reference(id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "examine", lambda session, tell: health.Health())  # what it says is not asked here
+    verdict = judged(id, tmp_path)
+    assert id in named(verdict), str(verdict)
+    assert {f.layer for f in verdict.findings if f.fault == id} == {FAULTS[id].layer}
+    assert verdict.exit_code != 0
+
+
+def test_a_transposition_is_named_and_not_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run says that the transposed values speak; the bytes before the second encoding are gone."""
+    verdict = judged("transposed-embedding", tmp_path)
+    assert verdict.faults == ["transposed-embedding"] and verdict.findings[0].evidence["exact"] is False
+    assert run_cli(["repair", str(tmp_path / "b.apr"), "-o", str(tmp_path / "f.apr")]) == 3
+    assert "cannot be repaired without a reference" in capsys.readouterr().err
+    assert not (tmp_path / "f.apr").exists()
+
+
+def test_two_faults_are_both_found_where_one_cannot_be_undone(tmp_path: Path) -> None:
+    verdict = judged("swapped-k-v+q4k-min-lost", tmp_path)
+    assert set(verdict.faults) == {"swapped-k-v", "q4k-min-lost"}
+
+
+def test_decoded_blocks_are_told_from_trained_floats(tmp_path: Path) -> None:
+    verdict = judged("default-dequantise", tmp_path)
+    assert (verdict.verdict, verdict.faults) == ("healthy", ["default-dequantise"])
+    assert all(f.harmless for f in verdict.findings)
+    with open_model(tmp_path / "b.apr") as model:
+        rng = np.random.default_rng(3)
+        tensors = {
+            name: t if len(t.shape) < 2 else t.replace(content=(
+                t.dequantise() + rng.normal(0, 1e-3, t.shape).astype(np.float32)).view(np.uint8).reshape(-1))
+            for name, t in model.tensors.items()
+        }  # fmt: skip
+        assert peel(None, model.with_changes(tensors=tensors), threads=1).findings == []
+
+
+# ── a published table in place of a reference ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def statistics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("table") / "healthy.json"
+    path.write_text(json.dumps({"fingerprints": [print_.row() for print_ in fingerprint(REF)]}, default=str))
+    return path
+
+
+def test_a_table_names_the_tensors_that_differ(statistics: Path, tmp_path: Path) -> None:
+    assert peel(None, REF, fast=True, statistics=statistics).findings == []
+    name = "blk.2.attn_v.bias"
+    with open_model(REF) as model:
+        tensor = model.tensors[name]
+        changed = (tensor.dequantise() * np.float32(1.01)).view(np.uint8)
+        verdict = peel(None, model.with_changes(tensors={**model.tensors, name: tensor.replace(content=changed)}),
+                       fast=True, statistics=statistics)  # fmt: skip
+    assert [(f.code, f.tensors) for f in verdict.findings] == [("weights.statistics-differ", [name])]
+    assert verdict.compared["statistics"] == statistics.name and verdict.exit_code == 4
+
+
+def test_a_table_knows_a_tensor_under_another_name(statistics: Path, tmp_path: Path) -> None:
+    convert_with(REF, tmp_path / "b.apr", ["swapped-gate-up"])
+    found = peel(None, tmp_path / "b.apr", fast=True, statistics=statistics).findings
+    assert {f.code for f in found} == {"weights.statistics-differ"}
+    assert found[0].evidence["agrees_with"] in (t.replace("up", "gate") for t in found[0].tensors)
+    with pytest.raises(UsageError) as refused:
+        peel(REF, REF, statistics=statistics)
+    assert refused.value.code == "peel.two-references"

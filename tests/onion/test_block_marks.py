@@ -10,9 +10,11 @@ import pytest
 
 from aprlab import paths
 from aprlab.conversion.converter import convert
+from aprlab.faults import convert_with
 from aprlab.formats import open_model
 from aprlab.model.tensor import Tensor
-from aprlab.onion.block_marks import NULLS, marks_of, unlikely
+from aprlab.onion.block_marks import marks_of, nulls, unlikely
+from aprlab.onion.order_marks import order_marks
 from aprlab.quants import REGISTRY, types
 
 REF = paths.embedded_model()
@@ -20,10 +22,10 @@ REF = paths.embedded_model()
 
 def test_every_mark_is_measured_and_healthy_in_the_embedded_model(tmp_path: Path) -> None:
     marks = marks_of(open_model(REF).tensors.values())
-    for kind in ("q4_k", "q5_k", "q8_0"):  # this project's encoder
+    for kind in ("q4_k", "q5_k", "q8_0", "q4_0", "q5_0", "q4_1"):  # this project's encoder
         convert(REF, tmp_path / f"{kind}.apr", quantize=kind)
         marks += marks_of(open_model(tmp_path / f"{kind}.apr").tensors.values())
-    assert {mark.name for mark in marks} == set(NULLS)
+    assert {mark.name for mark in marks} == set(nulls())
     assert [str(mark) for mark in marks if not mark.likely] == []
 
 
@@ -65,6 +67,20 @@ def _low_only(b: np.ndarray) -> None:
     b["qs"] &= 15
 
 
+def _minima_as_scales(b: np.ndarray) -> None:
+    quant = REGISTRY[types.Q4_K]
+    scales, minima = quant.unpack_scales(b["scales"])
+    b["scales"] = quant.pack_scales(np.hstack([scales[:, :4], minima[:, :4]]), minima)
+
+
+def _flushed(b: np.ndarray) -> None:
+    b["d"][::2] = 0
+
+
+def _raised(b: np.ndarray) -> None:
+    b["d"][::2] = 2.0**-14
+
+
 def _smaller(b: np.ndarray) -> None:
     b["scales"] //= 2
 
@@ -78,6 +94,9 @@ def _smaller(b: np.ndarray) -> None:
         (_plain, types.Q4_K, {"largest-scale-63", "largest-minimum-63"}),
         (_one_scale, types.Q4_K, {"paired-scales-equal"}),
         (_low_only, types.Q4_K, {"nibbles-alike"}),
+        (_minima_as_scales, types.Q4_K, {"late-scales-are-early-minima"}),
+        (_flushed, types.Q4_K, {"zero-scale-with-numbers"}),
+        (_raised, types.Q6_K, {"scale-at-smallest-normal"}),
         (_smaller, types.Q6_K, {"largest-scale-128"}),
     ],
 )
@@ -96,8 +115,41 @@ def test_numbers_that_do_not_use_their_range_are_unlikely(tmp_path: Path) -> Non
     assert unlikely([tensor]) == []
 
 
+@pytest.mark.parametrize(("kind", "name"), [("q4_0", "lowest-number-present"), ("q4_1", "both-ends-present")])
+def test_numbers_that_never_reach_an_end_are_unlikely(kind: str, name: str, tmp_path: Path) -> None:
+    convert(REF, tmp_path / "q.apr", quantize=kind)
+    tensor = open_model(tmp_path / "q.apr").tensors["blk.0.ffn_up.weight"]
+    raw = np.array(tensor.raw)
+    raw.view(REGISTRY[tensor.type].layout)["qs"] |= 0x11
+    assert [mark.name for mark in unlikely([tensor.replace(content=raw)])] == [name]
+    assert unlikely([tensor]) == []
+
+
+# ── marks of order ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("id", "dead"),
+    [("swapped-k-v", "keys-over-values"), ("swapped-gate-up", "up-follows-down"), ("GH-202", "channels-agree")],
+)
+def test_a_mark_of_order_dies_on_the_fault_that_it_suggests(id: str, dead: str, tmp_path: Path) -> None:
+    convert_with(REF, tmp_path / "b.apr", [id])
+    odd = {mark.name: mark for mark in order_marks(open_model(tmp_path / "b.apr").tensors) if not mark.likely}
+    assert dead in odd and id in odd[dead].suggests
+
+
+@pytest.mark.parametrize("kind", ["q2_k", "q4_0"])
+def test_marks_of_order_outlive_every_encoding(kind: str, tmp_path: Path) -> None:
+    marks = order_marks(open_model(REF).tensors)
+    assert {mark.name for mark in marks} == {"channels-agree", "up-follows-down", "keys-over-values"}
+    convert(REF, tmp_path / "q.apr", quantize=kind)
+    assert [str(m) for m in [*marks, *order_marks(open_model(tmp_path / "q.apr").tensors)] if not m.likely] == []
+
+
 def test_the_real_model_has_all_marks() -> None:
     path = paths.models_dir() / "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
     if not path.is_file():
         pytest.skip("the real 0.5B is not here")
-    assert unlikely(open_model(path).tensors.values()) == []
+    tensors = open_model(path).tensors
+    assert unlikely(tensors.values()) == []
+    assert [str(mark) for mark in order_marks(tensors) if not mark.likely] == []

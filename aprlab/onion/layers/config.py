@@ -16,6 +16,8 @@ from aprlab.onion.layers.layer import Layer
 from aprlab.onion.words import Mechanism
 from aprlab.published import known_models
 
+EPSILONS = (float(np.float32(1e-6)), float(np.float32(1e-5)))  # all that Qwen2 models were published with
+
 # Numbers that no run can notice: the context only bounds it.
 _QUIET = ("context_length",)
 
@@ -30,7 +32,7 @@ class ConfigLayer(Layer):
     def suspect(self, case: FileCase) -> list[Deviation]:
         if case.file.unrun is not None:
             return list(key_deviations(case, of_tokenizer=False))
-        known = case.expected_config or prior(case.file.config)
+        known = case.expected_config or {**prior(case.file.config), **by_shapes(case)}
         found = []
         for name in CONFIG_FIELDS:
             value = case.file.config[name]
@@ -62,6 +64,8 @@ def prior(config: dict[str, Any]) -> dict[str, Any]:
     kind = ARCHITECTURES.get(str(config.get("architecture")))
     if kind is not None:
         known["rope_type"] = kind.rope_type
+    if config.get("architecture") == "qwen2" and isinstance(eps := config.get("rms_norm_eps"), float) and eps not in EPSILONS:
+        known["rms_norm_eps"] = EPSILONS[0]
     for model in known_models().values():
         if all(model.config.get(key) == config.get(key) for key in ("block_count", "embedding_length")):
             known |= {k: v for k, v in model.config.items() if k in CONFIG_FIELDS}
@@ -72,4 +76,23 @@ def prior(config: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
-__all__ = ["ConfigLayer", "prior"]
+def by_shapes(case: FileCase) -> dict[str, Any]:
+    """Numbers of the config that all layers' matrices agree on and the config contradicts: how many heads keys have."""
+    config = case.file.config
+    size, heads, width = (config[name] for name in ("head_dim", "head_count", "embedding_length"))
+    shapes = {m.true: m.piece.shape for m in case.matches if m.true is not None}
+    keys = [(name, shape) for name, shape in shapes.items() if name.endswith("attn_k.weight")]
+    if not keys or not all(isinstance(n, int) and n > 0 for n in (size, heads, width)):
+        return {}
+    queries = {shape for name, shape in shapes.items() if name.endswith("attn_q.weight")}
+    if queries != {(heads * size, width)}:
+        return {}
+    rows = {shape[0] for _, shape in keys if shape[1:] == (width,)}
+    biases = {shapes.get(name.replace("weight", "bias")) for name, _ in keys}
+    if len(rows) != 1 or biases - {None, (min(rows),)} or any(shape[1:] != (width,) for _, shape in keys):
+        return {}
+    count, left = divmod(min(rows), size)
+    return {"head_count_kv": count} if not left and count and not heads % count else {}
+
+
+__all__ = ["EPSILONS", "ConfigLayer", "by_shapes", "prior"]

@@ -11,6 +11,7 @@ from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase, TensorMatch
 from aprlab.onion.layers.layer import Layer
 from aprlab.onion.words import Mechanism, refused
+from aprlab.quants import types
 
 # Rules that the reader of APR files finds broken and that are looked at again below, with figures; the rest is passed on.
 _AGAIN = (
@@ -29,7 +30,8 @@ class ContainerLayer(Layer):
     def suspect(self, case: FileCase) -> list[Deviation]:
         box = case.file.box
         if box is None:
-            return []
+            return [_seal(Mechanism("container.gap"), tensor=problem.tensor, offset=problem.offset)
+                    for problem in case.file.problems if problem.code == "gguf.gap"]  # fmt: skip
         found = [*_seals(box), *_order(box), *_spans(case)]
         for problem in case.file.problems:
             if problem.code not in _AGAIN:
@@ -118,6 +120,8 @@ def _moved(case: FileCase) -> list[Deviation]:
     """Tensors whose true bytes are elsewhere in the data: the offset is wrong, not the data."""
     found: list[Deviation] = []
     box = case.file.box
+    if case.ref is None and box is not None:
+        return _all_shifted(case, box)
     for match in case.matches:
         if match.place is None or match.of is None or box is None:
             continue
@@ -127,6 +131,33 @@ def _moved(case: FileCase) -> list[Deviation]:
                       Origin(box.path, p.name, match.place if box.compression is None else -1))  # fmt: skip
         cause = Mechanism(f"container.offset-too-{'small' if shift > 0 else 'large'}", {"bytes": abs(shift)})
         found.append(Deviation("span", match.of.name, p.start, good, cause, match, {"shift": -shift}))
+    return found
+
+
+def _all_shifted(case: FileCase, box: apr.Container) -> list[Deviation]:
+    """Without a reference: spans that fill the data without a gap, all as many bytes too far on, so that the last ends beyond."""
+    rows = sorted((m for m in case.matches if m.piece.size), key=lambda m: m.piece.start)
+    shift = rows[0].piece.start - box.data_offset if rows else 0
+    if shift <= 0:
+        return []
+    at = box.data_offset
+    for match in rows:
+        at += -(at - box.data_offset) % apr.ALIGNMENT
+        if match.piece.start != at + shift:
+            return []
+        at += match.piece.size
+    if not at <= len(box.image) < at + shift:
+        return []
+    found = []
+    for match in rows:
+        p = match.piece
+        place = p.start - shift
+        p.raw, p.place, match.place = box.image[place : place + p.size], place, place
+        kind = next(iter(p.fitting()), types.F32)
+        good = Tensor(match.true or p.name, kind, p.shape, p.raw,
+                      Origin(box.path, p.name, place if box.compression is None else -1))  # fmt: skip
+        cause = Mechanism("container.offset-too-large", {"bytes": shift})
+        found.append(Deviation("span", match.true or p.name, p.start, good, cause, match, {"shift": shift}))
     return found
 
 

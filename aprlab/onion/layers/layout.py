@@ -10,6 +10,7 @@ from aprlab.formats import apr
 from aprlab.model.inventory import shapes
 from aprlab.onion.draft import Draft, made_config
 from aprlab.onion.file_case import Deviation, FileCase
+from aprlab.onion.layers.config import by_shapes
 from aprlab.onion.layers.layer import Layer
 from aprlab.onion.words import Mechanism
 
@@ -51,7 +52,8 @@ def expected_shapes(case: FileCase) -> dict[str, tuple[int, ...]]:
         return {}
     try:
         have = {p.stated: p for p in case.file.pieces}
-        return shapes(made_config(case.file.config, {n: None for n in have if n}, case.file.path))  # type: ignore[misc]
+        config = {**case.file.config, **by_shapes(case)}
+        return shapes(made_config(config, {n: None for n in have if n}, case.file.path))  # type: ignore[misc]
     except (*BROKEN, ArithmeticError):
         return {}  # the config layer says what is wrong with it
 
