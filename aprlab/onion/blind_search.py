@@ -32,7 +32,7 @@ from aprlab.onion.verdict import Finding, known
 from aprlab.onion.words import Mechanism
 
 GAIN = 0.3  # share of the nats that a step must take away; exchanges of parts of healthy files take away none
-BETTER = 0.93  # geometric mean of what exchanged parts leave of each token's surprise: healthy files have 1.09 to 1.5, others 0.87
+BETTER = 0.93  # geometric mean of the share of each token's surprise that exchanged parts leave: healthy 1.09 to 1.5, others 0.87
 _CERTAIN = 1e-9  # nats of a token; fewer are none
 FIRST = 3  # answers of the conversation that a real model is asked for at each step; the whole decides
 DEADLINE = 90.0  # seconds

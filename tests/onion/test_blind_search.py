@@ -127,7 +127,7 @@ def test_a_few_tokens_that_gain_by_an_exchange_prove_nothing(tmp_path: Path) -> 
     verdict = peel(None, tmp_path / "q.apr", threads=1)
     undone = verdict.health["undone"]
     assert undone["swapped-layers"] < (1 - blind_search.GAIN) * undone["as it is"]
-    assert (verdict.verdict, verdict.findings) == ("healthy", [])
+    assert verdict.verdict == "healthy" and all(f.harmless for f in verdict.findings)
 
 
 def test_a_transposition_is_named_and_not_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
