@@ -18,11 +18,11 @@ from aprlab.quants import types
 
 F32 = (types.F32,)
 # Words from which merges are made: letters of several scripts, digits, marks, code.
-WORDS = (
+WORDS = (  # noqa: SIM905 - a list of fifty strings is not easier to read
     "hello world the quick brown fox don't I'LL naïve Ünïcode Straße école ÉCOLE 日本語 你好 世界 한국어 العربية हिन्दी Ελληνικά "
     "Привет def return self print range import class __init__ 2024 1234567 3.14 != == -> => :: // /* */ <<< >>> "
     "MixedCase camelCase HTTPServer snake_case x = y + 1"
-).split(" ")
+).split()
 MARKS = {"<|endoftext|>": 3, "<|im_start|>": 3, "<|im_end|>": 3, "<tool_call>": 4}
 
 
@@ -56,9 +56,9 @@ def pieces_data(**changes: Any) -> TokenizerData:
         text = f"▁{word}"
         pieces += [text[:n] for n in range(2, len(text) + 1)] + [word[n : n + 2] for n in range(len(word) - 1)]
         pieces += [word[:3], word[-3:]]
-    letters = sorted({letter for word in WORDS for letter in word} - set("अ")) + ["▁", "\n"]
+    letters = [*sorted({letter for word in WORDS for letter in word}), "▁", "\n"]
     known = [piece for piece in dict.fromkeys(pieces) if len(piece) > 1] + letters
-    tokens += known + ["<|im_start|>", "<|im_end|>", "<tool_call>"]
+    tokens += [*known, "<|im_start|>", "<|im_end|>", "<tool_call>"]
     kinds += [1] * len(known) + [3, 3, 4]
     scores = [0.0] * 259 + [-float(n) for n in range(len(known))] + [0.0] * 3
     data = TokenizerData("llama", "default", tokens, kinds, [], 1, 2, None, None, TEMPLATE, scores, None)

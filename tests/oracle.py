@@ -1,4 +1,4 @@
-"""Qwen2, Qwen3 and Llama in float64, written without looking at aprlab's own: no cache, no engine, one position's attention at a time.
+"""Qwen2, Qwen3 and Llama in float64, written without looking at aprlab's own: no cache, no engine, attention by position.
 
 Given a random generator it also errs at every step as much as float32 rounding would, which tells how far an honest
 float32 engine may be off.

@@ -6,10 +6,12 @@ itself to 2e-5, whichever way the prompt is cut.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +71,42 @@ def llama_says(path: Path, text: str = "What is 2+2?") -> dict[str, Any]:
     done = subprocess.run([sys.executable, str(child), str(path), text], capture_output=True, text=True, timeout=120)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     return json.loads(lines[-1]) if lines else {"refused": f"it died with status {done.returncode}"}
+
+
+class _Params(ctypes.Structure):
+    """`llama_model_params` by value: longer than the real one, which is read from its beginning."""
+
+    _fields_ = (("bytes", ctypes.c_ubyte * 1024),)
+
+
+@contextmanager
+def llama_vocabulary(path: Path) -> Iterator[tuple[Callable[..., list[int]], set[int]]]:
+    """llama.cpp's tokenizer of a file, called as ``(text, parse_special, add_special=False)``, and the ids that it ends at."""
+    import xllamacpp
+
+    (library,) = Path(xllamacpp.__file__).parent.glob("xllamacpp*.so")
+    llama, pointer, ids = ctypes.CDLL(str(library)), ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32)
+    llama.llama_model_default_params.restype = _Params
+    llama.llama_model_load_from_file.argtypes, llama.llama_model_load_from_file.restype = [ctypes.c_char_p, _Params], pointer
+    llama.llama_model_free.argtypes = [pointer]
+    llama.llama_model_get_vocab.argtypes, llama.llama_model_get_vocab.restype = [pointer], pointer
+    llama.llama_vocab_n_tokens.argtypes = [pointer]
+    llama.llama_vocab_is_eog.argtypes, llama.llama_vocab_is_eog.restype = [pointer, ctypes.c_int32], ctypes.c_bool
+    llama.llama_tokenize.argtypes = [
+        pointer, ctypes.c_char_p, ctypes.c_int32, ids, ctypes.c_int32, ctypes.c_bool, ctypes.c_bool,
+    ]  # fmt: skip
+    model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
+    assert model, f"llama.cpp refuses {path}"
+    vocab = llama.llama_model_get_vocab(model)
+
+    def tokenise(text: str, parse_special: bool = True, add_special: bool = False) -> list[int]:
+        raw = text.encode()
+        out = (ctypes.c_int32 * (len(raw) + 8))()
+        count = llama.llama_tokenize(vocab, raw, len(raw), out, len(out), add_special, parse_special)
+        assert count >= 0
+        return list(out[:count])
+
+    try:
+        yield tokenise, {n for n in range(llama.llama_vocab_n_tokens(vocab)) if llama.llama_vocab_is_eog(vocab, n)}
+    finally:
+        llama.llama_model_free(model)

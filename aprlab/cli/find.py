@@ -173,6 +173,10 @@ def forensics(
             help="Statistics of its tensors as a program published them (JSON, CSV): which faulty decoder has these figures?",
         ),
     ] = None,
+    case: Annotated[
+        Path | None,
+        typer.Option("--case", metavar="CASE", help="Cases as JSON, ranked together (docs/evidence.md).", show_default=False),
+    ] = None,
     prompt: Prompt = QUESTION,
     raw: Raw = False,
     system: System = None,
@@ -193,28 +197,31 @@ def forensics(
     as_json: bool = False,
 ) -> None:
     """Rank the faults that would make a healthy model say a given garbage sentence, or give such statistics."""
-    if (saw is None) == (statistics is None):
-        raise UsageError("forensics needs either --saw or --statistics", code="cli.saw-or-statistics")
+    if sum(given is not None for given in (saw, statistics, case)) != 1:
+        raise UsageError("forensics needs one of --saw, --statistics and --case", code="cli.saw-or-statistics")
     if statistics is not None:
         return _explain_statistics(file, statistics, as_json)
+    if case is not None:
+        return _rank_cases(file, case, None if only is None else ids(only), engine, threads, top, as_json)
     assert saw is not None
+    rounds = depth if depth is not None else 2 if pairs else 1
+    asked = {"prompt": prompt, "raw": raw, "system": system, "depth": rounds, "width": width, "engine": engine, "threads": threads}
+    return _rank_text(file, saw, None if only is None else ids(only), asked, top, as_json)
+
+
+def _rank_text(file: Path, saw: str, chosen: list[str] | None, options: dict[str, Any], top: int, as_json: bool) -> None:
     from aprlab.faults import run_faults
     from aprlab.forensics import ranking
     from aprlab.forensics.answer_scoring import Suspect
 
-    chosen = None if only is None else ids(only)
-    rounds = depth if depth is not None else 2 if pairs else 1
     count = len(chosen if chosen is not None else run_faults())
-    with out.progress(count * (1 + width * (rounds - 1)), "set", "faults") as bar:
+    with out.progress(count * (1 + options["width"] * (options["depth"] - 1)), "set", "faults") as bar:
 
         def show(suspect: Suspect) -> None:
             bar.set_postfix_str(" + ".join(suspect.faults))
             bar.update()
 
-        found = ranking.forensics(
-            file, saw, prompt=prompt, raw=raw, system=system, depth=rounds, width=width, faults=chosen,
-            engine=engine, threads=threads, progress=show,
-        )  # fmt: skip
+        found = ranking.forensics(file, saw, faults=chosen, progress=show, **options)
     if as_json:
         out.say_json(found.to_json())
         return
@@ -248,6 +255,29 @@ def _explain_statistics(file: Path, table: Path, as_json: bool) -> None:
     for answer in found.types:
         out.say(answer.words)
     out.say(found.conclusion)
+
+
+def _rank_cases(
+    file: Path, path: Path, chosen: list[str] | None, engine: str, threads: int | None, top: int, as_json: bool
+) -> None:
+    from aprlab.faults import run_faults
+    from aprlab.forensics.cases import rank_cases, read_cases, standing
+
+    cases = read_cases(path)
+    with out.progress(len(chosen if chosen is not None else run_faults()), "set", "faults") as bar:
+        found = rank_cases(
+            file, cases, faults=chosen, engine=engine, threads=threads, progress=lambda unit, seconds: bar.update()
+        )
+    if as_json:
+        out.say_json({id: each.to_json() for id, each in found.items()})
+        return
+    for case in cases:
+        each = found[case.id]
+        rows = [(score, faults, text, why) for faults, score, text, why in each.rows(top)]
+        out.say_table(f"{case.id}: {each.saw!r}", ("score", "faults", "says", "why"), rows, prose=("says", "why"))
+        where = standing(each, case.cause)
+        known = f"; {' + '.join(case.cause)} comes {where.rank}." if case.cause and where.rank else ""
+        out.say(f"{each.conclusion}{known}")
 
 
 def signatures(

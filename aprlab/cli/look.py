@@ -18,6 +18,8 @@ from aprlab.published import QUESTION
 if TYPE_CHECKING:
     from aprlab.inference import Sampling, Session
     from aprlab.model import Model
+    from aprlab.sources import Source
+    from aprlab.tracing import Trace
     from aprlab.tracing.comparisons import Comparison
 
 
@@ -29,12 +31,14 @@ def inspect(file: ModelFile, as_json: bool = False) -> None:
     from aprlab.formats import identify, open_model
     from aprlab.formats.gguf_record import keys_of
     from aprlab.formats.identity import file_only
+    from aprlab.formats.unusual import unusual
     from aprlab.model.description import describe
 
     identity = identify(file)
     with open_model(file, identity) as model:
         keys = keys_of(model) if file_only(model) is not None else None
         found = {**describe(model, keys), "identity": identity.to_json()}
+        found["unusual"] = [one.to_json() for one in unusual(model)]
     if as_json:
         output.say_json(found)
         return
@@ -53,6 +57,8 @@ def inspect(file: ModelFile, as_json: bool = False) -> None:
     for problem in ("missing", "unexpected", "warnings"):
         for line in found[problem]:
             output.say(f"{problem}: {line}")
+    for one in found["unusual"]:
+        output.say(f"unusual: {one['says']}")
 
 
 def _facts(found: dict[str, Any]) -> dict[str, Any]:
@@ -91,12 +97,20 @@ def fingerprint(
 def diff(
     file: ModelFile,
     other: Annotated[Path, typer.Argument(metavar="OTHER", help="The file to compare it with.", show_default=False)],
+    headers: Annotated[
+        bool,
+        typer.Option("--headers", help="Read no tensor, compare names, types, shapes, keys; URLs always so.", show_default=False),
+    ] = False,
     as_json: bool = False,
 ) -> int:
     """List what differs between two files: tensors, config, tokenizer."""
     from aprlab import instruments
+    from aprlab.model.remote import url_of
 
-    return _show_comparison(instruments.diff(file, other), as_json, only_differing=True)
+    headers = headers or url_of(file) is not None or url_of(other) is not None
+    if headers:
+        output.note("only headers are compared; the bytes of tensors are not read")
+    return _show_comparison(instruments.diff(file, other, headers=headers), as_json, only_differing=True)
 
 
 def compare(
@@ -182,8 +196,8 @@ def trace(
     file: ModelFile,
     output: Path,
     source: Annotated[
-        str, typer.Option("--source", metavar="NAME[,KEY=VALUE…]", help="Program that runs it: reference, jit, llama.cpp.")
-    ] = "reference",
+        str, typer.Option("--source", metavar="NAME[,KEY=VALUE…]", help="Program that runs it: auto, jit:q8, llama.cpp.")
+    ] = "auto",
     prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="What to ask.")] = QUESTION,
     tokens: Annotated[
         str | None, typer.Option("--tokens", metavar="ID,ID…", help="Run these token ids instead.", show_default=False)
@@ -203,18 +217,19 @@ def trace(
         given = numbers(tokens) if tokens is not None else _prompt_ids(model, prompt, raw, system)
         found = program.run(given, points)
         found.save(output, force=force)
-    _note(found, f"{program.name} {program.version}, contract {program.contract}: {len(found)} points, {len(given)} tokens")
+    _show_trace(found, program)
 
 
-def _note(*things: Any) -> None:
-    for thing in things:
-        output.note(thing)
+def _show_trace(found: Trace, program: Source) -> None:
+    output.note(found)
+    facts = f"contract {program.contract}: {len(found)} points, {len(found.tokens)} tokens"
+    output.say(f"{program.name} {program.version}, {facts}")
 
 
 def _prompt_ids(model: Model, prompt: str, raw: bool, system: str | None) -> list[int]:
     from aprlab.inference import Session
 
-    session = Session(model)
+    session = Session(model, engine="reference", cache_weights=False)  # nothing is run: nothing is decoded
     return session.prompt_tokens(prompt, raw=raw or session.wants_raw, system=system)
 
 

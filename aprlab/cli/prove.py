@@ -50,6 +50,56 @@ def gates(
     return 4 if any(r.passed is None for r in results) else 0
 
 
+def verify(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="What it was converted from; a directory, too.", show_default=False)
+    ],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The converted file.", show_default=False)],
+    reports: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Write report.html, certificate.json, junit.xml and summary.md here."),
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=64, metavar="N", help="Let both read so much of the shipped text.")
+    ] = 2048,
+    engine: str = "auto",
+    threads: int | None = None,
+    as_json: bool = False,
+) -> int:
+    """Certify a converted model, or not: file, tensors, prompts, and a text that both read."""
+    from aprlab.formats.writing import check_output
+    from aprlab.lab import reports_folder
+    from aprlab.qualification import certificate, certificate_page
+
+    if not model.exists():
+        raise UsageError("there is no such file", code="cli.no-such-file", path=model)
+    if reports is not None:
+        reports_folder(reports)
+        for name in certificate_page.NAMES:  # refused before the work, not after it
+            check_output(reports / name, [source, model], force=True)
+    with out.progress(4, "check") as bar:
+
+        def show(stage: str) -> None:
+            bar.set_postfix_str(stage)
+            bar.update()
+
+        found = certificate.verify(source, model, engine=engine, threads=threads, tokens=tokens, progress=show)
+    if as_json:
+        out.say_json(found.to_json())
+    else:
+        columns = ("check", "", "what must hold", "found")
+        out.say_table(f"{model} against {source}", columns, found.rows(), prose=columns[2:])
+        if found.tensors:
+            out.say_table(
+                "tensors", certificate_page.TENSOR_COLUMNS, certificate_page.tensor_cells(found),
+                right=certificate_page.TENSOR_COLUMNS[2:],
+            )  # fmt: skip
+        out.say(f"{found.verdict}: {found.sentence}")
+    for path in [] if reports is None else certificate_page.write(found, reports):
+        out.note(path)
+    return found.exit_code
+
+
 def check(file: ModelFile, engine: str = "auto", as_json: bool = False) -> int:
     """Check one file in ten stages, from the tokenizer to the next token, each computed again in float64."""
     from aprlab.gates import ten_stages

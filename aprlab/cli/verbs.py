@@ -26,8 +26,8 @@ VERBS: tuple[Verb, ...] = (
         "run", LOOK, look.run, 'run model.apr -p "What is 2+2?" --trace "layers.*.out" --trace-out trace.npz',
         (SAMPLING, LENGTH, ENGINE, FORCE, JSON), {1: "logits are not numbers"},
     ),
-    Verb("trace", LOOK, look.trace, "trace model.gguf --source llama.cpp -o llama.npz", (OUTPUT,)),
-    Verb("compare", LOOK, look.compare, "compare ours.npz llama.npz", (JSON,), _DIFFER),
+    Verb("trace", LOOK, look.trace, "trace model.gguf --source reference -o trace.npz", (OUTPUT,)),
+    Verb("compare", LOOK, look.compare, "compare ours.npz jit.npz", (JSON,), _DIFFER),
     Verb("chat", LOOK, look.chat, "chat model.apr --system 'Answer in one word.'", (SAMPLING, LENGTH, ENGINE)),
     Verb("convert", CONVERT, convert.convert, "convert model.gguf -o new.apr --verbose", (OUTPUT, JSON)),
     Verb("export", CONVERT, convert.export, "export model.apr -o folder --format safetensors --dtype f32", (OUTPUT, JSON)),
@@ -52,6 +52,10 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "gates", PROVE, prove.gates, "gates model.gguf model.apr --engine jit:q8", (LENGTH, ENGINE_ALONE, JSON),
         {3: "a gate fails", 4: "a gate can say nothing"},
+    ),
+    Verb(
+        "verify", PROVE, prove.verify, "verify folder model.gguf --out reports", (ENGINE, JSON),
+        {3: "not certified", 4: "not enough evidence"},
     ),
     Verb("check", PROVE, prove.check, "check model.apr", (ENGINE_ALONE, JSON), {3: "a stage fails"}),
     Verb(

@@ -69,7 +69,7 @@ def _origin_record(model: Model) -> dict[str, Any]:
         return {}  # there is more than padding between the tensors: such a file cannot be reproduced
     if gaps:
         record["gaps"] = gaps
-    record["xxh3_128"] = gguf_hash(header.file[: header.data_offset].tobytes(), model.tensors.values())
+    record["xxh3_128"] = gguf_hash(header.bytes_of(0, header.data_offset).tobytes(), model.tensors.values())
     return {"gguf": record}
 
 
@@ -102,9 +102,9 @@ def _gaps(header: gguf.Header, model: Model) -> list[list[Any]] | None:
     gaps, at, total = [], header.data_offset, 0
     for start, stop in [*ends, (header.file_size, header.file_size)]:
         if start > at:
-            between = header.file[at:start]
-            if len(between) > GAP_LIMIT:
+            if start - at > GAP_LIMIT:
                 return None
+            between = header.bytes_of(at, start)
             last = stop == start == header.file_size
             if between.any() or (last and len(between) != padding(at, header.alignment)):
                 total += len(between)

@@ -13,6 +13,7 @@ from aprlab.conversion.cost import Cost
 from aprlab.conversion.mixes import SUBSTITUTES
 from aprlab.conversion.recode import Recoded, encodable
 from aprlab.model.model import Model
+from aprlab.model.remote import url_of
 from aprlab.model.tensor import Tensor
 
 
@@ -87,10 +88,13 @@ def report_of(
 
 
 def _bytes_of(model: Model) -> int:
-    """Bytes of the model's file; of its weight files where it is a directory."""
-    if not model.path.is_dir():
+    """Bytes of the model's file; of all its weight files where there are several; of its tensors where it is at a URL."""
+    if url_of(model.path) is not None:
+        return model.nbytes
+    files = {t.origin.path for t in model.tensors.values()}
+    if not model.path.is_dir() and len(files) < 2:
         return model.path.stat().st_size
-    return sum(path.stat().st_size for path in {t.origin.path for t in model.tensors.values()})
+    return sum(path.stat().st_size for path in files)
 
 
 def count_of(items: Iterable[str]) -> dict[str, int]:

@@ -18,7 +18,7 @@ from aprlab.engines.contracts import Contract
 from aprlab.errors import FormatError, UnsupportedError
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
-from aprlab.model.rope import RopeScaling
+from aprlab.model.rope import RopeScaling, frequencies
 from aprlab.model.tensor import Tensor
 
 _BLOCK = 8 << 20  # values of a matrix decoded at a time
@@ -129,20 +129,18 @@ class ContractEngine(Engine):
         self, x: np.ndarray, positions: np.ndarray, theta: float, style: str, scaling: RopeScaling | None = None,
         factors: str | None = None,
     ) -> np.ndarray:  # fmt: skip
-        if scaling is not None or factors is not None:
-            raise UnsupportedError(
-                "scaled rotary positions are not simulated under a foreign contract yet", code="engines.scaled-rope-simulated"
-            )
         half = x.shape[-1] // 2
-        if self.exact_rope:
-            angles = positions[:, None] * theta ** (-np.arange(half) / half)
+        length = 1.0 if scaling is None else scaling.length
+        if self.exact_rope or scaling is not None or factors is not None:
+            rates = frequencies(theta, half, scaling, None if factors is None else self.vector(factors, half).dequantise())
+            angles = positions[:, None] * rates
         else:
             step = np.float32(theta) ** np.float32(-1 / half)
             rows = [positions.astype(np.float32)]
             for _ in range(half - 1):
                 rows.append(rows[-1] * step)
             angles = np.stack(rows, axis=1)
-        cos, sin = (f(angles).astype(self.dtype)[:, None, :] for f in (np.cos, np.sin))
+        cos, sin = ((f(angles) * length).astype(self.dtype)[:, None, :] for f in (np.cos, np.sin))
         if style == "neox":
             first, second = slice(0, half), slice(half, 2 * half)
         elif style == "norm":

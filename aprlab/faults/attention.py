@@ -14,6 +14,7 @@ from aprlab.engines.base import Array, Cache, Engine
 from aprlab.engines.delegating import DelegatingEngine
 from aprlab.faults.base import Fault, lines
 from aprlab.model.config import ModelConfig
+from aprlab.model.rope import RopeScaling
 
 
 @dataclass(slots=True)
@@ -116,7 +117,10 @@ class ZeroPrefix(PlainAttention):
 class NoRope(DelegatingEngine):
     """Queries and keys are not rotated."""
 
-    def rope(self, x: Array, positions: np.ndarray, theta: float, style: str) -> Array:
+    def rope(
+        self, x: Array, positions: np.ndarray, theta: float, style: str, scaling: RopeScaling | None = None,
+        factors: str | None = None,
+    ) -> Array:  # fmt: skip
         return self.from_numpy(np.array(self.to_numpy(x), np.float32))
 
 
@@ -196,10 +200,10 @@ FAULTS = (
         lines(
             "The scores were computed in float16 and scaled by 1/sqrt(D) afterwards (llama.cpp #7805, #8412).",
             "Qwen2's K biases make products beyond 65504: infinite, then NaN in the softmax, then a flood of one letter.",
-            "Models with small keys only lose digits.",
+            "Models with small keys only lose digits: the embedded one answers as ever, the 1.5B says NaN at once.",
         ),
         "layers.0.attn off by a few thousandths; where a product passes 65504, NaN from there on.",
-        silent=True, engine=HalfScores,
+        engine=HalfScores,
     ),
     Fault(
         "kv-q4", "Cached keys in four bits", "forward", "E",

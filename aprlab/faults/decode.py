@@ -462,7 +462,7 @@ FAULTS = (
         "q6k-sequential", "Q6_K: nibbles and high bits read in sequence", "decode", "D",
         lines(
             "Value v was read from nibble v of ql and from bits 2(v mod 4) of byte v/4 of qh; its scale from group v/16.",
-            "ggml splits a block into two halves, with the low nibbles of 64 bytes before the high ones and bits 32 values apart.",
+            "ggml splits a block into two halves: the low nibbles of 64 bytes before the high ones, bits 32 values apart.",
             "Upstream's published statistics of 2026-01-30, the baseline of two gates, were computed this way.",
         ),
         "About 250 of 256 values of a block wrong; means and extremes hardly change, the spread grows by half.",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from aprlab.conversion.seams import Seams
-from aprlab.engines.base import Array, Cache
+from aprlab.engines.base import Array, Cache, Engine
 from aprlab.engines.delegating import DelegatingEngine
 from aprlab.faults.base import Fault, lines
 from aprlab.faults.naming import gguf_name
@@ -98,14 +98,17 @@ class TwiceAdvanced(Cache):
         self.length = 2 * length
 
 
+def _zeros(engine: Engine, store: Array) -> Array:
+    """Zeros in place of a fresh cache's storage, which may hold anything: what is read from it is then repeatable."""
+    return engine.from_numpy(np.zeros(store.shape, np.float32))
+
+
 class KvTwice(DelegatingEngine):
     """The length of the cache moves twice a pass: by the attention, and by the loop around it."""
 
     def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
         room = self.inner.new_cache(config, 2 * capacity)
-        for store in (room.k, room.v):
-            store[...] = 0  # the holes hold what was there; zeros make it repeatable
-        return TwiceAdvanced(room.k, room.v, 2 * capacity)
+        return TwiceAdvanced(_zeros(self, room.k), _zeros(self, room.v), 2 * capacity)  # the holes hold what was there
 
 
 OLD_POSITIONS = 5
@@ -126,8 +129,7 @@ class KvStale(DelegatingEngine):
 
     def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
         room = self.inner.new_cache(config, capacity + OLD_POSITIONS)
-        for store in (room.k, room.v):
-            store[...] = 0
+        room.k, room.v = _zeros(self, room.k), _zeros(self, room.v)
         return StaleCache(room)
 
     def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:

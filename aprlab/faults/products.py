@@ -32,7 +32,15 @@ class TransposedGemv(DelegatingEngine):
         if weight not in self.kept:
             self.kept[weight] = tensor.dequantise().reshape(tensor.cols, tensor.rows)
         y = self.to_numpy(x) @ self.kept[weight]
-        return self.from_numpy(y if bias is None else y + self.vector(bias, tensor.rows).dequantise())
+        if bias is None:
+            return self.from_numpy(y)
+        if bias not in self.kept:
+            self.kept[bias] = self.vector(bias, tensor.rows).dequantise()
+        return self.from_numpy(y + self.kept[bias])
+
+    def close(self) -> None:
+        self.kept.clear()
+        super().close()
 
 
 class ZeroProduct(DelegatingEngine):

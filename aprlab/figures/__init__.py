@@ -13,7 +13,7 @@ from aprlab.figures.matrices import kill_plot, state_map
 from aprlab.figures.measures import band_plot, check_strip, coverage_bars, distance_bars, null_strip, ratio_plot, tensor_map
 from aprlab.figures.ranking import ranking_bars
 from aprlab.figures.scores import area_bars, interval_plot
-from aprlab.figures.traces import agreement_plot, error_map, logits_plot, norm_plot, trace_plot
+from aprlab.figures.traces import agreement_plot, error_limits, error_map, logits_plot, norm_plot, trace_plot
 
 __all__ = [
     "STYLE",
@@ -27,6 +27,7 @@ __all__ = [
     "described",
     "distance_bars",
     "dtype_flow",
+    "error_limits",
     "error_map",
     "interval_plot",
     "inventory_bars",

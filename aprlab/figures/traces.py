@@ -144,14 +144,17 @@ def error_map(
     xlabel: str,
     ylabel: str = "layer",
     label: str = "relative error (l2)",
-    limits: tuple[float, float] = (1e-7, 1.0),
+    limits: tuple[float, float] | None = None,
 ) -> Axes:
     """Errors as a heat map with a logarithmic scale: layer × step of the layer, layer × position.
+
+    The first cell that differs, in the order of the pass (row by row), has a frame.
 
     Args:
         values: ``(rows, columns)``, not negative. 0 (equal bit for bit) is drawn grey, NaN and Inf orange.
         rows, columns: labels of the axes; numbers are thinned out, words are all written.
-        limits: ends of the colour scale, so that two maps can share one; values beyond take the end's colour.
+        limits: ends of the colour scale, so that two maps can share one; `error_limits` of the values without. Values beyond
+            take the end's colour.
     """
     values = np.asarray(values, np.float64)
     if values.shape != (len(rows), len(columns)) or not values.size or (values < 0).any():
@@ -160,7 +163,8 @@ def error_map(
             code="figures.bad-errors",
         )  # fmt: skip
     ax = axes_or_new(ax)
-    colours = mpl.colormaps["cividis"].copy()
+    limits = error_limits(values) if limits is None else limits
+    colours = mpl.colormaps["viridis"].copy()  # its middle is no grey, which is for equal
     with style():
         finite = np.isfinite(values)
         inside = np.ma.masked_array(np.clip(values, *limits), mask=(values == 0) | ~finite)
@@ -168,6 +172,10 @@ def error_map(
         image = ax.imshow(inside, cmap=colours, norm=mpl.colors.LogNorm(*limits), aspect="auto", interpolation="nearest")
         for row, column in zip(*np.nonzero(~finite), strict=True):
             ax.add_patch(mpl.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=BROKEN, linewidth=0))
+        for row, column in list(zip(*np.nonzero(values), strict=True))[:1]:
+            frame = mpl.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=BROKEN, linewidth=2, zorder=3)
+            frame.set_clip_on(False)
+            ax.add_patch(frame)
         for axis, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
             if all(isinstance(name, str) for name in names):
                 axis.set_ticks(range(len(names)), [plain(name) for name in names])
@@ -179,5 +187,19 @@ def error_map(
         ax.set_xlabel(xlabel)
         ax.set_ylabel(ylabel)
         ax.grid(visible=False)
-        ax.figure.colorbar(image, ax=ax, label=plain(label))
+        signs = [("grey: equal", (values == 0).any()), ("orange: NaN or Inf", not finite.all())]
+        ax.figure.colorbar(image, ax=ax, label="\n".join([plain(label), *(sign for sign, seen in signs if seen)]))
     return ax
+
+
+def error_limits(*maps: np.ndarray) -> tuple[float, float]:
+    """Ends of a colour scale on which the errors of all maps can be told apart: whole decades, at least two.
+
+    Errors of a broken run lie around 1, those of rounding around 1e-7: one fixed scale would make either all one colour.
+    """
+    errors = np.concatenate([np.asarray(values, np.float64).ravel() for values in maps])
+    errors = errors[np.isfinite(errors) & (errors > 0)]
+    if not errors.size:
+        return 1e-7, 1.0
+    low, high = np.floor(np.log10(errors.min())), np.ceil(np.log10(errors.max()))
+    return 10.0 ** min(low, high - 2), 10.0**high

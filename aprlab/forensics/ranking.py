@@ -21,6 +21,9 @@ from aprlab.forensics.answer_scoring import AnswerScorer, Suspect
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
 
+# What samplers make of logits that are not numbers: id -> how. The last id of the vocabulary comes on top.
+FLOODS = {0: "an argmax by '>'", 38: "top-p within top-k 40", 39: "top-k 40", 49: "top-k 50"}
+LAST_ID = "an argmax for which NaN equals everything"
 FITS = 0.35  # a score below explains nothing; texts that no fault says reach 0.19 on the embedded model
 
 
@@ -141,11 +144,11 @@ def forensics(
             tried[frozenset(chosen)] = suspect
             if progress is not None:
                 progress(suspect)
-        beam = [s.faults for s in _ranked(tried.values()) if s.match is not None][:width]
+        beam = [s.faults for s in ranked(tried.values()) if s.match is not None][:width]
     text = saw if isinstance(saw, str) else session.tokenizer.decode(tokens)
     spent, used = time.process_time() - started, session.engine
     return Forensics(
-        text, tokens, prompt, first, _ranked(tried.values()), spent, used.spec, engine_asked=used.asked or used.spec
+        text, tokens, prompt, first, ranked(tried.values()), spent, used.spec, engine_asked=used.asked or used.spec
     )
 
 
@@ -171,7 +174,7 @@ def _try(healthy_run: HealthyRun, faults: tuple[str, ...], scorer: AnswerScorer,
         match = scorer.judge(said, cost - healthy_run.cost(broken, scorer.saw))
         return replace(said, match=match, seconds=time.process_time() - started)
     except AprlabError as error:
-        return Suspect(faults, "", (), None, error.message, seconds=time.process_time() - started)
+        return replace(not_numbers(healthy_run, faults, scorer, error), seconds=time.process_time() - started)
     finally:
         if broken is not None:
             broken.engine.close()
@@ -179,6 +182,26 @@ def _try(healthy_run: HealthyRun, faults: tuple[str, ...], scorer: AnswerScorer,
             collect_after(healthy_run.session.model)
 
 
-def _ranked(suspects: Iterable[Suspect]) -> list[Suspect]:
+def not_numbers(healthy_run: HealthyRun, faults: tuple[str, ...], scorer: AnswerScorer, error: AprlabError) -> Suspect:
+    """A set that could not run. Where its logits are no numbers, programs went on and said one token forever: the flood that fits
+    the text best, if one of them is the text's; an answer of healthy tokens is never taken for one."""
+    if error.code != "session.logits-not-finite":
+        return Suspect(faults, "", (), None, error.message)
+    floods = FLOODS | {healthy_run.session.config.vocab_size - 1: LAST_ID}
+    for id, how in floods.items():
+        if set(scorer.saw) == {id} or (scorer.text and _is_flood(healthy_run, id, scorer.text)):
+            tokens = (id,) * len(scorer.saw)
+            said = Suspect(faults, scorer.text or healthy_run.session.tokenizer.decode(tokens), tokens, None)
+            return replace(said, match=scorer.judge(said), cut=f"its logits are no numbers; this is what {how} makes of them")
+    return Suspect(faults, "", (), None, error.message)
+
+
+def _is_flood(healthy_run: HealthyRun, id: int, text: str) -> bool:
+    """Whether a text is one token over and over, which the tokenizer may have cut in longer pieces."""
+    piece = healthy_run.session.tokenizer.decode([id])
+    return bool(piece) and len(text) > len(piece) and text == piece * (len(text) // len(piece))
+
+
+def ranked(suspects: Iterable[Suspect]) -> list[Suspect]:
     """Best first; equal scores: fewer faults first; then what could not run."""
     return sorted(suspects, key=lambda s: (s.match is None, -(s.match.score if s.match else 0), len(s.faults)))

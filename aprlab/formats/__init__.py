@@ -8,6 +8,7 @@ from aprlab.errors import UsageError
 from aprlab.formats import apr, gguf
 from aprlab.formats.identity import Identity, identify, refusing
 from aprlab.model import Model
+from aprlab.model.remote import url_of
 
 
 def open_model(path: str | Path, found: Identity | None = None) -> Model:
@@ -26,6 +27,11 @@ def open_model(path: str | Path, found: Identity | None = None) -> Model:
         UnsupportedError: a kind of file that is known by name and not handled (APR1, APRN, split, a pointer, a page…).
     """
     path = Path(path)
+    if url_of(path) is not None:
+        found = identify(path)
+        if found.header is None or found.kind not in ("model", "layers"):
+            raise found.error or UsageError(str(found), code="reading.unreadable", path=path)
+        return _named(gguf.model_of(found.header), found)
     try:
         if not path.is_dir():
             open(path, "rb").close()

@@ -21,13 +21,15 @@ from aprlab.model.architecture import Architecture, architecture_of
 from aprlab.model.config import ModelConfig, TokenizerData, check_config
 from aprlab.model.content import map_file
 from aprlab.model.model import Model
+from aprlab.model.remote import Remote, RemoteFile, open_url, url_of
 from aprlab.model.tensor import Origin, Tensor
-from aprlab.model.vocabulary import END_OF_GENERATION
+from aprlab.model.vocabulary import CONTROL, END_OF_GENERATION, NORMAL
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
+FIRST_READ, MOST_READ = 1 << 20, 1 << 28  # bytes of a remote file that are fetched for its header
 
 # Value types of the key-value section by number: name and struct code.
 _SCALARS = ("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")
@@ -128,6 +130,11 @@ class Header:
     file_size: int
     file: np.ndarray = field(repr=False)
     parts: tuple[Header, ...] = ()  # of a model that is split into several files: theirs, in order
+    remote: RemoteFile | None = None  # where the file is at a URL: `file` then holds its beginning alone
+
+    def bytes_of(self, start: int, stop: int) -> np.ndarray:
+        """Bytes of the file: ``uint8``, fetched where it is remote."""
+        return self.file[start:stop] if self.remote is None else self.remote.read(start, min(stop, self.file_size))
 
     def value(self, key: str) -> Any:
         """The value of `key`, or None."""
@@ -143,7 +150,31 @@ def read_header(path: str | Path) -> Header:
         UnsupportedError: version 1, big-endian files, nested arrays.
     """
     path = Path(path)
+    if (url := url_of(path)) is not None:
+        return _read_remote(open_url(url))
     file = map_file(path)
+    return _parse_header(path, file, len(file))
+
+
+def _read_remote(remote: RemoteFile) -> Header:
+    """The header of a file at a URL: its beginning is fetched, twice as much each time, until the header is whole."""
+    have = min(FIRST_READ, remote.size)
+    file = remote.read(0, have)
+    while True:
+        try:
+            header = _parse_header(remote.path, file, remote.size)
+        except FormatError as error:
+            if error.code not in ("reading.truncated", "gguf.implausible-count") or have >= min(remote.size, MOST_READ):
+                raise
+        else:
+            header.remote = remote
+            return header
+        more = min(2 * have, remote.size, MOST_READ)
+        file, have = np.concatenate([file, remote.read(have, more)]), more
+
+
+def _parse_header(path: Path, file: np.ndarray, file_size: int) -> Header:
+    """The header at the beginning of `file`, ``uint8``, of which the whole has `file_size` bytes."""
     at = Cursor(file.data, path)
     magic = bytes(at.data[: at.need(4, "the magic") + 4])
     if magic != MAGIC:
@@ -183,7 +214,7 @@ def read_header(path: str | Path) -> Header:
             )  # fmt: skip
         alignment = found.value
     data_offset = at.offset + padding(at.offset, alignment)
-    return Header(path, version, fields, infos, alignment, data_offset, len(file), file)
+    return Header(path, version, fields, infos, alignment, data_offset, file_size, file)
 
 
 def _plausible(at: Cursor, count: int, least: int, what: str, offset: int) -> None:
@@ -355,24 +386,37 @@ def _add_tensors(header: Header, tensors: dict[str, Tensor]) -> list[Span]:
         shape = info.ne[::-1]
         start = header.data_offset + info.offset
         spans.append(Span(info.name, start, start + kind.nbytes(shape)))
-        raw = header.file[start : spans[-1].stop]
+        remote = header.remote
+        raw = header.file[start : spans[-1].stop] if remote is None else Remote(remote, start, kind.nbytes(shape))
         tensors[info.name] = Tensor(info.name, kind, shape, raw, Origin(header.path, info.name, start))
     check_spans(spans, header.file_size, header.path)
+    _check_layout(header, spans)
     return spans
+
+
+def _check_layout(header: Header, spans: Sequence[Span]) -> None:
+    """The tensors one after the other in the order of the table, with padding and nothing else between; so llama.cpp has it."""
+    end = header.data_offset
+    for span, info in zip(spans, header.infos, strict=True):
+        expected = end + padding(end - header.data_offset, header.alignment)
+        if span.start != expected:
+            raise FormatError(
+                f"has offset {info.offset}, expected {expected - header.data_offset}: tensors are in another order or have gaps "
+                "between them, and llama.cpp refuses such a file. Try: aprlab repair FILE -o FIXED.gguf",
+                code="gguf.gap", path=header.path, tensor=info.name, offset=info.at,
+            )  # fmt: skip
+        end = span.stop
 
 
 def _notes(header: Header, spans: Sequence[Span]) -> list[str]:
     """What is unusual, and does no harm here."""
-    found, end = [], header.data_offset
-    for span, info in zip(spans, header.infos, strict=True):
-        expected = end + padding(end - header.data_offset, header.alignment)
-        if span.start != expected:
-            found.append(
-                f"tensor {span.name!r} has offset {info.offset}, expected {expected - header.data_offset}; llama.cpp refuses "
-                "a file with tensors in another order or with gaps"
-            )
-            break
-        end = span.stop
+    found = []
+    name = header.value("general.architecture")
+    defaults = {f"{name}.{key}": f"{value:g}" for key, value in keys.DEFAULTS.items()}
+    defaults["tokenizer.ggml.token_type"] = "all tokens are normal, but those that end an answer"
+    for key, default in defaults.items():
+        if key not in header.fields and name is not None:  # a later part of several has no keys
+            found.append(f"has no key {key!r}; taken as llama.cpp takes it: {default}")
     last = max((span.stop for span in spans), default=header.file_size)
     lacks = last + padding(last - header.data_offset, header.alignment) - header.file_size
     if lacks > 0:
@@ -407,7 +451,7 @@ _WITHOUT_PRE = (
 
 def _key(header: Header, key: str, kind: type | tuple[type, ...]) -> Any:
     """A required key of the right Python type."""
-    found = header.fields.get(key)
+    found = _shared(header, key)
     if found is None:
         more = _WITHOUT_PRE if key == "tokenizer.ggml.pre" else ""
         raise FormatError(f"has no key {key!r}{more}", code="gguf.missing-key", path=header.path)
@@ -419,10 +463,21 @@ def _key(header: Header, key: str, kind: type | tuple[type, ...]) -> Any:
     return found.value
 
 
+def _shared(header: Header, key: str) -> Field | None:
+    """A field, of which an array with the same number for each layer is that number."""
+    found = header.fields.get(key)
+    if found is None or keys.starred(key) not in keys.PER_LAYER:
+        return found
+    one = keys.one_number(key, found.value, header.value(f"{key.partition('.')[0]}.block_count"))
+    return found if one is found.value else Field(key, VALUE_TYPES.index("uint32"), one, None, found.offset)
+
+
 def _check_types(header: Header, *, of_tokenizer: bool) -> None:
     """Every key that llama.cpp reads has the very type that it reads: it refuses an int32 where it expects a uint32."""
-    for found in header.fields.values():
-        expected = keys.gguf_type(found.key)
+    for key in header.fields:
+        found = _shared(header, key)
+        assert found is not None
+        expected = keys.gguf_type(key)
         if found.key.startswith("tokenizer.") is not of_tokenizer:
             continue
         if expected is not None and found.type_name != expected:
@@ -436,13 +491,17 @@ def _optional(header: Header, key: str, kind: type | tuple[type, ...]) -> Any:
     return None if key not in header.fields else _key(header, key, kind)
 
 
+def _or_default(header: Header, key: str, kind: type, default: Any) -> Any:
+    return default if key not in header.fields else _key(header, key, kind)
+
+
 def config(header: Header) -> ModelConfig:
     """The config of a GGUF file; a missing key raises and names it."""
     kind = architecture_of(_key(header, "general.architecture", str), header.path)
 
     def need(key: str, type_: type) -> Any:
-        if f"{kind.name}.{key}" not in header.fields and key in kind.defaults:
-            return kind.defaults[key]
+        if f"{kind.name}.{key}" not in header.fields and key in {**keys.DEFAULTS, **kind.defaults}:
+            return {**keys.DEFAULTS, **kind.defaults}[key]
         return _key(header, f"{kind.name}.{key}", type_)
 
     number = {
@@ -494,7 +553,9 @@ def tokenizer(header: Header) -> TokenizerData:
     prefix = "tokenizer.ggml."
     _check_types(header, of_tokenizer=True)
     tokens = list(_key(header, f"{prefix}tokens", Strings))
-    numbers = _key(header, f"{prefix}token_type", np.ndarray)
+    # llama.cpp calls every token normal where nothing is said, and takes those that end an answer for control tokens.
+    usual = np.array([CONTROL if token in END_OF_GENERATION else NORMAL for token in tokens], np.int32)
+    numbers = _or_default(header, f"{prefix}token_type", np.ndarray, usual)
     if numbers.dtype.kind not in "iu":
         raise FormatError(
             f"key '{prefix}token_type' holds {numbers.dtype.name}, no token types", code="gguf.wrong-value-type", path=header.path
@@ -583,7 +644,7 @@ def gives_back(header: Header) -> bool:
     table rows have only one spelling, so that the long arrays need not be looked at.
     """
     last = header.infos[-1]
-    if header.file[last.at + len(_pack_info(last)) : header.data_offset].any():
+    if header.bytes_of(last.at + len(_pack_info(last)), header.data_offset).any():
         return False
     packed = ((item.offset, pack_field(item)) for item in header.fields.values() if not isinstance(item.value, Strings))
     return all(header.file[at : at + len(raw)].tobytes() == raw for at, raw in packed)

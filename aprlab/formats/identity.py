@@ -22,8 +22,10 @@ from aprlab.formats import gguf
 from aprlab.formats.gguf import Header, Strings
 from aprlab.formats.reading import open_regular, padding
 from aprlab.formats.split import SHARD, count_of, joined, number, says, siblings
+from aprlab.model import keys
 from aprlab.model.architecture import ARCHITECTURES
 from aprlab.model.model import Model
+from aprlab.model.remote import open_url, url_of
 from aprlab.quants import types
 
 Kind = Literal["model", "layers", "damaged", "foreign"]
@@ -65,8 +67,9 @@ class Identity:
 def identify(path: str | Path) -> Identity:
     """What a file or folder is, by bytes and header alone; never raises, whatever the bytes are."""
     path = Path(path)
+    url = url_of(path)
     try:
-        found = _of_folder(path) if path.is_dir() else _of_file(path)
+        found = _of_url(url) if url is not None else _of_folder(path) if path.is_dir() else _of_file(path)
     except OSError as error:
         found = _broken("cannot be read", str(error.strerror or error), code="identity.unreadable")
     except AprlabError as error:
@@ -134,6 +137,20 @@ def _of_file(path: Path) -> Identity:
         f"neither GGUF nor APR nor SafeTensors: the file starts with {head[:4].hex(' ')}, expected '47 47 55 46' or "
         "'41 50 52 00'", "", code="formats.unknown-format",
     )  # fmt: skip
+
+
+def _of_url(url: str) -> Identity:
+    """What a file at a URL is: GGUF by its header; anything else is named by its first bytes."""
+    remote = open_url(url)
+    head = remote.read(0, min(_HEAD, remote.size)).tobytes()
+    if head[:4] == gguf.MAGIC:
+        return _of_gguf_bytes(remote.path, head)
+    if head[:3] == b"APR" or head[8:9] == b"{":
+        what = "an APR" if head[:3] == b"APR" else "a SafeTensors"
+        return _foreign(f"is {what} file at a URL", "download it; only GGUF is read by URL", code="identity.not-by-url")
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return _foreign("is an HTML page, not a model", "give the file's own address", code="identity.html-page")
+    return _broken(f"is not GGUF: starts with {head[:4].hex(' ')}", "only GGUF is read by URL", code="formats.unknown-format")
 
 
 # ── makers: each says with which error an identity is refused ────────────────────────────────────────────────────
@@ -350,6 +367,8 @@ def _of_gguf_bytes(path: Path, head: bytes) -> Identity:
         )  # fmt: skip
     header = gguf.read_header(path)
     there = siblings(path, count_of(header)) or {}
+    if header.remote is not None and there:
+        return of_gguf(joined(header))
     if there and all(part.is_file() for part in there.values()):
         header = joined(header)
     return of_gguf(header)
@@ -366,6 +385,11 @@ def of_gguf(header: Header) -> Identity:
     if found.error is not None and found.error.path is None:
         found.error.path = header.path
     return replace(found, header=header)
+
+
+def _string(header: Header, key: str) -> str | None:
+    value = header.value(key)
+    return value if isinstance(value, str) else None
 
 
 def _place(header: Header, key: str) -> int | None:
@@ -385,7 +409,7 @@ def _part(header: Header) -> Identity | None:
 
 def _by_type(header: Header) -> Identity | None:
     """Files of llama.cpp's that are no model, by `general.type`, and by what they hold where that is not said."""
-    said, architecture = header.value("general.type"), header.value("general.architecture")
+    said, architecture = _string(header, "general.type"), _string(header, "general.architecture")
     names = [info.name for info in header.infos]
     if said == "imatrix" or (names and all(name.endswith((".in_sum2", ".counts", ".in_sum")) for name in names)):
         return _imatrix()
@@ -500,12 +524,18 @@ def _by_architecture(header: Header) -> Identity | None:
 
 
 def _per_layer(header: Header) -> Identity | None:
-    """Numbers that each layer has its own of, as pruned and searched models do."""
+    """Numbers that each layer has its own of, as pruned and searched models do; one number repeated is one number."""
     name = header.value("general.architecture")
-    for key in (f"{name}.attention.head_count", f"{name}.attention.head_count_kv", f"{name}.feed_forward_length"):
-        value = header.value(key)
+    layers = header.value(f"{name}.block_count")
+    for key in (starred.replace("*", str(name)) for starred in sorted(keys.PER_LAYER)):
+        value = keys.one_number(key, header.value(key), layers)
         if isinstance(value, np.ndarray):
             shown = ", ".join(map(str, value[:4].tolist())) + (", …" if len(value) > 4 else "")
+            if isinstance(layers, int) and len(value) != layers:
+                return _layers(
+                    f"key {key!r} is an array ([{shown}], {len(value)} in all) for {layers} layers, which llama.cpp refuses",
+                    "convert it again from its source", code="identity.values-per-layer-count", at=_place(header, key),
+                )  # fmt: skip
             return _layers(
                 f"key {key!r} is an array ([{shown}], {len(value)} in all): a value for each layer, which is not handled",
                 "a model with one number for all layers is", code="identity.values-per-layer",

@@ -52,7 +52,7 @@ def joined(header: Header) -> Header:
     if count == 1:
         return header
     there = siblings(header.path, count)
-    missing = [] if there is None else [path.name for path in there.values() if not path.is_file()]
+    missing = [] if there is None or header.remote else [path.name for path in there.values() if not path.is_file()]
     if there is None or missing:
         raise UnsupportedError(
             "; ".join(says(header, count, missing)), code="identity.part-of-several", path=header.path

@@ -19,6 +19,7 @@ from aprlab.inference.template import Message, render
 from aprlab.inference.tokenizer import Qwen2Tokenizer
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
+from aprlab.model.remote import refuse_remote
 
 OnToken = Callable[[int, str], None]  # token id, and the text that it made certain (may be empty)
 
@@ -49,6 +50,8 @@ class Session:
         **options: Any,
     ) -> None:
         started = time.perf_counter()
+        if isinstance(model, Model):
+            refuse_remote((tensor.content for tensor in model.tensors.values()), model.path)
         self.engine = model if isinstance(model, Engine) else engines.create(engine, model, threads, **options)
         self.model = self.engine.model
         self.config = config if config is not None else self.model.config
@@ -95,7 +98,9 @@ class Session:
             for name, id in (("bos_token", data.bos_token_id), ("eos_token", data.eos_token_id))
             if id is not None
         }
-        return self.tokenizer.encode(render(data.chat_template, turns, **special))
+        text, first = render(data.chat_template, turns, **special), self.tokenizer.first
+        # Many a template begins with the token that `encode` puts in front anyway; llama.cpp drops one of the two as well.
+        return self.tokenizer.encode(text if first is None else text.removeprefix(data.tokens[first]))
 
     @property
     def wants_raw(self) -> bool:

@@ -215,12 +215,15 @@ def transposed_unseen(tensor: Tensor) -> dict[str, bool]:
     }  # fmt: skip
 
 
-def diff(a: Model | str | Path, b: Model | str | Path) -> Comparison:
-    """Every tensor of the union, every config value, every part of the tokenizer: `aprlab.compare.compare_models`."""
+def diff(a: Model | str | Path, b: Model | str | Path, *, headers: bool = False) -> Comparison:
+    """Every tensor of the union, every config value, every part of the tokenizer: `aprlab.compare.compare_models`.
+
+    `headers`: compare what the headers say alone, and read no tensor.
+    """
     with contextlib.ExitStack() as stack:
         left, right = (s if isinstance(s, Model) else stack.enter_context(open_model(s)) for s in (a, b))
         _check_kinds(left, right)
-        return compare_models(left, right)
+        return compare_models(left, right, headers=headers)
 
 
 def _check_kinds(a: Model, b: Model) -> None:

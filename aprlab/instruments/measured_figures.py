@@ -141,7 +141,8 @@ def agreement(row: TableRow, measured: MeasuredFigures, *, sampled: bool = False
         sampled: whether the table's percentiles of large tensors are those of a sample.
         raw: hash of the blocks, where the table's is to be compared.
     """
-    agree, differ = [], []
+    agree: list[str] = []
+    differ: list[str] = []
     have, spread, residual, checksum = measured.figures(), measured.std, 0.0, ""
     for name, printed in row.figures.items():
         if name == "checksum":

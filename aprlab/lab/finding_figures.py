@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from aprlab.onion.file_case import TensorMatch
 
 SPACE = 1 << 18  # values of a tensor that are decoded for a picture, at most
-_LIMITS = (1e-3, 1.0)
 _CALM, _HIT, _OTHER, _GONE = "as it should be", "this finding", "another finding", "not in the file"
 
 _WHAT_TO_SEE = {
@@ -115,9 +114,9 @@ def of_run(
         _say(right, reason(error)[:90])
         return left, right
     layers = range(a.config.block_count)
-    figures.error_map(alone, layers, steps, left, xlabel="", limits=_LIMITS)
+    figures.error_map(alone, layers, steps, left, xlabel="")
     left.set_title("introduced by each step")
-    figures.error_map(positions, layers, range(positions.shape[1]), right, xlabel="position", limits=_LIMITS)
+    figures.error_map(positions, layers, range(positions.shape[1]), right, xlabel="position")
     right.set_title("after each layer, by position")
     return left, right
 
@@ -254,6 +253,7 @@ def inherited_and_introduced(
 ) -> tuple[Axes, Axes]:
     """Error of each step of each layer in the suspected run, and of each step on sound inputs: ``(layers, steps)``."""
     left, right = _pair(axes)
+    limits = figures.error_limits(total, alone)
     for ax, errors, title in ((left, total, "inherited and introduced"), (right, alone, "introduced by each step")):
-        figures.error_map(errors, range(len(errors)), steps, ax, xlabel="", limits=_LIMITS).set_title(title)
+        figures.error_map(errors, range(len(errors)), steps, ax, xlabel="", limits=limits).set_title(title)
     return left, right

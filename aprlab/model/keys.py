@@ -26,7 +26,8 @@ USED = frozenset(
     {
         "general.architecture", "general.alignment", "*.block_count", "*.context_length", "*.embedding_length",
         "*.feed_forward_length", "*.attention.head_count", "*.attention.head_count_kv", "*.attention.key_length",
-        "*.rope.freq_base", "*.attention.layer_norm_rms_epsilon", *(f"*.{key}" for key in rope.GGUF_KEYS if key != "rope.scaling.attn_factor"),
+        "*.rope.freq_base", "*.attention.layer_norm_rms_epsilon",
+        *(f"*.{key}" for key in rope.GGUF_KEYS if key != "rope.scaling.attn_factor"),
         "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type",
         "tokenizer.ggml.merges", "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id",
         "tokenizer.ggml.padding_token_id", "tokenizer.ggml.add_bos_token", "tokenizer.chat_template",
@@ -191,6 +192,26 @@ _TYPES: dict[str, str] = {
     "tokenizer.ggml.tokens": "array[string]", "tokenizer.ggml.merges": "array[string]",
     "tokenizer.ggml.token_type": "array[int32]",
 }  # fmt: skip
+
+
+# What llama.cpp reads as one number or as an array of one number for each layer (int32 or uint32, exactly as many).
+PER_LAYER = frozenset({"*.attention.head_count", "*.attention.head_count_kv", "*.feed_forward_length"})
+# What llama.cpp takes where a key of the architecture is missing; `Architecture.defaults` are those that are no fault.
+DEFAULTS = {"rope.freq_base": 10_000.0}
+
+
+def one_number(key: str, value: Any, layers: Any) -> Any:
+    """The number that all layers share, of an array with one for each; any other value as it is.
+
+    Args:
+        key: as in the file.
+        value: of the key.
+        layers: `block_count`, as the file has it.
+    """
+    if starred(key) not in PER_LAYER or not isinstance(value, np.ndarray) or str(value.dtype) not in ("int32", "uint32"):
+        return value
+    alike = len(value) > 0 and len(value) == layers and bool((value == value[0]).all())
+    return int(value[0]) if alike else value
 
 
 def gguf_type(key: str) -> str | None:

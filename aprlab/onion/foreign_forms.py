@@ -68,11 +68,12 @@ def again(engine: Engine, operation: Operation, **changes: Any) -> Any:
             x, weight, bias = args
             return engine.matmul(give(changes.get("x", x)), changes.get("weight", weight), changes.get("bias", bias))
         case "rope":
-            x, positions, theta, style = args
+            x, _, theta, style, *scaled = args
             theta, style = changes.get("theta", theta), changes.get("style", style)
-            return engine.rope(give(x), changes.get("positions", positions), theta, style)
+            positions = changes["positions"] if "positions" in changes else _positions(engine, operation)
+            return engine.rope(give(x), positions, theta, style, *scaled)
         case "attend":
-            return _attend(engine, *(changes.get(name, arg) for name, arg in zip("qkv", args, strict=False)), *args[3:])
+            return _attend(engine, operation, *(changes.get(name, arg) for name, arg in zip("qkv", args, strict=False)))
         case "swiglu":
             return engine.swiglu(give(changes.get("gate", args[0])), give(changes.get("up", args[1])))
         case _:
@@ -84,11 +85,31 @@ def instead(**changes: Any) -> Compute:
     return lambda engine, operation: again(engine, operation, **changes)
 
 
-def _attend(engine: Engine, q: np.ndarray, k: np.ndarray, v: np.ndarray, layer: int, positions: np.ndarray) -> Any:
+def _passes(operation: Operation, count: int) -> list[slice]:
+    """The prompt at once, then position by position."""
+    first = operation.prompt or count
+    return [slice(0, first), *(slice(n, n + 1) for n in range(first, count))]
+
+
+def _positions(engine: Engine, operation: Operation) -> np.ndarray:
+    """Where the engine's own cache says that the positions are."""
+    count = len(operation.args[0])
+    cache, found = engine.new_cache(engine.model.config, count), []
+    for some in _passes(operation, count):
+        found.append(cache.positions(some.stop - some.start))
+        cache.advance(some.stop - some.start)
+    return np.concatenate(found)
+
+
+def _attend(engine: Engine, operation: Operation, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> Any:
     config = replace(engine.model.config, head_count_kv=k.shape[1], head_dim=k.shape[2])
-    cache = engine.new_cache(config, len(positions))
-    at = np.arange(cache.length, cache.length + len(positions), dtype=np.int64)
-    return engine.attend(engine.from_numpy(q), engine.from_numpy(k), engine.from_numpy(v), cache, layer, at)
+    cache, out = engine.new_cache(config, len(q)), []
+    for some in _passes(operation, len(q)):
+        at = cache.positions(some.stop - some.start)
+        a, b, c = (engine.from_numpy(np.ascontiguousarray(x[some])) for x in (q, k, v))
+        out.append(np.asarray(engine.attend(a, b, c, cache, operation.args[3], at)))
+        cache.advance(len(at))
+    return np.concatenate(out)
 
 
 def forms(operation: Operation, judges: Judges, config: ModelConfig) -> Iterator[Form]:
@@ -165,7 +186,7 @@ def _nice(x: float) -> float:
 
 
 def _rope(operation: Operation, judges: Judges, config: ModelConfig) -> Iterator[Form]:
-    x, positions, theta, _ = operation.args
+    x, positions, theta, *_ = operation.args
     half = x.shape[-1] // 2
     yield Form("rope-missing", lambda e, op: op.args[0])
     yield Form("rope-backwards", instead(positions=-positions))
@@ -179,19 +200,18 @@ def _rope(operation: Operation, judges: Judges, config: ModelConfig) -> Iterator
     with np.errstate(all="ignore"):
         turned = _angles(x[operation.rows], operation.given, half)  # (P, D/2)
     at = positions[operation.rows].astype(np.float64)
-    found = {pair: _rate(turned[:, pair], at) for pair in range(half)}
-    if found[0] > 0:
-        rate = found[0]
+    rates = {pair: _rate(turned[:, pair], at) for pair in range(half)}
+    rate = rates[0]
+    if rate > 0:
         yield Form(
             "rope-positions-scaled", instead(positions=positions * _nice(rate)), parameters={"by": _nice(rate)}
         )
     for pair in (half // 2, half // 4, 1, half - 1):
-        if 0 < pair < half and found[pair] > 0:
-            base = found[pair] ** (-half / pair)
-            if 1 < base < 1e12:
-                base = _nice(base)
-                name = "rope-theta" if base == 1e4 and theta == 1e6 else None
-                yield Form("rope-theta", instead(theta=base), name, {"theta": base})
+        if 0 < pair < half and rates[pair] > 0:
+            base = rates[pair] ** (-half / pair)
+            for found in {_nice(base), float(f"{base:.1e}"), base} if 1 < base < 1e12 else ():
+                name = "rope-theta" if found == 1e4 and theta == 1e6 else None
+                yield Form("rope-theta", instead(theta=found), name, {"theta": found})
 
 
 def _angles(x: np.ndarray, y: np.ndarray, half: int) -> np.ndarray:
@@ -253,7 +273,8 @@ def _attention(operation: Operation, judges: Judges, config: ModelConfig) -> Ite
             )  # fmt: skip
     order = np.arange(heads).reshape(-1, kv_heads).T.reshape(-1)
     yield Form("attention-heads-dealt", lambda e, op: again(e, op, q=np.ascontiguousarray(op.args[0][:, order])))
-    yield Form("attention-heads-first", _heads_first)
+    last = int(operation.rows[operation.wrong][-1]) + 1 if operation.wrong.any() else len(q)  # of the pass that had several
+    yield Form("attention-heads-first", _heads_first(last))
     for head in (1, kv_heads - 1):
         rolled = np.roll(np.arange(kv_heads), head)
         yield Form("attention-kv-heads-rotated", _rotated(rolled), parameters={"by": head})
@@ -307,11 +328,16 @@ def _masked(mask: Mask) -> Compute:
     return compute
 
 
-def _heads_first(engine: Engine, operation: Operation) -> Any:
-    """The result read as if heads came before positions."""
-    heads, size = operation.args[0].shape[1:]
-    y = np.asarray(again(engine, operation)).reshape(-1, heads, size)
-    return np.ascontiguousarray(y.transpose(1, 0, 2)).reshape(len(y), -1)
+def _heads_first(count: int) -> Compute:
+    """The result of the first `count` positions read as if heads came before positions."""
+
+    def compute(engine: Engine, operation: Operation) -> Any:
+        heads, size = operation.args[0].shape[1:]
+        y = np.array(again(engine, operation)).reshape(-1, heads, size)
+        y[:count] = y[:count].transpose(1, 0, 2).reshape(count, heads, size)
+        return y.reshape(len(y), -1)
+
+    return compute
 
 
 # ── the rest ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -348,10 +374,30 @@ def _product(operation: Operation, judges: Judges, config: ModelConfig) -> Itera
         yield Form("bias-subtracted", lambda e, op: np.asarray(again(e, op)) - 2 * b)
         for other in _roles(bias, judges):
             yield Form("other-bias", instead(bias=other), parameters={"bias": _role(other, op_name(operation))})
+    if operation.step in ("q", "k"):  # the order that Llama's converter gives the rows for the other rotation
+        count, half = math.prod(operation.given.shape[1:]), config.head_dim // 2
+        there = np.arange(count).reshape(-1, 2, half).transpose(0, 2, 1).reshape(-1)
+        for name, order in (("rows-interleaved", there), ("rows-deinterleaved", np.argsort(there))):
+            yield Form(name, _ordered(order, judges, bias_too=False))
+            yield Form(f"{name}-with-bias", _ordered(order, judges, bias_too=True))
     rows, cols = judges.model.tensor(weight).shape
     if rows == cols:
         yield Form("weight-transposed", lambda e, op: _transposed(op, judges))
     yield Form("step-left-out", lambda e, op: np.zeros(op.given.shape)[np.argsort(np.argsort(op.rows))])
+
+
+def _ordered(order: np.ndarray, judges: Judges, *, bias_too: bool) -> Compute:
+    """The rows of the weight in another order, with or without those of the bias."""
+
+    def compute(engine: Engine, operation: Operation) -> Any:
+        bias = operation.args[2]
+        y = np.asarray(again(engine, operation, bias=None))[:, order]
+        if bias is None:
+            return y
+        b = judges.model.tensor(bias).dequantise()
+        return y + (b[order] if bias_too else b)
+
+    return compute
 
 
 def _transposed(operation: Operation, judges: Judges) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -71,17 +71,25 @@ def _gives(form: Form, operation: Operation, judges: Judges, engine: ContractEng
 
 
 def fitting_contract(wrong_ones: Sequence[Operation], judges: Judges) -> tuple[Contract, list[Operation]] | None:
-    """The contract under which most of the operations that do not fit the declared one do, and those; None where none does."""
+    """The contract under which most of the operations that do not fit the declared one do, and those; None where none does.
+
+    A contract holds for all operations of a kind. So one that leaves most of a kind's wrong steps wrong is none: it meets a
+    few of them by chance.
+    """
     best: tuple[Contract, list[Operation]] | None = None
     probes = {operation.step: operation for operation in wrong_ones}
     for contract in _contracts(judges.contract, {operation.op for operation in wrong_ones}):
         engine, plain = judges.by(contract), Form("as it is", again)
         steps = {step for step, operation in probes.items() if gives(plain, operation, judges, engine)}
-        if not steps or (best is not None and len(steps) <= len({o.step for o in best[1]})):
+        kinds = {probes[step].op for step in steps}
+        touched = [step for step, operation in probes.items() if operation.op in kinds]
+        if 2 * len(steps) <= len(touched) or (best is not None and len(steps) <= len({o.step for o in best[1]})):
             continue
         fit = [o for o in wrong_ones if o.step in steps and gives(plain, o, judges, engine)]
-        if fit:
+        if 2 * len(fit) > sum(o.op in kinds for o in wrong_ones):
             best = contract, fit
+        if len(fit) == len(wrong_ones):
+            return best
     return best
 
 
@@ -90,7 +98,11 @@ def _contracts(declared: Contract, operations: set[str]) -> list[Contract]:
     activations = (*FLOATS, "q8") if "matmul" in operations else (declared.activations,)
     caches = FLOATS if "attend" in operations else (declared.cache,)
     flashes = (False, True) if "attend" in operations else (declared.flash,)
-    found = [Contract(a, c, f, v) for v, a, c, f in product(FLOATS, activations, caches, flashes)]
+    found = [
+        Contract(a, c, f, v)
+        for v, a, c, f in product(FLOATS, activations, caches, flashes)
+        if v == "f32" or a in (v, "q8")  # values of a type are not rounded to another float again
+    ]
     names = ("activations", "cache", "flash", "values")
     return sorted(
         (c for c in found if c != declared), key=lambda c: sum(getattr(c, name) != getattr(declared, name) for name in names)
@@ -113,7 +125,10 @@ def names(operations: Sequence[Operation], judges: Judges, config: ModelConfig) 
     right = {o.step: o for o in reversed(operations) if o.fits and o.alone}
     found: dict[tuple[str, str], tuple[Form, set[str]]] = {}
     for step, wrong_ones in groups.items():
-        for form in _fitting(wrong_ones, right.get(step), judges, config):
+        fitting = _fitting(wrong_ones, right.get(step), judges, config)
+        if not fitting and any(not o.wrong.all() for o in wrong_ones):  # the rest of the positions may be computed rightly
+            fitting = _fitting([where_wrong(o) for o in wrong_ones], None, judges, config)
+        for form in fitting:
             key = form.name, str(sorted(form.parameters.items()))
             found.setdefault(key, (form, set()))[1].add(step)
     sound = [(form, steps) for form, steps in found.values() if _leaves(form, set(groups), right, judges)]
@@ -139,6 +154,14 @@ def _fitting(wrong_ones: list[Operation], right: Operation | None, judges: Judge
             continue  # a fault of the catalogue says itself where it is; it changes what is as it should be
         found.append(form)
     return found
+
+
+def where_wrong(operation: Operation) -> Operation:
+    """The operation at those positions alone at which it is wrong."""
+    at = np.flatnonzero(operation.wrong)
+    assert operation.exact is not None
+    parts = ("given", "rows", "exact", "simulated", "off", "allowed", "rounding")
+    return replace(operation, **{name: getattr(operation, name)[at] for name in parts})
 
 
 def _leaves(form: Form, wrong_steps: set[str], right: dict[str, Operation], judges: Judges) -> bool:

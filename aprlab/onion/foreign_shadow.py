@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.architectures.qwen2 import forward
+from aprlab.architectures import forward
 from aprlab.engines.base import Array, Cache, Engine
 from aprlab.engines.contract_engine import ContractEngine, Weights
 from aprlab.engines.contracts import Contract
@@ -81,6 +81,7 @@ class Operation:
     allowed: np.ndarray
     rounding: np.ndarray
     alone: bool = True  # all points that go in are the trace's own
+    prompt: int = 0  # so many positions went in at once, the others one by one; 0: all
 
     @property
     def step(self) -> str:
@@ -117,11 +118,12 @@ def wrong(off: np.ndarray, allowed: np.ndarray, rounding: np.ndarray) -> np.ndar
 
 
 def distance(a: np.ndarray, b: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """l2 of ``a - b`` by position, over that of `scale`; inf where something is not finite."""
+    """l2 of ``a - b`` by position, over that of `scale`; inf where one is not finite and the other is not the same."""
     with np.errstate(all="ignore"):
-        flat = [np.asarray(x, np.float64).reshape(len(x), -1) for x in (a, b, scale)]
-        norm = np.linalg.norm(flat[2], axis=1)
-        each = np.linalg.norm(flat[0] - flat[1], axis=1) / np.where(norm > 0, norm, 1)
+        x, y, size = (np.asarray(v, np.float64).reshape(len(v), -1) for v in (a, b, scale))
+        alike = (np.isnan(x) & np.isnan(y)) | ((x == y) & np.isinf(x))
+        norm = np.linalg.norm(np.where(np.isfinite(size), size, 0), axis=1)
+        each = np.linalg.norm(np.where(alike, 0, x - y), axis=1) / np.where(norm > 0, norm, 1)
     return np.where(np.isfinite(each), each, np.inf)
 
 
@@ -213,7 +215,7 @@ class TraceShadow(Engine):
         self, x: Array, positions: np.ndarray, theta: float, style: str, scaling: RopeScaling | None = None,
         factors: str | None = None,
     ) -> Array:  # fmt: skip
-        scaled = () if scaling is None and factors is None else (scaling, factors)  # refused by the judges
+        scaled = () if scaling is None and factors is None else (scaling, factors)
         return self._ways("rope", x, positions, theta, style, *scaled)
 
     def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
@@ -249,9 +251,9 @@ class TraceShadow(Engine):
             return x
         op, args, alone = self._last
         exact, simulated, single = (way.reshape(x.shape)[rows] for way in x.ways)
-        self.operations.append(
-            judged(point, op, args, kept.values, rows, exact, simulated, single, second, alone)
-        )
+        found = judged(point, op, args, kept.values, rows, exact, simulated, single, second, alone)
+        found.prompt = self.given.prompt or 0
+        self.operations.append(found)
         whole = len(rows) == count and np.array_equal(rows, np.arange(count))
         if whole:
             return self.from_numpy(kept.values.reshape(x.shape))

@@ -21,7 +21,7 @@ from aprlab.formats.raw import Reference, Seen, from_model, look
 from aprlab.inference.session import Session
 from aprlab.instruments.statistics_tables import read_statistics
 from aprlab.model.model import Model
-from aprlab.onion import health, opening
+from aprlab.onion import health, opening, run_cost
 from aprlab.onion.blind_search import without_reference
 from aprlab.onion.clock import Clock, Progress
 from aprlab.onion.explanation import explain
@@ -36,7 +36,6 @@ from aprlab.onion.open_types import settle_open_types
 from aprlab.onion.published_statistics import statistics_deviations
 from aprlab.onion.references import reference_of
 from aprlab.onion.run_comparison import compare_runs
-from aprlab.onion.run_cost import cost_finding
 from aprlab.onion.run_peeling import peel_engines
 from aprlab.onion.source_peeling import peel_sources
 from aprlab.onion.verdict import LAYERS, Finding, Repair, Verdict
@@ -362,6 +361,8 @@ def _run(
             verdict.repair = found.repair
             return
         before = found.before
+        if before.error is None:
+            verdict.cost = run_cost.measured(before, golden)
         if verdict.findings:
             verdict.findings[0].evidence["cost"] = before.to_json()
         if before.error is not None or not np.isfinite(before.distance):
@@ -373,11 +374,23 @@ def _run(
             # Every byte and number agrees, and the runs do not: then one of the runs is not to be trusted.
             what = Finding("instrument", None, [], Mechanism("instrument.unequal-runs"), before.to_json(), 0.5)
             verdict.findings, verdict.verdict = [what, *verdict.findings], "ambiguous"
-        elif cost and (costly := cost_finding(case, golden, before)) is not None:
-            verdict.findings, verdict.verdict = [costly, *verdict.findings], "ambiguous"
+        elif cost:
+            _judge_cost(case, verdict, golden, before)
         elif not verdict.findings and not before.bitwise:
             what = Finding("instrument", None, [], Mechanism("instrument.unequal-runs"), before.to_json(), 0.5)
             verdict.findings, verdict.verdict = [what], "ambiguous"
+
+
+def _judge_cost(case: FileCase, verdict: Verdict, golden: Golden, before: GoldenOutcome) -> None:
+    """What the run of a re-encoded file lost, and whether its types explain that; the verdict is completed in place."""
+    verdict.cost = run_cost.measured(before, golden, run_cost.allowed(case, golden))
+    found = run_cost.cost_finding(verdict.cost)
+    if found is None:
+        return
+    if found.harmless:
+        verdict.findings.append(found)
+    else:
+        verdict.findings, verdict.verdict = [found, *verdict.findings], "ambiguous"
 
 
 def _as_it_is(case: FileCase, opened: opening.Opened) -> Model | AprlabError:

@@ -20,7 +20,7 @@ def reference_of(ref: str | Path | Model) -> Reference:
         state = path.stat()
         key = (str(path.resolve()), state.st_mtime_ns, state.st_size)
     except OSError:
-        key = ("", 0, 0)
+        key = (str(path), 0, 0)
     if key not in _REFERENCES:
         if len(_REFERENCES) >= 4:
             _REFERENCES.pop(next(iter(_REFERENCES)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.architectures.qwen2 import forward, points
+from aprlab.architectures import forward, points
 from aprlab.engines.base import Array, Cache
 from aprlab.engines.contract_engine import ContractEngine
 from aprlab.engines.delegating import DelegatingEngine
@@ -58,12 +58,13 @@ class Noting(DelegatingEngine):
 
 
 def run_with(
-    judges: Judges, config: ModelConfig, tokens: Sequence[int], faults: Mapping[str, Form] | None = None
+    judges: Judges, config: ModelConfig, tokens: Sequence[int], faults: Mapping[str, Form] | None = None, prompt: int = 0
 ) -> dict[str, np.ndarray]:
     """Every point of a run by the declared contract, float32, all tokens at once.
 
     Args:
         faults: by point, the form that takes the operation's place.
+        prompt: so many tokens went in at once, for faults that know the difference.
     """
     engine = Noting(judges.simulated)
     shapes, kept = points(config), {}
@@ -74,7 +75,7 @@ def run_with(
         if form is not None:
             op, args = engine.last
             zero, none = np.zeros((len(tokens), *shapes[point]), np.float32), np.zeros(len(tokens))
-            here = Operation(point, op, args, zero, rows, None, None, none, none, none)
+            here = Operation(point, op, args, zero, rows, None, None, none, none, none, prompt=prompt)
             values = tried(_remade(form, here, judges, config), judges.simulated, here)
             x = x if values is None else engine.from_numpy(values.reshape(x.shape))
         kept[point] = engine.to_numpy(x)

@@ -29,13 +29,13 @@ Inject = Mapping[str, tuple[np.ndarray, np.ndarray]]  # point -> values, their p
 class Watch:
     """Is called before and after each node of a pass: keeps values, and writes others."""
 
-    def __init__(self, lib: Any, wanted: set[str], inject: Inject, edit: Edit | None) -> None:
+    def __init__(self, lib: Any, wanted: set[str], inject: Inject, edit: Edit | None, *, biased: bool) -> None:
         self.lib, self.wanted, self.inject, self.edit = lib, wanted, inject, edit
         self.kept: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
         self.operations: set[str] = set()
         self.error: Exception | None = None
         self.start = self.seen = 0  # positions before this part of the pass; and with it
-        self.nodes = Nodes()
+        self.nodes = Nodes(biased=biased)
         self.point: str | None = None
 
     def __call__(self, tensor: int, ask: bool, user: int) -> bool:
@@ -116,9 +116,9 @@ class Llama:
 
     def do_run(
         self, tokens: list[int], prompt: int, points: list[str], cache: int, flash: bool, threads: int | None,
-        inject: Inject, edit: tuple[str, dict[str, Any]] | None,
+        inject: Inject, edit: tuple[str, dict[str, Any]] | None, biased: bool,
     ) -> dict[str, Any]:  # fmt: skip
-        watch = Watch(self.lib, set(points), inject, _edit(edit))
+        watch = Watch(self.lib, set(points), inject, _edit(edit), biased=biased)
         heard = llama_api.Watcher(watch)
         values: dict[str, float] = {
             "n_ctx": -(-max(len(tokens), 1) // 256) * 256, "flash_attn_type": int(flash), "type_k": cache, "type_v": cache,

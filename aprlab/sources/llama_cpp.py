@@ -58,6 +58,7 @@ class LlamaSource(Source):
         self.contract = Contract(activations_of(opened), "f16" if flash else cache, flash)
         self.can = Abilities(tuple(all_points(self.config)), injection=True)
         self._threads, self._edit, self._cache = threads, edit, _CACHES[cache]
+        self._biased = "blk.0.attn_q.bias" in opened.tensors
         self._child = LlamaProcess()
         try:
             self.version = self._child.ask("load", file=os.fspath(self.file))["version"]
@@ -77,7 +78,7 @@ class LlamaSource(Source):
         written = {name: (point.values, point.positions) for name, point in (inject or {}).items()}
         found = self._child.ask(
             "run", tokens=ids, prompt=first, points=wanted, cache=self._cache, flash=self.contract.flash,
-            threads=self._threads, inject=written, edit=self._edit,
+            threads=self._threads, inject=written, edit=self._edit, biased=self._biased,
         )  # fmt: skip
         shapes, positions, contract = all_points(self.config), np.arange(len(ids), dtype=np.int64), str(self.contract)
         kept = {

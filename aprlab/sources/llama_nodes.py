@@ -11,19 +11,25 @@ import re
 
 # name in the graph, operation -> step of a layer
 _STEPS = {
-    ("attn_norm", "MUL"): "attn_norm", ("Qcur", "ADD"): "q", ("Kcur", "ADD"): "k", ("Vcur", "ADD"): "v",
+    ("attn_norm", "MUL"): "attn_norm", ("Qcur_normed", "MUL"): "q_norm", ("Kcur_normed", "MUL"): "k_norm",
     ("Qcur", "ROPE"): "q_rope", ("Kcur", "ROPE"): "k_rope", ("ffn_inp", "ADD"): "ffn_inp", ("ffn_norm", "MUL"): "ffn_norm",
     ("ffn_gate", "MUL_MAT"): "gate", ("ffn_up", "MUL_MAT"): "up", ("ffn_swiglu", "SWIGLU"): "swiglu",
     ("ffn_out", "MUL_MAT"): "down", ("l_out", "ADD"): "out",
 }  # fmt: skip
+_PRODUCTS = {"Qcur": "q", "Kcur": "k", "Vcur": "v"}  # end in the sum with a bias, where there is one
 _ENDS = {("embd", "GET_ROWS"): "embed", ("result_norm", "MUL"): "norm", ("result_output", "MUL_MAT"): "logits"}
 _NUMBERED = re.compile(r"(.+)-(\d+)")
 
 
 class Nodes:
-    """Names the nodes of a pass, given one after another in the order of the graph."""
+    """Names the nodes of a pass, given one after another in the order of the graph.
 
-    def __init__(self) -> None:
+    Args:
+        biased: whether Q, K and V have biases.
+    """
+
+    def __init__(self, *, biased: bool) -> None:
+        self._product = "ADD" if biased else "MUL_MAT"
         self._projection: int | None = None  # layer whose output projection is the next product
 
     def point(self, name: str, operation: str) -> str | None:
@@ -36,6 +42,8 @@ class Nodes:
             if stem == "kqv_out":  # reshaped or copied, according to how attention is computed
                 self._projection = layer
                 return f"layers.{layer}.attn"
+            if stem in _PRODUCTS and operation == self._product:
+                return f"layers.{layer}.{_PRODUCTS[stem]}"
             if (stem, operation) in _STEPS:
                 return f"layers.{layer}.{_STEPS[stem, operation]}"
         if operation == "MUL_MAT" and self._projection is not None:

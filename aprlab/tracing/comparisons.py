@@ -204,24 +204,27 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 DIFFERENCES = {  # code of a row of `compare_models` -> what a table shows
     "diff.same": "same", "diff.only-in-a": "only in a", "diff.only-in-b": "only in b", "diff.type": "type",
     "diff.shape": "shape", "diff.bytes": "bytes", "diff.value": "value", "diff.unreadable": "unreadable",
+    "diff.not-read": "not read",
 }  # fmt: skip
 
 
-def compare_models(a: Model, b: Model) -> Comparison:
+def compare_models(a: Model, b: Model, *, headers: bool = False) -> Comparison:
     """Two opened files: every tensor of the union, every config value, every part of the tokenizer.
 
     A tensor's `finding` is ``same``, or the first of ``only in a``, ``only in b``, ``type``, ``shape``, ``bytes`` that
     holds. Names are GGUF's, so a rename between formats is not a difference; bytes are the raw blocks. Two models that
-    cannot be run have no config: there every key of the files is compared.
+    cannot be run have no config: there every key of the files is compared. `headers`: no byte of a tensor is read, and its
+    finding is ``not read`` where nothing else differs.
     """
+    tensors = _tensor_rows(a, b, headers=headers)
     if file_only(a) is not None and file_only(b) is not None:
-        rows = [*_tensor_rows(a, b), *_key_rows(header_of(a).fields, header_of(b).fields)]
+        rows = [*tensors, *_key_rows(header_of(a).fields, header_of(b).fields)]
     else:
-        rows = [*_tensor_rows(a, b), *_record_rows("config", a, b), *_record_rows("tokenizer", a, b)]
+        rows = [*tensors, *_record_rows("config", a, b), *_record_rows("tokenizer", a, b)]
     return _comparison(f"{a.path.name} against {b.path.name}", ("what", "finding", "a", "b", "equal"), rows, "things")
 
 
-def _tensor_rows(a: Model, b: Model) -> Iterator[dict[str, Any]]:
+def _tensor_rows(a: Model, b: Model, *, headers: bool) -> Iterator[dict[str, Any]]:
     for name in [*a.tensors, *(name for name in b.tensors if name not in a.tensors)]:
         left, right = a.tensors.get(name), b.tensors.get(name)
         if left is None or right is None:
@@ -230,6 +233,8 @@ def _tensor_rows(a: Model, b: Model) -> Iterator[dict[str, Any]]:
             kind = "type"
         elif left.shape != right.shape:
             kind = "shape"
+        elif headers:
+            kind = "not-read"
         else:
             kind = "same" if np.array_equal(left.raw, right.raw) else "bytes"
         shown = [None if t is None else f"{t.type.name} {format_cell(t.shape)}" for t in (left, right)]
@@ -239,7 +244,7 @@ def _tensor_rows(a: Model, b: Model) -> Iterator[dict[str, Any]]:
 def _difference_row(what: str, kind: str, a: str | None, b: str | None) -> dict[str, Any]:
     """One thing of two files: `code` is for programs, `finding` says the same to people."""
     code = f"diff.{kind}"
-    return {"what": what, "code": code, "finding": DIFFERENCES[code], "a": a, "b": b, "equal": kind == "same"}
+    return {"what": what, "code": code, "finding": DIFFERENCES[code], "a": a, "b": b, "equal": kind in ("same", "not-read")}
 
 
 def _key_rows(a: Mapping[str, Field], b: Mapping[str, Field]) -> Iterator[dict[str, Any]]:

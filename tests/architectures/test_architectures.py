@@ -18,7 +18,9 @@ from aprlab.model import names
 from aprlab.model.architecture import ARCHITECTURES
 from aprlab.model.config import ModelConfig
 from aprlab.model.inventory import shapes
+from aprlab.model.model import Model
 from aprlab.model.rope import FACTORS, RopeScaling
+from aprlab.model.tensor import Tensor
 
 TOKENS = [int(t) for t in np.random.default_rng(7).integers(0, CONFIG.vocab_size, 13)]
 SMALL = replace(CONFIG, block_count=2)
@@ -135,21 +137,27 @@ def test_names_are_a_bijection_both_ways(architecture: str) -> None:
         assert all(names.to_gguf(there, naming) == name for there, name in written.items())
 
 
+class Asking(ReferenceEngine):
+    """Notes every weight that it is asked for."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+        self.asked: set[str] = set()
+
+    def matrix(self, name: str, cols: int | None = None) -> Tensor:
+        self.asked.add(name)
+        return super().matrix(name, cols)
+
+    def vector(self, name: str, length: int) -> Tensor:
+        self.asked.add(name)
+        return super().vector(name, length)
+
+
 def test_a_pass_asks_for_its_inventory_and_nothing_else() -> None:
     for what, config in CONFIGS.items():
-        asked = set()
-
-        class Asking(ReferenceEngine):
-            def matrix(self, name: str, cols: int | None = None) -> Any:
-                asked.add(name)
-                return super().matrix(name, cols)
-
-            def vector(self, name: str, length: int) -> Any:
-                asked.add(name)
-                return super().vector(name, length)
-
-        run(Asking(random_model(3, config)), config)
-        assert asked == set(shapes(config)), what
+        engine = Asking(random_model(3, config))
+        run(engine, config)
+        assert engine.asked == set(shapes(config)), what
 
 
 @pytest.mark.parametrize(

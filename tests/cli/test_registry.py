@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import pytest
 import typer
 
+import aprlab
 from aprlab import paths
 from aprlab.cli import options, registry
 from aprlab.cli.app import app, run_cli
@@ -237,6 +238,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(paths.embedded_model(), folder / "model.gguf")
     convert_with(folder / "model.gguf", folder / "model.apr", [])
     convert_with(folder / "model.gguf", folder / "broken.apr", ["GH-190"])
+    for name in ("ours", "jit"):
+        aprlab.trace(aprlab.open_model(folder / "model.gguf"), [9, 5], "logits").save(folder / f"{name}.npz")
     (folder / "kernels.ptx").write_text(shipped_ptx("dequantise"))
     return folder
 

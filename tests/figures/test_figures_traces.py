@@ -58,8 +58,18 @@ def test_error_map_tells_equal_from_small_and_broken() -> None:
     np.testing.assert_array_equal(np.ma.getmaskarray(drawn), [[True, False, True], [True, False, False]])
     assert drawn[0, 1] == 1e-3
     assert (drawn[1, 1], drawn[1, 2]) == (1.0, 1e-6)
-    assert [patch.get_xy() for patch in ax.patches] == [(1.5, -0.5)]
+    broken, first = ax.patches
+    assert (broken.get_xy(), first.get_xy()) == ((1.5, -0.5), (0.5, -0.5))
+    assert broken.get_fill() and not first.get_fill()
+    assert ax.images[0].colorbar.ax.get_ylabel().splitlines()[1:] == ["grey: equal", "orange: NaN or Inf"]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["q", "k", "v"]
     for bad in (values[:1], -values):
         with pytest.raises(UsageError, match="2 rows and 3 columns"):
             figures.error_map(bad, range(2), ["q", "k", "v"], xlabel="step")
+
+
+def test_an_error_map_without_an_error_has_no_frame_and_its_scale_follows_the_errors() -> None:
+    assert not figures.error_map(np.zeros((2, 2)), range(2), range(2), xlabel="step").patches
+    assert figures.error_limits(np.zeros((2, 2))) == (1e-7, 1.0)
+    assert figures.error_limits(np.array([0.5, 3.0]), np.array([np.inf, 0.0])) == (pytest.approx(0.1), 10.0)
+    assert figures.error_limits(np.array([2e-7, 4e-7])) == (pytest.approx(1e-8), pytest.approx(1e-6))

@@ -382,7 +382,8 @@ def test_aliases_are_read_and_must_agree(aprender: Path, tmp_path: Path, alias: 
     ("change", "message"),
     [({"num_layers": "8"}, "not a whole number"), ({"num_layers": 8.0}, "not a whole number"), ({"num_heads": 2**40}, "in range"),
      ({"rope_type": 1}, "rope_type"), ({"rope_theta": "big"}, "not a number"), ({"rope_theta": 1e400}, "JSON|range"),
-     ({"num_kv_heads": 3}, "cannot share"), ({"architecture": "gemma"}, "'gemma'; handled: 'qwen2'"), ({"vocab_size": 5}, "has shape"),
+     ({"num_kv_heads": 3}, "cannot share"), ({"architecture": "gemma"}, "'gemma'; handled: 'qwen2'"),
+     ({"vocab_size": 5}, "has shape"),
      ({"rms_norm_eps": -1.0}, "out of range"), ({"num_heads": 0}, "at least 1"), ({"rope_theta": 10**400}, "float32 can hold"),
      ({"num_heads": None, "n_head": "6"}, "'n_head' is '6'"), ({"rms_norm_eps": None, "norm_eps": "x"}, "'norm_eps' is 'x'")],
 )  # fmt: skip

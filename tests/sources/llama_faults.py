@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.architectures.qwen2 import points
+from aprlab.architectures import points
 from aprlab.engines.base import Engine
 from aprlab.engines.contract_engine import ContractEngine
 from aprlab.engines.contracts import Contract
 from aprlab.faults import FAULTS
 from aprlab.faults.apply import misread
 from aprlab.formats import open_model
+from aprlab.model.config import ModelConfig
 from aprlab.model.inventory import output_weight
+from aprlab.model.model import Model
 from aprlab.quants import REGISTRY
 
 Edit = Callable[[str, np.ndarray, int], "np.ndarray | None"]
@@ -77,19 +79,25 @@ class Replay:
         return np.array(e.to_numpy(out))
 
 
-def catalogue(model: str, contract: str, tokens: list[int], faults: list[str]) -> Edit:
-    """Faults of the catalogue, by id."""
-    opened, rules = open_model(model), Contract.parse(contract)
+def faulty(opened: Model, contract: str, faults: list[str]) -> tuple[Engine, ModelConfig]:
+    """An engine by this contract with faults of the catalogue, and the config that goes with it."""
     config, seen_as, registry = opened.config, opened, REGISTRY
     for fault in (FAULTS[id] for id in faults):
         config = fault.config(config) if fault.config is not None else config
         registry = fault.registry(registry) if fault.registry is not None else registry
     if registry is not REGISTRY:
         seen_as = misread(opened, registry, as_floats=False)
-    engine: Engine = ContractEngine(seen_as, rules)
+    engine: Engine = ContractEngine(seen_as, Contract.parse(contract))
     for fault in (FAULTS[id] for id in faults):
         engine = fault.engine(engine) if fault.engine is not None else engine
-    healthy, broken = Replay(ContractEngine(opened, rules), opened.config, tokens), Replay(engine, config, tokens)
+    return engine, config
+
+
+def catalogue(model: str, contract: str, tokens: list[int], faults: list[str]) -> Edit:
+    """Faults of the catalogue, by id."""
+    opened = open_model(model)
+    healthy = Replay(ContractEngine(opened, Contract.parse(contract)), opened.config, tokens)
+    broken = Replay(*faulty(opened, contract, faults), tokens)
     seen: dict[str, np.ndarray] = {}
 
     def edit(point: str, values: np.ndarray, start: int) -> np.ndarray | None:

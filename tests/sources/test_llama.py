@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import aprlab
-from aprlab.architectures.qwen2 import points
+from aprlab.architectures import points
 from aprlab.errors import NumericError, UnsupportedError, UsageError
 from aprlab.sources import llama_api, llama_cpp, source
 from aprlab.sources.llama_nodes import Nodes
@@ -124,13 +124,16 @@ def test_a_layout_is_believed_only_if_every_default_is_found() -> None:
 
 
 def test_nodes_are_known_by_name_and_operation() -> None:
-    nodes = Nodes()
+    nodes = Nodes(biased=True)
     graph = {
         ("embd", "GET_ROWS"): "embed", ("norm-0", "RMS_NORM"): None, ("Qcur-0", "MUL_MAT"): None, ("Qcur-0", "ADD"): "layers.0.q",
         ("Qcur-0", "ROPE"): "layers.0.q_rope", ("kqv_out-0", "CONT"): "layers.0.attn", ("node_9", "MUL_MAT"): "layers.0.attn_out",
         ("node_10", "MUL_MAT"): None, ("ffn_out-12", "MUL_MAT"): "layers.12.down", ("result_output", "MUL_MAT"): "logits",
     }  # fmt: skip
     assert [nodes.point(*node) for node in graph] == list(graph.values())
+    plain = Nodes(biased=False)
+    assert [plain.point("Qcur-3", op) for op in ("MUL_MAT", "ROPE")] == ["layers.3.q", "layers.3.q_rope"]
+    assert plain.point("Kcur_normed-3", "MUL") == "layers.3.k_norm"
 
 
 def test_without_the_wheel_the_extra_is_named(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,273 @@
+"""Cases: garbage that somebody reported, with what was asked, how, and what is known of the cause.
+
+A case is a small JSON object, documented in docs/evidence.md. Several cases of one model are ranked together: each fault is
+switched on once and asks every prompt, so that what a fault costs to set up is paid once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from aprlab.errors import AprlabError, FormatError, NumericError, UsageError
+from aprlab.faults import FAULTS, run_faults, session_with
+from aprlab.faults.text import CHATML
+from aprlab.forensics.answer_runs import HealthyRun, collect_after, healthy_session
+from aprlab.forensics.answer_scoring import AnswerScorer, Suspect
+from aprlab.forensics.ranking import Forensics, not_numbers, ranked
+from aprlab.inference.session import Session
+from aprlab.model.model import Model
+
+TEMPLATES = ("file", "chatml-without-system", "none")  # how the prompt goes in: by the file's template, by bare ChatML, as it is
+NAN_FAULTS = {"argmax-nan", "nan-sampled"}  # their logits are no numbers, and they bring one sampler along
+_NOT_FINITE = NumericError("logits are not finite", code="session.logits-not-finite")
+LONGEST = 24  # tokens of an answer that are compared at most
+
+
+@dataclass(frozen=True)
+class Case:
+    """One reported answer.
+
+    Attributes:
+        id: a short name.
+        prompt: what was asked; '' where nobody said.
+        text: the answer; '' where only token ids are known.
+        token_ids: exact ids, where they were published.
+        template: one of `TEMPLATES`.
+        system: the system message, or None.
+        model: which published model it is, as in data/models.toml; '' for another one.
+        cause: ids of the faults that the thread names; empty where the cause is open.
+        certainty: how sure that is: ``certain``, ``high``, ``medium``, ``low`` or ``open``.
+        url: where it was reported.
+        note: what has to be known to judge it.
+    """
+
+    id: str
+    prompt: str
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    template: str = "file"
+    system: str | None = None
+    model: str = ""
+    cause: tuple[str, ...] = ()
+    certainty: str = "open"
+    url: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.template not in TEMPLATES:
+            raise UsageError(
+                f"case {self.id}: template {self.template!r}; known: {', '.join(TEMPLATES)}", code="cases.unknown-template"
+            )
+        if not self.text and not self.token_ids:
+            raise UsageError(f"case {self.id}: neither a text nor token ids", code="cases.no-answer")
+        for id in self.cause:
+            if id not in FAULTS:
+                raise UsageError(f"case {self.id}: unknown fault {id!r}", code="faults.unknown")
+
+    @property
+    def saw(self) -> str | list[int]:
+        """What was seen: ids where they are known."""
+        return list(self.token_ids) if self.token_ids else self.text
+
+    @classmethod
+    def of_json(cls, data: Mapping[str, Any]) -> Case:
+        """From JSON: the fields above, or the keys of public collections of garbage.
+
+        Those are ``output`` or ``output_decoded`` for the text, ``mode`` (chat, raw) for the template, and ``system``
+        with the word ``none`` for ChatML without a system message.
+        """
+        if not isinstance(data, Mapping) or "prompt" not in data:
+            raise UsageError("a case is an object with at least a prompt and a text", code="cases.no-prompt")
+        text = data.get("text") or data.get("output_decoded") or data.get("output") or ""
+        cause = data.get("cause")
+        system = data.get("system")
+        bare = isinstance(system, str) and system.strip().lower() in ("none", "-", "")
+        template = data.get("template")
+        if template is None:
+            raw = str(data.get("mode", "")).lower().startswith("raw")
+            template = "none" if raw else "chatml-without-system" if bare else "file"
+        return cls(
+            str(data.get("id", "case")), str(data["prompt"]), str(text), tuple(data.get("token_ids") or ()), str(template),
+            None if bare else system, str(data.get("model", "")),
+            tuple(cause) if isinstance(cause, list) else (), str(data.get("certainty", "open")), str(data.get("url", "")),
+            str(data.get("note", "")),
+        )  # fmt: skip
+
+
+def read_cases(path: str | Path) -> list[Case]:
+    """Cases of a JSON file: one object, a list of them, or an object with a list ``cases``.
+
+    Raises:
+        UsageError: there is no such file, or a case lacks something.
+        FormatError: it is not JSON.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read it: {error.strerror}", code="cases.cannot-read", path=path) from None
+    except ValueError as error:
+        raise FormatError(f"is not JSON: {error}", code="cases.not-json", path=path) from None
+    rows = data if isinstance(data, list) else data.get("cases", [data]) if isinstance(data, Mapping) else [data]
+    return [Case.of_json(row) for row in rows]
+
+
+# ── ranking several at once ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class _SharedPrompt:
+    """What cases with the same prompt and template share."""
+
+    run: HealthyRun
+    cases: list[Case]
+    scorers: list[AnswerScorer]
+    costs: list[float]
+    tried: list[list[Suspect]] = field(default_factory=list)  # by case
+
+
+def rank_cases(
+    model: Model | str | Path | Session,
+    cases: Sequence[Case],
+    *,
+    faults: Iterable[str] | None = None,
+    engine: str | None = "auto",
+    threads: int | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> dict[str, Forensics]:
+    """Rank faults for each case, all cases of one model together.
+
+    Args:
+        model: a healthy model of which the cases are.
+        cases: what was seen.
+        faults: ids or sets, ``a+b``; without it every single fault that a run can have.
+        engine, threads: which engine runs.
+        progress: called after each set with its name and its seconds.
+
+    Returns:
+        Case id -> ranking.
+    """
+    started = time.process_time()
+    own = healthy_session(model, engine, threads)
+    bare = with_template(own, CHATML)
+    asked: dict[tuple[str, str, str | None], _SharedPrompt] = {}
+    for case in cases:
+        key = (case.prompt, case.template, case.system)
+        if key not in asked:
+            session = own if case.template == "file" else bare
+            options = {"raw": case.template == "none", "system": case.system}
+            asked[key] = _SharedPrompt(HealthyRun.of(session, case.prompt, LONGEST, **options), [], [], [])
+        group = asked[key]
+        scorer = AnswerScorer(case.saw, group.run.surprise(), own.tokenizer)
+        group.cases.append(case)
+        group.scorers.append(scorer)
+        group.costs.append(group.run.cost(group.run.session, scorer.saw))
+        group.tried.append([])
+    for unit in run_faults() if faults is None else faults:
+        before = time.process_time()
+        _try_everywhere(list(asked.values()), tuple(unit.split("+")))
+        if progress is not None:
+            progress(unit, time.process_time() - before)
+    found = {}
+    for group in asked.values():
+        for case, scorer, tried in zip(group.cases, group.scorers, group.tried, strict=True):
+            healthy = replace(group.run.healthy, match=scorer.judge(group.run.healthy))
+            found[case.id] = Forensics(
+                case.text or own.tokenizer.decode(scorer.saw), scorer.saw, case.prompt, healthy, ranked(tried),
+                time.process_time() - started,
+            )  # fmt: skip
+    return found
+
+
+def with_template(session: Session, template: str) -> Session:
+    """The same model, engine and weights behind another chat template."""
+    from aprlab.engines.delegating import BorrowedEngine
+
+    model = session.model.with_changes(tokenizer=replace(session.model.tokenizer, chat_template=template))
+    return Session(BorrowedEngine(session.engine, model), config=session.config, tokenizer=session.tokenizer)
+
+
+def _try_everywhere(asked: list[_SharedPrompt], faults: tuple[str, ...]) -> None:
+    """One set of faults, on every prompt: a session is made for each healthy one, and answers once for all of its cases."""
+    sessions: dict[int, Session | AprlabError] = {}
+    for group in asked:
+        healthy = group.run.session
+        if id(healthy) not in sessions:
+            try:
+                sessions[id(healthy)] = session_with(healthy, faults)
+            except AprlabError as error:
+                sessions[id(healthy)] = error
+        broken = sessions[id(healthy)]
+        for tried, suspect in zip(group.tried, _answers(group, broken, faults), strict=True):
+            tried.append(suspect)
+    for broken in sessions.values():
+        if isinstance(broken, Session):
+            broken.engine.close()
+    sessions.clear()
+    collect_after(asked[0].run.session.model)
+
+
+def _answers(group: _SharedPrompt, broken: Session | AprlabError, faults: tuple[str, ...]) -> list[Suspect]:
+    """What a broken session says to one prompt, judged for each of its cases."""
+    if isinstance(broken, AprlabError):
+        return [Suspect(faults, "", (), None, broken.message) for _ in group.cases]
+    telling = sorted({t for scorer in group.scorers for t in scorer.telling})
+    started = time.process_time()
+    try:
+        said = group.run.answer_of(broken, faults, telling)
+    except AprlabError as error:
+        return [not_numbers(group.run, faults, scorer, error) for scorer in group.scorers]
+    found = []
+    for scorer, cost in zip(group.scorers, group.costs, strict=True):
+        gain = 0.0  # an answer that was left led elsewhere, or is the healthy one: no second pass for the text itself
+        if not said.cut:
+            try:
+                gain = cost - group.run.cost(broken, scorer.saw)
+            except AprlabError:
+                gain = 0.0
+        heard = replace(said, match=scorer.judge(said, gain))
+        if set(faults) & NAN_FAULTS:  # of which sampler the text is, is not their business
+            other = not_numbers(group.run, faults, scorer, _NOT_FINITE)
+            heard = other if other.match is not None else heard
+        found.append(replace(heard, seconds=time.process_time() - started))
+    return found
+
+
+# ── how a ranking meets what is known ─────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where the true cause came in a ranking.
+
+    Attributes:
+        rank: of the best of the causes: 1 and how many sets score better, a level one counting half (rounded down); 0 where
+            none of the causes could run, or none is known.
+        level: how many other sets have the same score.
+        first: the set that came first, and its score.
+        score: of the best cause.
+    """
+
+    rank: int
+    level: int
+    first: str
+    first_score: float
+    score: float
+
+
+def standing(found: Forensics, cause: Sequence[str]) -> Standing:
+    """Rank of the best set that consists of nothing but true causes."""
+    scored = [(s.match.score, s.faults) for s in found.suspects if s.match is not None]
+    first = scored[0] if scored else (0.0, ())
+    true = [score for score, faults in scored if set(faults) <= set(cause)]
+    if not true:
+        return Standing(0, 0, " + ".join(first[1]), first[0], 0.0)
+    best = max(true)
+    better = sum(score > best for score, _ in scored)
+    level = sum(score == best and not set(faults) <= set(cause) for score, faults in scored)
+    return Standing(better + 1 + level // 2, level, " + ".join(first[1]), first[0], best)

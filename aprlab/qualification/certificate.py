@@ -1,0 +1,444 @@
+"""The certificate of a conversion: is MODEL what a right conversion makes of SOURCE, and how sure is that?
+
+Nothing is measured here in a way of its own. `peel` says what differs between the files and whether a run agrees; the tensors
+are those that its layers compared row by row; the prompts go through the sessions' own templates. What is added is a text that
+both read, long enough for figures with intervals.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from aprlab import paths
+from aprlab.architectures import forward
+from aprlab.display.html import Cell, table
+from aprlab.engines import choose
+from aprlab.engines.choice import is_small
+from aprlab.errors import BROKEN, AprlabError, reason
+from aprlab.formats import open_model
+from aprlab.inference.session import Session
+from aprlab.inference.template import render
+from aprlab.onion import health
+from aprlab.onion.file_case import FileCase
+from aprlab.onion.peeling import examine
+from aprlab.onion.verdict import Verdict, plain, some
+from aprlab.qualification.certificate_words import TITLES, words
+from aprlab.tracing.comparisons import log_softmax
+from aprlab.version import __version__
+
+SCHEMA = 1
+Word = Literal["certified", "not certified", "not enough evidence"]
+SIGNS = {True: "pass", False: "FAIL", None: "open"}
+EXIT: dict[Word, int] = {"certified": 0, "not certified": 3, "not enough evidence": 4}
+
+TOKENS = 2048  # of the text, at most
+WINDOW = 512  # positions that are read in one go; each window starts anew
+STEP = 128  # positions whose logits are in memory at once
+BLOCK = 32  # positions that count as one draw: neighbours in a text are not independent
+RUNS = ("prompts", "text", "long context")  # the checks that need both sides to run
+Z = 1.96  # of a 95 % interval
+
+# How far the candidate may be (mean KL divergence, nats): up to RIGHT times what this project's own encoders cost in the same
+# types on the same text, which is measured for small models. Encoding a real one would take minutes: there, and where a type has
+# no encoder here, KL_OF * e² of weights with a relative error e. KL_LEAST is what two orders of the same float32 sums are apart.
+RIGHT = 3.0
+KL_OF = 100.0
+KL_LEAST = 1e-6
+
+SYSTEM = "You are a careful assistant. Answer in one sentence."
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather", "description": "Weather of a city.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]  # fmt: skip
+CONVERSATIONS: dict[str, list[dict[str, str]]] = {
+    "one turn": [{"role": "user", "content": "What is 2+2?"}],
+    "a system message": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Größe? 日本 🙂 12345"}],
+    "several turns": [
+        {"role": "user", "content": "Name a prime."}, {"role": "assistant", "content": "7"},
+        {"role": "user", "content": "And the next?\n"},
+    ],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CertificateCheck:
+    """One row of a certificate.
+
+    Attributes:
+        id: ``file``, ``layers``, ``tensors``, ``prompts``, ``text`` or ``long context``.
+        passed: None where nothing can be said.
+        code: of what was found; stable.
+        parameters: its figures.
+    """
+
+    id: str
+    passed: bool | None
+    code: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def figure(self) -> str:
+        """What was found, in words."""
+        return words(self.code, self.parameters)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        found: dict[str, Any] = plain({n: getattr(self, n) for n in ("id", "passed", "code", "figure", "parameters")})
+        return found
+
+
+@dataclass(repr=False)
+class Certificate:
+    """What `verify` says.
+
+    Attributes:
+        source, model: paths as given.
+        checks: in the order in which they were made.
+        peeled: what differs between the files, and the proof.
+        tensors: rows by change of type: ``before, after, tensors, rel_l2`` (of the worst tensor), ``worst_row``, ``bound``.
+        by_layer: layer of the model -> largest relative l2 error of a tensor in it.
+        seconds: in all.
+    """
+
+    source: str
+    model: str
+    checks: list[CertificateCheck]
+    peeled: Verdict
+    tensors: list[dict[str, Any]] = field(default_factory=list)
+    by_layer: dict[str, float] = field(default_factory=dict)
+    engine: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def verdict(self) -> Word:
+        """Certified only where every check was made and passed."""
+        if any(check.passed is False for check in self.checks):
+            return "not certified"
+        return "not enough evidence" if any(check.passed is None for check in self.checks) else "certified"
+
+    @property
+    def exit_code(self) -> int:
+        """0 certified, 3 not certified, 4 not enough evidence."""
+        return EXIT[self.verdict]
+
+    @property
+    def sentence(self) -> str:
+        """The verdict for a person who has to decide about a release."""
+        bad = [check.id for check in self.checks if check.passed is False]
+        open_ = [check.id for check in self.checks if check.passed is None]
+        if bad:
+            return f"Do not release it: {some(bad)} {'does' if len(bad) == 1 else 'do'} not hold."
+        if open_:
+            return f"Nothing was found, and not everything could be looked at: {some(open_)}."
+        return "It is what a right conversion makes of its source, within what its types can hold."
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Of each check: id, sign, what must hold, what was found."""
+        return [(c.id, SIGNS[c.passed], TITLES[c.id], c.figure) for c in self.checks]
+
+    def __str__(self) -> str:
+        lines = [f"{id:<13} {sign:<5} {found}" for id, sign, _, found in self.rows()]
+        return "\n".join([f"{self.model} against {self.source}: {self.verdict}", *lines, self.sentence])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        tones = {True: "good", False: "bad", None: "open"}
+        rows = [[id, Cell(sign, tones[c.passed]), *rest] for c, (id, sign, *rest) in zip(self.checks, self.rows(), strict=True)]
+        caption = Cell(f"{self.verdict}: {self.sentence}", {0: "good", 3: "bad"}.get(self.exit_code, "open"))
+        return table(("check", "", "what must hold", "found"), rows, caption=caption)
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented schema."""
+        return {
+            "schema": SCHEMA, "writer": f"aprlab {__version__}", "verdict": self.verdict, "sentence": self.sentence,
+            "source": self.source, "model": self.model, "engine": self.engine,
+            "checks": [check.to_json() for check in self.checks], "tensors": plain(self.tensors),
+            "by_layer": plain(self.by_layer), "peel": self.peeled.to_json(), "seconds": round(self.seconds, 2),
+        }  # fmt: skip
+
+
+def verify(
+    source: str | Path,
+    model: str | Path,
+    *,
+    engine: str | None = None,
+    threads: int | None = None,
+    tokens: int = TOKENS,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Certificate:
+    """Compare a converted model with its source, and certify it or not.
+
+    Args:
+        source: what it was converted from: GGUF, APR, SafeTensors or a Hugging Face directory.
+        model: the converted file.
+        engine, threads: for both; None takes the compiled engine for real models.
+        tokens: how much of the shipped text both read, at most.
+        progress: called with the name of each check before it is made.
+
+    Raises:
+        UsageError, FormatError, UnsupportedError: the source cannot be read. A broken model is a verdict, not an error.
+    """
+    started = time.perf_counter()
+    progress("layers")
+    peeled, case, _ = examine(source, model, engine=engine, threads=threads)
+    checks = [_of_peel(peeled)]
+    found = Certificate(str(source), str(model), checks, peeled)
+    progress("file")
+    checks.insert(0, _of_file(model))
+    if case is not None:
+        found.tensors, found.by_layer = tensor_rows(case), by_layer(case)
+        checks.append(_of_tensors(case, found.tensors))
+    else:
+        checks.append(CertificateCheck("tensors", None, "verify.not-reached"))
+    if case is not None and case.file.unrun is None and checks[0].passed is True:
+        checks += _of_runs(case, source, model, found, engine, threads, tokens, progress)
+    else:
+        why = case.file.unrun.message if case is not None and case.file.unrun is not None else "the file is refused"
+        checks += [CertificateCheck(id, None, "verify.needs-a-run", {"message": why}) for id in RUNS]
+    found.seconds = time.perf_counter() - started
+    return found
+
+
+# ── the files ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _of_file(path: str | Path) -> CertificateCheck:
+    """Whether the strict reader takes the file, every scale included."""
+    try:
+        with open_model(path) as model:
+            model.check_values()
+            return CertificateCheck("file", True, "verify.file-sound", {"tensors": len(model.tensors), "bytes": model.nbytes})
+    except AprlabError as error:
+        return CertificateCheck("file", False, "verify.file-refused", {"rule": error.code, "message": error.message})
+
+
+def _of_peel(verdict: Verdict) -> CertificateCheck:
+    """What the layers of the onion and the golden rule say."""
+    bad = [f for f in verdict.findings if not f.harmless]
+    listed = [{"label": f.label, "words": str(f.cause)} for f in bad[:8]]
+    parameters = {"verdict": verdict.verdict, "findings": listed, "more": max(len(bad) - 8, 0)}
+    if verdict.verdict in ("same", "equivalent"):
+        return CertificateCheck("layers", True, "verify.layers-hold", {"verdict": verdict.verdict})
+    return CertificateCheck("layers", False, "verify.layers-differ", parameters)
+
+
+def tensor_rows(case: FileCase) -> list[dict[str, Any]]:
+    """One row for each change of type, and one for the tensors that are their source's to the bit."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    lost = {d.match.piece.at: d.evidence for d in case.deviations if d.kind == "encoding" and d.match is not None}
+    for match in case.matches:
+        if match.of is None:
+            continue
+        kind = match.kind.name if match.kind is not None else "unknown"
+        fresh = {"before": match.of.type.name, "after": kind, "tensors": 0, "equal": 0, "rel_l2": 0.0, "worst_row": 0.0}
+        row = rows.setdefault((match.of.type.name, kind), {**fresh, "bound": None})
+        evidence = lost.get(match.piece.at, {})
+        row["tensors"] += 1
+        row["equal"] += match.equal
+        row["rel_l2"] = max(row["rel_l2"], float(evidence.get("rel_l2", 0.0)))
+        row["worst_row"] = max(row["worst_row"], float(evidence.get("worst_row_rel_l2", 0.0)))
+        row["bound"] = evidence.get("bound_of_a_row", row["bound"])
+    return sorted(rows.values(), key=lambda row: -row["tensors"])
+
+
+def by_layer(case: FileCase) -> dict[str, float]:
+    """Largest relative l2 error of a tensor in each layer of the model, as far as tensors are held in other types."""
+    found: dict[str, float] = {}
+    for d in case.deviations:
+        if d.kind == "encoding" and d.tensor.startswith("blk."):
+            layer = ".".join(d.tensor.split(".")[:2])
+            found[layer] = max(found.get(layer, 0.0), float(d.evidence.get("rel_l2", 0.0)))
+    return found
+
+
+def _of_tensors(case: FileCase, rows: Sequence[dict[str, Any]]) -> CertificateCheck:
+    """Each tensor is its source's, or within what its type can hold; outliers by name."""
+    outliers = [d for d in case.deviations if not d.harmless and d.match is not None]
+    missing = [d.tensor for d in case.deviations if d.kind == "missing"]
+    total = sum(row["tensors"] for row in rows)
+    if outliers or missing or not total:
+        first = list(dict.fromkeys([*(d.tensor for d in outliers), *missing]))
+        return CertificateCheck("tensors", False, "verify.tensors-off", {"off": len(first), "of": total, "first": first[:8]})
+    equal, worst = sum(row["equal"] for row in rows), max(row["worst_row"] for row in rows)
+    return CertificateCheck("tensors", True, "verify.tensors-hold", {"tensors": total, "equal": equal, "worst_row": worst})
+
+
+# ── the runs ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _of_runs(
+    case: FileCase, source: str | Path, path: str | Path, found: Certificate, engine: str | None, threads: int | None,
+    tokens: int, progress: Callable[[str], None],
+) -> list[CertificateCheck]:  # fmt: skip
+    """The checks for which both sides are loaded."""
+    exact = all(row["equal"] == row["tensors"] for row in found.tensors)
+    lost = max((row["rel_l2"] for row in found.tensors), default=0.0)
+    with open_model(source) as a, open_model(path) as b:
+        found.engine = choose(engine, a, threads=threads).spec
+        progress("prompts")
+        reference = Session(a, engine=found.engine, threads=threads)
+        try:
+            candidate = Session(b, engine=found.engine, threads=threads)
+            checks = [_of_prompts(reference, candidate)]
+            progress("text")
+            right = None if exact or not is_small(a) else _right(case, reference)
+            checks += _of_text(reference, candidate, tokens, exact=exact, lost=lost, right=right)
+        except BROKEN as error:
+            message = {"message": reason(error)}
+            return [CertificateCheck(id, False, "verify.run-refused", message) for id in RUNS]
+    return checks
+
+
+def _right(case: FileCase, reference: Session) -> Session | None:
+    """A session over what a right conversion of these types gives; None where a type has no encoder here."""
+    tensors = dict(reference.model.tensors)
+    try:
+        for match in case.matches:
+            if match.of is not None and match.kind is not None:
+                tensors[match.of.name] = case.healthy(match.of, match.kind)
+        made = reference.model.with_changes(tensors=tensors)
+        return Session(made, engine=reference.engine.name, tokenizer=reference.tokenizer)
+    except AprlabError:
+        return None
+
+
+def _of_prompts(a: Session, b: Session) -> CertificateCheck:
+    """Prompt ids of several conversations, and what ends an answer."""
+    other = [name for name, (x, y) in _prompts(a, b).items() if x != y]
+    if a.tokenizer.eog != b.tokenizer.eog:
+        other.append("the tokens that end an answer")
+    asked = len(_prompts(a, b))
+    if other:
+        return CertificateCheck("prompts", False, "verify.prompts-differ", {"first": other, "of": asked})
+    return CertificateCheck("prompts", True, "verify.prompts-same", {"prompts": asked, "ends": sorted(a.tokenizer.eog)})
+
+
+def _prompts(a: Session, b: Session) -> dict[str, tuple[Any, Any]]:
+    """What each side makes of a conversation: ids, or the code of the error with which it is refused."""
+    found: dict[str, tuple[Any, Any]] = {}
+    text = certificate_text()[:400]
+    found["a text"] = a.tokenizer.encode(text), b.tokenizer.encode(text)
+    for name, turns in CONVERSATIONS.items():
+        found[name] = _asked(a, turns), _asked(b, turns)
+    found["tools"] = _asked(a, CONVERSATIONS["one turn"], TOOLS), _asked(b, CONVERSATIONS["one turn"], TOOLS)
+    return found
+
+
+def _asked(session: Session, turns: list[dict[str, str]], tools: list[dict[str, Any]] | None = None) -> Any:
+    template = session.model.tokenizer.chat_template
+    try:
+        if tools is None or template is None:
+            return session.chat_tokens(turns)
+        return session.tokenizer.encode(render(template, turns, tools=tools))
+    except AprlabError as error:
+        return error.code
+
+
+def certificate_text() -> str:
+    """The shipped text: languages, code, mathematics, tables, a conversation."""
+    more = (paths.data_dir() / "certificate-text.txt").read_text(encoding="utf-8").partition("== text\n")[2]
+    return f"{more}\n{health.parts()[0]}"
+
+
+def windows(session: Session, tokens: int) -> list[list[int]]:
+    """The text as token ids, at most `tokens`, in windows that fit the context; the last is as long as the others or left out."""
+    ids = session.tokenizer.encode(certificate_text(), parse_special=False)[:tokens]
+    size = min(WINDOW, session.config.context_length, len(ids))
+    return [ids[n : n + size] for n in range(0, len(ids) - size + 1, size)]
+
+
+@dataclass
+class Reading:
+    """Two models reading one text: KL divergence (nats) and whether the likeliest token is the same, for each position.
+
+    Attributes:
+        kl: float64 (windows, positions).
+        same: bool (windows, positions).
+    """
+
+    kl: np.ndarray
+    same: np.ndarray
+
+
+def read(a: Session, b: Session, texts: Sequence[Sequence[int]]) -> Reading:
+    """Both read windows of one length; raises NumericError where logits are not finite."""
+    rows = [[*zip(*_read_one(a, b, ids), strict=True)] for ids in texts]
+    kl, same = (np.array([np.concatenate(part[n]) for part in rows]) for n in (0, 1))
+    return Reading(kl, same)
+
+
+def _read_one(a: Session, b: Session, ids: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    caches = [s.engine.new_cache(s.config, len(ids)) for s in (a, b)]
+    for start in range(0, len(ids), STEP):
+        some_ids = list(ids[start : start + STEP])
+        x, y = (s.engine.to_numpy(forward(s.engine, s.config, some_ids, c)) for s, c in zip((a, b), caches, strict=True))
+        rows = min(x.shape[1], y.shape[1])  # rows of vocabulary that pad one side alone are left out
+        x, y = x[:, :rows], y[:, :rows]
+        if not (np.isfinite(x).all() and np.isfinite(y).all()):
+            yield np.full(len(x), np.inf), np.zeros(len(x), bool)
+            continue
+        p, q = log_softmax(x), log_softmax(y)
+        equal = (x == y).all(axis=-1)
+        yield np.where(equal, 0.0, (np.exp(p) * (p - q)).sum(axis=-1)), np.argmax(x, -1) == np.argmax(y, -1)
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean of (windows, positions) values, and a 95 % interval: blocks of neighbours count as one draw."""
+    size = min(BLOCK, values.shape[1])
+    whole = values[:, : values.shape[1] // size * size].reshape(-1, size).astype(np.float64)
+    means = whole.mean(axis=1)
+    mean = float(means.mean())
+    spread = float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 and np.isfinite(mean) else float("inf")
+    return mean, mean - Z * spread, mean + Z * spread
+
+
+def _of_text(
+    a: Session, b: Session, tokens: int, *, exact: bool, lost: float, right: Session | None = None
+) -> list[CertificateCheck]:
+    """KL divergence and agreement over the text, and the same at the far end of the windows.
+
+    Args:
+        a, b: source and candidate.
+        tokens: of the text, at most.
+        exact: all tensors are the source's to the bit: then all logits are.
+        lost: largest relative l2 error of a tensor.
+        right: what a right conversion gives, where that is at hand.
+    """
+    texts = windows(a, tokens)
+    if any(max(ids) >= b.config.vocab_size for ids in texts):  # rows that only pad may differ, those of the text may not
+        sizes = {"expected": a.config.vocab_size, "found": b.config.vocab_size}
+        return [CertificateCheck(id, False, "verify.vocabulary-differs", sizes) for id in ("text", "long context")]
+    reading = read(a, b, texts)
+    expected = None if right is None else read(a, right, texts)
+    far = reading.kl.shape[1] * 3 // 4
+    parts = {"text": slice(None), "long context": slice(far, None)}
+    checks = []
+    for id, part in parts.items():
+        kl, low, high = interval(reading.kl[:, part])
+        same, same_low, same_high = interval(reading.same[:, part])
+        cost = KL_OF * lost**2 if expected is None else RIGHT * float(expected.kl[:, part].mean())
+        allowed = 0.0 if exact else cost + KL_LEAST
+        figures = {
+            "tokens": int(reading.kl[:, part].size), "kl": kl, "kl_interval": [max(low, 0.0), high], "allowed": allowed,
+            "same": same, "same_interval": [max(same_low, 0.0), min(same_high, 1.0)], "from_position": part.start or 0,
+            "exact": exact,
+        }  # fmt: skip
+        passed = kl <= allowed and (not exact or same == 1.0)
+        code = "verify.text-same" if kl == 0 else "verify.text-near" if passed else "verify.text-off"
+        checks.append(CertificateCheck(id, passed, code, figures))
+    return checks
+
+
+__all__ = ["Certificate", "CertificateCheck", "certificate_text", "interval", "read", "verify", "windows"]

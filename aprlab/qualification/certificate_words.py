@@ -1,0 +1,52 @@
+"""What people read of a certificate: one table, from a code and its parameters to a sentence. Nothing is decided by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+TITLES = {
+    "file": "the strict reader takes the file, every scale is a number",
+    "layers": "names, spans, types, bytes, config and tokenizer are the source's, and a run agrees",
+    "tensors": "every tensor is its source's, or within what its type can hold",
+    "prompts": "the same prompt ids and the same ends of an answer",
+    "text": "the same next tokens over the shipped text",
+    "long context": "the same at the far end of the context that was read",
+}
+
+TEMPLATES: dict[str, str] = {
+    "verify.file-sound": "{tensors} tensors, {bytes} bytes",
+    "verify.file-refused": "{message}",
+    "verify.layers-hold": "{verdict}",
+    "verify.layers-differ": "{verdict}: {listed}",
+    "verify.tensors-hold": "{tensors} tensors, {equal} of them bit for bit; the worst row is off by {worst_row:.3g} of its norm",
+    "verify.tensors-off": "{off} of {of} tensors: {names}",
+    "verify.prompts-same": "{prompts} prompts, ends {ends}",
+    "verify.prompts-differ": "{names}",
+    "verify.text-same": "{tokens} positions: every logit the same",
+    "verify.text-near": "{tokens} positions: {kl_words}; top-1 {same_words}; at most {allowed:.2g} nats are allowed",
+    "verify.text-off": "{tokens} positions: {kl_words}; top-1 {same_words}; at most {allowed:.2g} nats are allowed",
+    "verify.vocabulary-differs": "{expected} rows of vocabulary became {found}",
+    "verify.run-refused": "{message}",
+    "verify.needs-a-run": "not asked, since it needs a run: {message}",
+    "verify.not-reached": "nothing can be said: the file is refused",
+}
+
+
+def words(code: str, parameters: Mapping[str, Any]) -> str:
+    """The sentence for a code; raises KeyError for an unknown one."""
+    shown = dict(parameters)
+    if "findings" in shown:
+        more = f" and {shown['more']} more" if shown["more"] else ""
+        shown["listed"] = "; ".join(f["words"] for f in shown["findings"]) + more or "no finding"
+    if "first" in shown:
+        shown["names"] = ", ".join(shown["first"])
+    if "kl" in shown:
+        low, high = shown["kl_interval"]
+        shown["kl_words"] = f"KL {shown['kl']:.2g} nats (95 %: {low:.2g} to {high:.2g})"
+        low, high = shown["same_interval"]
+        shown["same_words"] = f"{shown['same']:.2%} (95 %: {low:.2%} to {high:.2%})"
+    return TEMPLATES[code].format(**shown)
+
+
+__all__ = ["TEMPLATES", "TITLES", "words"]
