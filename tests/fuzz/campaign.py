@@ -194,7 +194,7 @@ def campaign(state: Path, total: int, seed: int, place: Path, size: int = BATCH,
 
 def table(seen: dict[str, Seen]) -> str:
     """As it is in docs/trust.md."""
-    rows = ["| target | mutants | refused | read | a second | slowest, s | peak, MB | neither |", "|---|---|---|---|---|---|---|---|"]
+    rows = ["| target | mutants | refused | read | a second | slowest, s | peak, MB | neither |", "|---" * 8 + "|"]
     for name, s in seen.items():
         rate = s.mutants / s.seconds if s.seconds else 0
         counts = f"{s.mutants:,} | {s.refused:,} | {s.read:,}"
