@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from aprlab import paths
-from aprlab.architectures.qwen2 import forward
+from aprlab.architectures import forward
 from aprlab.engines import choose
 from aprlab.errors import BROKEN, AprlabError, reason
 from aprlab.formats import open_model

@@ -73,7 +73,7 @@ class Watch:
     def _read(self, tensor: int, point: str) -> np.ndarray:
         kind = ctypes.c_int32.from_address(tensor).value  # the first field of ggml_tensor
         shape = [int(n) for n in (ctypes.c_int64 * 4).from_address(tensor + 16)]  # ne: the fastest first
-        while len(shape) > 2 and shape[-1] == 1 and not (len(shape) == 3 and point.endswith("_rope")):
+        while len(shape) > 2 and shape[-1] == 1 and not (len(shape) == 3 and point.endswith(("_rope", "q_norm", "k_norm"))):
             shape.pop()
         values = np.empty(shape[::-1], np.float32)
         if kind != 0 or values.nbytes != self.lib.ggml_nbytes(tensor) or not self.lib.ggml_is_contiguous(tensor):

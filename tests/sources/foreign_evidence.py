@@ -21,7 +21,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from aprlab.architectures.qwen2 import forward  # noqa: E402
+from aprlab.architectures import forward  # noqa: E402
 from aprlab.engines.contract_engine import ContractEngine  # noqa: E402
 from aprlab.faults import FAULTS, Fault  # noqa: E402
 from aprlab.formats import open_model  # noqa: E402
