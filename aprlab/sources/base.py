@@ -57,8 +57,10 @@ class Source(ABC):
         config: numbers of the model's forward pass.
         contract: what it is allowed to round.
         can: what it gives.
+        recorded: of a recording, the tokens that it has run, and how many of them went in at once (None: not known).
     """
 
+    recorded: tuple[list[int], int | None] | None = None
     name: str
     version: str
     file: Path

@@ -41,11 +41,13 @@ class TokenizerLayer(Layer):
 
 
 def changes_nothing(name: str, value: Any, expected: Any, case: FileCase) -> bool:
-    """Whether a field that is missing on one side is one that no run can notice.
+    """Whether a field that differs, or is missing on one side, is one that no run can notice.
 
-    Padding is for batches, which no run here has; a start token counts only where one is put in front or the template asks
-    for it; and no start token is put in front where no field says so.
+    Two names of one cut are the same. Padding is for batches, which no run here has; a start token counts only where one is
+    put in front or the template asks for it; and no start token is put in front where no field says so.
     """
+    if name == "pre" and isinstance(value, str) and isinstance(expected, str):
+        return value in PRE_TOKENIZERS and PRE_TOKENIZERS[value] == PRE_TOKENIZERS.get(expected)
     if value != MISSING and expected != MISSING:
         return False
     template = case.file.tokenizer["chat_template"]
