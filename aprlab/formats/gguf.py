@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from aprlab.errors import AprlabError, FormatError, UnsupportedError
+from aprlab.formats.gguf_header import ARRAY, DTYPES, SCALARS, STRING, VALUE_TYPES, Field, Header, Strings, TensorInfo
 from aprlab.formats.reading import Cursor, Span, check_spans, padding
 from aprlab.model import keys, rope
 from aprlab.model.architecture import Architecture, architecture_of
@@ -23,123 +23,13 @@ from aprlab.model.content import map_file
 from aprlab.model.model import Model
 from aprlab.model.remote import Remote, RemoteFile, open_url, url_of
 from aprlab.model.tensor import Origin, Tensor
-from aprlab.model.vocabulary import END_OF_GENERATION
+from aprlab.model.vocabulary import CONTROL, END_OF_GENERATION, NORMAL
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
 FIRST_READ, MOST_READ = 1 << 20, 1 << 28  # bytes of a remote file that are fetched for its header
-
-# Value types of the key-value section by number: name and struct code.
-_SCALARS = ("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")
-VALUE_TYPES = (
-    "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "bool", "string", "array", "uint64", "int64", "float64",
-)  # fmt: skip
-STRING, ARRAY = VALUE_TYPES.index("string"), VALUE_TYPES.index("array")
-_DTYPES = {n: np.dtype("<" + code if code != "?" else "u1") for n, code in enumerate(_SCALARS) if code}
-
-
-class Strings(Sequence[str]):
-    """A string array still in the file: offsets now, text when asked."""
-
-    def __init__(self, data: memoryview, starts: np.ndarray, stops: np.ndarray, path: Path) -> None:
-        self._data, self._starts, self._stops, self._path = data, starts, stops, path
-
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        start, stop = int(self._starts[index]), int(self._stops[index])
-        try:
-            return bytes(self._data[start:stop]).decode()
-        except UnicodeDecodeError as error:
-            raise FormatError(
-                f"string is not UTF-8 ({error.reason})", code="reading.not-utf8", path=self._path, offset=start + error.start
-            ) from None
-
-    def __iter__(self) -> Iterator[str]:
-        whole = self._all() if len(self) else []
-        return iter(whole) if whole is not None else (self[i] for i in range(len(self)))  # finds the offset and raises
-
-    def _all(self) -> list[str] | None:
-        """Every string, in two thirds of the time that one after another takes; None where one holds a NUL or is not UTF-8.
-
-        The eight bytes of length between two strings become one NUL, which no character of UTF-8 goes across.
-        """
-        base, gaps = int(self._starts[0]), self._stops[:-1] - self._starts[0]
-        block = np.frombuffer(self._data, np.uint8)[base : int(self._stops[-1])].copy()
-        block[gaps] = 0
-        keep = np.ones(len(block), bool)
-        for byte in range(1, 8):
-            keep[gaps + byte] = False
-        try:
-            found = block[keep].tobytes().decode().split("\0")
-        except UnicodeDecodeError:
-            return None
-        return found if len(found) == len(self) else None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} strings>"
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One key-value pair, with its type: `type` is a number of `VALUE_TYPES`, `element` the one inside an array."""
-
-    key: str
-    type: int
-    value: Any
-    element: int | None = None
-    offset: int = 0
-
-    @property
-    def type_name(self) -> str:
-        """`uint32`, or `array[string]`."""
-        return VALUE_TYPES[self.type] if self.element is None else f"array[{VALUE_TYPES[self.element]}]"
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One row of the tensor table, as written: `ne` in ggml order, `code` unchecked, `offset` relative to the data."""
-
-    name: str
-    ne: tuple[int, ...]
-    code: int
-    offset: int
-    at: int  # where the row is in the file
-
-
-@dataclass
-class Header:
-    """Everything in front of the tensor data."""
-
-    path: Path
-    version: int
-    fields: dict[str, Field]
-    infos: list[TensorInfo]
-    alignment: int
-    data_offset: int
-    file_size: int
-    file: np.ndarray = field(repr=False)
-    parts: tuple[Header, ...] = ()  # of a model that is split into several files: theirs, in order
-    remote: RemoteFile | None = None  # where the file is at a URL: `file` then holds its beginning alone
-
-    def bytes_of(self, start: int, stop: int) -> np.ndarray:
-        """Bytes of the file: ``uint8``, fetched where it is remote."""
-        return self.file[start:stop] if self.remote is None else self.remote.read(start, min(stop, self.file_size))
-
-    def value(self, key: str) -> Any:
-        """The value of `key`, or None."""
-        found = self.fields.get(key)
-        return None if found is None else found.value
 
 
 def read_header(path: str | Path) -> Header:
@@ -254,7 +144,7 @@ def _read_value(at: Cursor, key: str, number: int) -> Any:
 
 
 def _scalar_code(at: Cursor, key: str, number: int) -> str:
-    code = _SCALARS[number] if number < len(_SCALARS) else None
+    code = SCALARS[number] if number < len(SCALARS) else None
     if code is None:
         raise FormatError(
             f"{key!r} has the unknown value type {number}", code="gguf.unknown-value-type", path=at.path, offset=at.offset - 4
@@ -269,7 +159,7 @@ def _read_array(at: Cursor, key: str, element: int, count: int) -> Any:
         _plausible(at, count, 8, f"strings in {key!r}", at.offset - 8)
         starts, stops = _string_spans(at, key, count)
         return Strings(memoryview(at.data), starts, stops, at.path)
-    dtype = _DTYPES[element] if _scalar_code(at, key, element) else None
+    dtype = DTYPES[element] if _scalar_code(at, key, element) else None
     assert dtype is not None
     _plausible(at, count, dtype.itemsize, f"values in {key!r}", at.offset - 8)
     start = at.need(count * dtype.itemsize, f"the values of {key!r}")
@@ -390,21 +280,33 @@ def _add_tensors(header: Header, tensors: dict[str, Tensor]) -> list[Span]:
         raw = header.file[start : spans[-1].stop] if remote is None else Remote(remote, start, kind.nbytes(shape))
         tensors[info.name] = Tensor(info.name, kind, shape, raw, Origin(header.path, info.name, start))
     check_spans(spans, header.file_size, header.path)
+    _check_layout(header, spans)
     return spans
+
+
+def _check_layout(header: Header, spans: Sequence[Span]) -> None:
+    """The tensors one after the other in the order of the table, with padding and nothing else between; so llama.cpp has it."""
+    end = header.data_offset
+    for span, info in zip(spans, header.infos, strict=True):
+        expected = end + padding(end - header.data_offset, header.alignment)
+        if span.start != expected:
+            raise FormatError(
+                f"has offset {info.offset}, expected {expected - header.data_offset}: tensors are in another order or have gaps "
+                "between them, and llama.cpp refuses such a file. Try: aprlab repair FILE -o FIXED.gguf",
+                code="gguf.gap", path=header.path, tensor=info.name, offset=info.at,
+            )  # fmt: skip
+        end = span.stop
 
 
 def _notes(header: Header, spans: Sequence[Span]) -> list[str]:
     """What is unusual, and does no harm here."""
-    found, end = [], header.data_offset
-    for span, info in zip(spans, header.infos, strict=True):
-        expected = end + padding(end - header.data_offset, header.alignment)
-        if span.start != expected:
-            found.append(
-                f"tensor {span.name!r} has offset {info.offset}, expected {expected - header.data_offset}; llama.cpp refuses "
-                "a file with tensors in another order or with gaps"
-            )
-            break
-        end = span.stop
+    found = []
+    name = header.value("general.architecture")
+    defaults = {f"{name}.{key}": f"{value:g}" for key, value in keys.DEFAULTS.items()}
+    defaults["tokenizer.ggml.token_type"] = "all tokens are normal, but those that end an answer"
+    for key, default in defaults.items():
+        if key not in header.fields and name is not None:  # a later part of several has no keys
+            found.append(f"has no key {key!r}; taken as llama.cpp takes it: {default}")
     last = max((span.stop for span in spans), default=header.file_size)
     lacks = last + padding(last - header.data_offset, header.alignment) - header.file_size
     if lacks > 0:
@@ -439,7 +341,7 @@ _WITHOUT_PRE = (
 
 def _key(header: Header, key: str, kind: type | tuple[type, ...]) -> Any:
     """A required key of the right Python type."""
-    found = header.fields.get(key)
+    found = _shared(header, key)
     if found is None:
         more = _WITHOUT_PRE if key == "tokenizer.ggml.pre" else ""
         raise FormatError(f"has no key {key!r}{more}", code="gguf.missing-key", path=header.path)
@@ -451,10 +353,21 @@ def _key(header: Header, key: str, kind: type | tuple[type, ...]) -> Any:
     return found.value
 
 
+def _shared(header: Header, key: str) -> Field | None:
+    """A field, of which an array with the same number for each layer is that number."""
+    found = header.fields.get(key)
+    if found is None or keys.starred(key) not in keys.PER_LAYER:
+        return found
+    one = keys.one_number(key, found.value, header.value(f"{key.partition('.')[0]}.block_count"))
+    return found if one is found.value else Field(key, VALUE_TYPES.index("uint32"), one, None, found.offset)
+
+
 def _check_types(header: Header, *, of_tokenizer: bool) -> None:
     """Every key that llama.cpp reads has the very type that it reads: it refuses an int32 where it expects a uint32."""
-    for found in header.fields.values():
-        expected = keys.gguf_type(found.key)
+    for key in header.fields:
+        found = _shared(header, key)
+        assert found is not None
+        expected = keys.gguf_type(key)
         if found.key.startswith("tokenizer.") is not of_tokenizer:
             continue
         if expected is not None and found.type_name != expected:
@@ -468,13 +381,17 @@ def _optional(header: Header, key: str, kind: type | tuple[type, ...]) -> Any:
     return None if key not in header.fields else _key(header, key, kind)
 
 
+def _or_default(header: Header, key: str, kind: type, default: Any) -> Any:
+    return default if key not in header.fields else _key(header, key, kind)
+
+
 def config(header: Header) -> ModelConfig:
     """The config of a GGUF file; a missing key raises and names it."""
     kind = architecture_of(_key(header, "general.architecture", str), header.path)
 
     def need(key: str, type_: type) -> Any:
-        if f"{kind.name}.{key}" not in header.fields and key in kind.defaults:
-            return kind.defaults[key]
+        if f"{kind.name}.{key}" not in header.fields and key in {**keys.DEFAULTS, **kind.defaults}:
+            return {**keys.DEFAULTS, **kind.defaults}[key]
         return _key(header, f"{kind.name}.{key}", type_)
 
     number = {
@@ -526,7 +443,9 @@ def tokenizer(header: Header) -> TokenizerData:
     prefix = "tokenizer.ggml."
     _check_types(header, of_tokenizer=True)
     tokens = list(_key(header, f"{prefix}tokens", Strings))
-    numbers = _key(header, f"{prefix}token_type", np.ndarray)
+    # llama.cpp calls every token normal where nothing is said, and takes those that end an answer for control tokens.
+    usual = np.array([CONTROL if token in END_OF_GENERATION else NORMAL for token in tokens], np.int32)
+    numbers = _or_default(header, f"{prefix}token_type", np.ndarray, usual)
     if numbers.dtype.kind not in "iu":
         raise FormatError(
             f"key '{prefix}token_type' holds {numbers.dtype.name}, no token types", code="gguf.wrong-value-type", path=header.path
@@ -593,12 +512,12 @@ def pack_field(item: Field) -> bytes:
     """The bytes of a key-value pair; raises ValueError or struct.error for a value that its type cannot hold."""
     head = _pack_string(item.key) + struct.pack("<I", item.type)
     if item.element is None:
-        return head + (_pack_string(item.value) if item.type == STRING else struct.pack(f"<{_SCALARS[item.type]}", item.value))
+        return head + (_pack_string(item.value) if item.type == STRING else struct.pack(f"<{SCALARS[item.type]}", item.value))
     head += struct.pack("<IQ", item.element, len(item.value))
     if item.element == STRING:
         return head + b"".join(map(_pack_string, item.value))
     values = np.asarray(item.value)
-    made = values.astype(_DTYPES[item.element])
+    made = values.astype(DTYPES[item.element])
     if values.shape != (len(item.value),) or (made.dtype.kind != "f" and not np.array_equal(made, values)):
         raise ValueError(f"key {item.key!r} holds something that is no {VALUE_TYPES[item.element]}")
     return head + made.tobytes()

@@ -32,7 +32,7 @@ from aprlab.onion.words import Mechanism
 GAIN = 0.3  # share of the nats that a step must take away; exchanges of parts of healthy files take away none
 FIRST = 3  # answers of the conversation that a real model is asked for at each step; the whole decides
 DEADLINE = 90.0  # seconds
-_LOST = ("weights.all-zeros", "container.tensor-cut-off")
+_LOST = ("weights.all-zeros", "container.tensor-cut-off", "tokenizer.missing", "tokenizer.missing-or-empty")
 MOST = 3  # faults on top of each other
 
 
@@ -222,8 +222,8 @@ def without_reference(
 
 
 def _gone(fix: Fix) -> bool:
-    """Whether a fix needs bytes that the file does not have; odd values may be anything, and come back."""
-    return any(d.kind == "missing" or d.code in _LOST for d in fix.deviations if not d.fixable)
+    """Whether a fix needs what the file does not have; odd values may be anything, and come back."""
+    return any(d.code in _LOST or (d.kind == "missing" and not d.fixable) for d in fix.deviations)
 
 
 def _proved(search: BlindSearch, undone: Sequence[Inverse]) -> list[Fix]:
@@ -272,7 +272,8 @@ def _settled(findings: list[Finding], fixes: list[Fix], more: list[Fix]) -> tupl
     renamed = any(d.kind == "name" for fix in more for d in fix.deviations)
     vague = [
         fix for fix in fixes
-        if set(fix.finding.tensors) <= settled and (not fix.possible or (renamed and fix.finding.layer == "layout"))
+        if fix.finding.tensors and set(fix.finding.tensors) <= settled
+        and (not fix.possible or (renamed and fix.finding.layer == "layout"))
     ]  # fmt: skip
     gone = {id(fix.finding) for fix in vague}
     kept = [finding for finding in findings if id(finding) not in gone]

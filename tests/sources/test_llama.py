@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import aprlab
-from aprlab.architectures.qwen2 import points
+from aprlab.architectures import points
 from aprlab.errors import NumericError, UnsupportedError, UsageError
 from aprlab.sources import llama_api, llama_cpp, source
 from aprlab.sources.llama_nodes import Nodes
