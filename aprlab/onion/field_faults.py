@@ -30,6 +30,9 @@ def faults_of_fields(case: FileCase) -> dict[str, list[Deviation]]:
     named: dict[str, list[Deviation]] = {}
     for kind in ("config", "tokenizer"):
         part = [d for d in work if d.kind == kind]
+        if [d.code for d in part] == ["tokenizer.template-nests"]:
+            named["template-doubled"] = part  # applied once more it nests deeper; it is told by the prompt, not by the field
+            continue
         for fault in FAULTS.values() if part else ():
             if fault.seams is None or fault.layer != kind:
                 continue
