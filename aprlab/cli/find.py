@@ -33,6 +33,13 @@ def peel(
     reports: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Also write the verdict here, as JSON and HTML.")
     ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference-statistics", metavar="FILE", show_default=False,
+            help="A published table of figures (JSON, CSV) of a healthy file's tensors, where there is no reference.",
+        ),
+    ] = None,
     prompt: Prompt = QUESTION,
     threads: int | None = None,
     as_json: bool = False,
@@ -52,6 +59,8 @@ def peel(
     reference, candidate = ([None, *files] if len(files) == 1 else files)[:2]
     if "engines" in choice or "sources" in choice:
         reference, candidate = candidate, None
+    if statistics is not None and candidate is not None:
+        choice["statistics"] = statistics
     verdict = peeling.peel(reference, candidate, fast=fast, threads=threads, prompt=prompt, **choice)
     found = verdict.to_json()
     if reports is not None:
@@ -196,7 +205,8 @@ def forensics(
         return _rank_cases(file, case, None if only is None else ids(only), engine, threads, top, as_json)
     assert saw is not None
     rounds = depth if depth is not None else 2 if pairs else 1
-    asked = {"prompt": prompt, "raw": raw, "system": system, "depth": rounds, "width": width, "engine": engine, "threads": threads}
+    asked = {"prompt": prompt, "raw": raw, "system": system, "depth": rounds, "width": width}
+    asked |= {"engine": engine, "threads": threads}
     return _rank_text(file, saw, None if only is None else ids(only), asked, top, as_json)
 
 

@@ -140,6 +140,9 @@ class Verdict:
         seconds: by stage.
         compared: what was compared with what: ``reference`` (None: nothing) and ``candidate``.
         health: figures of the tests of one file alone; empty with a reference, or where it could not be run.
+        cost: of two sides that are the same or equivalent, what the run showed: ``ids``, ``tokens``, ``text``, ``bitwise``,
+            ``distance`` and ``kl`` (nats) of the logits, ``same_token`` of ``steps``; where types differ, also
+            ``distance_allowed`` and ``kl_allowed``. Empty where nothing was run.
         engine, engine_asked: which engine ran the files (empty: nothing was run, or two engines were compared), and what was
             asked for.
         not_looked_at: layer -> why nothing is said of it; empty where every layer was looked at.
@@ -154,6 +157,7 @@ class Verdict:
     title: str = ""
     compared: dict[str, Any] = field(default_factory=dict)
     health: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
     engine: str = ""
     engine_asked: str = ""
     not_looked_at: dict[str, str] = field(default_factory=dict)
@@ -162,6 +166,16 @@ class Verdict:
     def exit_code(self) -> int:
         """0 same, equivalent or healthy; 3 broken; 4 whatever is not proved: suspect, unproved, ambiguous, not comparable."""
         return EXIT[self.verdict]
+
+    @property
+    def cost_in_words(self) -> str:
+        """What the run cost, on one line; empty where nothing was run, or where nothing was lost."""
+        cost = self.cost
+        if not cost or cost.get("bitwise", True):
+            return ""
+        most = f", at most {cost['kl_allowed']:.3g} for these types" if "kl_allowed" in cost else ""
+        same = f"the same token at {cost['same_token']} of {cost['steps']} steps"
+        return f"KL {cost['kl']:.3g} nats of the next token{most}; {same}; logits {cost['distance']:.3g} away"
 
     @property
     def alone(self) -> bool:
@@ -185,6 +199,7 @@ class Verdict:
             "first_divergence": plain(self.first_divergence),
             "repair": None if self.repair is None else self.repair.to_json(),
             "health": plain(self.health),
+            "cost": plain(self.cost),
             "not_looked_at": dict(self.not_looked_at),
             "instruments": plain(self.instruments),
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
@@ -198,6 +213,8 @@ class Verdict:
         if len(self.findings) > _SHOWN:
             lines.append(f"  and {len(self.findings) - _SHOWN} findings more, all of them in the JSON")
         lines += [f"  {key}: {short(value)}" for key, value in self.health.items()]
+        if words := self.cost_in_words:
+            lines.append(f"  cost: {words}")
         if self.first_divergence is not None:
             lines.append("  first divergence: " + ", ".join(f"{k} {short(v)}" for k, v in self.first_divergence.items()))
         if self.repair is not None:
@@ -229,6 +246,8 @@ class Verdict:
             parts.append(f"<div>{html.escape(MEANING[self.verdict])}</div>")
         if rows:
             parts.append(table(("layer", "fault", "what was done", "where"), rows))
+        if words := self.cost_in_words:
+            parts.append(f"<div><b>cost</b> {html.escape(words)}</div>")
         if self.repair is not None:
             size = "smallest repair" if self.repair.minimal else "repair"
             parts.append(f"<div><b>{size}</b> {html.escape(', '.join(self.repair.set) or 'none needed')}</div>")

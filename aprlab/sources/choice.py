@@ -10,7 +10,7 @@ from aprlab.errors import UsageError
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
-from aprlab.sources import llama_cpp
+from aprlab.sources import dumps, llama_cpp
 from aprlab.sources.base import Source
 from aprlab.sources.engines import EngineSource
 
@@ -22,7 +22,8 @@ def source(what: Spec, model: str | Path | Model | None = None, *, threads: int 
 
     Args:
         what: one of our engines as `engines.create` knows it (``auto``, ``jit:q8``) or ``llama.cpp``, with options after
-            commas (``jit,contract=q8``, ``llama.cpp,cache=f32,flash=on``); a session; a source, given back as it is.
+            commas (``jit,contract=q8``, ``llama.cpp,cache=f32,flash=on``); a recording: a trace (``.npz``) or the mapping of
+            a dump (``.yaml``); a session; a source, given back as it is.
         model: file or opened model that it runs; not for a session or a source, which have one.
         threads: CPU threads; None leaves the number to the program.
 
@@ -33,6 +34,8 @@ def source(what: Spec, model: str | Path | Model | None = None, *, threads: int 
         return what
     if isinstance(what, Session):
         return EngineSource(what)
+    if what.endswith((".npz", ".yaml", ".yml")):
+        return _recording(what, model)
     name, options = parsed(what)
     if name.partition(":")[0] not in known():
         raise UsageError(f"unknown source {name!r}; known: {', '.join(known())}", code="source.unknown")
@@ -48,6 +51,14 @@ def source(what: Spec, model: str | Path | Model | None = None, *, threads: int 
         flash = _switch(what, options.pop("flash", "off"))
         return llama_cpp.LlamaSource(opened, flash=flash, threads=threads, **options)
     return EngineSource(Session(opened, engine=name, threads=threads, **options))
+
+
+def _recording(path: str, model: str | Path | Model | None) -> Source:
+    if path.endswith(".npz"):
+        return dumps.recorded(path)
+    if model is None:
+        raise UsageError(f"{path}: a dump needs the model whose points it holds", code="source.no-model")
+    return dumps.dump(path, (model if isinstance(model, Model) else open_model(model)).config)
 
 
 def known() -> tuple[str, ...]:
