@@ -1,8 +1,8 @@
-"""What stands in front of a GGUF file's data: value types, key-value pairs, rows of the tensor table, string arrays."""
+"""What the header of a GGUF file is: keys with their types, the tensor table, string arrays that stay in the file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,9 @@ import numpy as np
 
 from aprlab.errors import FormatError
 from aprlab.model.remote import RemoteFile
+
+MAGIC = b"GGUF"
+DEFAULT_ALIGNMENT = 32
 
 # Value types of the key-value section by number: name and struct code.
 SCALARS = ("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")
@@ -123,4 +126,17 @@ class Header:
         return None if found is None else found.value
 
 
-__all__ = ["ARRAY", "DTYPES", "SCALARS", "STRING", "VALUE_TYPES", "Field", "Header", "Strings", "TensorInfo"]
+class FieldView(Mapping[str, Any]):
+    """The key-value section as a plain mapping key -> value; `header` keeps the types."""
+
+    def __init__(self, header: Header) -> None:
+        self.header = header
+
+    def __getitem__(self, key: str) -> Any:
+        return self.header.fields[key].value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.header.fields)
+
+    def __len__(self) -> int:
+        return len(self.header.fields)
