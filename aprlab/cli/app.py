@@ -19,10 +19,10 @@ from typing import Annotated, NoReturn
 import typer
 
 from aprlab.cli import output, sigbus
-from aprlab.cli.registry import Debug, Debugging, build, reset_debug
+from aprlab.cli.registry import Debug, Debugging, Machine, build, reset
 from aprlab.cli.streams import fill_standard_streams
 from aprlab.cli.verbs import GROUPS, VERBS
-from aprlab.errors import AprlabError
+from aprlab.errors import AprlabError, UsageError
 
 # typer's own usage error, wherever its click comes from (older ones import the package, newer ones carry a copy)
 _ClickUsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -73,28 +73,24 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 def run_cli(args: Sequence[str] | None = None) -> int:
     """Run the command line `args` (sys.argv without one) and return its exit status; prints at most one line of error."""
-    reset_debug()
+    reset()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an answer in Chinese must not end an ASCII terminal's session
     sigbus.install()
     previous = signal.signal(signal.SIGTERM, _terminate)  # so that `finally` and `with` clean up on SIGTERM, too
+    words = sys.argv[1:] if args is None else list(args)
     try:
-        status = app(args=None if args is None else list(args), standalone_mode=False)
+        status = app(args=words, standalone_mode=False)
         sys.stdout.flush()
         if status == _INTERRUPTED:  # typer's way to say it
             raise KeyboardInterrupt
         return status if isinstance(status, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
-        return output.complain("interrupted", _INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush complains
         return 1  # as typer does where it sees this first
-    except (AprlabError, _ClickException, OSError, MemoryError) as error:
-        if Debugging.on and not isinstance(error, _ClickException):
-            output.show_stack(error)
-            return getattr(error, "exit_code", 1)
-        return _explain(error)
+    except (KeyboardInterrupt, typer.Abort, AprlabError, _ClickException, OSError, MemoryError) as error:
+        return _explain(error, words)
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -103,16 +99,38 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _explain(error: BaseException) -> int:
-    """One line for the user, the exit status for the shell."""
+def _explain(error: BaseException, words: Sequence[str]) -> int:
+    """One line for the user, or the stack; the error as JSON where --json was given; the exit status for the shell."""
+    if isinstance(error, _ClickUsageError) and not error.format_message():  # type: ignore[attr-defined]
+        return 2  # no arguments at all: typer has printed the help
+    found = _as_ours(error)
+    if Debugging.on and isinstance(error, AprlabError | OSError | MemoryError):
+        output.show_stack(error)
+    else:
+        output.complain(str(found))
+    # a word that typer does not know ends its reading before it comes to --json
+    if Machine.reads or (isinstance(error, _ClickUsageError) and "--json" in words):
+        try:
+            output.say_json(found.to_json())
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return _INTERRUPTED if isinstance(error, KeyboardInterrupt | typer.Abort) else found.exit_code
+
+
+def _as_ours(error: BaseException) -> AprlabError:
+    """What ended a command line, with a code and an exit status."""
     if isinstance(error, AprlabError):
-        return output.complain(str(error), error.exit_code)
+        return error
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return AprlabError("interrupted", code="cli.interrupted")
     if isinstance(error, _ClickUsageError):
         context, message = getattr(error, "ctx", None), error.format_message()  # type: ignore[attr-defined]
-        if not message:  # no arguments at all: typer has printed the help
-            return 2
         hint = f" (see: {context.command_path} --help)" if context else ""
-        return output.complain(f"{message}{hint}", 2)
+        return UsageError(f"{message}{hint}", code="cli.usage")
     if isinstance(error, OSError):
-        return output.complain(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", 1)
-    return output.complain(str(error) or type(error).__name__, getattr(error, "exit_code", 1))
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
+        return AprlabError(str(error.strerror or error), code="cli.system", path=name or None)
+    if isinstance(error, MemoryError):
+        return AprlabError(str(error) or "MemoryError", code="cli.out-of-memory")
+    return AprlabError(str(error) or type(error).__name__, code="cli.failed")

@@ -205,7 +205,8 @@ def forensics(
         return _rank_cases(file, case, None if only is None else ids(only), engine, threads, top, as_json)
     assert saw is not None
     rounds = depth if depth is not None else 2 if pairs else 1
-    asked = {"prompt": prompt, "raw": raw, "system": system, "depth": rounds, "width": width, "engine": engine, "threads": threads}
+    asked = {"prompt": prompt, "raw": raw, "system": system, "depth": rounds, "width": width}
+    asked |= {"engine": engine, "threads": threads}
     return _rank_text(file, saw, None if only is None else ids(only), asked, top, as_json)
 
 

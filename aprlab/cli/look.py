@@ -353,7 +353,7 @@ def _reply(generate: Callable[..., Any], messages: list[dict[str, str]], **optio
         output.say(" [cut short]", end="")
         return None
     except UsageError as error:
-        output.complain(str(error), error.exit_code)
+        output.complain(str(error))
         return None
     finally:
         output.say(flush=True)

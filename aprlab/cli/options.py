@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from aprlab.cli import output
-from aprlab.cli.registry import group
+from aprlab.cli.registry import group, set_machine
 from aprlab.errors import UsageError
 
 # -- single options -----------------------------------------------------------------------------------------------------
@@ -151,7 +151,10 @@ def FORCE(
 
 @group("as_json")
 def JSON(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.", show_default=False)] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", callback=set_machine, is_eager=True, help="Print JSON instead.", show_default=False),
+    ] = False,
 ) -> dict[str, Any]:
     """For programs."""
     return {"as_json": as_json}

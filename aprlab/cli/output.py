@@ -33,10 +33,9 @@ def note(text: object, *, end: str = "\n") -> None:
     print(printable(str(text), lines=True), end=end, file=sys.stderr)
 
 
-def complain(message: str, status: int) -> int:
-    """One line of error on standard error; returns `status`, the exit status."""
+def complain(message: str) -> None:
+    """One line of error on standard error."""
     print("aprlab:", printable(" ".join(message.split())), file=sys.stderr)
-    return status
 
 
 def show_stack(error: BaseException) -> None:

@@ -79,7 +79,7 @@ class VerbGroup:
     example: str
 
 
-# -- --debug: of every verb, before it or after it ----------------------------------------------------------------------
+# -- how errors are shown: --debug is of every verb, before it or after it ------------------------------------------------
 
 
 class Debugging:
@@ -88,13 +88,26 @@ class Debugging:
     on = False
 
 
-def reset_debug() -> None:
-    """As the environment has it: at the start of a command line."""
+class Machine:
+    """Whether a program reads what is printed: --json was given."""
+
+    reads = False
+
+
+def reset() -> None:
+    """At the start of a command line: `Debugging` as the environment has it, no --json yet."""
     Debugging.on = bool(os.environ.get("APRLAB_DEBUG"))
+    Machine.reads = False
 
 
 def _set_debug(value: bool) -> bool:
     Debugging.on = Debugging.on or value
+    return value
+
+
+def set_machine(value: bool) -> bool:
+    """Keep that --json was given, for errors."""
+    Machine.reads = Machine.reads or value
     return value
 
 

@@ -66,7 +66,7 @@ def investigate(
         for kind in ("ipynb", "html", *(["json"] if step.checks else [])):
             out.say(reports / f"{step.name}.{kind}")
         if step.failure:
-            out.complain(f"{reports / step.name}.ipynb: {step.failure}", 1)
+            out.complain(f"{reports / step.name}.ipynb: {step.failure}")
 
     alone = candidate is not None and model is None
     default = "07b_one_file" if alone else "00_golden_rule" if fault is None and candidate is None else "07_peel"

@@ -24,7 +24,9 @@ colours (none with `NO_COLOR`) and fold columns of prose only; in a pipe, a tabl
 that `aprlab faults | grep cache-key-mismatch` finds its row. Control characters in text from a file (a tensor name, an
 answer, a path) are shown as escapes such as `\\x1b`; line feeds and tabs of an answer stay.
 
-* `--json` prints JSON instead. Numbers that JSON has no form for are the strings `"nan"`, `"inf"` and `"-inf"`.
+* `--json` prints JSON instead. Numbers that JSON has no form for are the strings `"nan"`, `"inf"` and `"-inf"`. An error is
+  JSON, too: an object with `code` ([errors.md](errors.md)), `message`, `path`, `tensor` and `offset`, next to the line on
+  standard error; the exit status is the same.
 * `--engine` chooses the engine that runs the model: `reference` (NumPy), `jit` (numba), `cuda` or `ptx`. Its default `auto`
   takes `reference` for models of fewer than 30 million weights; for others `cuda`, where there is a GPU with kernels for all
   types of the file and room for its weights; else `jit`, where it runs; else `reference`. All of them compute with float32

@@ -40,6 +40,7 @@ message is for people and may be reworded at any time. Programs look at the code
         print(error.code, error.to_json())
 
 `error.to_json()` gives `code`, `message`, `path`, `tensor` and `offset`; the last three are null where they are not known.
+A verb with `--json` prints the same object on standard output when it fails.
 A code always has the same class, and the class gives the exit status of the command line. `{…}` is filled in.
 
 This page is generated from the code (`python docs/make/errors.py`).

@@ -283,3 +283,61 @@ def test_json_is_json_on_an_ascii_stream(tiny: Path) -> None:
         [sys.executable, "-m", "aprlab", "faults", "--json"], env=environment, capture_output=True, check=True
     )
     assert [fault["id"] for fault in json.loads(done.stdout.decode("ascii"))] == list(FAULTS)
+
+
+# -- errors for programs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "code"),
+    [
+        (["inspect", "gone.gguf", "--json"], 2, "formats.no-such-file"),
+        (["--debug", "inspect", "gone.gguf", "--json"], 2, "formats.no-such-file"),
+        (["run", "cut.gguf", "--json"], 2, "gguf.truncated"),
+        (["faults", "no-such", "--json"], 2, "faults.unknown-fault"),
+        (["run", "X", "-n", "many", "--json"], 2, "cli.usage"),
+        (["inspect", "X", "--no-such", "--json"], 2, "cli.usage"),
+        (["convert", "X", "-o", "no/such/folder/x.apr", "--json"], 2, "writing.no-folder"),
+    ],
+)
+def test_an_error_is_json_where_json_was_asked_for(
+    args: list[str], status: int, code: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cut.gguf").write_bytes(tiny.read_bytes()[:5000])
+    words = [str(tiny) if word == "X" else word for word in args]
+    assert run_cli(words) == status
+    told, complained = capsys.readouterr()
+    found = json.loads(told)
+    assert list(found) == ["code", "message", "path", "tensor", "offset"] and found["message"]
+    assert found["code"] == code
+    assert complained.startswith("Traceback" if "--debug" in args else "aprlab: ")
+    assert run_cli([word for word in words if word != "--json"]) == status
+    assert capsys.readouterr().out == "", "nothing where it was not asked for, and the last command line is forgotten"
+    with monkeypatch.context() as patch:
+        patch.setattr("aprlab.cli.app.output.say_json", lambda value: None)
+        assert run_cli(words) == status
+        assert capsys.readouterr().out == "", "it is printed there and nowhere else"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (MemoryError(), 1, "cli.out-of-memory"),
+        (OSError(28, "No space left on device", "o.apr"), 1, "cli.system"),
+        (KeyboardInterrupt(), 130, "cli.interrupted"),
+    ],
+)
+def test_other_ends_are_json_too(
+    error: BaseException, status: int, code: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("aprlab.formats.identity.identify", fail)
+    monkeypatch.setattr("aprlab.formats.open_model", fail)
+    assert run_cli(["inspect", "x.gguf", "--json"]) == status
+    told, complained = capsys.readouterr()
+    assert json.loads(told)["code"] == code
+    assert len(complained.splitlines()) == 1

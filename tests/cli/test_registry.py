@@ -17,7 +17,7 @@ import aprlab
 from aprlab import paths
 from aprlab.cli import options, registry
 from aprlab.cli.app import app, run_cli
-from aprlab.cli.registry import PANELS, Debugging, OptionGroup, Verb, build, command_of, group, reset_debug
+from aprlab.cli.registry import PANELS, Debugging, OptionGroup, Verb, build, command_of, group, reset
 from aprlab.cli.verbs import GROUPS, VERBS
 from aprlab.errors import UsageError
 from aprlab.faults import convert_with
@@ -78,7 +78,7 @@ def test_debug_works_before_and_after_every_verb(path: str) -> None:
     root: Any = typer.main.get_command(app)
     example = shlex.split(BY_PATH[path].example)[len(path.split()) :]
     for args in (["--debug", *path.split(), *example], [*path.split(), *example, "--debug"]):
-        reset_debug()
+        reset()
         assert not Debugging.on
         context: Any = root.make_context("aprlab", list(args))
         rest = [*context._protected_args, *context.args]
@@ -88,7 +88,7 @@ def test_debug_works_before_and_after_every_verb(path: str) -> None:
             context = inner.make_context(name, rest[1:], parent=context)
             rest = [*getattr(context, "_protected_args", []), *context.args]
         assert Debugging.on, args
-    reset_debug()
+    reset()
 
 
 def test_debug_works_between_a_group_and_its_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

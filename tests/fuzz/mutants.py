@@ -26,7 +26,7 @@ CORPUS = HERE / "corpus"
 NUMBERS = [0, 1, 2, 3, 0x7F, 0x80, 0xFF, 2**15, 2**16, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1]
 WORDS = [b"0", b"-1", b"9" * 40, b"1e999", b"NaN", b"null", b"[", b"{", b"]", b"}", b'"', b"\\u0000", b"\\ud800", b"\x00",
          b"\xff", b"\n", b"&a ", b"*a", b"!!int ", b"/*", b"*/", b"%r<9>", b"call f;", b";", b",", b":", b"- "]  # fmt: skip
-_TEXT = {"yaml", "ptx"}
+TEXT = {"yaml", "ptx"}
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Count:
     found: list[str] = field(default_factory=list)
 
 
-def mutants(source: bytes, count: int, seed: int, text: bool = False) -> Iterator[bytes]:
+def mutants(source: bytes, count: int, seed: int | str, text: bool = False) -> Iterator[bytes]:
     """So many changed copies: bits, numbers of 1 to 8 bytes, cuts, copies of a part, words, one to four of them at a time."""
     rng = random.Random(seed)
     for _ in range(count):
@@ -81,7 +81,7 @@ def sweep(name: str, *, mutants_at_most: int, seconds: float, seed: int) -> Coun
     count, ends = Count(name), time.monotonic() + seconds
     files = sorted(path for path in (CORPUS / CORPUS_OF.get(name, name)).iterdir() if path.is_file())
     each = -(-mutants_at_most // len(files))
-    sources = [mutants(path.read_bytes(), each, seed + n, name in _TEXT) for n, path in enumerate(files)]
+    sources = [mutants(path.read_bytes(), each, seed + n, name in TEXT) for n, path in enumerate(files)]
     for batch in zip(*sources, strict=True):
         for data in batch:
             if time.monotonic() > ends:

@@ -91,7 +91,7 @@ REPORTS: dict[str, tuple[Callable[[Path, Path], Path], str, str | None, bool]] =
     "embedding rows lost": (lambda b, o: as_f16(b, o, rows_lost), "broken", "weights.rows-zero", False),
     "YaRN": (with_keys(qwen2__rope__scaling__type="yarn", qwen2__rope__scaling__factor=4.0,
                        qwen2__rope__scaling__original_context_length=128), "broken", None, False),
-    "linear RoPE scaling": (with_keys(qwen2__rope__scaling__type="linear", qwen2__rope__scaling__factor=2.0), "broken", None, False),
+    "linear scaling": (with_keys(qwen2__rope__scaling__type="linear", qwen2__rope__scaling__factor=2.0), "broken", None, False),
     "the old key of it": (with_keys(qwen2__rope__scale_linear=2.0), "broken", None, False),
     "not causal": (with_keys(qwen2__attention__causal=False), "not-comparable", None, True),
     "a part of each head rotated": (with_keys(qwen2__rope__dimension_count=16), "not-comparable", None, True),

@@ -19,21 +19,29 @@ from aprlab.onion.verdict import Verdict
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
+KINDS = (types.Q8_0, types.Q4_0, types.Q2_K)
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shallow(REF, tmp_path_factory.mktemp("cost") / "base.gguf", 2)
+    return shallow(REF, tmp_path_factory.mktemp("cost") / "base.gguf")
 
 
-def re_encoded(base: Path, kind: TensorType, out: Path) -> Verdict:
+@pytest.fixture(scope="module")
+def verdicts(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[TensorType, Verdict]:
+    """The base next to itself, re-encoded in each type."""
+    folder = tmp_path_factory.mktemp("types")
     with open_model(base) as model:
         names = [name for name, t in model.tensors.items() if len(t.shape) == 2]
-    return peel(base, file_with(out / f"{kind}.gguf", {n: lambda t: as_type(t, kind) for n in names}, base), max_tokens=6)
+    files = {
+        kind: file_with(folder / f"{kind}.gguf", {n: lambda t, k=kind: as_type(t, k) for n in names}, base) for kind in KINDS
+    }
+    return {kind: peel(base, path, max_tokens=6, threads=1) for kind, path in files.items()}
 
 
-@pytest.mark.parametrize("kind", [types.Q8_0, types.Q4_0, types.Q3_K, types.Q2_K], ids=str)
-def test_the_cost_is_what_random_errors_of_that_size_cost(kind: TensorType, base: Path, tmp_path: Path) -> None:
-    verdict = re_encoded(base, kind, tmp_path)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_the_cost_is_what_random_errors_of_that_size_cost(kind: TensorType, verdicts: dict[TensorType, Verdict]) -> None:
+    verdict = verdicts[kind]
     assert verdict.verdict == "equivalent", str(verdict)
     cost = verdict.cost
     assert 0 < cost["kl"] <= cost["kl_allowed"] < 100 * cost["kl"]
@@ -41,13 +49,12 @@ def test_the_cost_is_what_random_errors_of_that_size_cost(kind: TensorType, base
     assert f"KL {cost['kl']:.3g} nats" in str(verdict) and verdict.to_json()["cost"]["kl"] == cost["kl"]
 
 
-def test_tokens_that_differ_are_said(base: Path, tmp_path: Path) -> None:
-    verdicts = [re_encoded(base, kind, tmp_path) for kind in (types.Q8_0, types.Q2_K)]
-    said = [[f for f in v.findings if f.code == "forward.answer-differs"] for v in verdicts]
-    assert [v.cost["tokens"] for v in verdicts] == [not found for found in said]
-    assert any(said), "no type of this test changes a token"
-    (found,) = next(found for found in said if found)
-    assert found.harmless and found.parameters["differ"] > 0
+def test_tokens_that_differ_are_said(verdicts: dict[TensorType, Verdict]) -> None:
+    said = {kind: [f for f in v.findings if f.code == "forward.answer-differs"] for kind, v in verdicts.items()}
+    assert {kind: v.cost["tokens"] for kind, v in verdicts.items()} == {kind: not found for kind, found in said.items()}
+    found = [finding for some in said.values() for finding in some]
+    assert found, "no type of this test changes a token"
+    assert all(f.harmless and f.parameters["differ"] > 0 for f in found)
 
 
 COST = {"bitwise": False, "tokens": True, "same_token": 5, "steps": 5, "distance": 0.1, "distance_allowed": 0.2, "kl": 0.01,
