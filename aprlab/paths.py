@@ -42,16 +42,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def leave_with_parent(parent: int | None = None) -> None:
+def leave_with_parent(parent: int | None = None, number: int = signal.SIGKILL) -> None:
     """Ask the system to end this process with its parent (Linux; elsewhere nothing happens).
 
     parent: its process id, where the caller knows it: a parent that is gone already ends this process here.
+    number: the signal; SIGTERM for a process that has children of its own to end.
     """
     if sys.platform != "linux":
         return
     import ctypes
 
-    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(1, int(number), 0, 0, 0)  # PR_SET_PDEATHSIG
     if parent is not None and os.getppid() != parent:
         os._exit(1)
 

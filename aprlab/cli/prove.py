@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ import typer
 
 from aprlab.cli import output as out
 from aprlab.cli.options import Candidate, FaultyInstruments, ModelFile, Prompts, Reference, Reports, ids
-from aprlab.errors import UsageError
+from aprlab.errors import AprlabError, UsageError
 
 if TYPE_CHECKING:
     from aprlab.qualification.runner import Qualification
@@ -73,6 +74,7 @@ def verify(
 
     if not model.exists():
         raise UsageError("there is no such file", code="cli.no-such-file", path=model)
+    fresh = reports is not None and not reports.exists()
     if reports is not None:
         reports_folder(reports)
         for name in certificate_page.NAMES:  # refused before the work, not after it
@@ -83,7 +85,13 @@ def verify(
             bar.set_postfix_str(stage)
             bar.update()
 
-        found = certificate.verify(source, model, engine=engine, threads=threads, tokens=tokens, progress=show)
+        try:
+            found = certificate.verify(source, model, engine=engine, threads=threads, tokens=tokens, progress=show)
+        except AprlabError:
+            if reports is not None and fresh:  # nothing was written, and nothing will be
+                with suppress(OSError):
+                    reports.rmdir()
+            raise
     if as_json:
         out.say_json(found.to_json())
     else:

@@ -102,6 +102,20 @@ def environment() -> dict[str, str]:
     }
 
 
+# Run instead of `-m MODULE`: the same, in a process that gets SIGTERM when its parent is gone and then ends its kernels.
+_TIED = (
+    "import runpy, signal, sys; from aprlab.paths import leave_with_parent; "
+    "leave_with_parent(int(sys.argv[1]), signal.SIGTERM); "
+    "del sys.argv[:2]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+)
+
+
+def _tied(line: list[str]) -> list[str]:
+    """`line`, which runs a module of Python, as a process that ends with this one."""
+    assert line[:2] == [sys.executable, "-m"], line
+    return [sys.executable, "-c", _TIED, str(os.getpid()), *line[2:]]
+
+
 def _run(line: list[str]) -> int:
     """Run JupyterLab. Ctrl-C is JupyterLab's to answer (it asks first): `subprocess.call` would kill it soon after."""
     if threading.current_thread() is not threading.main_thread():
@@ -123,12 +137,12 @@ def open_lab(
     """
     project = checkout()
     if folder is None and project is not None:
-        return _run(command(project, f"notebooks/{FIRST}", port, browser=browser, more=more)), Copied()
+        return _run(_tied(command(project, f"notebooks/{FIRST}", port, browser=browser, more=more))), Copied()
     place = folder if folder is not None else Path(FOLDER)
     copied = copy_notebooks(place)
     for name in copied.kept:
         print(f"{place / name}: changed by you, kept as it is", file=sys.stderr)
-    return _run(command(place, FIRST, port, browser=browser, more=more)), copied
+    return _run(_tied(command(place, FIRST, port, browser=browser, more=more))), copied
 
 
 __all__ = ["FIRST", "FOLDER", "Copied", "checkout", "command", "copy_notebooks", "environment", "open_lab"]

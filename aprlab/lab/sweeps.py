@@ -11,7 +11,6 @@ import html
 import json
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -25,11 +24,13 @@ from urllib.parse import quote
 
 from aprlab.display.page import page
 from aprlab.errors import AprlabError, UsageError
+from aprlab.formats.leftovers import claimed_folder, release_folder, sweep_temporary
 from aprlab.formats.writing import write_json, write_text, write_whole
 from aprlab.lab import notebooks as lab
 from aprlab.lab.sweep_matrix import SweepCell, read_matrix
-from aprlab.paths import cores
+from aprlab.paths import cores, leave_with_parent
 
+TEMPORARY = "aprlab-sweep-"  # folders in TMPDIR
 RECORD = "cell.json"  # written last: a folder that has it is done
 _ALONE = threading.Lock()  # papermill changes the process's folder, `lab` and `_limited` its environment
 
@@ -70,7 +71,7 @@ def run_cell(cell: SweepCell, source: bytes | None = None, threads: int | None =
         source: the notebook's content, for a worker that may not have the file; None: it is read from the path.
         threads: for the kernel's libraries; None leaves them as they are.
     """
-    with tempfile.TemporaryDirectory(prefix="aprlab-") as folder:
+    with _temporary() as folder:
         notebook = Path(folder) / cell.notebook.name
         notebook.write_bytes(cell.notebook.read_bytes() if source is None else source)
         out, failure = Path(folder) / "out", ""
@@ -82,6 +83,16 @@ def run_cell(cell: SweepCell, source: bytes | None = None, threads: int | None =
         files = {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.is_file()}
         portable = {name: content.replace(folder.encode(), b"FOLDER") for name, content in files.items()}
         return CellResult(cell.id, failure, portable)
+
+
+@contextmanager
+def _temporary() -> Iterator[str]:
+    """A folder in TMPDIR; the next sweep removes it where this process is killed."""
+    folder = claimed_folder(TEMPORARY)
+    try:
+        yield str(folder)
+    finally:
+        release_folder(folder)
 
 
 @contextmanager
@@ -127,6 +138,7 @@ def sweep(
 
     if jobs < 1:
         raise UsageError(f"jobs {jobs}: at least 1 is needed", code="sweep.jobs")
+    sweep_temporary(TEMPORARY)
     cells, folder = read_matrix(matrix), lab.reports_folder(out)
     done = {cell.id: outcome for cell in cells if (outcome := _done(cell, folder)) is not None}
     outcomes = dict(done)
@@ -161,7 +173,8 @@ def _results(cells: Sequence[SweepCell], jobs: int, scheduler: str | None) -> It
         yield from (run_cell(cell) for cell in cells)
     else:
         threads = max(1, cores() // jobs)
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        tied = {"initializer": leave_with_parent, "initargs": (os.getpid(),)}
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), **tied) as pool:  # type: ignore[arg-type]
             try:
                 futures: list[Future[CellResult]] = [pool.submit(run_cell, cell, None, threads) for cell in cells]
                 for future in as_completed(futures):

@@ -12,7 +12,10 @@ from aprlab.errors import BROKEN
 from aprlab.faults import FAULTS
 from aprlab.formats import apr
 from aprlab.formats.raw import MISSING, TOKENIZER_KEYS, Wrong, unusable
+from aprlab.model import rope
 from aprlab.onion.file_case import Deviation, FileCase
+
+_SCALING = "rope_scaling"
 
 # What a field may have been before, where only the fault knows what it made of it.
 _BEFORE: dict[str, Any] = {
@@ -67,9 +70,11 @@ def _metadata(case: FileCase) -> dict[str, Any]:
     both = {**case.file.config, **case.file.tokenizer}
     fields = {name: value for name, value in both.items() if name in apr.CONFIG_KEYS or name in TOKENIZER_KEYS}
     found = {_key(name): value for name, value in fields.items() if value != MISSING and not isinstance(value, Wrong)}
-    rope = {name: code for code, name in apr.ROPE_TYPES.items()}
-    if (kind := found.get("rope_type")) in rope:
-        found["rope_type"] = rope[kind]
+    codes = {name: code for code, name in apr.ROPE_TYPES.items()}
+    if (kind := found.get("rope_type")) in codes:
+        found["rope_type"] = codes[kind]
+    if isinstance(scaling := found.get(_SCALING), rope.RopeScaling):
+        found[_SCALING] = rope.to_huggingface(scaling)
     return {key: _as_written(value) for key, value in found.items() if not unusable(value)}
 
 
@@ -79,6 +84,8 @@ def _as_written(value: Any) -> Any:
 
 
 def _key(name: str) -> str:
+    if name == _SCALING:  # an object, and no key of `CONFIG_KEYS`
+        return name
     return apr.CONFIG_KEYS[name][0][0] if name in apr.CONFIG_KEYS else TOKENIZER_KEYS[name][0][0]
 
 

@@ -230,7 +230,8 @@ def _of_peel(verdict: Verdict) -> CertificateCheck:
     listed = [{"label": f.label, "words": str(f.cause)} for f in bad[:8]]
     parameters = {"verdict": verdict.verdict, "findings": listed, "more": max(len(bad) - 8, 0)}
     if verdict.verdict in ("same", "equivalent"):
-        return CertificateCheck("layers", True, "verify.layers-hold", {"verdict": verdict.verdict})
+        harmless = [{"label": f.label, "words": str(f.cause)} for f in verdict.findings[:8]]
+        return CertificateCheck("layers", True, "verify.layers-hold", {"verdict": verdict.verdict, "harmless": harmless})
     return CertificateCheck("layers", False, "verify.layers-differ", parameters)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from aprlab.architectures import points as all_points
 from aprlab.engines.contracts import Contract
 from aprlab.errors import NumericError, UsageError
-from aprlab.formats import open_model
+from aprlab.formats import leftovers, open_model
 from aprlab.model.model import Model
 from aprlab.sources import llama_api
 from aprlab.sources.base import Abilities, Source
@@ -112,7 +112,9 @@ class LlamaProcess:
         llama_api.library_file()
         mine, its = Pipe()
         self._link: Connection = mine
+        leftovers.sweep_temporary("aprlab-llama-")
         self._log = tempfile.NamedTemporaryFile(prefix="aprlab-llama-", suffix=".log")  # noqa: SIM115 - closed by `close`
+        leftovers.claim(self._log.fileno())
         arguments = [str(its.fileno()), self._log.name, str(os.getpid())]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "aprlab.sources.llama_child", *arguments], pass_fds=[its.fileno()], stdin=subprocess.DEVNULL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -79,10 +80,13 @@ def test_the_command_that_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     root = paths.notebooks_dir().parent
     head = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root}"]
     assert ran == [
-        [*head, "--LabApp.default_url=/lab/tree/notebooks/index.ipynb", "--port=9999", "--no-browser", "--allow-root"]
+        workplace._tied(
+            [*head, "--LabApp.default_url=/lab/tree/notebooks/index.ipynb", "--port=9999", "--no-browser", "--allow-root"]
+        )
     ]
+    assert ran[0][3:5] == [str(os.getpid()), "jupyterlab"]
     assert run_cli(["lab", "--dir", str(tmp_path)]) == 7
-    assert ran[1][3:] == [f"--ServerApp.root_dir={tmp_path}", "--LabApp.default_url=/lab/tree/index.ipynb"]
+    assert ran[1][5:] == [f"--ServerApp.root_dir={tmp_path}", "--LabApp.default_url=/lab/tree/index.ipynb"]
     (tmp_path / "01_naming.ipynb").write_text("mine")
     run_cli(["lab", "--dir", str(tmp_path)])
     assert "01_naming.ipynb: changed by you, kept as it is" in capsys.readouterr().err

@@ -53,6 +53,7 @@ def test_a_conversion_that_loses_what_its_type_loses_is_certified_with_figures(t
     convert(tiny, tmp_path / "q.gguf", quantize="q8_0")
     found = verify(tiny, tmp_path / "q.gguf", tokens=TOKENS)
     assert found.verdict == "certified"
+    assert "harmless: re-encoded from" in by_id(found)["layers"].figure
     text = by_id(found)["text"].parameters
     assert 0 < text["kl"] < text["allowed"] and not text["exact"]
     assert text["kl_interval"][0] <= text["kl"] <= text["kl_interval"][1]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ from typing import Literal
 from aprlab.engines import AUTO, choose
 from aprlab.errors import BROKEN, AprlabError, UsageError
 from aprlab.faults import FAULTS, Fault, convert_with, session_with
+from aprlab.formats import leftovers
 from aprlab.inference.session import Session
 from aprlab.lab.pairs import given_for
 from aprlab.model.model import Model
@@ -91,8 +90,9 @@ class OnionExplorer(Observable):
         self.form: Form = "file"
         self.faults: tuple[str, ...] = ("GH-191",)
         self.candidate, self.prompt, self.max_tokens = "", QUESTION, max_tokens
-        self._folder = tempfile.mkdtemp(prefix="aprlab-onion-")
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        leftovers.sweep_temporary("aprlab-onion-")
+        self._folder = leftovers.claimed_folder("aprlab-onion-")
+        weakref.finalize(self, leftovers.release_folder, self._folder)
         self._forget()
 
     def _forget(self) -> None:
@@ -171,7 +171,7 @@ class OnionExplorer(Observable):
             self.answers = [self._answer(())]
 
     def _run_file(self, reference: Model) -> None:
-        path = Path(self.candidate) if self.candidate else Path(self._folder) / f"{'+'.join(self.faults) or 'healthy'}.apr"
+        path = Path(self.candidate) if self.candidate else self._folder / f"{'+'.join(self.faults) or 'healthy'}.apr"
         if not self.candidate:
             convert_with(reference, path, self.faults, force=True, **given_for([FAULTS[id] for id in self.faults]))
         self.verdict, self._case, self._repairs = examine(
