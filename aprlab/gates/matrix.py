@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +12,7 @@ from aprlab.errors import AprlabError, FormatError, UsageError
 from aprlab.faults import FAULTS, convert_with, session_with, upstream
 from aprlab.faults.base import Fault
 from aprlab.formats import open_model
+from aprlab.formats.leftovers import temporary_folder
 from aprlab.gates.catalogue import GATES
 from aprlab.gates.evidence import CandidateFile, GateCase, ReferenceSide, RefusedCandidate
 from aprlab.gates.running import PROMPTS, judge
@@ -99,8 +99,7 @@ def kill_matrix(
     source = model if isinstance(model, Model) else open_model(model)
     chosen = [FAULTS[f] if isinstance(f, str) else f for f in (FAULTS if faults is None else faults)]
     rows: list[MatrixRow] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         plain = MatrixBench(source, folder / "plain.apr", engine, prompts, max_tokens)
         other: MatrixBench | None = None
         for fault in chosen:
