@@ -33,6 +33,7 @@ _PUBLIC = {
     "peel": "aprlab.onion:peel",
     "repair": "aprlab.gates:repair",
     "run_notebook": "aprlab.lab:run_notebook",
+    "verify": "aprlab.qualification.certificate:verify",
     "embedded_model": "aprlab.paths:embedded_model",
     "AprlabError": "aprlab.errors:AprlabError",
     "FormatError": "aprlab.errors:FormatError",
@@ -62,6 +63,7 @@ __all__ = [
     "run_notebook",
     "source",
     "trace",
+    "verify",
 ]
 
 
@@ -86,5 +88,6 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from aprlab.model import Model, ModelConfig, Tensor
     from aprlab.onion import peel
     from aprlab.paths import embedded_model
+    from aprlab.qualification.certificate import verify
     from aprlab.sources import source
     from aprlab.tracing import Comparison, Trace, compare, trace

@@ -42,3 +42,10 @@ def variant(
             file.write(tensor.raw.tobytes())
             file.write(bytes(-file.tell() % alignment))
     return output
+
+
+def shallow(source: Path, output: Path, layers: int = 1) -> Path:
+    """`source` (GGUF) as `output` with its first layers only: a small model that runs, and says little of sense."""
+    model = gguf.open_model(source)
+    beyond = [name for name in model.tensors if name.startswith("blk.") and int(name.split(".")[1]) >= layers]
+    return variant(source, output, keys={"qwen2.block_count": layers}, tensors=dict.fromkeys(beyond))

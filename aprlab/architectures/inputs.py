@@ -13,6 +13,7 @@ from aprlab.model.architecture import ARCHITECTURES
 from aprlab.model.config import ModelConfig
 from aprlab.model.inventory import shapes
 from aprlab.model.model import Model
+from aprlab.model.rope import FACTORS
 
 # Sees the array at a named point and returns the one to go on with: the same to watch, another one to patch.
 Tap = Callable[[str, Array], Array]
@@ -36,8 +37,9 @@ def check(model: Model, config: ModelConfig) -> None:
             raise FormatError(
                 f"has shape {found}, the config demands {shape}", code="model.tensor-shape", path=model.path, tensor=name
             )
-    # Readers take a model that has an output.weight for untied; a config that says otherwise is a fault, put in on purpose.
-    known = {*wanted, "output.weight"}
+    # Readers take a model that has an output.weight for untied, and one that has factors for scaled by them; a config that
+    # says otherwise is a fault, put in on purpose.
+    known = {*wanted, "output.weight", *([FACTORS] if ARCHITECTURES[config.architecture].rope_factors else [])}
     title = ARCHITECTURES[config.architecture].title
     for name, tensor in model.tensors.items():
         if name not in known:

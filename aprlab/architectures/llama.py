@@ -29,20 +29,7 @@ def forward(
 ) -> Array:
     """Logits of `tokens`, which follow the positions already in `cache`; the cache grows by them.
 
-    Args:
-        engine: does the arithmetic.
-        config: what `points` below and `inventory.shapes` call H, Hkv, D, E, F, V.
-        tokens: ids ``(T,)``.
-        cache: from `engine.new_cache(config, capacity)`.
-        tap: called at every point of `points(config)`, in order.
-        last_only: take only the last position through the output head (`norm` and `logits` then have one row).
-
-    Returns:
-        The engine's array ``(T, V)``, or ``(1, V)``.
-
-    Raises:
-        UsageError: no tokens, an id outside the vocabulary, no room in the cache.
-        FormatError: a weight is missing or has another shape than its neighbours.
+    Arguments, result and errors are those of `aprlab.architectures.qwen2.forward`.
     """
     ids = checked(tokens, config)
     positions = cache.positions(len(ids))  # (T,)

@@ -33,6 +33,13 @@ def peel(
     reports: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Also write the verdict here, as JSON and HTML.")
     ] = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference-statistics", metavar="FILE", show_default=False,
+            help="A published table of figures (JSON, CSV) of a healthy file's tensors, where there is no reference.",
+        ),
+    ] = None,
     prompt: Prompt = QUESTION,
     threads: int | None = None,
     as_json: bool = False,
@@ -52,6 +59,8 @@ def peel(
     reference, candidate = ([None, *files] if len(files) == 1 else files)[:2]
     if "engines" in choice or "sources" in choice:
         reference, candidate = candidate, None
+    if statistics is not None and candidate is not None:
+        choice["statistics"] = statistics
     verdict = peeling.peel(reference, candidate, fast=fast, threads=threads, prompt=prompt, **choice)
     found = verdict.to_json()
     if reports is not None:
@@ -195,23 +204,25 @@ def forensics(
     if case is not None:
         return _rank_cases(file, case, None if only is None else ids(only), engine, threads, top, as_json)
     assert saw is not None
+    rounds = depth if depth is not None else 2 if pairs else 1
+    asked = {"prompt": prompt, "raw": raw, "system": system, "depth": rounds, "width": width}
+    asked |= {"engine": engine, "threads": threads}
+    return _rank_text(file, saw, None if only is None else ids(only), asked, top, as_json)
+
+
+def _rank_text(file: Path, saw: str, chosen: list[str] | None, options: dict[str, Any], top: int, as_json: bool) -> None:
     from aprlab.faults import run_faults
     from aprlab.forensics import ranking
     from aprlab.forensics.answer_scoring import Suspect
 
-    chosen = None if only is None else ids(only)
-    rounds = depth if depth is not None else 2 if pairs else 1
     count = len(chosen if chosen is not None else run_faults())
-    with out.progress(count * (1 + width * (rounds - 1)), "set", "faults") as bar:
+    with out.progress(count * (1 + options["width"] * (options["depth"] - 1)), "set", "faults") as bar:
 
         def show(suspect: Suspect) -> None:
             bar.set_postfix_str(" + ".join(suspect.faults))
             bar.update()
 
-        found = ranking.forensics(
-            file, saw, prompt=prompt, raw=raw, system=system, depth=rounds, width=width, faults=chosen,
-            engine=engine, threads=threads, progress=show,
-        )  # fmt: skip
+        found = ranking.forensics(file, saw, faults=chosen, progress=show, **options)
     if as_json:
         out.say_json(found.to_json())
         return

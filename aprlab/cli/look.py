@@ -31,12 +31,14 @@ def inspect(file: ModelFile, as_json: bool = False) -> None:
     from aprlab.formats import identify, open_model
     from aprlab.formats.gguf_record import keys_of
     from aprlab.formats.identity import file_only
+    from aprlab.formats.unusual import unusual
     from aprlab.model.description import describe
 
     identity = identify(file)
     with open_model(file, identity) as model:
         keys = keys_of(model) if file_only(model) is not None else None
         found = {**describe(model, keys), "identity": identity.to_json()}
+        found["unusual"] = [one.to_json() for one in unusual(model)]
     if as_json:
         output.say_json(found)
         return
@@ -55,6 +57,8 @@ def inspect(file: ModelFile, as_json: bool = False) -> None:
     for problem in ("missing", "unexpected", "warnings"):
         for line in found[problem]:
             output.say(f"{problem}: {line}")
+    for one in found["unusual"]:
+        output.say(f"unusual: {one['says']}")
 
 
 def _facts(found: dict[str, Any]) -> dict[str, Any]:
@@ -192,8 +196,8 @@ def trace(
     file: ModelFile,
     output: Path,
     source: Annotated[
-        str, typer.Option("--source", metavar="NAME[,KEY=VALUE…]", help="Program that runs it: reference, jit, llama.cpp.")
-    ] = "reference",
+        str, typer.Option("--source", metavar="NAME[,KEY=VALUE…]", help="Program that runs it: auto, jit:q8, llama.cpp.")
+    ] = "auto",
     prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="What to ask.")] = QUESTION,
     tokens: Annotated[
         str | None, typer.Option("--tokens", metavar="ID,ID…", help="Run these token ids instead.", show_default=False)
@@ -225,7 +229,7 @@ def _show_trace(found: Trace, program: Source) -> None:
 def _prompt_ids(model: Model, prompt: str, raw: bool, system: str | None) -> list[int]:
     from aprlab.inference import Session
 
-    session = Session(model)
+    session = Session(model, engine="reference", cache_weights=False)  # nothing is run: nothing is decoded
     return session.prompt_tokens(prompt, raw=raw or session.wants_raw, system=system)
 
 

@@ -96,7 +96,7 @@ def verify(
         out.say_json(found.to_json())
     else:
         columns = ("check", "", "what must hold", "found")
-        out.say_table(f"{model} against {source}", columns, certificate_page.check_rows(found), prose=columns[2:])
+        out.say_table(f"{model} against {source}", columns, found.rows(), prose=columns[2:])
         if found.tensors:
             out.say_table(
                 "tensors", certificate_page.TENSOR_COLUMNS, certificate_page.tensor_cells(found),

@@ -12,15 +12,30 @@ from typing import Any
 
 from aprlab.conversion.report import ConversionReport
 from aprlab.engines import Choice, parse
-from aprlab.faults import attention, borrowed_kernels, decode, dtypes, forward, instruments, layout, naming, products, text
+from aprlab.faults import (
+    architectures,
+    attention,
+    borrowed_kernels,
+    decode,
+    dtypes,
+    forward,
+    instruments,
+    layout,
+    naming,
+    products,
+    text,
+)
 from aprlab.faults.apply import convert_faulty, find, session_faulty
 from aprlab.faults.base import LAYERS, SECTIONS, Fault, Layer
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
 
-_MODULES = (naming, dtypes, layout, decode, borrowed_kernels, forward, attention, products, text, instruments)  # sections A to G
+_MODULES = (
+    naming, dtypes, layout, decode, borrowed_kernels, forward, attention, products, architectures, text, instruments
+)  # sections A to G  # fmt: skip
 FAULTS: dict[str, Fault] = {fault.id: fault for module in _MODULES for fault in module.FAULTS}
+OTHER_ARCHITECTURES = frozenset(fault.id for fault in architectures.FAULTS)  # change nothing in an unscaled Qwen2
 assert len(FAULTS) == sum(len(module.FAULTS) for module in _MODULES), "two faults have one id"
 
 

@@ -121,7 +121,7 @@ def read_cases(path: str | Path) -> list[Case]:
 
 
 @dataclass
-class _Asked:
+class _SharedPrompt:
     """What cases with the same prompt and template share."""
 
     run: HealthyRun
@@ -155,13 +155,13 @@ def rank_cases(
     started = time.process_time()
     own = healthy_session(model, engine, threads)
     bare = with_template(own, CHATML)
-    asked: dict[tuple[str, str, str | None], _Asked] = {}
+    asked: dict[tuple[str, str, str | None], _SharedPrompt] = {}
     for case in cases:
         key = (case.prompt, case.template, case.system)
         if key not in asked:
             session = own if case.template == "file" else bare
             options = {"raw": case.template == "none", "system": case.system}
-            asked[key] = _Asked(HealthyRun.of(session, case.prompt, LONGEST, **options), [], [], [])
+            asked[key] = _SharedPrompt(HealthyRun.of(session, case.prompt, LONGEST, **options), [], [], [])
         group = asked[key]
         scorer = AnswerScorer(case.saw, group.run.surprise(), own.tokenizer)
         group.cases.append(case)
@@ -192,7 +192,7 @@ def with_template(session: Session, template: str) -> Session:
     return Session(BorrowedEngine(session.engine, model), config=session.config, tokenizer=session.tokenizer)
 
 
-def _try_everywhere(asked: list[_Asked], faults: tuple[str, ...]) -> None:
+def _try_everywhere(asked: list[_SharedPrompt], faults: tuple[str, ...]) -> None:
     """One set of faults, on every prompt: a session is made for each healthy one, and answers once for all of its cases."""
     sessions: dict[int, Session | AprlabError] = {}
     for group in asked:
@@ -212,7 +212,7 @@ def _try_everywhere(asked: list[_Asked], faults: tuple[str, ...]) -> None:
     collect_after(asked[0].run.session.model)
 
 
-def _answers(group: _Asked, broken: Session | AprlabError, faults: tuple[str, ...]) -> list[Suspect]:
+def _answers(group: _SharedPrompt, broken: Session | AprlabError, faults: tuple[str, ...]) -> list[Suspect]:
     """What a broken session says to one prompt, judged for each of its cases."""
     if isinstance(broken, AprlabError):
         return [Suspect(faults, "", (), None, broken.message) for _ in group.cases]

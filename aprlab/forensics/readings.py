@@ -31,7 +31,7 @@ AS_IS = Seams(name=lambda name: name, code=lambda kind: kind.code, dims=lambda s
 
 
 @dataclass(frozen=True)
-class Reading:
+class TensorReading:
     """One way to get values from a tensor.
 
     Attributes:
@@ -98,17 +98,17 @@ def _alone(decoder: Quant) -> bool:
     return kind.decode is Quant.decode and kind.dequantise is Quant.dequantise
 
 
-def by_decoder(faults: tuple[str, ...], form: str, how: str, decoder: Quant) -> Reading:
+def by_decoder(faults: tuple[str, ...], form: str, how: str, decoder: Quant) -> TensorReading:
     """The reading of a decoder."""
     if _alone(decoder):
-        return Reading(faults, form, how, lambda t: decoded(decoder, t), lambda t, n: sampled(decoder, t, n))
-    return Reading(faults, form, how, lambda t: iter([decoder.dequantise(t.raw, t.shape)]))
+        return TensorReading(faults, form, how, lambda t: decoded(decoder, t), lambda t, n: sampled(decoder, t, n))
+    return TensorReading(faults, form, how, lambda t: iter([decoder.dequantise(t.raw, t.shape)]))
 
 
 # ── where they come from ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def decoders(kind: TensorType) -> list[Reading]:
+def decoders(kind: TensorType) -> list[TensorReading]:
     """Faulty decoders of one type."""
     found = []
     for fault, registry in _registries(kind, REGISTRY):
@@ -116,7 +116,7 @@ def decoders(kind: TensorType) -> list[Reading]:
     return found
 
 
-def decoder_pairs(kind: TensorType, without: frozenset[str] = frozenset()) -> list[Reading]:
+def decoder_pairs(kind: TensorType, without: frozenset[str] = frozenset()) -> list[TensorReading]:
     """Two faulty decoders of one type at once, the second on top of the first; none that has a fault of `without`."""
     found = []
     single = [(f, r) for f, r in _registries(kind, REGISTRY) if f.id not in without]
@@ -158,7 +158,7 @@ def _registries(kind: TensorType, base: Registry) -> Iterator[tuple[Fault, Regis
                 yield fault, registry
 
 
-def labels(kind: TensorType) -> list[Reading]:
+def labels(kind: TensorType) -> list[TensorReading]:
     """The blocks of one type taken for those of every other; named by the faults that label them so."""
     named: dict[TensorType, list[str]] = {}
     for fault in FAULTS.values():
@@ -179,7 +179,7 @@ def labels(kind: TensorType) -> list[Reading]:
     return found
 
 
-def files(tensor: Tensor) -> list[Reading]:
+def files(tensor: Tensor) -> list[TensorReading]:
     """What the file faults make of this tensor where they change it: its values after that."""
     found = []
     for fault in FAULTS.values():
@@ -191,7 +191,7 @@ def files(tensor: Tensor) -> list[Reading]:
             continue
         if changed is tensor or (isinstance(changed.content, Recoded) and tensor.size > RECODED_LIMIT):
             continue
-        found.append(Reading((fault.id,), "file", fault.title, _values_of(changed)))
+        found.append(TensorReading((fault.id,), "file", fault.title, _values_of(changed)))
     return found
 
 

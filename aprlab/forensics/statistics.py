@@ -21,7 +21,7 @@ import xxhash
 from aprlab.engines.blas import blas_threads
 from aprlab.errors import AprlabError, UsageError
 from aprlab.forensics import readings
-from aprlab.forensics.readings import Reading
+from aprlab.forensics.readings import TensorReading
 from aprlab.formats import open_model
 from aprlab.instruments.measured_figures import Agreement, MeasuredFigures, agreement, screen
 from aprlab.instruments.statistics_tables import StatisticsTable, TableRow, read_statistics
@@ -36,7 +36,7 @@ SURE = 8.0  # standard errors by which a sample of blocks has to be off before i
 
 
 @dataclass(frozen=True, slots=True)
-class Explanation:
+class ReadingFit:
     """A reading that has all figures of a row.
 
     Attributes:
@@ -74,7 +74,7 @@ class RowFinding:
     type: str
     agree: tuple[str, ...]
     differ: tuple[str, ...]
-    explained: tuple[Explanation, ...] = ()
+    explained: tuple[ReadingFit, ...] = ()
     other: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -274,13 +274,13 @@ class _Search:
         self.healthy[row.gguf] = measured
         raw = xxhash.xxh3_64_hexdigest(np.ascontiguousarray(tensor.raw).data) if "raw" in row.hashes else ""
         own = agreement(row, measured, sampled=self.table.sampled, raw=raw)
-        explained: tuple[Explanation, ...] = ()
+        explained: tuple[ReadingFit, ...] = ()
         if not own.whole:
             explained = self.explain(row, self.readings[tensor.type]) or self.explain(row, readings.files(tensor))
         drop_pages(tensor.raw)
         return RowFinding(row.gguf, tensor.type.name, own.agree, own.differ, explained)
 
-    def explain(self, row: TableRow, tries: Iterable[Reading]) -> tuple[Explanation, ...]:
+    def explain(self, row: TableRow, tries: Iterable[TensorReading]) -> tuple[ReadingFit, ...]:
         """The readings that have all figures of a row."""
         tensor = self.model.tensors[row.gguf]
         found = []
@@ -299,7 +299,7 @@ class _Search:
                 found.append(self.explanation(row, tensor, reading, seen))
         return tuple(found)
 
-    def explanation(self, row: TableRow, tensor: Tensor, reading: Reading, seen: Agreement) -> Explanation:
+    def explanation(self, row: TableRow, tensor: Tensor, reading: TensorReading, seen: Agreement) -> ReadingFit:
         """With its file form, where that has the figures, too; a large tensor is not written again to find out."""
         form = reading.form
         if form == "decoder" and tensor.size <= readings.RECODED_LIMIT:
@@ -308,7 +308,7 @@ class _Search:
                 again = self.measure(row, readings.stored(changed))
                 if again is not None and agreement(row, again, sampled=self.table.sampled).whole:
                     form = "decoder or file"
-        return Explanation(reading.faults, form, reading.how, seen.residual, seen.exact)
+        return ReadingFit(reading.faults, form, reading.how, seen.residual, seen.exact)
 
     def measure(self, row: TableRow, chunks: Iterable[np.ndarray], *, early: bool = False) -> MeasuredFigures | None:
         """Figures of the values in chunks; None where there are none, or, with `early`, as soon as they cannot be the row's."""

@@ -7,139 +7,38 @@ every string; here string arrays stay offsets into the file until they are neede
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aprlab.errors import AprlabError, FormatError, UnsupportedError
+from aprlab.errors import FormatError, UnsupportedError
+from aprlab.formats.gguf_header import (
+    ARRAY,
+    DEFAULT_ALIGNMENT,
+    DTYPES,
+    MAGIC,
+    SCALARS,
+    STRING,
+    VALUE_TYPES,
+    Field,
+    FieldView,
+    Header,
+    Strings,
+    TensorInfo,
+)
+from aprlab.formats.gguf_meaning import config, optional, tokenizer
 from aprlab.formats.reading import Cursor, Span, check_spans, padding
-from aprlab.model import keys, rope
-from aprlab.model.architecture import Architecture, architecture_of
-from aprlab.model.config import ModelConfig, TokenizerData, check_config
+from aprlab.model import keys
 from aprlab.model.content import map_file
 from aprlab.model.model import Model
 from aprlab.model.remote import Remote, RemoteFile, open_url, url_of
 from aprlab.model.tensor import Origin, Tensor
-from aprlab.model.vocabulary import END_OF_GENERATION
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
-MAGIC = b"GGUF"
-DEFAULT_ALIGNMENT = 32
 FIRST_READ, MOST_READ = 1 << 20, 1 << 28  # bytes of a remote file that are fetched for its header
-
-# Value types of the key-value section by number: name and struct code.
-_SCALARS = ("B", "b", "H", "h", "I", "i", "f", "?", None, None, "Q", "q", "d")
-VALUE_TYPES = (
-    "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "bool", "string", "array", "uint64", "int64", "float64",
-)  # fmt: skip
-STRING, ARRAY = VALUE_TYPES.index("string"), VALUE_TYPES.index("array")
-_DTYPES = {n: np.dtype("<" + code if code != "?" else "u1") for n, code in enumerate(_SCALARS) if code}
-
-
-class Strings(Sequence[str]):
-    """A string array still in the file: offsets now, text when asked."""
-
-    def __init__(self, data: memoryview, starts: np.ndarray, stops: np.ndarray, path: Path) -> None:
-        self._data, self._starts, self._stops, self._path = data, starts, stops, path
-
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        start, stop = int(self._starts[index]), int(self._stops[index])
-        try:
-            return bytes(self._data[start:stop]).decode()
-        except UnicodeDecodeError as error:
-            raise FormatError(
-                f"string is not UTF-8 ({error.reason})", code="reading.not-utf8", path=self._path, offset=start + error.start
-            ) from None
-
-    def __iter__(self) -> Iterator[str]:
-        whole = self._all() if len(self) else []
-        return iter(whole) if whole is not None else (self[i] for i in range(len(self)))  # finds the offset and raises
-
-    def _all(self) -> list[str] | None:
-        """Every string, in two thirds of the time that one after another takes; None where one holds a NUL or is not UTF-8.
-
-        The eight bytes of length between two strings become one NUL, which no character of UTF-8 goes across.
-        """
-        base, gaps = int(self._starts[0]), self._stops[:-1] - self._starts[0]
-        block = np.frombuffer(self._data, np.uint8)[base : int(self._stops[-1])].copy()
-        block[gaps] = 0
-        keep = np.ones(len(block), bool)
-        for byte in range(1, 8):
-            keep[gaps + byte] = False
-        try:
-            found = block[keep].tobytes().decode().split("\0")
-        except UnicodeDecodeError:
-            return None
-        return found if len(found) == len(self) else None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} strings>"
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One key-value pair, with its type: `type` is a number of `VALUE_TYPES`, `element` the one inside an array."""
-
-    key: str
-    type: int
-    value: Any
-    element: int | None = None
-    offset: int = 0
-
-    @property
-    def type_name(self) -> str:
-        """`uint32`, or `array[string]`."""
-        return VALUE_TYPES[self.type] if self.element is None else f"array[{VALUE_TYPES[self.element]}]"
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One row of the tensor table, as written: `ne` in ggml order, `code` unchecked, `offset` relative to the data."""
-
-    name: str
-    ne: tuple[int, ...]
-    code: int
-    offset: int
-    at: int  # where the row is in the file
-
-
-@dataclass
-class Header:
-    """Everything in front of the tensor data."""
-
-    path: Path
-    version: int
-    fields: dict[str, Field]
-    infos: list[TensorInfo]
-    alignment: int
-    data_offset: int
-    file_size: int
-    file: np.ndarray = field(repr=False)
-    parts: tuple[Header, ...] = ()  # of a model that is split into several files: theirs, in order
-    remote: RemoteFile | None = None  # where the file is at a URL: `file` then holds its beginning alone
-
-    def bytes_of(self, start: int, stop: int) -> np.ndarray:
-        """Bytes of the file: ``uint8``, fetched where it is remote."""
-        return self.file[start:stop] if self.remote is None else self.remote.read(start, min(stop, self.file_size))
-
-    def value(self, key: str) -> Any:
-        """The value of `key`, or None."""
-        found = self.fields.get(key)
-        return None if found is None else found.value
 
 
 def read_header(path: str | Path) -> Header:
@@ -254,7 +153,7 @@ def _read_value(at: Cursor, key: str, number: int) -> Any:
 
 
 def _scalar_code(at: Cursor, key: str, number: int) -> str:
-    code = _SCALARS[number] if number < len(_SCALARS) else None
+    code = SCALARS[number] if number < len(SCALARS) else None
     if code is None:
         raise FormatError(
             f"{key!r} has the unknown value type {number}", code="gguf.unknown-value-type", path=at.path, offset=at.offset - 4
@@ -269,7 +168,7 @@ def _read_array(at: Cursor, key: str, element: int, count: int) -> Any:
         _plausible(at, count, 8, f"strings in {key!r}", at.offset - 8)
         starts, stops = _string_spans(at, key, count)
         return Strings(memoryview(at.data), starts, stops, at.path)
-    dtype = _DTYPES[element] if _scalar_code(at, key, element) else None
+    dtype = DTYPES[element] if _scalar_code(at, key, element) else None
     assert dtype is not None
     _plausible(at, count, dtype.itemsize, f"values in {key!r}", at.offset - 8)
     start = at.need(count * dtype.itemsize, f"the values of {key!r}")
@@ -343,7 +242,7 @@ def open_model(path: str | Path) -> Model:
 
 def model_of(header: Header) -> Model:
     """The file whose header this is, as a model; raises for the first rule that its tensors break."""
-    split = _optional(header, "split.count", int)
+    split = optional(header, "split.count", int)
     if split is not None and split > 1:
         raise UnsupportedError(
             f"is one part of a model split into {split} files; join them first (llama-gguf-split --merge)",
@@ -390,195 +289,38 @@ def _add_tensors(header: Header, tensors: dict[str, Tensor]) -> list[Span]:
         raw = header.file[start : spans[-1].stop] if remote is None else Remote(remote, start, kind.nbytes(shape))
         tensors[info.name] = Tensor(info.name, kind, shape, raw, Origin(header.path, info.name, start))
     check_spans(spans, header.file_size, header.path)
+    _check_layout(header, spans)
     return spans
+
+
+def _check_layout(header: Header, spans: Sequence[Span]) -> None:
+    """The tensors one after the other in the order of the table, with padding and nothing else between; so llama.cpp has it."""
+    end = header.data_offset
+    for span, info in zip(spans, header.infos, strict=True):
+        expected = end + padding(end - header.data_offset, header.alignment)
+        if span.start != expected:
+            raise FormatError(
+                f"has offset {info.offset}, expected {expected - header.data_offset}: tensors are in another order or have gaps "
+                "between them, and llama.cpp refuses such a file. Try: aprlab repair FILE -o FIXED.gguf",
+                code="gguf.gap", path=header.path, tensor=info.name, offset=info.at,
+            )  # fmt: skip
+        end = span.stop
 
 
 def _notes(header: Header, spans: Sequence[Span]) -> list[str]:
     """What is unusual, and does no harm here."""
-    found, end = [], header.data_offset
-    for span, info in zip(spans, header.infos, strict=True):
-        expected = end + padding(end - header.data_offset, header.alignment)
-        if span.start != expected:
-            found.append(
-                f"tensor {span.name!r} has offset {info.offset}, expected {expected - header.data_offset}; llama.cpp refuses "
-                "a file with tensors in another order or with gaps"
-            )
-            break
-        end = span.stop
+    found = []
+    name = header.value("general.architecture")
+    defaults = {f"{name}.{key}": f"{value:g}" for key, value in keys.DEFAULTS.items()}
+    defaults["tokenizer.ggml.token_type"] = "all tokens are normal, but those that end an answer"
+    for key, default in defaults.items():
+        if key not in header.fields and name is not None:  # a later part of several has no keys
+            found.append(f"has no key {key!r}; taken as llama.cpp takes it: {default}")
     last = max((span.stop for span in spans), default=header.file_size)
     lacks = last + padding(last - header.data_offset, header.alignment) - header.file_size
     if lacks > 0:
         found.append(f"ends without the last {lacks} bytes of padding; llama.cpp loads such a file, too")
     return found
-
-
-class FieldView(Mapping[str, Any]):
-    """The key-value section as a plain mapping key -> value; `header` keeps the types."""
-
-    def __init__(self, header: Header) -> None:
-        self.header = header
-
-    def __getitem__(self, key: str) -> Any:
-        return self.header.fields[key].value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.header.fields)
-
-    def __len__(self) -> int:
-        return len(self.header.fields)
-
-
-# ── what the keys mean ────────────────────────────────────────────────────────────────────────────────────────────
-
-
-_WITHOUT_PRE = (
-    "; llama.cpp would cut text as 'default' does, which is not how the model learnt it. Convert the file again, or set the "
-    "key: gguf_new_metadata.py --pre-tokenizer qwen2 FILE OUT"
-)
-
-
-def _key(header: Header, key: str, kind: type | tuple[type, ...]) -> Any:
-    """A required key of the right Python type."""
-    found = header.fields.get(key)
-    if found is None:
-        more = _WITHOUT_PRE if key == "tokenizer.ggml.pre" else ""
-        raise FormatError(f"has no key {key!r}{more}", code="gguf.missing-key", path=header.path)
-    if not isinstance(found.value, kind) or (isinstance(found.value, bool) and kind is not bool):
-        raise FormatError(
-            f"key {key!r} is a {found.type_name}, which it cannot be",
-            code="gguf.wrong-value-type", path=header.path, offset=found.offset,
-        )  # fmt: skip
-    return found.value
-
-
-def _check_types(header: Header, *, of_tokenizer: bool) -> None:
-    """Every key that llama.cpp reads has the very type that it reads: it refuses an int32 where it expects a uint32."""
-    for found in header.fields.values():
-        expected = keys.gguf_type(found.key)
-        if found.key.startswith("tokenizer.") is not of_tokenizer:
-            continue
-        if expected is not None and found.type_name != expected:
-            raise FormatError(
-                f"key {found.key!r} is a {found.type_name}, where llama.cpp expects {expected} and refuses anything else",
-                code="gguf.wrong-value-type", path=header.path, offset=found.offset,
-            )  # fmt: skip
-
-
-def _optional(header: Header, key: str, kind: type | tuple[type, ...]) -> Any:
-    return None if key not in header.fields else _key(header, key, kind)
-
-
-def config(header: Header) -> ModelConfig:
-    """The config of a GGUF file; a missing key raises and names it."""
-    kind = architecture_of(_key(header, "general.architecture", str), header.path)
-
-    def need(key: str, type_: type) -> Any:
-        if f"{kind.name}.{key}" not in header.fields and key in kind.defaults:
-            return kind.defaults[key]
-        return _key(header, f"{kind.name}.{key}", type_)
-
-    number = {
-        name: need(name, int) for name in ("block_count", "embedding_length", "feed_forward_length", "context_length")
-    }
-    heads, kv = need("attention.head_count", int), need("attention.head_count_kv", int)
-    embedding = next((i for i in header.infos if i.name == "token_embd.weight"), None)
-    if embedding is None:
-        raise FormatError("has no tensor 'token_embd.weight'", code="model.missing-tensor", path=header.path)
-    # The key length is optional in GGUF and defined as embedding_length / head_count.
-    head_dim = _optional(header, f"{kind.name}.attention.key_length", int)
-    head_dim = head_dim or (number["embedding_length"] // heads if heads else 0)
-    found = check_config(
-        ModelConfig(
-            architecture=kind.name,
-            **number,
-            head_count=heads,
-            head_count_kv=kv,
-            head_dim=head_dim,
-            vocab_size=embedding.ne[-1],
-            rope_theta=need("rope.freq_base", float),
-            rope_type=kind.rope_type,  # not a key: GGUF fixes it by architecture
-            rms_norm_eps=need("attention.layer_norm_rms_epsilon", float),
-            tied_embeddings=all(i.name != "output.weight" for i in header.infos),
-            rope_scaling=_rope_scaling(header, kind, number["context_length"]),
-            rope_factors=kind.rope_factors and any(i.name == rope.FACTORS for i in header.infos),
-        ),
-        header.path,
-    )
-    _check_types(header, of_tokenizer=False)
-    for problem in keys.gguf_problems(FieldView(header), found):
-        at = header.fields[problem.key].offset
-        raise UnsupportedError(str(problem), code="keys.not-handled", path=header.path, offset=at)
-    return found
-
-
-def _rope_scaling(header: Header, kind: Architecture, context_length: int) -> rope.RopeScaling | None:
-    try:
-        return rope.from_gguf(lambda key: FieldView(header).get(f"{kind.name}.{key}"), context_length)
-    except AprlabError as error:
-        key = f"{kind.name}.rope.scaling.type"
-        at = header.fields[key].offset if key in header.fields else None
-        raise type(error)(f"keys {kind.name}.rope.scaling.*: {error.message}" if at is None else f"key {key!r}: {error.message}",
-                          code=error.code, path=header.path, offset=at) from None  # fmt: skip
-
-
-def tokenizer(header: Header) -> TokenizerData:
-    """The tokenizer data of a GGUF file; a missing key raises and names it."""
-    prefix = "tokenizer.ggml."
-    _check_types(header, of_tokenizer=True)
-    tokens = list(_key(header, f"{prefix}tokens", Strings))
-    numbers = _key(header, f"{prefix}token_type", np.ndarray)
-    if numbers.dtype.kind not in "iu":
-        raise FormatError(
-            f"key '{prefix}token_type' holds {numbers.dtype.name}, no token types", code="gguf.wrong-value-type", path=header.path
-        )
-    token_types = numbers.tolist()
-    if len(token_types) != len(tokens):
-        raise FormatError(
-            f"{len(tokens)} tokens but {len(token_types)} token types", code="tokenizer.token-types-count", path=header.path
-        )
-    for info in header.infos:
-        if info.name == "token_embd.weight" and info.ne[-1] != len(tokens):
-            raise FormatError(
-                f"has {info.ne[-1]} rows for {len(tokens)} tokens; llama.cpp refuses such a file. Convert it again from its "
-                "source, with the tokenizer that belongs to these weights",
-                code="gguf.tokens-and-rows", path=header.path, tensor=info.name, offset=info.at,
-            )  # fmt: skip
-    for key in keys.END_KEYS:
-        end = _optional(header, key, int)
-        if end is not None and not (0 <= end < len(tokens) and tokens[end] in END_OF_GENERATION):
-            what = repr(tokens[end]) if 0 <= end < len(tokens) else "outside the vocabulary"
-            raise UnsupportedError(
-                f"key {key!r} ends answers at token {end} ({what}), which is not handled",
-                code="keys.not-handled", path=header.path, offset=header.fields[key].offset,
-            )  # fmt: skip
-    model = _key(header, f"{prefix}model", str)
-    pieces = model == "llama"  # SentencePiece: scores in place of merges, and nothing is cut into words
-    pre = _optional(header, f"{prefix}pre", str) if pieces else _key(header, f"{prefix}pre", str)
-    return TokenizerData(
-        model=model,
-        pre=pre or "default",
-        tokens=tokens,
-        token_types=token_types,
-        merges=[] if pieces else list(_key(header, f"{prefix}merges", Strings)),
-        bos_token_id=_optional(header, f"{prefix}bos_token_id", int),
-        eos_token_id=_optional(header, f"{prefix}eos_token_id", int),
-        pad_token_id=_optional(header, f"{prefix}padding_token_id", int),
-        add_bos=_optional(header, f"{prefix}add_bos_token", bool),
-        chat_template=_optional(header, "tokenizer.chat_template", str),
-        scores=_scores(header, f"{prefix}scores", len(tokens)) if pieces else None,
-        add_space_prefix=_optional(header, f"{prefix}add_space_prefix", bool),
-    )
-
-
-def _scores(header: Header, key: str, count: int) -> list[float]:
-    """One float32 for each token of a SentencePiece vocabulary."""
-    found = _key(header, key, np.ndarray)
-    if found.dtype != np.float32 or len(found) != count:
-        raise FormatError(
-            f"key {key!r} holds {len(found)} values of {found.dtype.name} for {count} tokens",
-            code="tokenizer.scores-count", path=header.path,
-        )  # fmt: skip
-    return [float(score) for score in found]
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -593,12 +335,12 @@ def pack_field(item: Field) -> bytes:
     """The bytes of a key-value pair; raises ValueError or struct.error for a value that its type cannot hold."""
     head = _pack_string(item.key) + struct.pack("<I", item.type)
     if item.element is None:
-        return head + (_pack_string(item.value) if item.type == STRING else struct.pack(f"<{_SCALARS[item.type]}", item.value))
+        return head + (_pack_string(item.value) if item.type == STRING else struct.pack(f"<{SCALARS[item.type]}", item.value))
     head += struct.pack("<IQ", item.element, len(item.value))
     if item.element == STRING:
         return head + b"".join(map(_pack_string, item.value))
     values = np.asarray(item.value)
-    made = values.astype(_DTYPES[item.element])
+    made = values.astype(DTYPES[item.element])
     if values.shape != (len(item.value),) or (made.dtype.kind != "f" and not np.array_equal(made, values)):
         raise ValueError(f"key {item.key!r} holds something that is no {VALUE_TYPES[item.element]}")
     return head + made.tobytes()

@@ -22,6 +22,7 @@ from aprlab.formats import gguf
 from aprlab.formats.gguf import Header, Strings
 from aprlab.formats.reading import open_regular, padding
 from aprlab.formats.split import SHARD, count_of, joined, number, says, siblings
+from aprlab.model import keys
 from aprlab.model.architecture import ARCHITECTURES
 from aprlab.model.model import Model
 from aprlab.model.remote import open_url, url_of
@@ -386,6 +387,11 @@ def of_gguf(header: Header) -> Identity:
     return replace(found, header=header)
 
 
+def _string(header: Header, key: str) -> str | None:
+    value = header.value(key)
+    return value if isinstance(value, str) else None
+
+
 def _place(header: Header, key: str) -> int | None:
     """Where a key is in the file."""
     return header.fields[key].offset if key in header.fields else None
@@ -403,7 +409,7 @@ def _part(header: Header) -> Identity | None:
 
 def _by_type(header: Header) -> Identity | None:
     """Files of llama.cpp's that are no model, by `general.type`, and by what they hold where that is not said."""
-    said, architecture = header.value("general.type"), header.value("general.architecture")
+    said, architecture = _string(header, "general.type"), _string(header, "general.architecture")
     names = [info.name for info in header.infos]
     if said == "imatrix" or (names and all(name.endswith((".in_sum2", ".counts", ".in_sum")) for name in names)):
         return _imatrix()
@@ -518,12 +524,18 @@ def _by_architecture(header: Header) -> Identity | None:
 
 
 def _per_layer(header: Header) -> Identity | None:
-    """Numbers that each layer has its own of, as pruned and searched models do."""
+    """Numbers that each layer has its own of, as pruned and searched models do; one number repeated is one number."""
     name = header.value("general.architecture")
-    for key in (f"{name}.attention.head_count", f"{name}.attention.head_count_kv", f"{name}.feed_forward_length"):
-        value = header.value(key)
+    layers = header.value(f"{name}.block_count")
+    for key in (starred.replace("*", str(name)) for starred in sorted(keys.PER_LAYER)):
+        value = keys.one_number(key, header.value(key), layers)
         if isinstance(value, np.ndarray):
             shown = ", ".join(map(str, value[:4].tolist())) + (", …" if len(value) > 4 else "")
+            if isinstance(layers, int) and len(value) != layers:
+                return _layers(
+                    f"key {key!r} is an array ([{shown}], {len(value)} in all) for {layers} layers, which llama.cpp refuses",
+                    "convert it again from its source", code="identity.values-per-layer-count", at=_place(header, key),
+                )  # fmt: skip
             return _layers(
                 f"key {key!r} is an array ([{shown}], {len(value)} in all): a value for each layer, which is not handled",
                 "a model with one number for all layers is", code="identity.values-per-layer",

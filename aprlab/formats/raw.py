@@ -27,6 +27,7 @@ from aprlab.model import names, rope
 from aprlab.model.architecture import ARCHITECTURES
 from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.content import drop_pages, map_file
+from aprlab.model.keys import one_number
 from aprlab.model.model import Model
 from aprlab.model.remote import url_of
 from aprlab.model.tensor import Tensor
@@ -392,7 +393,8 @@ def _pieces(header: gguf.Header, *, kept: bool) -> list[Piece]:
             size = exact  # GGUF states no sizes: everything before the next tensor is the type's bytes and padding
         else:
             fits = [t for t in types.TYPES if t.fits(shape, room) or 0 <= room - _nbytes(t, shape) < header.alignment]
-            size = _nbytes(fits[0], shape) if fits else room
+            left = kinds[0].nbytes(shape) if kinds and kinds[0].nbytes(shape) <= room else room  # a gap lies behind it
+            size = _nbytes(fits[0], shape) if fits else left
         start = header.data_offset + info.offset
         raw = header.file[start : start + size]
         stated, naming = (info.name, "raw") if kept else meaning(info.name, "raw")
@@ -469,7 +471,8 @@ def config_fields(seen: Seen) -> dict[str, Any]:
         kind = ARCHITECTURES.get(prefix)
         defaults = {} if kind is None else kind.defaults
         for name, key in GGUF_CONFIG.items():
-            found[name] = seen.metadata.get(f"{prefix}.{key}", defaults.get(key, MISSING))
+            value = seen.metadata.get(f"{prefix}.{key}", defaults.get(key, MISSING))
+            found[name] = one_number(f"{prefix}.{key}", value, seen.metadata.get(f"{prefix}.block_count"))
         embedding = next((p for p in seen.pieces if p.stated == "token_embd.weight"), None)
         found["vocab_size"] = MISSING if embedding is None or not embedding.shape else embedding.shape[0]
         found["rope_type"] = "neox" if kind is None else kind.rope_type

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aprlab import instruments
 from aprlab.errors import AprlabError, FormatError, UsageError
-from aprlab.faults import FAULTS, convert_with, session_with, upstream
+from aprlab.faults import FAULTS, OTHER_ARCHITECTURES, convert_with, session_with, upstream
 from aprlab.faults.base import Fault
 from aprlab.formats import open_model
 from aprlab.formats.leftovers import temporary_folder
@@ -93,11 +93,12 @@ def kill_matrix(
 
     Args:
         model: a healthy GGUF model; small, as everything is run on it.
-        faults: ids or faults; all of the catalogue without it.
+        faults: ids or faults; without it all of the catalogue but those that need another architecture than Qwen2.
         progress: called with each fault's id before it is tried.
     """
     source = model if isinstance(model, Model) else open_model(model)
-    chosen = [FAULTS[f] if isinstance(f, str) else f for f in (FAULTS if faults is None else faults)]
+    every = [id for id in FAULTS if id not in OTHER_ARCHITECTURES] if faults is None else faults
+    chosen = [FAULTS[f] if isinstance(f, str) else f for f in every]
     rows: list[MatrixRow] = []
     with temporary_folder() as folder:
         plain = MatrixBench(source, folder / "plain.apr", engine, prompts, max_tokens)

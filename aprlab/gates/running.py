@@ -100,7 +100,8 @@ def judge(case: GateCase, ids: Iterable[str] | None = None) -> GateResults:
     """Every gate's word on a case, or only that of some; void where an instrument of the gate failed its self-test."""
     failed = instruments.void(case.selftest)
     said = GateResults()
-    said.engine, said.engine_asked = case.ref.session.engine.spec, case.ref.engine.asked
+    if case.unrun is None:  # else nothing is run, by no engine
+        said.engine, said.engine_asked = case.ref.session.engine.spec, case.ref.engine.asked
     for gate in GATES.values() if ids is None else [GATES[id] for id in ids]:
         if broken := failed & set(gate.rests_on):
             said.append(GateResult(gate.id, None, "gate.void", gate.assertion, {"instruments": sorted(broken)}))

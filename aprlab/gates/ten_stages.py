@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from aprlab import engines, paths
+from aprlab.architectures import points
 from aprlab.errors import AprlabError, NumericError
 from aprlab.formats import open_model
 from aprlab.formats.identity import FILE_ONLY
@@ -74,6 +75,7 @@ class StageResults(list[StageResult]):
     engine_asked: str = ""
 
 
+Q_NORM = "attn_q_norm.weight"  # of Qwen3's heads
 Found = tuple[str, dict[str, Any]]  # a code and its parameters
 
 
@@ -117,8 +119,10 @@ class CheckedFile:
     @cached_property
     def trace(self) -> Trace:
         last = self.session.config.block_count - 1
-        steps = ("attn_norm", "q", "k", "v", "q_rope", "k_rope", "attn", "ffn_inp", "ffn_norm", "gate", "up", "swiglu", "out")
-        wanted = [f"layers.{n}.{step}" for n in sorted({0, 1, last} & set(range(last + 1))) for step in steps]
+        skipped = ("attn_out", "down")
+        chosen = {f"layers.{n}" for n in sorted({0, 1, last} & set(range(last + 1)))}
+        every = [name.rpartition(".") for name in points(self.session.config)]
+        wanted = [f"{layer}.{step}" for layer, _, step in every if layer in chosen and step not in skipped]
         return trace(self.session, self.tokens, ["embed", *wanted, "norm", "logits"])
 
     @property
@@ -181,11 +185,13 @@ def _tokenizer(p: CheckedFile) -> Found:
     tokenizer = Qwen2Tokenizer(data) if p.given is None else p.given.tokenizer
     known = set(data.tokens)
     _want(len(known) == len(data.tokens), "stage.tokenizer.duplicate-tokens", count=len(data.tokens) - len(known))
-    _want(data.merges, "stage.tokenizer.no-merges")
+    pieces = data.model == "llama"  # SentencePiece: it has scores in place of merges, and puts a space in front
+    _want(data.merges or pieces, "stage.tokenizer.no-merges")
     lost = [m for m in data.merges if m.replace(" ", "") not in known]
     _want(not lost, "stage.tokenizer.merges-without-token", count=len(lost), first=next(iter(lost), ""))
     for text in PROBES:
-        back = tokenizer.decode(tokenizer.encode(text))
+        back = tokenizer.decode(tokenizer.encode(text, parse_special=not pieces)[0 if tokenizer.first is None else 1 :])
+        back = back.removeprefix(" ") if pieces and data.add_space_prefix is not False else back
         _want(back == text, "stage.tokenizer.text-changed", text=text, found=back)
     control = [n for n, kind in enumerate(data.token_types) if kind == CONTROL]
     _want(data.eos_token_id in control, "stage.tokenizer.end-no-control", end=data.eos_token_id)
@@ -194,8 +200,10 @@ def _tokenizer(p: CheckedFile) -> Found:
     ids = p.tokens
     marks = [n for n in ids if n in control]
     _want(marks, "stage.tokenizer.no-control-tokens")
-    question = tokenizer.encode(QUESTION)
+    question = tokenizer.encode(QUESTION)[0 if tokenizer.first is None else 1 :]
     found = sum(ids[n : n + len(question)] == question for n in range(len(ids)))
+    if pieces:  # it cuts a text differently behind other text
+        found = tokenizer.decode(ids).count(QUESTION)
     _want(found == 1, "stage.tokenizer.question-count", count=found)
     _want(ids.count(marks[0]) <= 3, "stage.tokenizer.turn-count", count=ids.count(marks[0]))
     return _found(
@@ -240,7 +248,7 @@ def _positions(p: CheckedFile) -> Found:
     angle = positions[:, None] * frequencies(config.rope_theta, half, config.rope_scaling, factors)  # (T, D/2)
     length = 1.0 if config.rope_scaling is None else config.rope_scaling.length
     cos, sin = length * np.cos(angle)[:, None], length * np.sin(angle)[:, None]
-    normed = "_norm" if any(row[0].endswith("attn_q_norm.weight") for row in kind.layer) else ""
+    normed = "_norm" if any(row[0].endswith(Q_NORM) for row in kind.layer) else ""
     for n in p.layers:
         for part in ("q", "k"):
             x = p.point(f"layers.{n}.{part}{normed}")
@@ -263,12 +271,17 @@ def _rotated(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, style: str) -> np.
 @_stage("q, k, v")
 def _projections(p: CheckedFile) -> Found:
     worst = 0.0
+    kind = ARCHITECTURES[p.session.config.architecture]
+    biased = any(row[0] == "blk.N.attn_q.bias" for row in kind.layer)
     for n in p.layers:
         x = p.point(f"layers.{n}.attn_norm")
         for part in "qkv":
-            bias = f"blk.{n}.attn_{part}.bias"
-            _want(np.any(p.values(bias) != 0), "stage.projections.bias-lost", tensor=bias)
+            bias = f"blk.{n}.attn_{part}.bias" if biased else None
+            if bias is not None:
+                _want(np.any(p.values(bias) != 0), "stage.projections.bias-lost", tensor=bias)
             worst = max(worst, p.product(f"layers.{n}.{part}", x, f"blk.{n}.attn_{part}.weight", bias))
+    if not biased:
+        return _found("stage.projections.unbiased", architecture=kind.title, layers=p.layers, off=worst)
     for n in range(p.session.config.block_count):
         lost = [s for s in "qkv" if not np.any(p.values(f"blk.{n}.attn_{s}.bias"))]
         _want(not lost, "stage.projections.bias-zero", tensor=f"blk.{n}.attn_{next(iter(lost), '')}.bias")
@@ -326,6 +339,9 @@ def _norms(p: CheckedFile) -> Found:
     pairs = [(f"layers.{n}.ffn_inp", f"layers.{n}.ffn_norm", f"blk.{n}.ffn_norm.weight") for n in p.layers]
     pairs = [("embed", "layers.0.attn_norm", "blk.0.attn_norm.weight"), *pairs]
     pairs += [("layers.0.out", "layers.1.attn_norm", "blk.1.attn_norm.weight")] if 1 in p.layers else []
+    if f"blk.0.{Q_NORM}" in names:
+        pairs += [(f"layers.{n}.q", f"layers.{n}.q_norm", f"blk.{n}.{Q_NORM}") for n in p.layers]
+        pairs += [(f"layers.{n}.k", f"layers.{n}.k_norm", f"blk.{n}.attn_k_norm.weight") for n in p.layers]
     pairs += [(f"layers.{config.block_count - 1}.out", "norm", "output_norm.weight")]
     for before, after, weight in pairs:
         x = p.point(before)

@@ -96,6 +96,7 @@ TEMPLATES: dict[str, str] = {
     "stage.positions.epsilon": "rms_norm_eps is {found:g}; {model} has {expected:g}",
     "stage.positions.head-size": "heads of {found}, expected {expected}",
     "stage.projections": "biases everywhere, products of layers {layers!c} as in float64 to {off:.1g}",
+    "stage.projections.unbiased": "no biases ({architecture} has none), products of layers {layers!c} as in float64 to {off:.1g}",
     "stage.projections.bias-lost": "{tensor} is all zeros: Qwen2 has biases, and they are lost here",
     "stage.projections.bias-zero": "{tensor} is all zeros",
     "stage.attention": ("{heads} heads on {kv_heads}, causal, as in float64 to {off:.1g}, prefill and decode alike"),

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from aprlab.errors import FormatError, UsageError
+from aprlab.formats.yaml_files import LineOf, load
 from aprlab.lab import notebooks as lab
-from aprlab.lab.yaml_files import LineOf, load
 
 MOST_CELLS = 20_000  # runs of one matrix, before exclusions; a run takes seconds at least
 KEYS = ("notebooks", "parameters", "matrix", "exclude")

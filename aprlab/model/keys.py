@@ -194,6 +194,26 @@ _TYPES: dict[str, str] = {
 }  # fmt: skip
 
 
+# What llama.cpp reads as one number or as an array of one number for each layer (int32 or uint32, exactly as many).
+PER_LAYER = frozenset({"*.attention.head_count", "*.attention.head_count_kv", "*.feed_forward_length"})
+# What llama.cpp takes where a key of the architecture is missing; `Architecture.defaults` are those that are no fault.
+DEFAULTS = {"rope.freq_base": 10_000.0}
+
+
+def one_number(key: str, value: Any, layers: Any) -> Any:
+    """The number that all layers share, of an array with one for each; any other value as it is.
+
+    Args:
+        key: as in the file.
+        value: of the key.
+        layers: `block_count`, as the file has it.
+    """
+    if starred(key) not in PER_LAYER or not isinstance(value, np.ndarray) or str(value.dtype) not in ("int32", "uint32"):
+        return value
+    alike = len(value) > 0 and len(value) == layers and bool((value == value[0]).all())
+    return int(value[0]) if alike else value
+
+
 def gguf_type(key: str) -> str | None:
     """The one GGUF value type that llama.cpp reads this key as, e.g. ``uint32``; None where it does not read it."""
     return _TYPES.get(starred(key))

@@ -7,12 +7,9 @@ was asked for, take a short body for a whole one, or mix two versions of a file.
 
 from __future__ import annotations
 
-import http.client
 import re
 import threading
 import time
-import urllib.error
-import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +63,8 @@ class RemoteFile(ABC):
             raise FormatError(
                 f"has {self.size} bytes, {stop} are asked for", code="remote.beyond-end", path=self.url, offset=start
             )
+        import http.client  # with TLS, 20 ms of every start, and of use for remote files alone
+
         wait, problem = WAIT, "no answer"
         for left in range(TRIES - 1, -1, -1):
             try:
@@ -100,6 +99,8 @@ class HttpFile(RemoteFile):
 
     def _learn(self) -> None:
         """Ask for one byte, to learn size and version; broken answers are asked for again."""
+        import http.client
+
         wait = WAIT
         for left in range(TRIES - 1, -1, -1):
             try:
@@ -114,6 +115,9 @@ class HttpFile(RemoteFile):
             wait *= 2
 
     def _range(self, start: int, stop: int) -> bytes:
+        import urllib.error
+        import urllib.request
+
         request = urllib.request.Request(self.url, headers={"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"})
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:

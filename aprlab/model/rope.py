@@ -22,7 +22,7 @@ FACTORS = "rope_freqs.weight"  # GGUF name of the divisors, float32 (D/2,)
 KINDS = ("linear", "yarn")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RopeScaling:
     """How frequencies are scaled.
 
@@ -40,6 +40,16 @@ class RopeScaling:
     attention_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+
+    def __repr__(self) -> str:
+        more = f" of {self.original_context} positions" if self.original_context else ""
+        others = {
+            "attention factor": (self.attention_factor, 1.0), "beta fast": (self.beta_fast, 32.0),
+            "beta slow": (self.beta_slow, 1.0),
+        }  # fmt: skip
+        return f"{self.kind} by {self.factor:g}{more}" + "".join(
+            f", {name} {value:g}" for name, (value, usual) in others.items() if value != usual
+        )
 
     @property
     def length(self) -> float:

@@ -38,6 +38,7 @@ class TensorMatch:
         place: where in the image the right bytes stand, if not where the index says.
         looks: type -> figures of the values under it, where they had a say. Written by the dtype layer.
         rows: all rows compared with the reference's, once that was needed; None before, or where they cannot be decoded.
+        apart: made from the reference's source, not from the reference: what both types lose counts. Written by the dtype layer.
     """
 
     piece: Piece
@@ -51,6 +52,7 @@ class TensorMatch:
     place: int | None = None
     looks: dict[str, Looks] = field(default_factory=dict)
     rows: RowErrors | None = None
+    apart: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -163,12 +163,13 @@ def _norm(operation: Operation, judges: Judges, config: ModelConfig) -> Iterator
     yield Form("norm-weight-plus-one", lambda e, op: np.asarray(again(e, op)) * (1 + 1 / w))
     for other in _roles(weight, judges):
         yield Form("other-norm", instead(weight=other), parameters={"weight": _role(other, op_name(operation))})
-    rows = x[operation.rows].astype(np.float64)
+    given = operation.given.reshape(-1, x.shape[-1]).astype(np.float64)  # a norm of each head has a row for each
+    rows = x.reshape(-1, *operation.given.shape[1:])[operation.rows].reshape(given.shape).astype(np.float64)
     square = np.mean(rows**2, axis=-1)
     with np.errstate(all="ignore"):
         channel = np.argmax(np.abs(rows * w), axis=-1)
         at = np.arange(len(rows)), channel
-        found = (rows[at] * w[channel] / operation.given[at].astype(np.float64)) ** 2 - square
+        found = (rows[at] * w[channel] / given[at]) ** 2 - square
     sure = found[np.argsort(square)][: max(1, len(found) // 2)]  # where the stream is small, eps weighs most
     eps = float(np.median(sure)) if np.isfinite(sure).all() else 0.0
     if eps > 0:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.architectures.qwen2 import forward
+from aprlab.architectures import forward
 from aprlab.engines.base import Array, Cache, Engine
 from aprlab.engines.contract_engine import ContractEngine, Weights
 from aprlab.engines.contracts import Contract

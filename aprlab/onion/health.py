@@ -231,18 +231,26 @@ def _tokenizer(model: Model) -> Qwen2Tokenizer:
     return _TOKENIZERS[0]
 
 
+def spoken(
+    model: Model | AprlabError, engine: str | None = None, threads: int | None = None, answers: int | None = None
+) -> np.ndarray | None:
+    """`conversation` over a model; None where it does not run or is not finite."""
+    if isinstance(model, AprlabError):
+        return None
+    try:
+        session = Session(model, engine=engine, threads=threads, tokenizer=_tokenizer(model))
+        with np.errstate(all="ignore"):
+            return conversation(session, answers)
+    except BROKEN:
+        return None
+
+
 def nats(
     model: Model | AprlabError, engine: str | None = None, threads: int | None = None, answers: int | None = None
 ) -> float:
     """Mean of `conversation` over a model; infinite where it does not run or is not finite."""
-    if isinstance(model, AprlabError):
-        return float("inf")
-    try:
-        session = Session(model, engine=engine, threads=threads, tokenizer=_tokenizer(model))
-        with np.errstate(all="ignore"):
-            found = float(conversation(session, answers).mean())
-    except BROKEN:
-        return float("inf")
+    each = spoken(model, engine, threads, answers)
+    found = float("inf") if each is None else float(each.mean())
     return found if np.isfinite(found) else float("inf")
 
 
@@ -331,5 +339,5 @@ def _serial(session: Session, ids: list[int], tokens: list[int], logits: np.ndar
 
 __all__ = [
     "LONG", "QUESTIONS", "Health", "Limits", "allowed", "bits_of", "conversation", "examine", "kind_of", "limits_of", "nats",
-    "parts", "surprises",
+    "parts", "spoken", "surprises",
 ]  # fmt: skip

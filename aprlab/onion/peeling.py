@@ -19,8 +19,9 @@ from aprlab.errors import BROKEN, AprlabError, FormatError, UnsupportedError, Us
 from aprlab.formats.identity import FILE_ONLY, file_only, identify
 from aprlab.formats.raw import Reference, Seen, from_model, look
 from aprlab.inference.session import Session
+from aprlab.instruments.statistics_tables import read_statistics
 from aprlab.model.model import Model
-from aprlab.onion import health, opening
+from aprlab.onion import health, opening, run_cost
 from aprlab.onion.blind_search import without_reference
 from aprlab.onion.clock import Clock, Progress
 from aprlab.onion.explanation import explain
@@ -32,9 +33,9 @@ from aprlab.onion.fixes import Fix, drafted, search
 from aprlab.onion.instrument_check import tested
 from aprlab.onion.layers import FILE_LAYERS
 from aprlab.onion.open_types import settle_open_types
+from aprlab.onion.published_statistics import statistics_deviations
 from aprlab.onion.references import reference_of
 from aprlab.onion.run_comparison import compare_runs
-from aprlab.onion.run_cost import cost_finding
 from aprlab.onion.run_peeling import peel_engines
 from aprlab.onion.source_peeling import peel_sources
 from aprlab.onion.verdict import LAYERS, Finding, Repair, Verdict
@@ -56,6 +57,7 @@ def peel(
     threads: int | None = None,
     prompt: str = QUESTION,
     max_tokens: int = MAX_TOKENS,
+    statistics: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Find out what is wrong with a file, with an engine, or with any program that leaves a trace.
@@ -72,10 +74,11 @@ def peel(
         engine: runs both files under the golden rule; see `aprlab.engines.create`.
         threads: for the engines.
         prompt, max_tokens: of the golden rule.
+        statistics: a published table of figures of a healthy file's tensors, in place of a reference.
         progress: see `Progress`; an error that it raises ends the work.
 
     Raises:
-        UsageError: there is no such file, or neither two files nor two engines are given.
+        UsageError: there is no such file, neither two files nor two engines are given, or statistics beside a reference.
         FormatError, UnsupportedError: the *reference* cannot be read; a broken candidate is a finding, not an error.
     """
     if engines is not None:
@@ -89,7 +92,7 @@ def peel(
             raise UsageError("sources are judged on a model: give one", code="source.no-model")
         return peel_sources(judged, sources, prompt=prompt, threads=threads, progress=progress)
     options: dict[str, Any] = {"engine": engine, "threads": threads, "prompt": prompt, "max_tokens": max_tokens}
-    return examine(ref, cand, fast=fast, progress=progress, **options)[0]
+    return examine(ref, cand, fast=fast, progress=progress, statistics=statistics, **options)[0]
 
 
 def examine(
@@ -101,11 +104,14 @@ def examine(
     threads: int | None = None,
     prompt: str = QUESTION,
     max_tokens: int = MAX_TOKENS,
+    statistics: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[Verdict, FileCase | None, list[Fix]]:
     """`peel` for files, with the case and the fixes that `repair` needs."""
     if cand is None:
         raise UsageError("two files are needed, or one and two engines", code="peel.two-files-needed")
+    if ref is not None and statistics is not None:
+        raise UsageError("a table of statistics takes the place of a reference: give one of them", code="peel.two-references")
     parse(engine)
     asked = _Asked(engine, threads, prompt, max_tokens, fast)
     clock = Clock(progress)
@@ -126,9 +132,8 @@ def examine(
             reference, rows = aligned(file, reference)
     case = FileCase(file, reference)
     _layers(case, clock, verdict, fast)
-    if reference is None and not fast and file.unrun is None:
-        with clock("open types"):
-            settle_open_types(case, engine, threads)
+    if reference is None and file.unrun is None:
+        _more_alone(case, clock, asked, verdict, statistics)
     with clock("hypotheses"):
         other = _other_model(case)
         nothing = other or not case.deviations or file.unrun is not None
@@ -147,6 +152,18 @@ def examine(
     else:
         fixes = _judge_pair(case, verdict, fixes, clock, asked, model)
     return verdict, case, fixes
+
+
+def _more_alone(case: FileCase, clock: Clock, asked: _Asked, verdict: Verdict, statistics: str | Path | None) -> None:
+    """What one file alone is asked besides its layers: a published table, and types that only a run can tell; in place."""
+    if statistics is not None:
+        with clock("statistics"):
+            table = read_statistics(statistics)
+            verdict.compared["statistics"] = table.path.name
+            case.deviations += statistics_deviations(case, table)
+    if not asked.fast:
+        with clock("open types"):
+            settle_open_types(case, asked.engine, asked.threads)
 
 
 @dataclass(frozen=True)
@@ -344,6 +361,8 @@ def _run(
             verdict.repair = found.repair
             return
         before = found.before
+        if before.error is None:
+            verdict.cost = run_cost.measured(before, golden)
         if verdict.findings:
             verdict.findings[0].evidence["cost"] = before.to_json()
         if before.error is not None or not np.isfinite(before.distance):
@@ -355,11 +374,23 @@ def _run(
             # Every byte and number agrees, and the runs do not: then one of the runs is not to be trusted.
             what = Finding("instrument", None, [], Mechanism("instrument.unequal-runs"), before.to_json(), 0.5)
             verdict.findings, verdict.verdict = [what, *verdict.findings], "ambiguous"
-        elif cost and (costly := cost_finding(case, golden, before)) is not None:
-            verdict.findings, verdict.verdict = [costly, *verdict.findings], "ambiguous"
+        elif cost:
+            _judge_cost(case, verdict, golden, before)
         elif not verdict.findings and not before.bitwise:
             what = Finding("instrument", None, [], Mechanism("instrument.unequal-runs"), before.to_json(), 0.5)
             verdict.findings, verdict.verdict = [what], "ambiguous"
+
+
+def _judge_cost(case: FileCase, verdict: Verdict, golden: Golden, before: GoldenOutcome) -> None:
+    """What the run of a re-encoded file lost, and whether its types explain that; the verdict is completed in place."""
+    verdict.cost = run_cost.measured(before, golden, run_cost.allowed(case, golden))
+    found = run_cost.cost_finding(verdict.cost)
+    if found is None:
+        return
+    if found.harmless:
+        verdict.findings.append(found)
+    else:
+        verdict.findings, verdict.verdict = [found, *verdict.findings], "ambiguous"
 
 
 def _as_it_is(case: FileCase, opened: opening.Opened) -> Model | AprlabError:

@@ -27,6 +27,7 @@ class RowErrors:
         columns: length of a row.
         peak: largest absolute value of the reference.
         worst: largest absolute error beyond what rounding single values allows, 0 where none is; float types only.
+        spike: largest error of a value, as a share of the largest value of its block in the reference.
     """
 
     aa: np.ndarray
@@ -38,11 +39,18 @@ class RowErrors:
     columns: int
     peak: float
     worst: np.ndarray
+    spike: np.ndarray
 
     @property
     def rows(self) -> int:
         """How many."""
         return len(self.aa)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """l2 norms of the errors of each row."""
+        found: np.ndarray = np.sqrt(self.dd)
+        return found
 
     @property
     def relative(self) -> np.ndarray:
@@ -71,7 +79,7 @@ class RowErrors:
 
     def of_rows(self, rows: np.ndarray) -> RowErrors:
         """The same of some rows, by number."""
-        by_row = ("aa", "bb", "ab", "dd", "a", "b", "worst")
+        by_row = ("aa", "bb", "ab", "dd", "a", "b", "worst", "spike")
         return replace(self, **{name: getattr(self, name)[rows] for name in by_row})
 
     @property
@@ -99,7 +107,8 @@ def row_errors(of: Tensor, kind: TensorType, raw: np.ndarray) -> RowErrors | Non
         return None
     allowed = _rounding(of.type, kind)
     sums: list[list[np.ndarray]] = []
-    worst, peak = [], 0.0
+    worst, spikes, peak = [], [], 0.0
+    block, least = max(of.type.block_elements, kind.block_elements), max(map(bounds.smallest_error, (of.type, kind)))
     try:
         for a, b in _parts(of, kind, raw):
             with np.errstate(all="ignore"):
@@ -108,6 +117,7 @@ def row_errors(of: Tensor, kind: TensorType, raw: np.ndarray) -> RowErrors | Non
                 dd = np.where(ok, _products(d, d), np.nan)
                 sums.append([_products(a, a), _products(b, b), _products(a, b), dd, _sums(a), _sums(b)])
                 peak = max(peak, float(np.abs(a).max(initial=0)))
+                spikes.append(np.where(ok, _spike(np.abs(d), np.abs(a), block, least), np.inf))
                 if allowed is not None:
                     beyond = np.abs(d) - (np.abs(a) * np.float32(allowed[0]) + np.float32(allowed[1]))
                     worst.append(np.where(ok, beyond.max(axis=1, initial=0), np.inf))
@@ -115,27 +125,102 @@ def row_errors(of: Tensor, kind: TensorType, raw: np.ndarray) -> RowErrors | Non
         return None
     aa, bb, ab, dd, sa, sb = (np.concatenate(x) for x in zip(*sums, strict=True))
     excess = np.concatenate(worst) if worst else np.zeros(len(aa))
-    return RowErrors(aa, bb, ab, dd, sa, sb, of.cols, peak, excess)
+    return RowErrors(aa, bb, ab, dd, sa, sb, of.cols, peak, excess, np.concatenate(spikes))
+
+
+def _spike(off: np.ndarray, size: np.ndarray, block: int, least: float) -> np.ndarray:
+    """The worst block of each row: largest of `off` there, less `least`, by the largest of `size`; both (rows, columns)."""
+    block = block if off.shape[1] % block == 0 else off.shape[1]
+    worst, largest = (x.reshape(len(x), -1, block).max(axis=2) for x in (off, size))
+    worst = np.maximum(worst - np.float32(least), 0)
+    found: np.ndarray = np.where(worst > 0, worst / largest, 0).max(axis=1, initial=0).astype(np.float64)
+    return found
 
 
 def beyond(errors: RowErrors, before: TensorType, after: TensorType) -> np.ndarray:
     """Rows that lost more than holding them as `after` may cost: their numbers, int64, in order.
 
-    A row of zeros, or with values that are not finite, is always beyond. Where both types are plain floats, or the file's
-    is, every single value has to be within what rounding allows.
+    A row of zeros, or with values that are not finite, is always beyond, and so is one with a value that is further off
+    than its block allows. Where both types are plain floats, or the file's is, every single value has to be within what
+    rounding allows.
 
     Raises:
         UnsupportedError: no bound is known for `after`.
     """
-    norms = np.sqrt(errors.aa)
-    limit = bounds.row_limits(after, norms, errors.columns, errors.peak)
-    bad = ~(np.sqrt(errors.dd) <= limit)
     if _rounding(before, after) is not None:
-        bad = (errors.worst > 0) | np.isnan(errors.dd)
-    else:
-        least = bounds.row_limits(after, np.zeros_like(norms), errors.columns, errors.peak)
-        bad[errors.zero] |= norms[errors.zero] > 2 * least[errors.zero]
-    return np.flatnonzero(bad)
+        return np.flatnonzero((errors.worst > 0) | np.isnan(errors.dd))
+    limit = bounds.row_limits(after, np.sqrt(errors.aa), errors.columns, errors.peak)
+    return np.flatnonzero(_over(errors, after, limit, bounds.value_limit(after)))
+
+
+def beyond_both(errors: RowErrors, before: TensorType, after: TensorType) -> np.ndarray:
+    """Rows further apart than two encodings of one source can be: what both types may lose, added up; as `beyond`.
+
+    Raises:
+        UnsupportedError: no bound is known for one of the types.
+    """
+    norms = np.sqrt(np.maximum(errors.aa, errors.bb))  # of the source, which is not there
+    limit = bounds.pair_limits(before, after, norms, errors.columns, errors.peak)
+    value = bounds.value_limit(after) + bounds.value_limit(before) * (1 + bounds.value_limit(after))
+    return np.flatnonzero(_over(errors, after, limit, value))
+
+
+def _over(errors: RowErrors, after: TensorType, limit: np.ndarray, value: float) -> np.ndarray:
+    """Which rows are over the limits of a row and of a value, or lost: bool (rows,)."""
+    norms = np.sqrt(errors.aa)
+    bad = ~(np.sqrt(errors.dd) <= limit) | (errors.spike > value)
+    least = bounds.row_limits(after, np.zeros_like(norms), errors.columns, errors.peak)
+    bad[errors.zero] |= norms[errors.zero] > 2 * least[errors.zero]
+    return bad
+
+
+_TELLS = 6.5  # spreads from which on a row is no longer one of its tensor's
+_ROWS = 32  # fewer do not tell what spread is usual
+_SPREAD = (0.5, 1.5)  # of the noise of a slope, in its unit: at least, and where too few rows tell
+_SHIFT = 0.1  # what encoders shift all values by, as a share of the rms error
+
+
+def tilted(errors: RowErrors) -> np.ndarray:
+    """Rows whose values have another scale or offset than the reference's, though their error is within the bound.
+
+    The line through a row and its reference has a slope of about 1 + k e², with e the row's relative error and k the
+    encoder's (`bounds.SLOPE`), and noise of e / √columns; its offset likewise. So a row shows a scale of a few e / √columns.
+    What all rows have in common is the encoder's, as far as it may be; beyond that, all rows are named.
+
+    Returns:
+        int64, in order.
+    """
+    with np.errstate(all="ignore"):
+        e = np.sqrt(errors.dd / errors.aa)
+        live = np.isfinite(e) & (e > 0)
+        unit = e / np.sqrt(errors.columns)
+        slope, shift = errors.ab / errors.aa - 1, (errors.b - errors.a) / np.sqrt(errors.dd)
+    if not live.any():
+        return np.zeros(0, np.int64)
+    share = np.median(slope[live] / e[live] ** 2)
+    off = np.where(live, (slope - share * e**2) / unit, 0.0)
+    moved = np.where(live, shift - np.median(shift[live]), 0.0)
+    far = (np.abs(off) > _TELLS * _spread(off[live])) | (np.abs(moved) > _TELLS * _spread(moved[live]))
+    return np.flatnonzero(live if _tilted_throughout(errors, live & ~far) else far)
+
+
+def _spread(x: np.ndarray) -> float:
+    """Of most of these numbers, which have the middle 0: as a standard deviation, not moved by a few far ones."""
+    return max(float(np.median(np.abs(x))) * 1.4826, _SPREAD[0]) if len(x) >= _ROWS else _SPREAD[1]
+
+
+def _tilted_throughout(errors: RowErrors, live: np.ndarray) -> bool:
+    """Whether scale or offset of all values of these rows together are none that encoders leave."""
+    if not live.any():
+        return False
+    aa, ab, dd, shift = (float(x[live].sum()) for x in (errors.aa, errors.ab, errors.dd, errors.b - errors.a))
+    count = int(live.sum()) * errors.columns
+    square, noise = dd / aa, _TELLS / np.sqrt(count)
+    low, high = bounds.SLOPE
+    scale = ab / aa - 1
+    if not low * square - noise * np.sqrt(square) <= scale <= high * square + noise * np.sqrt(square):
+        return True
+    return abs(shift) > (_SHIFT + noise) * np.sqrt(dd * count)
 
 
 def _rounding(before: TensorType, after: TensorType) -> tuple[float, float] | None:
@@ -184,4 +269,4 @@ def ranges(rows: np.ndarray) -> str:
     return ", ".join(shown) + (f" and {left} more" if left else "")
 
 
-__all__ = ["RowErrors", "beyond", "ranges", "row_errors"]
+__all__ = ["RowErrors", "beyond", "beyond_both", "ranges", "row_errors", "tilted"]

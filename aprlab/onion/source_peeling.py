@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.architectures.qwen2 import points as all_points
+from aprlab.architectures import points as all_points
 from aprlab.engines.contracts import Contract
 from aprlab.errors import UsageError
 from aprlab.faults import FAULTS, session_with
@@ -17,6 +17,7 @@ from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
 from aprlab.onion.clock import Clock
+from aprlab.onion.declarations import Mistake, misdeclared
 from aprlab.onion.foreign_naming import Named, fitting_contract, marks, names
 from aprlab.onion.foreign_shadow import Judges, Operation, distance, shadow_of
 from aprlab.onion.instrument_check import tested
@@ -56,22 +57,29 @@ def peel_sources(
     verdict = Verdict("not-comparable", broken, instruments=instruments, seconds=clock, title=title)
     if broken:
         return verdict
-    with clock("tokens"):
-        tokens, asked = tokens_for(opened, prompt, threads)
-    answers = {}
+    answers: dict[str, np.ndarray] = {}
+    made: tuple[list[int], int | None] | None = None
     for n, spec in enumerate(sources):
         with _made(spec, opened, threads) as source:
             label = labels[n] if labels.count(labels[n]) == 1 else f"{labels[n]} ({source.contract})"
+            if source.recorded is not None:
+                tokens, asked = source.recorded
+            else:
+                with clock("tokens"):
+                    made = made if made is not None else tokens_for(opened, prompt, threads)
+                tokens, asked = made
             with clock(f"run {source.name}"):
-                given = source.run(tokens, prompt=asked if source.can.reruns else None)
+                given = source.run(tokens, prompt=asked)
             if "logits" in given:
                 answers[label] = given["logits"].values[-1]
             _judge(verdict, source, label, given, opened, clock)
     bad = [f for f in verdict.findings if not f.harmless]
-    word: Word = "broken" if bad else "equivalent"
+    unlike = any(f.code == "instrument.declared-otherwise" for f in bad)
+    word: Word = "not-comparable" if unlike else "broken" if bad else "equivalent"
     verdict.verdict = word
     verdict.health = {
-        "next token": {name: int(np.argmax(logits)) for name, logits in answers.items()}, "tokens": len(tokens), "prompt": asked,
+        "next token": {name: int(np.argmax(logits)) for name, logits in answers.items()}, "tokens": len(given.tokens),
+        "prompt": given.prompt,
     }  # fmt: skip
     return verdict
 
@@ -118,6 +126,12 @@ def _judge(verdict: Verdict, source: Source, label: str, given: Trace, model: Mo
     wrong = [o for o in operations if not o.fits]
     if not wrong:
         return
+    if source.recorded is not None:
+        with clock("declarations"):
+            mistaken = misdeclared(given, judges, model.config)
+        if mistaken:
+            verdict.findings += [_declaration_finding(label, mistake) for mistake in mistaken]
+            return
     with clock("contract"):
         other = fitting_contract([o for o in wrong if o.alone], judges)
     if other is not None:
@@ -142,6 +156,12 @@ def _judge(verdict: Verdict, source: Source, label: str, given: Trace, model: Mo
     with clock("proof"):
         proof = _proof(source, given, judges, model, [one for one, _ in found])
     verdict.repair = Repair([finding.label for _, finding in found], False, proof)
+
+
+def _declaration_finding(label: str, mistake: Mistake) -> Finding:
+    parameters = {"declared": mistake.declared, "found": mistake.found}
+    evidence = {"source": label, "off": mistake.off, "off_as_declared": mistake.off_as_declared}
+    return Finding("instrument", None, [], Mechanism("instrument.declared-otherwise", parameters), evidence)
 
 
 def _contract_finding(label: str, declared: Contract, found: Contract, fit: list[Operation]) -> Finding:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.architectures.qwen2 import forward, points
+from aprlab.architectures import forward, points
 from aprlab.engines.base import Array, Cache
 from aprlab.engines.contract_engine import ContractEngine
 from aprlab.engines.delegating import DelegatingEngine

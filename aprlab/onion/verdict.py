@@ -6,13 +6,15 @@ The JSON form is documented in `docs/peel.md`; its keys are a promise.
 from __future__ import annotations
 
 import html
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from aprlab.display.html import Cell, table
+from aprlab.display.html import Cell, folded, table
 from aprlab.faults import Fault
 from aprlab.onion.words import Mechanism
 
@@ -22,6 +24,16 @@ _SHOWN = 12  # findings that a terminal is given; pages and JSON have all
 EXIT = {
     "same": 0, "equivalent": 0, "healthy": 0, "broken": 3, "suspect": 4, "unproved": 4, "ambiguous": 4, "not-comparable": 4,
 }  # fmt: skip
+MEANING: dict[Word, str] = {  # in a sentence, for a card; docs/peel.md has the promises in full
+    "same": "Nothing differs that a run uses; both were run, and every logit is the same, bit for bit.",
+    "equivalent": "The bytes differ within what their types may cost; both were run.",
+    "healthy": "It was run, and every test of health passed.",
+    "suspect": "Something is unlikely; nothing is proved.",
+    "broken": "Proved: the findings say what is wrong, and where.",
+    "unproved": "It was not run, or it is not known how such a model speaks: nothing is said of its health.",
+    "ambiguous": "More than one explanation is left, and the bytes cannot decide.",
+    "not-comparable": "No statement is possible; the findings say why.",
+}
 LAYERS = ("container", "naming", "dtype", "layout", "decode", "weights", "config", "tokenizer", "forward", "instrument")
 
 
@@ -128,6 +140,9 @@ class Verdict:
         seconds: by stage.
         compared: what was compared with what: ``reference`` (None: nothing) and ``candidate``.
         health: figures of the tests of one file alone; empty with a reference, or where it could not be run.
+        cost: of two sides that are the same or equivalent, what the run showed: ``ids``, ``tokens``, ``text``, ``bitwise``,
+            ``distance`` and ``kl`` (nats) of the logits, ``same_token`` of ``steps``; where types differ, also
+            ``distance_allowed`` and ``kl_allowed``. Empty where nothing was run.
         engine, engine_asked: which engine ran the files (empty: nothing was run, or two engines were compared), and what was
             asked for.
         not_looked_at: layer -> why nothing is said of it; empty where every layer was looked at.
@@ -142,6 +157,7 @@ class Verdict:
     title: str = ""
     compared: dict[str, Any] = field(default_factory=dict)
     health: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
     engine: str = ""
     engine_asked: str = ""
     not_looked_at: dict[str, str] = field(default_factory=dict)
@@ -150,6 +166,16 @@ class Verdict:
     def exit_code(self) -> int:
         """0 same, equivalent or healthy; 3 broken; 4 whatever is not proved: suspect, unproved, ambiguous, not comparable."""
         return EXIT[self.verdict]
+
+    @property
+    def cost_in_words(self) -> str:
+        """What the run cost, on one line; empty where nothing was run, or where nothing was lost."""
+        cost = self.cost
+        if not cost or cost.get("bitwise", True):
+            return ""
+        most = f", at most {cost['kl_allowed']:.3g} for these types" if "kl_allowed" in cost else ""
+        same = f"the same token at {cost['same_token']} of {cost['steps']} steps"
+        return f"KL {cost['kl']:.3g} nats of the next token{most}; {same}; logits {cost['distance']:.3g} away"
 
     @property
     def alone(self) -> bool:
@@ -173,6 +199,7 @@ class Verdict:
             "first_divergence": plain(self.first_divergence),
             "repair": None if self.repair is None else self.repair.to_json(),
             "health": plain(self.health),
+            "cost": plain(self.cost),
             "not_looked_at": dict(self.not_looked_at),
             "instruments": plain(self.instruments),
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
@@ -186,6 +213,8 @@ class Verdict:
         if len(self.findings) > _SHOWN:
             lines.append(f"  and {len(self.findings) - _SHOWN} findings more, all of them in the JSON")
         lines += [f"  {key}: {short(value)}" for key, value in self.health.items()]
+        if words := self.cost_in_words:
+            lines.append(f"  cost: {words}")
         if self.first_divergence is not None:
             lines.append("  first divergence: " + ", ".join(f"{k} {short(v)}" for k, v in self.first_divergence.items()))
         if self.repair is not None:
@@ -204,22 +233,51 @@ class Verdict:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        columns = ("layer", "fault", "tensors", "mechanism", "evidence", "confidence")
-        rows = []
+        """A card: the verdict in a sentence, what was found, the proof, and the next step to copy; figures are folded."""
+        rows, evidence = [], []
         for f in self.findings:
-            evidence = "; ".join(f"{key}: {short(value)}" for key, value in f.evidence.items())
-            word = Cell(f.fault or "–", "mild" if f.harmless else "open" if f.ambiguous else "bad")
-            rows.append([f.layer, word, some(f.tensors), f.mechanism, evidence, f"{f.confidence:.2f}"])
-        caption = Cell(f"{self.title}: {self.verdict}".lstrip(": "), self.tone)
-        head = table(columns, rows, caption=caption) if rows else f"<div>{caption.html()}</div>"
-        after: dict[str, Any] = {key: short(plain(value)) for key, value in self.health.items()}
-        if self.first_divergence is not None:
-            after["first divergence"] = short(plain(self.first_divergence))
+            word = Cell(f.fault or "no known fault", "mild" if f.harmless else "open" if f.ambiguous else "bad")
+            rows.append([f.layer, word, f.mechanism, some(f.tensors)])
+            evidence += [[f.layer, f.fault or "–", key, short(value)] for key, value in f.evidence.items()]
+            evidence.append([f.layer, f.fault or "–", "confidence", f"{f.confidence:.2f}"])
+        head = Cell(f"{self.title}: {self.verdict}".lstrip(": "), self.tone)
+        parts = [f'<div style="font-size:110%;font-weight:bold">{head.html()}</div>']
+        if self.verdict in MEANING:
+            parts.append(f"<div>{html.escape(MEANING[self.verdict])}</div>")
+        if rows:
+            parts.append(table(("layer", "fault", "what was done", "where"), rows))
+        if words := self.cost_in_words:
+            parts.append(f"<div><b>cost</b> {html.escape(words)}</div>")
         if self.repair is not None:
-            after["smallest repair" if self.repair.minimal else "repair"] = ", ".join(self.repair.set) or "none needed"
-            after |= {key: short(value) for key, value in self.repair.proof.items()}
-        after |= {f"not looked at: {layer}": why for layer, why in self.not_looked_at.items()}
-        return head + "".join(f"<div><b>{html.escape(key)}</b> {html.escape(value)}</div>" for key, value in after.items())
+            size = "smallest repair" if self.repair.minimal else "repair"
+            parts.append(f"<div><b>{size}</b> {html.escape(', '.join(self.repair.set) or 'none needed')}</div>")
+        for layer, why in self.not_looked_at.items():
+            parts.append(f"<div><b>not looked at: {html.escape(layer)}</b> {html.escape(why)}</div>")
+        if self.next_step:
+            parts.append(f'<div><b>next</b> <code style="user-select:all">{html.escape(self.next_step)}</code></div>')
+        folds = {
+            "evidence of each finding": (("layer", "fault", "", ""), evidence),
+            "tests of health": (("", ""), [[key, short(plain(value))] for key, value in self.health.items()]),
+            "first divergence": (("", ""), [[k, short(plain(v))] for k, v in (self.first_divergence or {}).items()]),
+            "proof of the repair": (
+                ("", ""), [[k, short(v)] for k, v in (self.repair.proof if self.repair is not None else {}).items()],
+            ),
+        }  # fmt: skip
+        parts += [folded(title, table(columns, lines)) for title, (columns, lines) in folds.items() if lines]
+        colour = {"good": "#00735c", "bad": "#b3400a"}.get(self.tone, "#8a5a00")
+        return f'<div style="border-left:4px solid {colour};padding:4px 12px">{"".join(parts)}</div>'
+
+    @property
+    def next_step(self) -> str:
+        """The command that goes on from here; '' where there is none."""
+        reference, candidate = (str(self.compared.get(side) or "") for side in ("reference", "candidate"))
+        suffix = Path(candidate).suffix
+        if suffix not in (".gguf", ".apr") or self.exit_code == 0:  # else two engines, or nothing is wrong
+            return ""
+        if self.repair is not None and self.repair.set:
+            line = ["aprlab", "repair", candidate, "-o", f"fixed{suffix}"]
+            return shlex.join([*line, *(["--reference", reference] if reference else [])])
+        return "" if reference else shlex.join(["aprlab", "peel", "REFERENCE", candidate])
 
     @property
     def tone(self) -> str:

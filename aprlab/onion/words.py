@@ -29,6 +29,7 @@ TEMPLATES: dict[str, str] = {
     "container.overlap": "bytes of two tensors overlap",
     "container.offset-too-small": "the offset is {bytes} bytes too small: the right bytes are where it should point",
     "container.offset-too-large": "the offset is {bytes} bytes too large: the right bytes are where it should point",
+    "container.gap": "tensors are in another order than listed or have gaps between them, which llama.cpp refuses",
     "container.listed-twice": "a tensor is in the index twice",
     "container.tensor-cut-off": "the file ends before the tensor does",
     "container.refused": "{message}",
@@ -57,6 +58,7 @@ TEMPLATES: dict[str, str] = {
     "dtype.decoded": "decoded from {before} and kept as {after}, value for value",
     "dtype.values-on-a-grid": "values kept as {type} are those of blocks: {distinct:.1f} of 32 neighbours differ",
     "dtype.re-encoded": "re-encoded from {before} to {after}",
+    "dtype.one-source": "{after} where the reference has {before}: both made from one source, within what the two types lose",
     # ── layout
     "layout.refused": "{message}",
     "layout.dims-reversed": "dims are in the reverse order",
@@ -102,6 +104,7 @@ TEMPLATES: dict[str, str] = {
     "weights.bytes-changed-in-one-block": "{bytes} bytes changed in one block",
     "weights.values-changed": "values changed throughout (correlation {correlation:.2f})",
     "weights.values-unlike": "values unlike the reference's throughout",
+    "weights.statistics-differ": "values do not have the figures of {table}",
     "weights.not-finite": "values that are not finite numbers in row{rows:rows} {rows}",
     "weights.rows-zero": "row{rows:rows} {rows} all zeros",
     "weights.negated": "values changed: negated throughout",
@@ -165,6 +168,8 @@ TEMPLATES: dict[str, str] = {
     "forward.costs-too-much":
         "the run loses more than these types explain: logits {distance} away (at most {allowed}), "
         "KL {kl} nats (at most {kl_allowed})",
+    "forward.answer-differs":
+        "{differ} of {of} tokens of the answer are other ones, which these types explain: KL {kl} nats (at most {kl_allowed})",
     "forward.step-as-form": "{steps:list} computed as {form}{details}",
     "forward.step-differs": "{steps:list}: not what its inputs give, and no known form gives it",
     "forward.between-points": "{steps:list}: not what the points before give; it holds several operations",
@@ -174,6 +179,7 @@ TEMPLATES: dict[str, str] = {
     # ── instrument
     "instrument.failed": "instrument {instrument!r} does not distinguish a known pair: all findings are void",
     "instrument.unequal-runs": "equal files gave unequal runs",
+    "instrument.declared-otherwise": "what is declared as {declared} is {found}; declare that, and peel again",
     "instrument.contracts-differ":
         "unlike activation contracts: {first!r} against {second!r}; compare like with like",
 }  # fmt: skip

@@ -8,17 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from aprlab.display.html import Cell, table
+from aprlab.display.html import table
 from aprlab.display.page import page
 from aprlab.display.plain_text import json_text
 from aprlab.formats.writing import write_text
 from aprlab.qualification.certificate import Certificate
-from aprlab.qualification.certificate_words import TITLES
 from aprlab.version import __version__
 
 NAMES = ("report.html", "certificate.json", "junit.xml", "summary.md")
-_SIGN = {True: "pass", False: "FAIL", None: "open"}
-_TONE = {True: "good", False: "bad", None: "open"}
 
 
 def write(found: Certificate, folder: Path) -> list[Path]:
@@ -27,11 +24,6 @@ def write(found: Certificate, folder: Path) -> list[Path]:
     for name, text in zip(NAMES, texts, strict=True):
         write_text(folder / name, text)
     return [folder / name for name in NAMES]
-
-
-def check_rows(found: Certificate) -> list[tuple[str, str, str, str]]:
-    """Id, sign, what must hold, what was found."""
-    return [(c.id, _SIGN[c.passed], TITLES[c.id], c.figure) for c in found.checks]
 
 
 def tensor_cells(found: Certificate) -> list[tuple[str, ...]]:
@@ -51,12 +43,11 @@ TENSOR_COLUMNS = ("source", "model", "tensors", "bit for bit", "rel. l2 error", 
 def html_page(found: Certificate) -> str:
     """One page that fetches nothing."""
     tone = "" if found.exit_code == 0 else " class=no"
-    rows = [[c.id, Cell(_SIGN[c.passed], _TONE[c.passed]), TITLES[c.id], c.figure] for c in found.checks]
     parts = [
         f"<h1>{html.escape(found.verdict)}</h1>",
         f"<section{tone}><p>{html.escape(found.sentence)}</p>"
         f"<p><code>{html.escape(found.model)}</code> against <code>{html.escape(found.source)}</code></p></section>",
-        f'<div class="scroll">{table(("check", "", "what must hold", "found"), rows)}</div>',
+        f'<div class="scroll">{found._repr_html_()}</div>',
     ]
     if found.tensors:
         parts.append(f'<h2>Tensors</h2><div class="scroll">{table(TENSOR_COLUMNS, [list(r) for r in tensor_cells(found)])}</div>')
@@ -98,7 +89,7 @@ def markdown(found: Certificate) -> str:
     """A summary for a CI job's page."""
     lines = [
         f"## {found.verdict}: {_cell(Path(found.model).name)}", "", found.sentence, "",
-        f"Source: {_cell(found.source)}", "", *_grid(("check", "", "what must hold", "found"), check_rows(found)),
+        f"Source: {_cell(found.source)}", "", *_grid(("check", "", "what must hold", "found"), found.rows()),
     ]  # fmt: skip
     if found.tensors:
         lines += ["", *_grid(TENSOR_COLUMNS, tensor_cells(found))]
@@ -119,4 +110,4 @@ def _cell(text: str) -> str:
     return html.escape(plain, quote=False).replace("|", "\\|").replace("`", "'").replace("[", "\\[")
 
 
-__all__ = ["NAMES", "check_rows", "html_page", "junit", "markdown", "write"]
+__all__ = ["NAMES", "html_page", "junit", "markdown", "write"]

@@ -17,7 +17,7 @@ TITLES = {
 TEMPLATES: dict[str, str] = {
     "verify.file-sound": "{tensors} tensors, {bytes} bytes",
     "verify.file-refused": "{message}",
-    "verify.layers-hold": "{verdict}",
+    "verify.layers-hold": "{verdict}{noted}",
     "verify.layers-differ": "{verdict}: {listed}",
     "verify.tensors-hold": "{tensors} tensors, {equal} of them bit for bit; the worst row is off by {worst_row:.3g} of its norm",
     "verify.tensors-off": "{off} of {of} tensors: {names}",
@@ -39,6 +39,8 @@ def words(code: str, parameters: Mapping[str, Any]) -> str:
     if "findings" in shown:
         more = f" and {shown['more']} more" if shown["more"] else ""
         shown["listed"] = "; ".join(f["words"] for f in shown["findings"]) + more or "no finding"
+    if "harmless" in shown:
+        shown["noted"] = "".join(f"; harmless: {f['words']}" for f in shown["harmless"][:3])
     if "first" in shown:
         shown["names"] = ", ".join(shown["first"])
     if "kl" in shown:

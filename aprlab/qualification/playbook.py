@@ -15,8 +15,8 @@ from typing import Any
 
 from aprlab import engines, paths
 from aprlab.errors import FormatError, UsageError
+from aprlab.formats import yaml_files as yamlfile
 from aprlab.gates import GATES
-from aprlab.lab import yaml_files as yamlfile
 from aprlab.qualification import oracles
 from aprlab.qualification.terms import AREAS, ASKS, DOINGS, FORMATS
 

@@ -43,6 +43,38 @@ LOST: dict[str, float] = {
 }
 MARGIN = 1.25  # other data, other encoders of the same type, weights of importance
 
+# Type -> largest error of one value, as a share of the largest value of its block.
+PEAK: dict[str, float] = {
+    "Q4_0": 0.137,
+    "Q4_1": 0.108,
+    "Q5_0": 0.058,
+    "Q5_1": 0.050,
+    "Q8_0": 0.004,
+    "Q2_K": 0.402,
+    "Q3_K": 0.248,
+    "Q4_K": 0.108,
+    "Q5_K": 0.060,
+    "Q6_K": 0.028,
+    "IQ1_S": 1.013,
+    "IQ1_M": 0.977,
+    "IQ2_XXS": 0.880,
+    "IQ2_XS": 0.849,
+    "IQ2_S": 0.644,
+    "IQ3_XXS": 0.769,
+    "IQ3_S": 0.323,
+    "IQ4_NL": 0.144,
+    "IQ4_XS": 0.148,
+    "TQ1_0": 0.500,
+    "TQ2_0": 0.500,
+    "MXFP4": 0.250,
+    "AprQ4": 0.143,  # a step of max|x| / 7, half of it, twice over where it is clipped
+}
+PEAK_MARGIN = 2.5  # weights of importance that spread over an order of magnitude double it
+
+# What a line through a row and its reference has for a slope: 1 + k * e², e the relative l2 error. Encoders shrink values
+# (Q6_K: -2.4) or enlarge them (IQ3_S: +1.3) by so much, the reference's or the file's; what is left over is noise.
+SLOPE = (-3.2, 2.0)
+
 # Largest relative error of one rounded value, and the largest error of values too small to be normal numbers.
 ROUNDED: dict[TensorType, tuple[float, float]] = {
     types.F32: (2.0**-24, 2.0**-150),
@@ -73,7 +105,34 @@ def row_limits(kind: TensorType, norms: np.ndarray, columns: int, peak: float) -
         return np.full(len(norms), root * peak / 127 / 2 * (1 + 1e-5))
     if kind.name not in LOST:
         raise UnsupportedError(f"no bound is known for tensor type {kind}", code="quants.no-bound")
-    return norms * LOST[kind.name] * MARGIN + root * _HALF_STEP * min(_LARGEST_CODE, 2**kind.bits * 32)
+    return norms * LOST[kind.name] * MARGIN + root * smallest_error(kind)
 
 
-__all__ = ["LOST", "MARGIN", "ROUNDED", "row_limits"]
+def pair_limits(before: TensorType, after: TensorType, norms: np.ndarray, columns: int, peak: float) -> np.ndarray:
+    """Largest l2 distance of two encodings of one source, float64 (rows,): what both may lose; arguments as `row_limits`."""
+    return sum((row_limits(kind, norms, columns, peak) for kind in (before, after)), np.zeros(len(norms)))
+
+
+def value_limit(kind: TensorType) -> float:
+    """Largest error of one value, as a share of the largest value of its block; inf where a block says nothing about it.
+
+    Raises:
+        UnsupportedError: no bound is known for the type.
+    """
+    if kind in ROUNDED:
+        return ROUNDED[kind][0]
+    if kind is types.APR_Q8:
+        return math.inf
+    if kind.name not in PEAK:
+        raise UnsupportedError(f"no bound is known for tensor type {kind}", code="quants.no-bound")
+    return PEAK[kind.name] * PEAK_MARGIN
+
+
+def smallest_error(kind: TensorType) -> float:
+    """Error of a value that is too small for the scales of this type."""
+    return ROUNDED[kind][1] if kind in ROUNDED else _HALF_STEP * min(_LARGEST_CODE, 2**kind.bits * 32)
+
+
+__all__ = [
+    "LOST", "MARGIN", "PEAK", "PEAK_MARGIN", "ROUNDED", "SLOPE", "pair_limits", "row_limits", "smallest_error", "value_limit",
+]  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from aprlab.architectures.qwen2 import points as all_points
+from aprlab.architectures import points as all_points
 from aprlab.engines.contracts import Contract
 from aprlab.errors import UsageError
 from aprlab.model.config import ModelConfig
@@ -57,8 +57,10 @@ class Source(ABC):
         config: numbers of the model's forward pass.
         contract: what it is allowed to round.
         can: what it gives.
+        recorded: of a recording, the tokens that it has run, and how many of them went in at once (None: not known).
     """
 
+    recorded: tuple[list[int], int | None] | None = None
     name: str
     version: str
     file: Path

@@ -10,7 +10,7 @@ from aprlab.errors import UsageError
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
-from aprlab.sources import llama_cpp
+from aprlab.sources import dumps, llama_cpp
 from aprlab.sources.base import Source
 from aprlab.sources.engines import EngineSource
 
@@ -21,8 +21,9 @@ def source(what: Spec, model: str | Path | Model | None = None, *, threads: int 
     """The program called `what`, ready to run `model`.
 
     Args:
-        what: name of one of our engines or ``llama.cpp``, with options after commas (``jit,contract=q8``,
-            ``llama.cpp,cache=f32,flash=on``); a session; a source, given back as it is.
+        what: one of our engines as `engines.create` knows it (``auto``, ``jit:q8``) or ``llama.cpp``, with options after
+            commas (``jit,contract=q8``, ``llama.cpp,cache=f32,flash=on``); a recording: a trace (``.npz``) or the mapping of
+            a dump (``.yaml``); a session; a source, given back as it is.
         model: file or opened model that it runs; not for a session or a source, which have one.
         threads: CPU threads; None leaves the number to the program.
 
@@ -33,8 +34,10 @@ def source(what: Spec, model: str | Path | Model | None = None, *, threads: int 
         return what
     if isinstance(what, Session):
         return EngineSource(what)
+    if what.endswith((".npz", ".yaml", ".yml")):
+        return _recording(what, model)
     name, options = parsed(what)
-    if name not in known():
+    if name.partition(":")[0] not in known():
         raise UsageError(f"unknown source {name!r}; known: {', '.join(known())}", code="source.unknown")
     if model is None:
         raise UsageError(f"source {name!r} needs a model", code="source.no-model")
@@ -50,9 +53,17 @@ def source(what: Spec, model: str | Path | Model | None = None, *, threads: int 
     return EngineSource(Session(opened, engine=name, threads=threads, **options))
 
 
+def _recording(path: str, model: str | Path | Model | None) -> Source:
+    if path.endswith(".npz"):
+        return dumps.recorded(path)
+    if model is None:
+        raise UsageError(f"{path}: a dump needs the model whose points it holds", code="source.no-model")
+    return dumps.dump(path, (model if isinstance(model, Model) else open_model(model)).config)
+
+
 def known() -> tuple[str, ...]:
     """Names of all sources."""
-    return (*engines.NAMES, llama_cpp.NAME)
+    return (*engines.NAMES, engines.AUTO, llama_cpp.NAME)
 
 
 def _switch(what: str, value: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from aprlab.architectures.qwen2 import forward, points
+from aprlab.architectures import forward, points
 from aprlab.engines.base import Array
 from aprlab.engines.contracts import Contract
 from aprlab.inference.session import Session

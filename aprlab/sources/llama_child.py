@@ -26,6 +26,9 @@ Edit = Callable[[str, np.ndarray, int], "np.ndarray | None"]
 Inject = Mapping[str, tuple[np.ndarray, np.ndarray]]  # point -> values, their positions
 
 
+BY_HEAD = ("_rope", ".q_norm", ".k_norm")  # positions, heads, values of a head; the others have no axis of heads
+
+
 class Watch:
     """Is called before and after each node of a pass: keeps values, and writes others."""
 
@@ -73,7 +76,8 @@ class Watch:
     def _read(self, tensor: int, point: str) -> np.ndarray:
         kind = ctypes.c_int32.from_address(tensor).value  # the first field of ggml_tensor
         shape = [int(n) for n in (ctypes.c_int64 * 4).from_address(tensor + 16)]  # ne: the fastest first
-        while len(shape) > 2 and shape[-1] == 1 and not (len(shape) == 3 and point.endswith("_rope")):
+        by_head = point.endswith(BY_HEAD)
+        while len(shape) > 2 + by_head and shape[-1] == 1:
             shape.pop()
         values = np.empty(shape[::-1], np.float32)
         if kind != 0 or values.nbytes != self.lib.ggml_nbytes(tensor) or not self.lib.ggml_is_contiguous(tensor):

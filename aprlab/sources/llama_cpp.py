@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.architectures.qwen2 import points as all_points
+from aprlab.architectures import points as all_points
 from aprlab.engines.contracts import Contract
 from aprlab.errors import NumericError, UsageError
 from aprlab.formats import leftovers, open_model

@@ -13,6 +13,7 @@ import typing
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +22,7 @@ import numpy as np
 from aprlab.errors import FormatError
 from aprlab.formats.reading import open_regular
 from aprlab.model.config import ModelConfig
+from aprlab.model.rope import RopeScaling
 
 HEADER_LIMIT = 8 << 20  # bytes of the JSON header; a trace of 100,000 tokens has 2 MB
 EXPANSION, EXPANSION_FREE = 8, 64 << 20  # `save` packs nothing; float32 activations hardly shrink
@@ -96,7 +98,9 @@ def header_of(stored: Any, path: Path) -> dict[str, Any]:
 
 def config_of(header: dict[str, Any], path: Path) -> ModelConfig:
     """The config in the header, each value of the type that the field has."""
-    hints, given = typing.get_type_hints(ModelConfig), header["config"]
+    hints, given = typing.get_type_hints(ModelConfig), dict(header["config"])
+    if isinstance(given.get("rope_scaling"), dict):
+        given["rope_scaling"] = _rope_scaling(given["rope_scaling"], path)
     for name, value in given.items():
         if name not in hints or not _fits(value, hints[name]):
             raise FormatError(f"config {name!r} is {value!r:.60}", code="trace.config", path=path)
@@ -108,6 +112,14 @@ def config_of(header: dict[str, Any], path: Path) -> ModelConfig:
         said = f"{config.block_count} layers; at most {LAYERS_LIMIT} are handled"
         raise FormatError(said, code="trace.config", path=path)
     return config
+
+
+def _rope_scaling(given: dict[str, Any], path: Path) -> RopeScaling:
+    """The rotary scaling in the header, each value of the type that the field has."""
+    hints = typing.get_type_hints(RopeScaling)
+    if given.keys() != {f.name for f in fields(RopeScaling)} or not all(_fits(v, hints[k]) for k, v in given.items()):
+        raise FormatError(f"config 'rope_scaling' is {given!r:.120}", code="trace.config", path=path)
+    return RopeScaling(**given)
 
 
 def _whole(value: Any) -> bool:
@@ -128,6 +140,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return type(value) in (int, float) and abs(value) < 3.5e38 and math.isfinite(value)
     if hint in (str, bool, types.NoneType):
         return type(value) is hint
+    if hint is RopeScaling:
+        return isinstance(value, RopeScaling)
     kind = typing.get_origin(hint) or hint
     return isinstance(value, list) if kind in (tuple, list) else isinstance(value, dict)
 

@@ -2,7 +2,8 @@
 
 Needs the wheel `xllamacpp`, whose shared library exports `ggml_quantize_chunk`. Rows of 256 values, the shortest that
 every type can hold (longer ones lose less at worst), from distributions with light and with heavy tails. Printed is, for
-each type, the largest relative l2 error of a row, which is what `LOST` holds.
+each type, the largest relative l2 error of a row, which is what `LOST` holds, and the largest error of a value as a share of
+the largest value of its block, which is what `PEAK` holds.
 """
 
 from __future__ import annotations
@@ -65,8 +66,15 @@ def row_errors(ggml: ctypes.CDLL, x: np.ndarray, kind: TensorType) -> np.ndarray
     return np.linalg.norm(y - x, axis=1) / np.linalg.norm(x.astype(np.float64), axis=1)
 
 
+def peaks(ggml: ctypes.CDLL, x: np.ndarray, kind: TensorType) -> np.ndarray:
+    """Largest error of a value in each block, as a share of the block's largest value: float64 (blocks,)."""
+    y = dequantise(encoded(ggml, x, kind), kind, x.shape)
+    off, size = (np.abs(v.astype(np.float64)).reshape(-1, kind.block_elements).max(axis=1) for v in (y - x, x))
+    return off / size
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables `LOST` and `PEAK`."""
     ggml = library()
     for name in ENCODED:
         kind = types.by_name(name)
@@ -74,6 +82,9 @@ def main() -> None:
         found = {label: float(row_errors(ggml, x, kind).max()) for label, x in distributions()}
         worst = max(found, key=lambda label: found[label])
         print(f'    "{name}": {found[worst]:.4f},  # {worst}; normal {found["normal"]:.4f}', flush=True)
+    for name in ENCODED:
+        kind = types.by_name(name)
+        print(f'    "{name}": {max(float(peaks(ggml, x, kind).max()) for _, x in distributions()):.3f},', flush=True)
 
 
 if __name__ == "__main__":

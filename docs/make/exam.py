@@ -30,10 +30,10 @@ SINGLE = 2  # causes at most of a case that counts as having one: the fault, and
 KEPT = 5  # suspects of each case in the record
 
 
-def run(names: Iterable[str], only: list[str] | None, engine: str) -> dict[str, Any]:
-    """The record of all cases of these models."""
-    cases = read_cases(paths.data_dir() / "evidence.json")
-    record: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {"cases": {}, "seconds": {}}
+def run(names: Iterable[str], only: list[str] | None, engine: str, chosen: list[str] | None = None) -> dict[str, Any]:
+    """The record of all cases of these models, or of the chosen ones."""
+    cases = [c for c in read_cases(paths.data_dir() / "evidence.json") if chosen is None or c.id in chosen]
+    record = kept()
     for name in names:
         path = paths.models_dir() / known_models()[name].file
         mine = [case for case in cases if case.model == name]
@@ -51,6 +51,14 @@ def run(names: Iterable[str], only: list[str] | None, engine: str) -> dict[str, 
     return record
 
 
+def kept() -> dict[str, Any]:
+    """The record so far; an empty one where nothing ran yet."""
+    if not RECORD.exists():
+        return {"cases": {}, "seconds": {}}
+    found: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
+    return found
+
+
 def row(case: Case, found: Any) -> dict[str, Any]:
     """One case of the record."""
     where = standing(found, case.cause)
@@ -65,7 +73,7 @@ def row(case: Case, found: Any) -> dict[str, Any]:
 
 def table(record: dict[str, Any], cases: list[Case]) -> str:
     """The table, and the shares that came first, by how sure the cause is."""
-    heads = ("case", "model", "the thread says", "certainty", "we say", "score", "rank of the cause")
+    heads = ("case", "model", "the thread says", "certainty", "we say", "score", "rank of the cause", "of")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for case in cases:
         if case.id in record["cases"]:
@@ -73,7 +81,8 @@ def table(record: dict[str, Any], cases: list[Case]) -> str:
             said = f"`{r['first']}`" if r["first_score"] >= FITS else f"nothing fits (nearest `{r['first']}`)"
             causes = ", ".join(f"`{id}`" for id in case.cause) or "open"
             size = case.model.rsplit("-", 1)[1]
-            cells = (f"[{case.id}]({case.url})", size, causes, case.certainty, said, f"{r['first_score']:.2f}", rank(case, r))
+            said_first = f"{r['first_score']:.2f}"
+            cells = (f"[{case.id}]({case.url})", size, causes, case.certainty, said, said_first, rank(case, r), str(r["sets"]))
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *shares(record, cases)])
 
@@ -120,11 +129,13 @@ if __name__ == "__main__":
     parser.add_argument("--page", action="store_true")
     parser.add_argument("--model", action="append")
     parser.add_argument("--only")
+    parser.add_argument("--cases", help="only these, by id")
     parser.add_argument("--engine", default="jit")
     given = parser.parse_args()
     if not given.page:
-        made = run(given.model or list(known_models()), given.only.split(",") if given.only else None, given.engine)
+        made = run(given.model or list(known_models()), given.only.split(",") if given.only else None, given.engine,
+                   given.cases.split(",") if given.cases else None)  # fmt: skip
         write_text(RECORD, json.dumps(made, ensure_ascii=False, indent=1) + "\n")
     else:
-        made = json.loads(RECORD.read_text(encoding="utf-8"))
+        made = kept()
     write_page(made)

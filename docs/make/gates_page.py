@@ -43,8 +43,9 @@ Each of the four verbs takes `--json` and prints one object with `"schema": 2`. 
 changes when a key changes its meaning or goes.
 
 * `gates`: a list `gates`, each with `id`, `passed` (true, false, or null for void), `code`, `parameters`, `figure` (words),
-  `assertion`, `refused`.
-* `check`: a list `stages`, each with `stage`, `ok`, `code`, `parameters`, `detail` (words).
+  `assertion`, `refused`; `engine`, on which both sides ran, and `engine_asked`.
+* `check`: `engine` (empty where none could be made), `engine_asked`, and a list `stages`, each with `stage`, `ok`, `code`,
+  `parameters`, `detail` (words).
 * `diff`: `title`, `equal`, `summary` (words), `first` (index of the first row that differs, or null), `columns`, and a list
   `rows`, each with `what`, `code`, `finding` (words), `a`, `b`, `equal`.
 * `fingerprint`: the same; each row has `name`, `code`, `equal`, and the hashes and statistics of the tensor or, with two

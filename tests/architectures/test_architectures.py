@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from builders import CONFIG, random_model
 from oracle import Oracle, logits_and_tolerance
 
+import aprlab
 from aprlab import engines
 from aprlab.architectures import PASSES, check, forward, points
 from aprlab.engines.reference import ReferenceEngine
@@ -178,3 +181,12 @@ def test_a_tensor_of_another_architecture_is_refused_by_name(what: str, other: s
     config = replace(CONFIGS[what], architecture=other)
     with pytest.raises((FormatError, UnsupportedError), match=r"attn_(q|k)(_norm)?\.(weight|bias)"):
         check(random_model(3, CONFIGS[what]), config)
+
+
+def test_nobody_takes_one_architectures_pass_for_all() -> None:
+    """Whoever runs a model asks `aprlab.architectures`, which looks at the config."""
+    package = Path(aprlab.__file__).parent
+    one = "|".join(ARCHITECTURES)
+    named = re.compile(rf"aprlab\.architectures\.({one}) import|aprlab\.architectures import ({one})")
+    found = {str(path.relative_to(package)) for path in package.rglob("*.py") if named.search(path.read_text())}
+    assert found == {"architectures/__init__.py"}

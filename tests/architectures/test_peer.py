@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from builders import CONFIG
 from made import bpe_data, made_model, pieces_data, write_gguf
@@ -14,6 +15,8 @@ from aprlab.formats import open_model
 from aprlab.inference import Session
 from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.rope import RopeScaling
+from aprlab.sources.llama_cpp import LlamaSource
+from aprlab.tracing import trace
 
 pytestmark = pytest.mark.peer
 pytest.importorskip("xllamacpp")
@@ -62,3 +65,18 @@ def test_tokens_at_long_positions_are_llama_cpps(tmp_path: Path, scaling: RopeSc
     assert session.generate(said["ids"], max_tokens=len(said["answer"])).tokens == said["answer"]
     plain = Session(session.engine, config=replace(session.config, rope_scaling=None))
     assert plain.generate(said["ids"], max_tokens=len(said["answer"])).tokens != said["answer"]
+
+
+@pytest.mark.parametrize("what", ["qwen3", "llama 3", "llama 2", "qwen2, yarn"])
+def test_every_trace_point_is_llama_cpps(tmp_path: Path, what: str) -> None:
+    """In float32 throughout, so that one wrong operation shows at its own point."""
+    path = write_gguf(made_model(*MODELS[what]), tmp_path / "m.gguf")
+    session = Session(open_model(path))
+    ids = session.raw_tokens(TEXT)
+    ours = trace(session, ids)
+    with LlamaSource(path, cache="f32") as source:
+        theirs = source.run(ids)
+    assert list(theirs) == list(ours)
+    for name in ours:
+        far = np.linalg.norm(ours[name].values - theirs[name].values) / np.linalg.norm(ours[name].values)
+        assert far < 1e-5, name

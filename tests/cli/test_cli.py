@@ -427,3 +427,26 @@ def test_typer_classes_are_where_they_are_expected() -> None:
     assert frame._ClickUsageError.__name__ == "UsageError"
     assert frame._ClickException.__name__ == "ClickException"
     assert issubclass(typer.BadParameter, frame._ClickUsageError)
+
+
+# -- any program -------------------------------------------------------------------------------------------------------
+
+
+def test_traces_of_programs_are_kept_compared_and_refused_where_unlike(cli, tiny: Path, tmp_path: Path) -> None:
+    ours, same, other = (tmp_path / f"{name}.npz" for name in ("ours", "same", "other"))
+    for path, ids in ((ours, "5,9,30"), (same, "5,9,30"), (other, "5,9,31")):
+        status, out, _ = cli("trace", tiny, "--source", "reference", "--tokens", ids, "--points", "*.out,logits", "-o", path)
+        assert (status, "contract f32" in out) == (0, True)
+    assert cli("compare", ours, same)[0] == 0
+    status, _, err = cli("compare", ours, other)
+    assert (status, err.count("\n")) == (2, 1)
+    assert cli("trace", tiny, "--tokens", "5,x", "-o", tmp_path / "x.npz")[0] == 2
+    assert not (tmp_path / "x.npz").exists()
+
+
+def test_peel_judges_sources_on_one_model(cli, tiny: Path, tmp_path: Path) -> None:
+    status, out, _ = cli("peel", tiny, "--source", "reference+rope-theta", "-p", "Hi", "--json")
+    found = json.loads(out)
+    assert (status, [f["fault"] for f in found["findings"]]) == (3, ["rope-theta"])
+    assert cli("peel", tiny, tiny, "--source", "reference")[0] == 2
+    assert cli("peel", tiny, "--source", "oven")[0] == 2

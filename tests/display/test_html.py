@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from aprlab.errors import FormatError
 from aprlab.formats import open_model
 from aprlab.gates import GateResult, GateResults
 from aprlab.model.tensor import Origin, Tensor
-from aprlab.onion.verdict import Finding, Repair, Verdict
+from aprlab.onion.verdict import EXIT, MEANING, Finding, Repair, Verdict
 from aprlab.onion.words import Mechanism
 from aprlab.quants import types
 from aprlab.tracing import comparisons
@@ -100,10 +101,25 @@ def test_a_verdict_shows_findings_and_repair() -> None:
     )  # fmt: skip
     page = words(verdict._repr_html_())
     assert page.startswith("✗ x & y: broken")
-    for part in ("✗ GH-190", "a<b", "count: 3", "first divergence point embed", "smallest repair naming/GH-190", "sets_run 2"):
+    for part in ("✗ GH-190", "a<b", "count3", "first divergencepointembed", "smallest repair naming/GH-190", "sets_run2"):
         assert part in page
-    assert words(Verdict("same", [])._repr_html_()) == "✓ same"
-    assert words(Verdict("not-comparable", [])._repr_html_()) == "? not-comparable"
+    assert words(Verdict("same", [])._repr_html_()).startswith("✓ sameNothing differs")
+    assert words(Verdict("not-comparable", [])._repr_html_()).startswith("? not-comparableNo statement")
+
+
+def test_a_verdict_ends_with_the_command_that_goes_on() -> None:
+    def verdict(word: str, repair: Repair | None = None, **compared: str | None) -> str:
+        return Verdict(word, [], repair=repair, compared=compared).next_step  # type: ignore[arg-type]
+
+    fix, odd = Repair(["dtype/GH-191"], True, {}), "it's <b>.apr"
+    assert verdict("broken", fix, reference="a.gguf", candidate="b.apr") == "aprlab repair b.apr -o fixed.apr --reference a.gguf"
+    assert shlex.split(verdict("broken", fix, reference=None, candidate=odd)) == ["aprlab", "repair", odd, "-o", "fixed.apr"]
+    assert verdict("suspect", reference=None, candidate="b.gguf") == "aprlab peel REFERENCE b.gguf"
+    assert verdict("same", fix, reference="a.gguf", candidate="b.apr") == ""
+    assert verdict("broken", fix, reference="jit", candidate="cuda") == ""
+    page = Verdict("broken", [], repair=fix, compared={"reference": None, "candidate": odd})._repr_html_()
+    assert "<b>.apr" not in page
+    assert set(MEANING) == set(EXIT)
 
 
 def test_gates_are_a_list_and_a_table() -> None:

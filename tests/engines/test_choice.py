@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import aprlab
-from aprlab import engines, gates
+from aprlab import engines, gates, sources
 from aprlab.cli.app import run_cli
 from aprlab.engines import choice, choose
 from aprlab.errors import FormatError, UsageError
@@ -211,6 +211,14 @@ def test_the_contract_goes_along(model: Model) -> None:
     assert aprlab.trace(session, [1, 2], "norm").contract == "q8"
     assert peel(model, engines=("jit:q8", "jit:q8"), fast=True).verdict == "same"
     assert peel(model, engines=("jit", "jit:q8"), fast=True).verdict == "not-comparable"
+
+
+def test_a_source_is_an_engine_by_any_of_its_names(model: Model, tiny: Path, tmp_path: Path, capsys) -> None:
+    assert str(sources.source("jit:q8", model).contract) == str(sources.source("jit,contract=q8", model).contract) == "q8"
+    with pytest.raises(UsageError, match="unknown activation contract 'q5'"):
+        sources.source("jit:q5", model)
+    assert run_cli(["trace", str(tiny), "-o", str(tmp_path / "t.npz"), "-p", "hi", "--points", "norm"]) == 0
+    assert "reference" in capsys.readouterr().err, "auto, for a tiny model"
 
 
 def test_kernel_faults_are_for_engines_asked_for_by_name(model: Model, real, monkeypatch) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import CONFIG, random_model
 from faulty_runs import QUESTION, Base, first_difference
 
 from aprlab.errors import FormatError
-from aprlab.faults import FAULTS, file_faults, naming, run_faults, session_with
+from aprlab.faults import FAULTS, OTHER_ARCHITECTURES, file_faults, naming, run_faults, session_with
 from aprlab.faults.attention import PlainAttention, four_bits
 from aprlab.faults.forward import KvStale, last_of_equals, q8_k
 from aprlab.faults.products import e4m3
@@ -74,7 +76,8 @@ WORDS = {id for id, fault in run_faults().items() if fault.tokenizer is not None
 
 
 def test_every_run_fault_is_expected() -> None:
-    assert set(FIRST) | WORDS | {"mha-dims", "floor-blocks", "padded-activations", "zero-product"} == set(run_faults())
+    others = {"mha-dims", "floor-blocks", "padded-activations", "zero-product"} | OTHER_ARCHITECTURES
+    assert set(FIRST) | WORDS | others == set(run_faults())
 
 
 @pytest.mark.parametrize("id", sorted(FIRST))
@@ -296,3 +299,11 @@ def test_a_lost_prompt_is_one_token_whatever_was_asked(model: Model) -> None:
     session = session_with(model, ["prompt-lost"])
     assert session.prompt_tokens(QUESTION) == session.prompt_tokens("Something else") == [1]
     assert session.tokenizer.decode(session_with(model, []).prompt_tokens("4", raw=True)) == "4"
+
+
+@pytest.mark.parametrize("fault", ["kv-twice", "kv-stale"])
+def test_faults_of_the_cache_work_where_arrays_are_not_numpys(fault: str) -> None:
+    """The arrays of kernel engines take no assignment: what a fault begins with has to be made by the engine."""
+    model = random_model(config=replace(CONFIG, block_count=1))
+    said = [session_with(model, [fault], engine).generate([1, 2, 3], max_tokens=2).tokens for engine in ("reference", "ptx")]
+    assert said[0] == said[1]

@@ -118,7 +118,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 @pytest.mark.skipif(not DOCS.exists(), reason="not in a checkout")
 def test_the_table_is_made_from_the_record() -> None:
     exam = page_script("exam")
-    record = json.loads((data_dir() / "exam.json").read_text(encoding="utf-8"))
+    record = exam.kept()
     page = (DOCS / "evidence.md").read_text(encoding="utf-8")
     made = exam.table(record, read_cases(data_dir() / "evidence.json"))
     assert made in page, "run: python docs/make/exam.py --page"

@@ -12,6 +12,7 @@ from variants import variant
 
 from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats import gguf, open_model
+from aprlab.formats.identity import identify
 from aprlab.inference import Session
 from aprlab.model import keys
 
@@ -105,7 +106,7 @@ def test_errors_of_tokenizer_data_name_the_file(tiny: Path, tmp_path: Path) -> N
         assert caught.value.path == path and str(caught.value).startswith(str(path)), changes
 
 
-def test_a_key_twice_is_refused_and_a_gap_is_noted(tiny: Path, tmp_path: Path) -> None:
+def test_a_key_twice_and_a_gap_are_refused(tiny: Path, tmp_path: Path) -> None:
     header, whole = gguf.read_header(tiny), tiny.read_bytes()
     fields, data = list(header.fields.values()), whole[header.data_offset :]
     path = tmp_path / "v.gguf"
@@ -116,8 +117,9 @@ def test_a_key_twice_is_refused_and_a_gap_is_noted(tiny: Path, tmp_path: Path) -
     at = header.infos[3].offset
     infos = [replace(i, offset=i.offset + 32 * (i.offset >= at)) for i in header.infos]
     path.write_bytes(gguf.pack_header(fields, infos) + data[:at] + bytes(32) + data[at:])
-    (note,) = open_model(path).warnings
-    assert f"offset {at + 32}, expected {at}; llama.cpp refuses" in note and repr(header.infos[3].name) in note
+    with pytest.raises(FormatError, match=f"offset {at + 32}, expected {at}.*llama.cpp refuses") as caught:
+        open_model(path)
+    assert (caught.value.code, caught.value.tensor) == ("gguf.gap", header.infos[3].name)
 
 
 def test_what_follows_the_last_tensor_is_nobodys(tiny: Path, tmp_path: Path) -> None:
@@ -125,3 +127,59 @@ def test_what_follows_the_last_tensor_is_nobodys(tiny: Path, tmp_path: Path) -> 
     path.write_bytes(tiny.read_bytes() + bytes(64))
     name = "output_norm.weight"
     assert np.array_equal(open_model(path).tensors[name].raw, open_model(tiny).tensors[name].raw)
+
+
+PER_LAYER = ("qwen2.attention.head_count", "qwen2.attention.head_count_kv", "qwen2.feed_forward_length")
+
+
+@pytest.mark.parametrize("key", PER_LAYER)
+@pytest.mark.parametrize("kind", ["array[int32]", "array[uint32]"])
+def test_one_number_for_each_layer_is_one_number(key: str, kind: str, tiny: Path, tmp_path: Path) -> None:
+    header = gguf.read_header(tiny)
+    number, layers = header.value(key), header.value("qwen2.block_count")
+
+    def with_values(values: list[int], kind: str = kind) -> Path:
+        return variant(tiny, tmp_path / "v.gguf", keys={key: gguf.field_of(key, kind, values)})
+
+    assert open_model(with_values([number] * layers)).config == open_model(tiny).config
+    for values in ([number] * (layers - 1), [number] * (layers - 1) + [2 * number]):
+        path = with_values(values)
+        assert identify(path).kind == "layers" and "is an array" in str(identify(path))
+        with pytest.raises(UnsupportedError, match=f"'{key}' is an array"):
+            open_model(path).config  # noqa: B018
+    with pytest.raises(UnsupportedError, match=f"'{key}' is an array"):
+        open_model(with_values([number] * layers, "array[uint64]")).config  # noqa: B018
+
+
+def test_a_missing_rope_base_is_taken_as_llama_cpp_takes_it(tiny: Path, tmp_path: Path) -> None:
+    model = open_model(variant(tiny, tmp_path / "v.gguf", drop=("qwen2.rope.freq_base",)))
+    assert model.config.rope_theta == 10_000 and "rope.freq_base" in model.warnings[0]
+
+
+def test_missing_token_types_are_taken_as_llama_cpp_takes_them(tiny: Path, tmp_path: Path) -> None:
+    """All normal, but those that end an answer."""
+    model = open_model(variant(tiny, tmp_path / "v.gguf", drop=("tokenizer.ggml.token_type",)))
+    data = model.tokenizer
+    marked = {data.tokens[n] for n, kind in enumerate(data.token_types) if kind != 1}
+    assert marked == {"<|im_end|>", "<|endoftext|>"} and "token_type" in model.warnings[0]
+
+
+@pytest.mark.peer
+def test_llama_cpp_takes_these_files_the_same_way(tiny: Path, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    from peer import llama_says
+
+    header, text = gguf.read_header(tiny), "<|im_start|>user\nhi<|im_end|>\n"
+    layers = header.value("qwen2.block_count")
+    arrays = {key: gguf.field_of(key, "array[int32]", [header.value(key)] * layers) for key in PER_LAYER}
+    for changes in ({"keys": arrays}, {"drop": ("tokenizer.ggml.token_type",)}, {"drop": ("qwen2.rope.freq_base",)}):
+        path = variant(tiny, tmp_path / "v.gguf", **changes)
+        said = llama_says(path, text)
+        own = Session(open_model(path))
+        assert own.tokenizer.encode(text) == said["ids"], changes
+        assert int(np.argmax(own.follow(said["ids"], [0])[0])) == said["answer"][0], changes
+    at = header.infos[3].offset
+    infos = [replace(i, offset=i.offset + 32 * (i.offset >= at)) for i in header.infos]
+    data = tiny.read_bytes()[header.data_offset :]
+    path.write_bytes(gguf.pack_header(list(header.fields.values()), infos) + data[:at] + bytes(32) + data[at:])
+    assert "refused" in llama_says(path, text)

@@ -23,7 +23,7 @@ def fuzz(name: str, seconds: int, seed: int, found: Path, corpus: Path, runs: in
 
     # libFuzzer looks at getrusage, which a child has from its parent; so the kernel is asked to hold the bound.
     resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
-    packages = ["aprlab.formats", "aprlab.kernels.ptx", "aprlab.qualification", "aprlab.lab.yaml_files", "aprlab.model"]
+    packages = ["aprlab.formats", "aprlab.kernels.ptx", "aprlab.qualification", "aprlab.formats.yaml_files", "aprlab.model"]
     with atheris.instrument_imports(include=packages):
         from targets import CORPUS_OF, run
 

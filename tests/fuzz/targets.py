@@ -13,9 +13,9 @@ import numpy as np
 
 from aprlab.errors import AprlabError
 from aprlab.formats import apr, gguf, raw, safetensors
+from aprlab.formats import yaml_files as yamlfile
 from aprlab.kernels.ptx.machine import KernelFault, Machine
 from aprlab.kernels.ptx.parser import parse
-from aprlab.lab import yaml_files as yamlfile
 from aprlab.model.model import Model
 from aprlab.qualification import playbook
 from aprlab.tracing.traces import Trace

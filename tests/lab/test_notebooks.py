@@ -75,6 +75,15 @@ def test_the_front_door_lists_every_notebook_and_the_readme_shows_its_picture() 
     assert (FOLDER.parent / "docs" / "where-it-breaks.png").read_bytes() == base64.b64decode(png)
 
 
+def test_each_notebook_leads_to_the_next_and_back() -> None:
+    """As `docs/make/navigation.py` writes it, in the order of the front door's table."""
+    text = "".join(cell.source for cell in nbformat.read(FOLDER / "index.ipynb", 4).cells if cell.cell_type == "markdown")
+    order = ["index.ipynb", *re.findall(r"\]\((\w+\.ipynb)\)", text[text.index("## The notebooks") :])]
+    for n, name in enumerate(order):
+        links = re.findall(r"\]\((\w+\.ipynb)\)", nbformat.read(FOLDER / name, 4).cells[0].source.split("\n---\n")[-1])
+        assert links == [*order[:1][: int(n > 0)], *order[max(n - 1, 1) : n], *order[n + 1 : n + 2]], name
+
+
 def test_valid_small_and_run_from_top_to_bottom(path: Path, notebook: nbformat.NotebookNode) -> None:
     nbformat.validate(notebook)
     assert path.stat().st_size < 1_000_000

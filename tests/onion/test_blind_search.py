@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from aprlab.errors import UsageError
 from aprlab.faults import FAULTS, convert_with
 from aprlab.formats import apr, open_model
 from aprlab.gates import attempt
+from aprlab.instruments.fingerprints import fingerprint
 from aprlab.lab.pairs import given_for, named
 from aprlab.onion import blind_search, health, inverses
 from aprlab.onion.peeling import peel
@@ -119,6 +121,15 @@ def test_a_fault_is_named_without_a_reference(id: str, tmp_path: Path, monkeypat
     assert verdict.exit_code != 0
 
 
+def test_a_few_tokens_that_gain_by_an_exchange_prove_nothing(tmp_path: Path) -> None:
+    """AprQ4 blocks happen to speak better in the mean with layers 1 and 2 exchanged, and most tokens are less certain."""
+    convert(REF, tmp_path / "q.apr", quantize="aprq4")
+    verdict = peel(None, tmp_path / "q.apr", threads=1)
+    undone = verdict.health["undone"]
+    assert undone["swapped-layers"] < (1 - blind_search.GAIN) * undone["as it is"]
+    assert verdict.verdict == "healthy" and all(f.harmless for f in verdict.findings)
+
+
 def test_a_transposition_is_named_and_not_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The run says that the transposed values speak; the bytes before the second encoding are gone."""
     verdict = judged("transposed-embedding", tmp_path)
@@ -145,3 +156,35 @@ def test_decoded_blocks_are_told_from_trained_floats(tmp_path: Path) -> None:
             for name, t in model.tensors.items()
         }  # fmt: skip
         assert peel(None, model.with_changes(tensors=tensors), threads=1).findings == []
+
+
+# ── a published table in place of a reference ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def statistics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("table") / "healthy.json"
+    path.write_text(json.dumps({"fingerprints": [print_.row() for print_ in fingerprint(REF)]}, default=str))
+    return path
+
+
+def test_a_table_names_the_tensors_that_differ(statistics: Path, tmp_path: Path) -> None:
+    assert peel(None, REF, fast=True, statistics=statistics).findings == []
+    name = "blk.2.attn_v.bias"
+    with open_model(REF) as model:
+        tensor = model.tensors[name]
+        changed = (tensor.dequantise() * np.float32(1.01)).view(np.uint8)
+        verdict = peel(None, model.with_changes(tensors={**model.tensors, name: tensor.replace(content=changed)}),
+                       fast=True, statistics=statistics)  # fmt: skip
+    assert [(f.code, f.tensors) for f in verdict.findings] == [("weights.statistics-differ", [name])]
+    assert verdict.compared["statistics"] == statistics.name and verdict.exit_code == 4
+
+
+def test_a_table_knows_a_tensor_under_another_name(statistics: Path, tmp_path: Path) -> None:
+    convert_with(REF, tmp_path / "b.apr", ["swapped-gate-up"])
+    found = peel(None, tmp_path / "b.apr", fast=True, statistics=statistics).findings
+    assert {f.code for f in found} == {"weights.statistics-differ"}
+    assert found[0].evidence["agrees_with"] in (t.replace("up", "gate") for t in found[0].tensors)
+    with pytest.raises(UsageError) as refused:
+        peel(REF, REF, statistics=statistics)
+    assert refused.value.code == "peel.two-references"

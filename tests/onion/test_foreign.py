@@ -28,7 +28,11 @@ TOKENS = [5, 9, 30, 77, 41, 8, 200, 31, 12]
 
 @pytest.fixture(scope="module")
 def model(tiny: Path) -> Model:
-    return open_model(tiny)
+    """The first three layers of the embedded model: enough for every operation, and quick."""
+    whole = open_model(tiny)
+    deeper = tuple(f"blk.{n}." for n in range(3, 8))
+    tensors = {name: tensor for name, tensor in whole.tensors.items() if not name.startswith(deeper)}
+    return whole.with_changes(tensors=tensors, config=replace(whole.config, block_count=3))
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +98,16 @@ def test_a_fault_is_found_where_it_enters_and_named(model: Model, fault: str, st
 
 def test_a_fault_of_one_layer_does_not_accuse_the_next(model: Model, healthy: Trace) -> None:
     """Whoever gets wrong inputs and computes rightly is not wrong."""
-    shape = healthy["layers.3.down"].values
-    zero = Point("layers.3.down", np.zeros_like(shape), np.arange(len(TOKENS)), "x", "f32")
-    given = EngineSource(Session(ReferenceEngine(model))).run(TOKENS, inject={"layers.3.down": zero})
-    assert [o.point for o in judged(model, given)[0] if not o.fits] == ["layers.3.down"]
+    shape = healthy["layers.1.down"].values
+    zero = Point("layers.1.down", np.zeros_like(shape), np.arange(len(TOKENS)), "x", "f32")
+    given = EngineSource(Session(ReferenceEngine(model))).run(TOKENS, inject={"layers.1.down": zero})
+    assert [o.point for o in judged(model, given)[0] if not o.fits] == ["layers.1.down"]
 
 
 def test_without_the_points_between_the_layer_is_found(model: Model, healthy: Trace) -> None:
     whole = EngineSource(session_with(model, ["zeroed-norm"], "reference")).run(TOKENS)
     operations, judges = judged(model, whole.select("layers.*.out"))
-    assert [o.point for o in operations] == [f"layers.{n}.out" for n in range(8)]
+    assert [o.point for o in operations] == [f"layers.{n}.out" for n in range(3)]
     assert [o.point for o in operations if not o.fits] == ["layers.1.out"]
     assert names(operations, judges, model.config) == []  # several operations in one: none is named
     assert all(o.fits for o in judged(model, healthy.select("layers.*.out,logits"))[0])
@@ -146,8 +150,8 @@ def test_a_rounding_done_twice_is_done_once(rounding: roundings.Rounding) -> Non
     assert not rounding(np.zeros((2, 256), np.float32)).any()
 
 
-def test_peel_judges_each_source_and_proves_the_name(tiny: Path) -> None:
-    found = peel(tiny, sources=["reference", "reference+gqa-modulo"], prompt="Hi")
+def test_peel_judges_each_source_and_proves_the_name(model: Model) -> None:
+    found = peel(model, sources=["reference", "reference+gqa-modulo"], prompt="Hi")
     assert (found.verdict, found.faults) == ("broken", ["gqa-modulo"])
     assert {f.evidence["source"] for f in found.findings} == {"reference+gqa-modulo"}
     assert found.first_divergence is not None and found.first_divergence["point"] == "layers.0.attn"

@@ -25,7 +25,10 @@ from aprlab.onion.verdict import LAYERS, SCHEMA, Verdict
 from aprlab.onion.words import TEMPLATES
 
 REF = paths.embedded_model()
-KEYS = ["schema", "verdict", "compared", "findings", "first_divergence", "repair", "health", "instruments", "seconds"]
+KEYS = [
+    "schema", "verdict", "compared", "engine", "engine_asked", "findings", "first_divergence", "repair", "health",
+    "instruments", "seconds",
+]  # fmt: skip
 
 
 def broken(tmp_path: Path, change: Callable[[Tensor], Tensor]) -> Path:

@@ -11,7 +11,7 @@ from gguf.constants import GGMLQuantizationType
 
 from aprlab import quants
 from aprlab.errors import FormatError, NumericError, UnsupportedError, UsageError
-from aprlab.quants import REGISTRY, base, search, types
+from aprlab.quants import REGISTRY, base, bounds, search, types
 from aprlab.quants.types import TYPES, TensorType
 
 GGML = [q for q in quants.OWN if q.type.code < 128]
@@ -92,6 +92,34 @@ def test_every_type_decodes_or_says_its_name(type_: TensorType) -> None:
     else:
         with pytest.raises(UnsupportedError, match=rf"\b{type_.name}\b"):
             quants.dequantise(raw, type_, shape)
+
+
+def gguf_decodes() -> list[TensorType]:
+    """Every type that the installed gguf-py has a decoder for, whatever it learns next."""
+    return [types.by_code(int(kind)) for kind in gguf_quants._type_traits]
+
+
+@pytest.mark.parametrize("type_", gguf_decodes(), ids=str)
+def test_everything_that_gguf_py_decodes_is_decoded_to_the_same_bits(type_: TensorType) -> None:
+    blocks = np.random.default_rng(7).integers(0, 256, (257, type_.block_bytes), dtype=np.uint8)
+    with np.errstate(all="ignore"):
+        wanted, got = by_gguf(blocks, type_), quants.decode(blocks, type_)
+    assert bad_blocks(got, wanted) == 0
+    assert len(np.unique(got[np.isfinite(got)])) > 10  # not a comparison of constants
+
+
+@pytest.mark.parametrize("name", ["IQ4_NL", "IQ4_XS"])
+def test_values_from_a_table_are_encoded_within_their_bound(name: str) -> None:
+    type_ = types.by_name(name)
+    for what, x in samples(256):
+        x = np.ascontiguousarray(x, np.float32)
+        back = quants.dequantise(quants.quantise(x, type_).reshape(-1), type_, x.shape)
+        lost = np.linalg.norm(x.astype(np.float64) - back, axis=1)
+        assert (lost <= bounds.row_limits(type_, np.linalg.norm(x.astype(np.float64), axis=1), 256, 0.0)).all(), what
+    one = np.random.default_rng(1).normal(size=(1, type_.block_elements)).astype(np.float32)
+    three = quants.encode(np.repeat(one, 3, axis=0), type_)
+    assert (quants.encode(one, type_) == three).all()  # one block alone is summed in the same order
+    assert not quants.dequantise(quants.quantise(np.zeros((2, 256), np.float32), type_).reshape(-1), type_, (2, 256)).any()
 
 
 def test_what_can_be_decoded() -> None:
@@ -316,7 +344,8 @@ def samples(elements: int, n: int = 60) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def test_what_can_be_encoded() -> None:
-    assert {t for t in TYPES if quants.can_encode(t)} == {q.type for q in quants.OWN}
+    table = {types.by_name("IQ4_NL"), types.by_name("IQ4_XS")}
+    assert {t for t in TYPES if quants.can_encode(t)} == {q.type for q in quants.OWN} | table
     with pytest.raises(UnsupportedError, match="IQ2_XXS"):
         quants.quantise(np.ones((1, 256), np.float32), types.IQ2_XXS)
 

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.peer
 # may fuse multiply and add (arm64), the search can end elsewhere, and only the law on the error is left.
 BYTE_EQUAL = platform.machine() in ("x86_64", "AMD64")
 FOREIGN = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4"]
+FOREIGN += ["NVFP4", "Q1_0"]
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,25 @@ def test_foreign_decode_is_bit_equal_to_c(ggml: ctypes.CDLL, name: str) -> None:
     type_ = types.by_name(name)
     blocks = np.random.default_rng(2).integers(0, 120, (300, type_.block_bytes), dtype=np.uint8)
     assert bad_blocks(quants.decode(blocks, type_), c_decode(ggml, blocks, type_)) == 0
+
+
+@pytest.mark.parametrize("name", ["IQ4_NL", "IQ4_XS"])
+def test_values_from_a_table_encode_as_llama_quantize_does(ggml: ctypes.CDLL, name: str) -> None:
+    """`quantize_iq4_*` without an importance matrix, which tries fifteen roundings of a group's scale."""
+    q = quants.REGISTRY[types.by_name(name)]
+    function = ggml[f"quantize_{name.lower()}"]
+    function.restype = ctypes.c_size_t
+    for what, x in samples(q.type.block_elements):
+        x = np.ascontiguousarray(x, np.float32)
+        theirs = np.zeros((len(x), q.type.block_bytes), np.uint8)
+        function(
+            ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(theirs.ctypes.data), ctypes.c_int64(len(x)),
+            ctypes.c_int64(x.shape[1]), None,
+        )  # fmt: skip
+        ours = q.encode(x)
+        assert rmse(q, ours, x) <= rmse(q, theirs, x) * (1 + 1e-3), what
+        if BYTE_EQUAL:
+            np.testing.assert_array_equal(ours, theirs, err_msg=what)
 
 
 def test_half_precision_encodes_as_c(ggml: ctypes.CDLL) -> None:

@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE)]  # the package, and helpers of the tests
 
-from aprlab.architectures.qwen2 import forward  # noqa: E402
+from variants import variant  # noqa: E402
+
+from aprlab.architectures import forward  # noqa: E402
 from aprlab.engines.contract_engine import ContractEngine  # noqa: E402
 from aprlab.faults import FAULTS, Fault  # noqa: E402
 from aprlab.formats import open_model  # noqa: E402
@@ -32,7 +34,6 @@ from aprlab.onion.verdict import Verdict  # noqa: E402
 from aprlab.paths import embedded_model  # noqa: E402
 from aprlab.quants import REGISTRY  # noqa: E402
 from aprlab.sources.llama_cpp import LlamaSource  # noqa: E402
-from tests.variants import variant  # noqa: E402
 
 PROMPT = "What is 2+2?"
 # Every value is right in these: loops; wasted work; a rounding to 8 bits of what llama.cpp rounds to 8 bits itself.
@@ -197,7 +198,7 @@ def expected_step(case: Case, tokens: list[int], asked: int) -> str:
     """Where the fault first changes a run of ours, prompt and then decoding."""
     if case.step:
         return case.step
-    from tests.sources.llama_faults import faulty
+    from llama_faults import faulty
 
     model = open_model(embedded_model())
     runs = []

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.architectures.qwen2 import points
+from aprlab.architectures import points
 from aprlab.engines.base import Engine
 from aprlab.engines.contract_engine import ContractEngine
 from aprlab.engines.contracts import Contract

@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import CONFIG
+from made import made_model, write_gguf
+from peer import f32_copy
 
 import aprlab
-from aprlab.architectures.qwen2 import points
+from aprlab.architectures import points
 from aprlab.errors import NumericError, UnsupportedError, UsageError
+from aprlab.model.config import ModelConfig
+from aprlab.onion.foreign_shadow import Judges, shadow_of
 from aprlab.sources import llama_api, llama_cpp, source
 from aprlab.sources.llama_nodes import Nodes
 from aprlab.tracing.comparisons import difference
 from aprlab.tracing.traces import Point
-from tests.peer import f32_copy
 
 TOKENS = [5, 9, 30, 77, 41, 8, 200]
 EDITS = str(Path(__file__).parent)
@@ -147,3 +152,44 @@ def test_without_the_wheel_the_extra_is_named(tiny: Path, monkeypatch: pytest.Mo
 def test_unknown_options_are_refused(tiny: Path, spec: str) -> None:
     with pytest.raises(UsageError):
         source(spec, tiny)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("id", ["file theta 8e6", "relu", "kv-twice"])
+def test_a_fault_of_llama_is_found_and_named(id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of the evidence; all of it: `python tests/sources/foreign_evidence.py`."""
+    pytest.importorskip("xllamacpp")
+    import foreign_evidence as evidence
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([EDITS, str(evidence.HERE.parents[1])]))
+    (case,) = [c for c in (*evidence.FILES, *evidence.OWN, *evidence.catalogue_cases()) if c.id == id]
+    verdict, step, name, expected = evidence.examine(case, tmp_path)
+    assert verdict.verdict == "broken"
+    assert step, expected
+    assert name, str(verdict)
+    assert verdict.repair is not None
+    before, after = (verdict.repair.proof[key] for key in ("before", "with the right values injected"))
+    assert after["logits off"] < 0.1 * before["logits off"]
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    "config",
+    [replace(CONFIG, architecture="qwen3", block_count=1),
+     replace(CONFIG, architecture="llama", rope_type="norm", block_count=1, rope_factors=True)],
+    ids=lambda config: config.architecture,
+)  # fmt: skip
+def test_other_architectures_are_read_and_within_their_contract(tmp_path: Path, config: ModelConfig) -> None:
+    pytest.importorskip("xllamacpp")
+    path = write_gguf(made_model(config), tmp_path / "m.gguf")
+    with llama_cpp.LlamaSource(path) as found:
+        given = found.run(TOKENS, prompt=5)
+    assert list(given) == list(points(found.config))
+    assert all(o.fits for o in shadow_of(given, Judges(aprlab.open_model(path), found.contract), found.config))
+
+
+@pytest.mark.peer
+def test_a_healthy_llama_is_within_its_contract(tiny: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    found = aprlab.peel(tiny, sources=["llama.cpp", "llama.cpp,flash=on"], prompt="Hi")
+    assert (found.verdict, found.findings, found.exit_code) == ("equivalent", [], 0)

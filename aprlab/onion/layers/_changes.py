@@ -8,8 +8,9 @@ import numpy as np
 
 from aprlab.onion.file_case import TensorMatch
 from aprlab.onion.layers.blocks import fields_at
+from aprlab.onion.layers.dtype import strange_rows
 from aprlab.onion.looks import FLOATS
-from aprlab.onion.row_errors import RowErrors, beyond, ranges, row_errors
+from aprlab.onion.row_errors import RowErrors, ranges, row_errors
 from aprlab.onion.words import Mechanism
 from aprlab.quants import REGISTRY
 from aprlab.quants.bounds import LOST, MARGIN, ROUNDED
@@ -58,11 +59,24 @@ def changed_values(match: TensorMatch, evidence: dict[str, Any], expected: np.nd
         return Mechanism(_IN_ROWS[cause.code], {"rows": ranges(bad), **cause.parameters})
     if expected is not None and (moved := _columns_moved(match, expected)) is not None:
         return moved
-    if kind.quantised and expected is not None:
+    if kind.quantised and expected is not None and not _fewer(errors, match, expected, bad):
         return None
     if 0 < len(bad) <= max(1, errors.rows // 2) and many:
         return Mechanism("weights.values-changed-in-rows", {"rows": ranges(bad)})
     return Mechanism("weights.values-changed", {"correlation": round(correlation, 2)})
+
+
+def _fewer(errors: RowErrors, match: TensorMatch, expected: np.ndarray, bad: np.ndarray) -> bool:
+    """Whether fewer rows were changed than have other bytes: then figures say more than fields of blocks."""
+    return len(bad) < len(_rows_of_bytes(errors, match, expected))
+
+
+def _rows_of_bytes(errors: RowErrors, match: TensorMatch, expected: np.ndarray) -> np.ndarray:
+    """Rows with other bytes than they should have; all of them where the sizes differ."""
+    raw = match.piece.raw
+    if len(raw) != len(expected):
+        return np.arange(errors.rows)
+    return np.flatnonzero((raw.reshape(errors.rows, -1) != expected.reshape(errors.rows, -1)).any(axis=1))
 
 
 def _changed_rows(errors: RowErrors, match: TensorMatch, expected: np.ndarray | None) -> np.ndarray:
@@ -70,9 +84,15 @@ def _changed_rows(errors: RowErrors, match: TensorMatch, expected: np.ndarray | 
     of, kind, raw = match.of, match.kind, match.piece.raw
     assert of is not None
     assert kind is not None
-    if expected is None or len(expected) != len(raw) or kind.tensor_bytes:
-        return beyond(errors, of.type, kind) if kind.name in LOST else np.flatnonzero(errors.relative > 0)
-    return np.flatnonzero((raw.reshape(errors.rows, -1) != expected.reshape(errors.rows, -1)).any(axis=1))
+    known = all(t.name in LOST or t in ROUNDED for t in (of.type, kind)) and kind is not of.type
+    if expected is not None and len(expected) == len(raw) and not kind.tensor_bytes:
+        found = _rows_of_bytes(errors, match, expected)
+        if not known or 2 * len(found) <= errors.rows:
+            return found
+        # Not written by the encoder that we have: then only what the types cannot explain was changed.
+        strange = strange_rows(match)
+        return strange if len(strange) else found
+    return strange_rows(match) if known else np.flatnonzero(errors.relative > 0)
 
 
 def _line(errors: RowErrors, rows: np.ndarray, match: TensorMatch) -> Mechanism | None:
@@ -83,6 +103,8 @@ def _line(errors: RowErrors, rows: np.ndarray, match: TensorMatch) -> Mechanism 
     assert kind is not None
     rounded = ROUNDED[kind][0] if kind in ROUNDED else 0.0
     lost = max(LOST.get(kind.name, 0.0) * MARGIN, rounded, _LEFT)
+    if match.apart and match.of is not None:
+        lost += LOST.get(match.of.type.name, 0.0) * MARGIN
     count = max(len(rows) * chosen.columns, 1)
     left = float(np.sqrt(max(1 - correlation**2, 0)))  # what the line leaves over, as a share
     if correlation == 0 or left > lost:

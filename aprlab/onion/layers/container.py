@@ -30,7 +30,8 @@ class ContainerLayer(Layer):
     def suspect(self, case: FileCase) -> list[Deviation]:
         box = case.file.box
         if box is None:
-            return []
+            return [_seal(Mechanism("container.gap"), tensor=problem.tensor, offset=problem.offset)
+                    for problem in case.file.problems if problem.code == "gguf.gap"]  # fmt: skip
         found = [*_seals(box), *_order(box), *_spans(case)]
         for problem in case.file.problems:
             if problem.code not in _AGAIN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,15 +14,16 @@ from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase, TensorMatch
 from aprlab.onion.layers.layer import Layer
 from aprlab.onion.looks import FLOATS, by_looks
-from aprlab.onion.row_errors import beyond, row_errors
+from aprlab.onion.row_errors import beyond, beyond_both, row_errors, tilted
 from aprlab.onion.samples import ALIKE, LIKELY, correlation, kinds_for, reference_sample, sample
 from aprlab.onion.words import Mechanism
 from aprlab.quants import can_encode, dequantise, quantise, types
-from aprlab.quants.bounds import LOST, MARGIN
+from aprlab.quants.bounds import LOST, MARGIN, ROUNDED
 from aprlab.quants.types import BF16, F16, F32, TensorType
 
 _LIKER = 0.3  # a correlation by which one type beats all others where none is alike: wrong types are at 0.1 and below
 _AS_GOOD = 1e-3  # correlations that near do not speak against a lawful label
+_APART = 1.2  # rows that lose that much more than a re-encoding were not made from the reference's values
 _GRID = 29.5  # distinct values of 32 neighbours: F32 weights have 32, rounded to BF16 31, decoded from 6 bits and less below 29
 _WORSE = 1.5  # a re-encoding may lose that much more than ggml's own encoder would
 
@@ -136,16 +138,82 @@ def other_encoding(case: FileCase, match: TensorMatch) -> Deviation | None:
     match.rows = row_errors(of, kind, match.piece.raw)
     if match.rows is None:
         return None
+    evidence = _measured(case, match)
+    match.apart = made_apart(match, evidence)
     try:
-        if len(beyond(match.rows, of.type, kind)):
+        if len(strange_rows(match)):
             return None  # the layers of bytes have to say what happened to it
     except UnsupportedError:
         return None
-    evidence = _measured(case, match)
+    if match.apart:
+        evidence |= _measured_apart(match)
+        if evidence["worse_than_both"] > _WORSE:
+            return None
+        return found(Mechanism("dtype.one-source", types_), evidence)
     if not {of.type, kind} <= set(FLOATS) and evidence.get("worse_than_ggml", 0.0) > _WORSE:
         return None
     exact = not match.rows.dd.any()
     return found(Mechanism("dtype.decoded" if exact else "dtype.re-encoded", types_), evidence)
+
+
+def made_apart(match: TensorMatch, evidence: dict[str, Any]) -> bool:
+    """Whether most rows lost more than a re-encoding of the reference's values loses: then the file's were never those.
+
+    Such a file was made from what the reference was made from. Floats of 16 bits keep their own bound, which has both.
+    """
+    of, kind, rows = match.of, match.kind, match.rows
+    assert of is not None
+    assert kind is not None
+    assert rows is not None
+    if not of.type.quantised:  # the reference is a source, or as good as one
+        return False
+    own = evidence.get("ggml_rel_l2") or _usual(kind)
+    return float(np.median(rows.relative)) > _APART * own
+
+
+def strange_rows(match: TensorMatch) -> np.ndarray:
+    """Rows that are not the reference's within what the types may lose, int64: too far off, or with another scale or offset.
+
+    Raises:
+        UnsupportedError: no bound is known for a type.
+    """
+    of, kind, rows = match.of, match.kind, match.rows
+    assert of is not None
+    assert kind is not None
+    assert rows is not None
+    found = (beyond_both if match.apart else beyond)(rows, of.type, kind)
+    if not match.apart and {of.type, kind} & set(FLOATS) and kind in FLOATS:
+        return found  # every single value was compared
+    return np.union1d(found, tilted(rows))
+
+
+def _usual(kind: TensorType) -> float:
+    """What a type usually loses, where its encoder is not at hand: half of what it loses at worst."""
+    return LOST[kind.name] / 2 if kind.name in LOST else ROUNDED[kind][0] if kind in ROUNDED else 0.0
+
+
+def _measured_apart(match: TensorMatch) -> dict[str, Any]:
+    """What two encodings of one source lose together: as measured on a few rows, and the bound of a row."""
+    of, kind = match.of, match.kind
+    assert of is not None
+    assert kind is not None
+    got, expected = sample(match.piece.raw, kind, of.shape), reference_sample(of)
+    both = []
+    for values, type_ in ((expected, kind), (got, of.type)):
+        own = None if values is None else own_loss(values, type_)
+        both.append(max(_usual(type_), own or 0.0))  # values that are on a grid already lose less than their source did
+    assert match.rows is not None
+    usual = math.hypot(*both)
+    limits = [value_bound(type_) for type_ in (of.type, kind)]
+    return {
+        "bound_of_a_row": sum(limits), "both_lose": usual,
+        "worse_than_both": match.rows.rel_l2 / usual if usual else float("inf"),
+    }  # fmt: skip
+
+
+def value_bound(kind: TensorType) -> float:
+    """Largest relative l2 error of a row that its type explains; AprQ8's depends on the whole tensor and counts as 0."""
+    return LOST[kind.name] * MARGIN if kind.name in LOST else ROUNDED[kind][0] if kind in ROUNDED else 0.0
 
 
 def _measured(case: FileCase, match: TensorMatch) -> dict[str, Any]:
@@ -298,6 +366,18 @@ def target_of(case: FileCase) -> TensorType | None:
     return max(votes, key=lambda kind: votes[kind])
 
 
+def own_loss(values: np.ndarray, kind: TensorType) -> float | None:
+    """Relative l2 error that ggml's encoder makes on these rows, float32 (rows, cols); None where that cannot be measured."""
+    if not can_encode(kind) or kind.tensor_bytes:
+        return None
+    try:
+        again = dequantise(quantise(values, kind), kind, values.shape)
+    except AprlabError:
+        return None
+    norm = float(np.linalg.norm(values.astype(np.float64))) or 1.0
+    return float(np.linalg.norm(values.astype(np.float64) - again.astype(np.float64))) / norm
+
+
 def loss(case: FileCase, match: TensorMatch) -> dict[str, Any] | None:
     """What holding a tensor in another type costs: relative l2 error of sampled rows, against ggml's own encoder."""
     assert match.of is not None
@@ -307,14 +387,8 @@ def loss(case: FileCase, match: TensorMatch) -> dict[str, Any] | None:
         return None
     norm = float(np.linalg.norm(expected.astype(np.float64))) or 1.0
     error = float(np.linalg.norm(expected.astype(np.float64) - got.astype(np.float64))) / norm
-    own = 0.0
-    if can_encode(match.kind) and match.kind.tensor_bytes == 0:
-        try:
-            again = dequantise(quantise(expected, match.kind), match.kind, expected.shape)
-            own = float(np.linalg.norm(expected.astype(np.float64) - again.astype(np.float64))) / norm
-        except AprlabError:
-            own = 0.0
-    elif match.kind is types.APR_Q8:
+    own = own_loss(expected, match.kind) or 0.0
+    if match.kind is types.APR_Q8:
         whole = case.healthy(match.of, match.kind)
         again_ = sample(whole.raw, match.kind, match.of.shape)
         own = 0.0 if again_ is None else float(np.linalg.norm(expected.astype(np.float64) - again_.astype(np.float64))) / norm

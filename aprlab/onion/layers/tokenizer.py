@@ -16,7 +16,7 @@ from aprlab.onion.words import Mechanism
 
 
 class TokenizerLayer(Layer):
-    """Against the reference's tokenizer data, or against what every Qwen2 tokenizer has."""
+    """Against the reference's tokenizer data, or against what every tokenizer has."""
 
     name: ClassVar[str] = "tokenizer"
     kinds: ClassVar[tuple[str, ...]] = ("tokenizer",)
@@ -41,11 +41,13 @@ class TokenizerLayer(Layer):
 
 
 def changes_nothing(name: str, value: Any, expected: Any, case: FileCase) -> bool:
-    """Whether a field that is missing on one side is one that no run can notice.
+    """Whether a field that differs, or is missing on one side, is one that no run can notice.
 
-    Padding is for batches, which no run here has; a start token counts only where one is put in front or the template asks
-    for it; and no start token is put in front where no field says so.
+    Two names of one cut are the same. Padding is for batches, which no run here has; a start token counts only where one is
+    put in front or the template asks for it; and no start token is put in front where no field says so.
     """
+    if name == "pre" and isinstance(value, str) and isinstance(expected, str):
+        return value in PRE_TOKENIZERS and PRE_TOKENIZERS[value] == PRE_TOKENIZERS.get(expected)
     if value != MISSING and expected != MISSING:
         return False
     template = case.file.tokenizer["chat_template"]
@@ -63,7 +65,7 @@ def changes_nothing(name: str, value: Any, expected: Any, case: FileCase) -> boo
 
 
 def alone(found: dict[str, Any]) -> list[Deviation]:
-    """Without a reference: what no Qwen2 tokenizer can be like."""
+    """Without a reference: what no tokenizer of a chat model can be like."""
 
     def deviation(name: str, value: Any, expected: Any, code: str, sure: float = 1.0, **parameters: Any) -> Deviation:
         return Deviation("tokenizer", name, value, expected, Mechanism(code, parameters), confidence=sure)
@@ -88,7 +90,8 @@ def alone(found: dict[str, Any]) -> list[Deviation]:
             known_kinds = [CONTROL if n in marks else kind for n, kind in enumerate(kinds)]
             out.append(deviation("token_types", kinds, known_kinds, "tokenizer.specials-ordinary", tokens=ordinary))
         eos, ends = found["eos_token_id"], [n for n, t in enumerate(tokens) if t in ("<|im_end|>", "<|endoftext|>")]
-        if eos != MISSING and not isinstance(eos, Wrong) and ends and eos not in ends:
+        byte_level = found["model"] != "llama"  # SentencePiece's end is </s>, whatever else there is
+        if eos != MISSING and not isinstance(eos, Wrong) and ends and eos not in ends and byte_level:
             if isinstance(eos, int) and 0 <= eos < len(tokens):
                 wrong = {"code": "tokenizer.ends-elsewhere", "found": eos, "token": tokens[eos]}
             else:

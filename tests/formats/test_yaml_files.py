@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aprlab.errors import FormatError, UsageError
-from aprlab.lab import yaml_files as yamlfile
+from aprlab.formats import yaml_files as yamlfile
 
 TEXT = """\
 # two scenarios

@@ -1,0 +1,34 @@
+"""What a verb imports before it works: nothing that it does not need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+SLOW = (
+    "gguf", "yaml", "numpy.typing", "ssl", "http.client", "urllib.request", "numba", "jinja2", "tokenizers", "matplotlib",
+    "psutil", "papermill", "aprlab.engines", "aprlab.faults", "aprlab.onion",
+)  # fmt: skip
+_SHOW = """
+import sys
+from aprlab.cli.app import run_cli
+status = run_cli(sys.argv[1:])
+print(*sys.modules, file=sys.stderr)
+sys.exit(status)
+"""
+
+
+def imported(*args: str) -> set[str]:
+    done = subprocess.run([sys.executable, "-c", _SHOW, *args], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+def test_a_look_at_a_file_imports_neither_engines_nor_the_libraries_of_others(tiny: Path) -> None:
+    found = imported("inspect", str(tiny))
+    assert {"numpy", "aprlab.formats.gguf"} <= found, "the list says what was imported"
+    assert not found & set(SLOW)
+
+
+def test_the_version_imports_no_numpy() -> None:
+    assert not imported("--version") & {"numpy", *SLOW}
