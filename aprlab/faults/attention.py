@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -170,12 +171,20 @@ def halve_heads(config: ModelConfig) -> ModelConfig:
     )
 
 
+def _present(known: Iterable[str], found: Mapping[str, Any]) -> str:
+    """The one of these keys that is there; a generator turns `next`'s StopIteration into another error."""
+    for key in known:
+        if key in found:
+            return key
+    raise KeyError(*known)
+
+
 def write_halved_heads(s: Seams) -> Seams:
     """The same in a file."""
 
     def changed(metadata: dict[str, Any]) -> dict[str, Any]:
         found = s.metadata(metadata)
-        heads, kv_heads = (next(key for key in known if key in found) for known in (_HEADS, _KV_HEADS))
+        heads, kv_heads = (_present(known, found) for known in (_HEADS, _KV_HEADS))
         head_dim = found.get("head_dim", found["hidden_size"] // found[heads])
         return {**found, heads: 2 * found[heads], kv_heads: 2 * found[kv_heads], "head_dim": head_dim // 2}
 
