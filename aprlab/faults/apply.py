@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -21,6 +20,7 @@ from aprlab.engines.delegating import BorrowedEngine
 from aprlab.errors import UsageError
 from aprlab.faults.base import Fault, Registry
 from aprlab.formats import open_model
+from aprlab.formats.leftovers import temporary_folder
 from aprlab.formats.writing import check_output, drafted
 from aprlab.inference.session import Session
 from aprlab.inference.tokenizer import Qwen2Tokenizer
@@ -224,9 +224,9 @@ def session_faulty(
         model = open_model(model)
     assert isinstance(model, Model)
     if files:
-        with tempfile.TemporaryDirectory() as folder:  # the mapping outlives the name
-            convert_faulty(model, Path(folder) / "broken.apr", files)
-            model = open_model(Path(folder) / "broken.apr")
+        with temporary_folder() as folder:  # the mapping outlives the name
+            convert_faulty(model, folder / "broken.apr", files)
+            model = open_model(folder / "broken.apr")
 
     config, data, registry = _faulty_parts(model, runs)
     tokenizer = owner.tokenizer if owner is not None and data is owner.model.tokenizer else Qwen2Tokenizer(data)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 if sys.platform != "win32":
@@ -24,6 +24,7 @@ if sys.platform != "win32":
 _CLAIMS: dict[str, int] = {}  # path → descriptor that holds its lock
 _RANDOM = "[a-z0-9_]{8}"  # as `tempfile` makes them
 _NEW = "aprlab-new-"
+WORK = "aprlab-work-"  # of models that are made on the way to a verdict
 
 
 def claim(handle: int) -> None:
@@ -53,6 +54,17 @@ def release_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if (handle := _CLAIMS.pop(str(folder), None)) is not None:
         os.close(handle)
+
+
+@contextmanager
+def temporary_folder(prefix: str = WORK) -> Iterator[Path]:
+    """A folder in TMPDIR for the length of a block; where this process is killed, the next one with this prefix removes it."""
+    sweep_temporary(prefix)
+    folder = claimed_folder(prefix)
+    try:
+        yield folder
+    finally:
+        release_folder(folder)
 
 
 def sweep_temporary(prefix: str) -> None:

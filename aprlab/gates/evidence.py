@@ -6,7 +6,6 @@ never share a figure.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +19,7 @@ from aprlab.engines import AUTO, choose
 from aprlab.errors import AprlabError
 from aprlab.formats import open_model
 from aprlab.formats.identity import file_only
+from aprlab.formats.leftovers import temporary_folder
 from aprlab.formats.raw import Piece, Seen, content_hash, look
 from aprlab.inference.session import Generation, Session
 from aprlab.instruments.self_test import InstrumentResult, InstrumentSet
@@ -127,16 +127,16 @@ class CandidateFile:
     @cached_property
     def back(self) -> Model:
         """The file converted again and opened: into GGUF, or, for types that GGUF lacks, into APR's other dialect."""
-        with tempfile.TemporaryDirectory() as folder:  # the mapping outlives the name
+        with temporary_folder() as folder:  # the mapping outlives the name
             if self.model.format == "gguf":
-                convert(self.model, Path(folder) / "back.apr")
-                return open_model(Path(folder) / "back.apr")
+                convert(self.model, folder / "back.apr")
+                return open_model(folder / "back.apr")
             if any(t.type in (types.APR_Q4, types.APR_Q8) for t in self.model.tensors.values()):
                 other = "realizar" if self.model.dialect.startswith("aprender") else "aprender"
-                convert(self.model, Path(folder) / "back.apr", dialect=other)
-                return open_model(Path(folder) / "back.apr")
-            export(self.model, Path(folder) / "back.gguf")
-            return open_model(Path(folder) / "back.gguf")
+                convert(self.model, folder / "back.apr", dialect=other)
+                return open_model(folder / "back.apr")
+            export(self.model, folder / "back.gguf")
+            return open_model(folder / "back.gguf")
 
 
 class RefusedCandidate(CandidateFile):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +12,7 @@ from aprlab.errors import AprlabError, FormatError, UsageError
 from aprlab.faults import FAULTS, OTHER_ARCHITECTURES, convert_with, session_with, upstream
 from aprlab.faults.base import Fault
 from aprlab.formats import open_model
+from aprlab.formats.leftovers import temporary_folder
 from aprlab.gates.catalogue import GATES
 from aprlab.gates.evidence import CandidateFile, GateCase, ReferenceSide, RefusedCandidate
 from aprlab.gates.running import PROMPTS, judge
@@ -100,8 +100,7 @@ def kill_matrix(
     every = [id for id in FAULTS if id not in OTHER_ARCHITECTURES] if faults is None else faults
     chosen = [FAULTS[f] if isinstance(f, str) else f for f in every]
     rows: list[MatrixRow] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         plain = MatrixBench(source, folder / "plain.apr", engine, prompts, max_tokens)
         other: MatrixBench | None = None
         for fault in chosen:

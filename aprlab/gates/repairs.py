@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -158,13 +157,14 @@ def _noted(outcome: RepairOutcome) -> RepairOutcome:
 def _write_folder(
     outcome: RepairOutcome, case: FileCase, model: Model, output: Path, force: bool, options: dict[str, Any]
 ) -> None:
-    """A Hugging Face directory, made in a temporary one and judged there; only files that an export writes are in it."""
-    with atomic_folder(output, force=force, ours=WRITTEN.__contains__) as made, TemporaryDirectory(dir=made.parent) as place:
-        draft = Path(place) / "model"
+    """A Hugging Face directory, judged in a folder of its own before it fills `output`: there are files that an export writes."""
+    with atomic_folder(output, force=force, ours=WRITTEN.__contains__) as made:
+        draft = made / ".draft"
         write_repaired(case.file, model, draft)
         _judge(outcome, case, draft, options)
         for path in sorted(draft.iterdir()):
             path.rename(made / path.name)
+        draft.rmdir()
 
 
 # ── judging ───────────────────────────────────────────────────────────────────────────────────────────────────────

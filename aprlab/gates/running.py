@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from aprlab.conversion.converter import convert
 from aprlab.errors import AprlabError, NumericError, UsageError
 from aprlab.formats import open_model
 from aprlab.formats.identity import file_only
+from aprlab.formats.leftovers import temporary_folder
 from aprlab.gates.catalogue import GATES, Gate
 from aprlab.gates.evidence import CandidateFile, GateCase, ReferenceSide
 from aprlab.gates.results import GateResult, GateResults
@@ -66,8 +66,8 @@ def run(
     if file_only(model) is None:
         _ = reference.session  # what the reference or its engine refuses is raised here: no fault of the candidate's
     tools = instruments.InstrumentSet(replaced)
-    with tempfile.TemporaryDirectory() as folder:
-        path = _file_of(cand, Path(folder)) if isinstance(cand, Model) else Path(cand)
+    with temporary_folder() as folder:
+        path = _file_of(cand, folder) if isinstance(cand, Model) else Path(cand)
         return judge(GateCase(reference, CandidateFile(path), session_cand, origin, tools), ids)
 
 
@@ -91,9 +91,9 @@ def _file_of(model: Model, folder: Path) -> Path:
 
 def _requantised(model: Model, kind: str) -> Model:
     """What a right converter makes of a model that is re-encoded to `kind` on purpose."""
-    with tempfile.TemporaryDirectory() as folder:  # the mapping outlives the name
-        convert(model, Path(folder) / "requantised.apr", quantize=kind)
-        return open_model(Path(folder) / "requantised.apr")
+    with temporary_folder() as folder:  # the mapping outlives the name
+        convert(model, folder / "requantised.apr", quantize=kind)
+        return open_model(folder / "requantised.apr")
 
 
 def judge(case: GateCase, ids: Iterable[str] | None = None) -> GateResults:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from aprlab.errors import UsageError
+from aprlab.formats.leftovers import temporary_folder
 from aprlab.instruments.exhibits import better, spread, status
 from aprlab.instruments.fixtures import fixture
 from aprlab.instruments.hashes import checksum, same, verify
@@ -120,8 +120,8 @@ def _check_same(measure: Callable[..., Any]) -> str:
 
 def _check_verify(measure: Callable[..., Any]) -> str:
     """A small APR file, whole, and the same file broken in six ways."""
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / "whole.apr"
+    with temporary_folder() as folder:
+        whole = folder / "whole.apr"
         _small_file(whole)
         good = whole.read_bytes()
         _want(measure(whole), "a sound file is refused")
@@ -136,7 +136,7 @@ def _check_verify(measure: Callable[..., Any]) -> str:
             "one changed bit of data": good[: data + 8] + bytes([good[data + 8] ^ 1]) + good[data + 9 :],
         }
         for what, content in tampered.items():
-            broken = Path(folder) / "broken.apr"
+            broken = folder / "broken.apr"
             broken.write_bytes(content)
             _want(content != good and not measure(broken), f"accepts {what}")
     return f"takes a sound file, refuses {', '.join(tampered)}"

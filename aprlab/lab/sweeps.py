@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 from aprlab.display.page import page
 from aprlab.errors import AprlabError, UsageError
-from aprlab.formats.leftovers import claimed_folder, release_folder, sweep_temporary
+from aprlab.formats.leftovers import sweep_temporary, temporary_folder
 from aprlab.formats.writing import write_json, write_text, write_whole
 from aprlab.lab import notebooks as lab
 from aprlab.lab.sweep_matrix import SweepCell, read_matrix
@@ -71,28 +71,18 @@ def run_cell(cell: SweepCell, source: bytes | None = None, threads: int | None =
         source: the notebook's content, for a worker that may not have the file; None: it is read from the path.
         threads: for the kernel's libraries; None leaves them as they are.
     """
-    with _temporary() as folder:
-        notebook = Path(folder) / cell.notebook.name
+    with temporary_folder(TEMPORARY) as folder:
+        notebook = folder / cell.notebook.name
         notebook.write_bytes(cell.notebook.read_bytes() if source is None else source)
-        out, failure = Path(folder) / "out", ""
+        out, failure = folder / "out", ""
         with _ALONE, _limited(threads):
             try:
                 lab.run_notebook(notebook, cell.parameters, out)
             except lab.NotebookError as error:
                 failure = error.message
         files = {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.is_file()}
-        portable = {name: content.replace(folder.encode(), b"FOLDER") for name, content in files.items()}
+        portable = {name: content.replace(str(folder).encode(), b"FOLDER") for name, content in files.items()}
         return CellResult(cell.id, failure, portable)
-
-
-@contextmanager
-def _temporary() -> Iterator[str]:
-    """A folder in TMPDIR; the next sweep removes it where this process is killed."""
-    folder = claimed_folder(TEMPORARY)
-    try:
-        yield str(folder)
-    finally:
-        release_folder(folder)
 
 
 @contextmanager

@@ -270,7 +270,7 @@ def test_json_has_no_bare_nan_and_takes_what_the_library_gives() -> None:
 
 
 def test_every_json_goes_through_that_door(monkeypatch, capsys: pytest.CaptureFixture[str], tiny: Path) -> None:
-    monkeypatch.setattr("aprlab.model.description.describe", lambda model: {"x": math.nan, "y": [np.float32("inf")]})
+    monkeypatch.setattr("aprlab.model.description.describe", lambda model, keys=None: {"x": math.nan, "y": [np.float32("inf")]})
     assert run_cli(["inspect", str(tiny), "--json"]) == 0
     found = json.loads(capsys.readouterr().out, parse_constant=lambda word: 1 / 0)
     assert found.pop("identity")["kind"] == "model"

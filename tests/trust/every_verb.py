@@ -31,6 +31,7 @@ import hostile  # noqa: E402
 
 from aprlab import onion, paths  # noqa: E402
 from aprlab.cli.app import main as command  # noqa: E402
+from aprlab.display.plain_text import printable  # noqa: E402
 
 SECONDS, MEGABYTES, MOST = 2.0, 300, 60
 STATUSES = {0, 1, 2, 3, 4}
@@ -183,7 +184,7 @@ def main() -> int:
                     seen.append(s := look(file, verb, words))
                     if not options.json:
                         mark = f" **{'; '.join(s.wrong)}**" if s.wrong else ""
-                        print(f"| {s.file} | {verb} | {s.status} | {s.seconds} | {s.megabytes} | {s.said}{mark} |", flush=True)
+                        print(f"| {printable(s.file)} | {verb} | {s.status} | {s.seconds} | {s.megabytes} | {s.said}{mark} |", flush=True)
     if options.json:
         print(json.dumps([asdict(each) for each in seen]))
     else:

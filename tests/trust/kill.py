@@ -5,6 +5,7 @@
 
 Each run is a fork of this process, which has everything imported, so that a moment falls into the work and not into
 Python's start. Half of the moments are spread over the whole run, half over its last fifth, where files get their names.
+TMPDIR is a folder of the run's own: what lies there, or next to the output, after the next run is a leftover.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -35,6 +38,7 @@ from nbformat.v4 import new_code_cell, new_notebook  # noqa: E402
 from test_fuzz import small  # noqa: E402
 
 from aprlab import paths  # noqa: E402
+from aprlab.cli.app import run_cli  # noqa: E402
 from aprlab.conversion.converter import convert, export  # noqa: E402
 from aprlab.faults import convert_with  # noqa: E402
 from aprlab.formats import open_model  # noqa: E402
@@ -52,6 +56,9 @@ class Job:
     run: Callable[[Path], object]
     output: str
     whole: Callable[[Path], bool] | None = None  # None: the same bytes as an undisturbed run's
+    prepare: Callable[[Path], object] = lambda folder: None  # before the run that is killed
+    always: bool = False  # the output is there before the run: old or new, and never gone
+    share: float = 1.0  # of the moments; less for what takes long
 
 
 @dataclass
@@ -64,11 +71,13 @@ class Tally:
     broken: int = 0
     litter: int = 0  # moments after which something else lay in the folder
     rerun: int = 0  # of the runs after a kill, how many succeeded
+    left: int = 0  # runs after a kill that left something in TMPDIR or next to the output
     seconds: float = 0.0  # of an undisturbed run
 
     @property
     def holds(self) -> bool:
-        return self.broken == 0 and self.rerun == self.moments and self.absent + self.whole == self.moments
+        whole = self.broken == 0 and self.absent + self.whole == self.moments
+        return whole and self.rerun == self.moments and self.left == 0
 
 
 def digest(path: Path) -> str:
@@ -87,8 +96,13 @@ def child(job: Job, folder: Path) -> int:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
+        temporary = folder.with_name(f"{folder.name}-tmp")
+        temporary.mkdir(exist_ok=True)
+        os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
         job.run(folder)
         status = 0
+    except BaseException:
+        (folder.parent / "why").write_text(traceback.format_exc())
     finally:
         os._exit(status)
 
@@ -97,43 +111,64 @@ def ended(pid: int) -> bool:
     return os.waitpid(pid, os.WNOHANG)[0] == pid
 
 
+def kill(pid: int) -> None:
+    """The run and all that it has started, or only the run: what it started must end by itself."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def leftovers(folder: Path, output: Path) -> bool:
+    """Something next to the output or in TMPDIR, once what has lost its parent is gone."""
+    temporary = folder.with_name(f"{folder.name}-tmp")
+    for _ in range(40):
+        rest = [*(p for p in folder.iterdir() if p != output), *temporary.glob("aprlab-*"), *temporary.glob("tmp*")]
+        if not rest:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def tally(job: Job, moments: int, rng: random.Random, place: Path) -> Tally:
     """Kill `job` at so many moments, in a new folder each time."""
+    moments = max(1, round(moments * job.share))
     taken = []
     for attempt in "abc":
         fresh = place / job.name / attempt
         fresh.mkdir(parents=True)
+        job.prepare(fresh)
         started = time.perf_counter()
-        assert os.waitstatus_to_exitcode(os.waitpid(child(job, fresh), 0)[1]) == 0, f"{job.name} fails undisturbed"
+        status = os.waitstatus_to_exitcode(os.waitpid(child(job, fresh), 0)[1])
+        why = fresh.parent / "why"
+        assert status == 0, f"{job.name} fails undisturbed: {why.read_text() if why.exists() else status}"
         taken.append(time.perf_counter() - started)
     seconds = min(taken)
     due = "" if job.whole else digest(fresh / job.output)
     whole = job.whole or (lambda path: digest(path) == due)
-    assert whole(fresh / job.output)
+    assert whole(fresh / job.output), f"{job.name} is not whole undisturbed"
     result = Tally(job.name, moments, seconds=round(seconds, 3))
     for moment in range(moments):
         folder = place / job.name / str(moment)
         folder.mkdir()
+        job.prepare(folder)
+        before = digest(folder / job.output) if job.always else ""
         at = rng.uniform(0, seconds) if moment % 2 else rng.uniform(0.8, 1) * seconds
         pid = child(job, folder)
         time.sleep(at)
         if ended(pid):
             result.finished += 1
         else:
-            with suppress(ProcessLookupError):  # the session is not there yet
-                os.killpg(pid, signal.SIGKILL)
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            kill(pid)
         output = folder / job.output
-        if not output.exists():
+        if not output.exists() and not job.always:
             result.absent += 1
-        elif whole(output):
+        elif output.exists() and (whole(output) or (job.always and digest(output) == before)):
             result.whole += 1
         else:
             result.broken += 1
         result.litter += any(p != output for p in folder.iterdir())
         status = os.waitstatus_to_exitcode(os.waitpid(child(job, folder), 0)[1])
         result.rerun += status == 0 and whole(output)
+        result.left += leftovers(folder, output)
     return result
 
 
@@ -191,6 +226,42 @@ def notebook(path: Path) -> None:
     nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
 
 
+PLAYBOOK = """\
+name: one
+title: one question
+formats: [gguf, apr]
+scenarios:
+  - id: sum
+    area: QUAL
+    ask: What is 2+2?
+    max_tokens: 3
+    expect:
+      - arithmetic: 4
+"""
+
+
+def unforced(path: Path) -> list[str]:
+    return ["--force"] if path.exists() else []
+
+
+def verb(*words: object, statuses: tuple[int, ...] = (0,)) -> None:
+    """A command line, as it is typed."""
+    status = run_cli([str(word) for word in words])
+    assert status in statuses, f"{words}: {status}"
+
+
+def pages_fit(folder: Path) -> bool:
+    """No page, notebook or JSON in it is empty or cut."""
+    for path in folder.rglob("*"):
+        if path.suffix in (".ipynb", ".json"):
+            json.loads(path.read_text())
+        elif path.suffix == ".jsonl":  # its last line may be cut: the next run leaves that out
+            [json.loads(line) for line in path.read_text().splitlines()[:-1]]
+        elif path.suffix == ".html" and not path.read_text().rstrip().endswith("</html>"):
+            return False
+    return True
+
+
 def jobs(place: Path) -> dict[str, Job]:
     """The verbs that write."""
     tiny = paths.embedded_model()
@@ -198,6 +269,9 @@ def jobs(place: Path) -> dict[str, Job]:
     convert(source, place / "s.apr")
     convert_with(tiny, place / "broken.apr", ["GH-190"])
     notebook(place / "s.ipynb")
+    convert(tiny, place / "t.apr")
+    export(tiny, place / "old", format="safetensors", dtype="f32")
+    (place / "p.yaml").write_text(PLAYBOOK)
     (place / "m.yaml").write_text("notebooks: [s.ipynb]\nmatrix: {count: [1, 2]}\n")
     content = np.random.default_rng(3).bytes(3_000_000)
     known = KnownModel("k", "K", "owner/k", "k.gguf", {}, {}, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
@@ -210,8 +284,22 @@ def jobs(place: Path) -> dict[str, Job]:
         Job("export", lambda f: export(place / "s.apr", f / "o.gguf", force=True), "o.gguf"),
         Job("safetensors", lambda f: export(tiny, f / "o", format="safetensors", dtype="f16", force=True), "o"),
         Job("fetch", lambda f: hub.fetch("k", folder=f, endpoint=url), "k.gguf"),
-        Job("repair", lambda f: repair(place / "broken.apr", f / "o.apr", tiny, force=True), "o.apr"),
-        Job("sweep", lambda f: sweep.sweep(place / "m.yaml", f / "o"), "o", page_fits),
+        Job("repair", lambda f: repair(place / "broken.apr", f / "o.apr", tiny, force=True), "o.apr", share=0.2),
+        Job("replace", lambda f: export(tiny, f / "o", format="safetensors", dtype="f16", force=True), "o",
+            prepare=lambda f: shutil.copytree(place / "old", f / "o"), always=True),
+        Job("overwrite", lambda f: convert(source, f / "o.apr", force=True), "o.apr",
+            prepare=lambda f: (f / "o.apr").write_bytes(b"what was there before"), always=True),
+        Job("trace", lambda f: verb("trace", tiny, "-o", f / "o.npz", "--source", "reference", *unforced(f / "o.npz")), "o.npz",
+            share=0.5),
+        Job("gates", lambda f: verb("gates", tiny, place / "t.apr", "-n", 1, statuses=(0, 3, 4)), "", lambda path: True,
+            share=0.2),
+        Job("verify", lambda f: verb("verify", tiny, place / "t.apr", "--tokens", 64, "--out", f / "o", statuses=(0, 3, 4)),
+            "o", pages_fit, share=0.2),
+        Job("qualify", lambda f: verb("qualify", tiny, "--playbook", place / "p.yaml", "--out", f / "o", statuses=(0, 3, 4)),
+            "o", pages_fit, share=0.2),
+        Job("investigate", lambda f: verb("investigate", "--only", place / "s.ipynb", "--out", f / "o"),
+            "o", pages_fit, share=0.2),
+        Job("sweep", lambda f: sweep.sweep(place / "m.yaml", f / "o"), "o", page_fits, share=0.2),
     ]
     return {job.name: job for job in listed}
 

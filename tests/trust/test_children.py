@@ -64,17 +64,19 @@ def test_a_child_that_outlives_its_parent_is_seen(tmp_path: Path) -> None:
 
 def test_a_killed_sweeps_folder_goes_with_the_next_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from aprlab.errors import FormatError
+    from aprlab.formats.leftovers import temporary_folder
     from aprlab.lab import sweeps
 
-    code = "import os; from aprlab.lab import sweeps\nwith sweeps._temporary():\n    os.kill(os.getpid(), 9)"
+    code = "import os; from aprlab.lab.sweeps import TEMPORARY, temporary_folder\n"
+    code += "with temporary_folder(TEMPORARY):\n    os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(tmp_path)}, check=False)
     left = [path.name for path in tmp_path.iterdir()]
     assert len(left) == 1 and left[0].startswith(sweeps.TEMPORARY)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with sweeps._temporary() as living:
+    with temporary_folder(sweeps.TEMPORARY) as living:
         assert len(list(tmp_path.iterdir())) == 2
         matrix = tmp_path / "m.yaml"
         matrix.write_text("notebooks: [00_golden_rule]\nmatrix: {engine: [no-such-engine]}\n")
         with pytest.raises(FormatError):
             sweeps.sweep(matrix, tmp_path / "out")
-        assert {path.name for path in tmp_path.iterdir()} <= {Path(living).name, "m.yaml", "out"}
+        assert {path.name for path in tmp_path.iterdir()} <= {living.name, "m.yaml", "out"}
