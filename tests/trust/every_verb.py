@@ -184,7 +184,8 @@ def main() -> int:
                     seen.append(s := look(file, verb, words))
                     if not options.json:
                         mark = f" **{'; '.join(s.wrong)}**" if s.wrong else ""
-                        print(f"| {printable(s.file)} | {verb} | {s.status} | {s.seconds} | {s.megabytes} | {s.said}{mark} |", flush=True)
+                        took = f"{s.status} | {s.seconds} | {s.megabytes}"
+                        print(f"| {printable(s.file)} | {verb} | {took} | {s.said}{mark} |", flush=True)
     if options.json:
         print(json.dumps([asdict(each) for each in seen]))
     else:
