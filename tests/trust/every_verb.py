@@ -64,10 +64,14 @@ MODEL_VERBS: dict[str, list[str]] = {
     "gates": ["gates", SOUND, "FILE", "-n", "2"],
     "verify": ["verify", "FILE", SOUND, "--out", "out"],
     "forensics": ["forensics", "FILE", "--saw", "garbage", "--only", "rope-norm"],
-    "signatures": ["signatures", "FILE", "-n", "2", "--only", "rope-norm"],
 }
+LAUNCH = ["--entry", "k", "--grid", "1", "--block", "32", "--arg", "out", "--out", "64"]
 OTHER_VERBS: dict[str, dict[str, list[str]]] = {
-    ".ptx": {"entries": ["ptx", "entries", "FILE"], "run": ["ptx", "run", "FILE"], "check": ["ptx", "check", "FILE"]},
+    ".ptx": {
+        "entries": ["ptx", "entries", "FILE"],
+        "run": ["ptx", "run", "FILE", *LAUNCH],
+        "check": ["ptx", "check", "FILE", *LAUNCH],
+    },
     ".yaml": {"sweep": ["sweep", "FILE", "--out", "out"], "qualify": ["qualify", SOUND, "--playbook", "FILE", "--out", "out"]},
     ".npz": {"compare": ["compare", "FILE", "FILE"], "compare --json": ["compare", "FILE", "FILE", "--json"]},
 }
