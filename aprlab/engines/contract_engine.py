@@ -82,6 +82,10 @@ class ContractEngine(Engine):
         self.half_sums = self.rules.flash and self.rules.cache != "f32"
         self._value, self._store = roundings.FLOATS[self.rules.values], roundings.FLOATS[self.rules.cache]
 
+    def over(self, model: Model) -> ContractEngine:
+        """The same arithmetic over another model; decoded weights are shared."""
+        return ContractEngine(model, self.rules, dtype=self.dtype.type, weights=self.weights, exact_rope=self.exact_rope)
+
     # -- moving in and out -----------------------------------------------------------------------------------------
 
     def from_numpy(self, x: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,25 +18,31 @@ from aprlab.model.config import ModelConfig
 from aprlab.model.rope import RopeScaling
 
 
-@dataclass(slots=True)
-class PlainCache(Cache):
-    """Keys and values ``(layers, capacity, Hkv, D)`` in NumPy, and where the last pass of several positions ended."""
-
-    prompt_end: int = 0
-
-
 class PlainAttention(DelegatingEngine):
-    """Grouped attention in NumPy with a cache of its own; a fault overrides one of its steps. As it stands it is healthy."""
+    """Grouped attention in NumPy; a fault overrides one of its steps. As it stands it is healthy.
 
-    def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
-        shape = (config.block_count, capacity, config.head_count_kv, config.head_dim)
-        return PlainCache(np.zeros(shape, np.float32), np.zeros(shape, np.float32), capacity)
+    Keys and values are in the cache of the engine below, written by that engine's own attention, so that the two may take
+    turns on one cache.
+    """
+
+    prompt_end = 0  # where the last pass of several positions ended
+    _next = 0
+
+    def stored(self, part: Array, layer: int, end: int, kv_heads: int) -> np.ndarray:
+        """The first `end` positions of a cache's keys or values, ``(end, Hkv, D)``, from whichever layout an engine has."""
+        if getattr(part, "ndim", 3) == 5:  # jit's keys: (layers, Hkv, blocks, D, 8)
+            runs = part[layer].swapaxes(-1, -2)
+            return np.ascontiguousarray(runs.reshape(kv_heads, -1, runs.shape[-1])[:, :end].swapaxes(0, 1))
+        if getattr(part, "ndim", 3) == 4:  # (layers, Hkv, capacity, D)
+            return np.ascontiguousarray(part[layer, :, :end].swapaxes(0, 1))
+        rows = self.to_numpy(part)[layer, :end]  # the kernels': (layers, capacity, Hkv * D)
+        return np.ascontiguousarray(rows.reshape(end, kv_heads, -1))
 
     def keys(self, stored: np.ndarray) -> np.ndarray:
         """Step: keys as they come out of the cache, ``(n, Hkv, D)``."""
         return stored
 
-    def visible(self, stored: np.ndarray, cache: PlainCache, positions: np.ndarray) -> np.ndarray:
+    def visible(self, stored: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Step: the keys or values that these positions see, ``(n, Hkv, D)``."""
         return stored
 
@@ -51,13 +57,15 @@ class PlainAttention(DelegatingEngine):
 
     def attend(self, q: Array, k: Array, v: Array, cache: Cache, layer: int, positions: np.ndarray) -> Array:
         queries, (count, heads, size), kv_heads = self.to_numpy(q), q.shape, k.shape[1]
-        assert isinstance(cache, PlainCache)
+        self.inner.attend(q, k, v, cache, layer, positions)  # only to fill the cache
         start, end = int(positions[0]), int(positions[-1]) + 1
-        cache.k[layer, start:end], cache.v[layer, start:end] = self.to_numpy(k), self.to_numpy(v)
         if count > 1 or start == 0:
-            cache.prompt_end = end
-        keys = self.keys(self.visible(cache.k[layer, :end], cache, positions)).transpose(1, 0, 2)[:, None]  # (Hkv, 1, n, D)
-        values = self.visible(cache.v[layer, :end], cache, positions).transpose(1, 0, 2)[:, None]
+            self.prompt_end = end
+        elif layer == 0 and start != self._next:  # another engine ran the prompt
+            self.prompt_end = start
+        self._next = end
+        keys, values = (self.visible(self.stored(part, layer, end, kv_heads), positions) for part in (cache.k, cache.v))
+        keys, values = self.keys(keys).transpose(1, 0, 2)[:, None], values.transpose(1, 0, 2)[:, None]  # (Hkv, 1, n, D)
         grouped = queries.reshape(count, kv_heads, heads // kv_heads, size).transpose(1, 2, 0, 3)  # (Hkv, group, T, D)
         scores = self.scores(grouped, keys)
         scores[..., np.arange(end) > positions[:, None]] = -np.inf
@@ -95,10 +103,10 @@ class SlotZero(PlainAttention):
     """While decoding, the prompt's keys and values are all in slot 0, where the last one written is left; its other slots are
     zeros. Passes of several positions do not read them back."""
 
-    def visible(self, stored: np.ndarray, cache: PlainCache, positions: np.ndarray) -> np.ndarray:
+    def visible(self, stored: np.ndarray, positions: np.ndarray) -> np.ndarray:
         if len(positions) > 1 or positions[0] == 0:
             return stored
-        seen, end = stored.copy(), cache.prompt_end
+        seen, end = stored.copy(), self.prompt_end
         seen[0], seen[1:end] = stored[end - 1], 0
         return seen
 

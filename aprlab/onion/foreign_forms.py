@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from aprlab.errors import BROKEN
 from aprlab.faults import FAULTS, Fault
 from aprlab.faults.apply import misread
 from aprlab.model.config import ModelConfig
+from aprlab.model.model import Model
 from aprlab.onion.foreign_shadow import Judges, Operation
 from aprlab.quants import REGISTRY
 
@@ -151,7 +153,12 @@ def _by_decoder(fault: Fault, operation: Operation, judges: Judges) -> Iterator[
     kind = judges.model.tensor(weight).type
     if registry.get(kind) is not REGISTRY.get(kind):
         wrong = misread(judges.model, registry, as_floats=False)
-        yield Form(fault.id, again, fault.id, engine=lambda engine: judges.by(judges.contract, wrong))
+        yield Form(fault.id, again, fault.id, engine=partial(_over, wrong))
+
+
+def _over(model: Model, engine: Engine) -> Engine:
+    assert isinstance(engine, ContractEngine)
+    return engine.over(model)
 
 
 # ── norms ─────────────────────────────────────────────────────────────────────────────────────────────────────────

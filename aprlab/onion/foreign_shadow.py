@@ -144,9 +144,9 @@ class Judges:
         self.simulated = self.by(self.contract)
         self.single = ContractEngine(self.model, dtype=np.float32, weights=self.weights, exact_rope=False)
 
-    def by(self, contract: Contract, model: Model | None = None) -> ContractEngine:
-        """Another contract, or another model, with the same decoded weights."""
-        return ContractEngine(model if model is not None else self.model, contract, weights=self.weights)
+    def by(self, contract: Contract) -> ContractEngine:
+        """Another contract, with the same decoded weights."""
+        return ContractEngine(self.model, contract, weights=self.weights)
 
     @property
     def three(self) -> tuple[ContractEngine, ContractEngine, ContractEngine]:

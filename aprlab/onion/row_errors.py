@@ -174,7 +174,8 @@ def _over(errors: RowErrors, after: TensorType, limit: np.ndarray, value: float)
     return bad
 
 
-_TELLS = 6.5  # spreads from which on a row is no longer one of its tensor's
+_TELLS = 8.0  # spreads from which on a row's slope is none of its tensor's; ggml's encoders stay below 6.1 on real weights
+_TELLS_SHIFT = 25.0  # and its offset: encoders of 2 bits leave up to 10.2
 _ROWS = 32  # fewer do not tell what spread is usual
 _SPREAD = (0.5, 1.5)  # of the noise of a slope, in its unit: at least, and where too few rows tell
 _SHIFT = 0.1  # what encoders shift all values by, as a share of the rms error
@@ -200,7 +201,7 @@ def tilted(errors: RowErrors) -> np.ndarray:
     share = np.median(slope[live] / e[live] ** 2)
     off = np.where(live, (slope - share * e**2) / unit, 0.0)
     moved = np.where(live, shift - np.median(shift[live]), 0.0)
-    far = (np.abs(off) > _TELLS * _spread(off[live])) | (np.abs(moved) > _TELLS * _spread(moved[live]))
+    far = (np.abs(off) > _TELLS * _spread(off[live])) | (np.abs(moved) > _TELLS_SHIFT * _spread(moved[live]))
     return np.flatnonzero(live if _tilted_throughout(errors, live & ~far) else far)
 
 

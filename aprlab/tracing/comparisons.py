@@ -364,6 +364,8 @@ def _refuse_unlike(a: Point, b: Point) -> None:
     for what, (left, right) in facts.items():
         if left != right:
             said = f"{a.name}: unlike trace points, {what} {left} against {right}"
+            if what == "contract":
+                said += "; trace both under one, or let `aprlab peel --source` judge each under its own"
             raise UsageError(said, code="trace.points-unlike")
 
 

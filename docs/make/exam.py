@@ -73,6 +73,8 @@ def row(case: Case, found: Any) -> dict[str, Any]:
 
 def table(record: dict[str, Any], cases: list[Case]) -> str:
     """The table, and the shares that came first, by how sure the cause is."""
+    if not record["cases"]:
+        return "*No run is recorded yet.*"
     heads = ("case", "model", "the thread says", "certainty", "we say", "score", "rank of the cause", "of")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for case in cases:

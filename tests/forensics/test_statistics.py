@@ -19,6 +19,7 @@ from aprlab.instruments.measured_figures import MeasuredFigures, agreement
 from aprlab.instruments.statistics_tables import Figure, TableRow, read_statistics
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
+from aprlab.paths import data_dir
 
 DECODERS = ["q4k-nibble-pairs", "q6k-sequential"]
 
@@ -240,3 +241,16 @@ def test_the_verb(tiny: Path, published: list[dict[str, Any]], tmp_path: Path, c
     assert "q6k-sequential has all figures of" in capsys.readouterr().out
     assert run_cli(["forensics", str(tiny)]) == 2
     assert "--saw, --statistics and --case" in capsys.readouterr().err
+
+
+@pytest.mark.real
+def test_the_published_baseline_was_computed_by_two_faulty_decoders(real_15b: Path) -> None:
+    """Twelve rows of upstream's reference of 2026-01-30, checksums included."""
+    found = explain_statistics(real_15b, data_dir() / "published-statistics.json")
+    answers = {answer.type: answer for answer in found.types}
+    assert (answers["F32"].rows, answers["F32"].differ) == (4, 0)
+    for kind, names in (("Q4_K", {"q4k-nibble-pairs", "q4k-16-bytes"}), ("Q6_K", {"q6k-sequential"})):
+        assert answers[kind].agree == 0
+        assert not answers[kind].unexplained
+        assert {name for name, *_ in answers[kind].explanations} == names
+        assert all(count == exact == answers[kind].rows for _, count, exact, _ in answers[kind].explanations)

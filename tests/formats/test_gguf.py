@@ -260,14 +260,14 @@ def test_a_scale_that_is_no_number_is_found(tiny: Path, tmp_path: Path) -> None:
 )
 def test_strings_at_once_are_the_strings_one_by_one(strings: list[str], tmp_path: Path) -> None:
     item = gguf.Field("k", gguf.ARRAY, strings, gguf.STRING)
-    data = gguf._pack_field(item)
+    data = gguf.pack_field(item)
     read = gguf._read_field(Cursor(memoryview(data), tmp_path / "x.gguf")).value
     assert list(read) == [read[i] for i in range(len(read))] == strings
 
 
 def test_a_character_cut_between_two_strings_is_not_utf8(tmp_path: Path) -> None:
     """Both halves would be one sound character if the strings were decoded together."""
-    data = gguf._pack_field(gguf.Field("k", gguf.ARRAY, ["ab", "cd", "e"], gguf.STRING))
+    data = gguf.pack_field(gguf.Field("k", gguf.ARRAY, ["ab", "cd", "e"], gguf.STRING))
     head = data.index(b"ab")
     data = data[: head + 1] + b"\xc3" + data[head + 2 : head + 10] + b"\xa4" + data[head + 11 :]
     read = gguf._read_field(Cursor(memoryview(data), tmp_path / "x.gguf")).value
@@ -278,7 +278,7 @@ def test_a_character_cut_between_two_strings_is_not_utf8(tmp_path: Path) -> None
 @pytest.mark.parametrize("left", [0, 3, 8, 9, 10, 17, 18, 19])
 def test_a_list_of_strings_that_ends_too_early_says_which(left: int, tmp_path: Path) -> None:
     """The offset is that of the string's length: the second string starts 10 bytes behind the first."""
-    data = gguf._pack_field(gguf.Field("k", gguf.ARRAY, ["ab", "cd"], gguf.STRING))
+    data = gguf.pack_field(gguf.Field("k", gguf.ARRAY, ["ab", "cd"], gguf.STRING))
     first = data.index(b"ab") - 8
     at = Cursor(memoryview(data[: first + left]), tmp_path / "x.gguf", first)
     with pytest.raises(FormatError) as error:

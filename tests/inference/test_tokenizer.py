@@ -132,8 +132,8 @@ def changed(index: int, token: str) -> list[str]:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"model": "llama"}, UnsupportedError, "'llama'"),
-        ({"pre": "llama-bpe"}, UnsupportedError, "'llama-bpe'.*qwen2"),
+        ({"model": "bert"}, UnsupportedError, "'bert'"),
+        ({"pre": "bloom"}, UnsupportedError, "'bloom'.*qwen2"),
         ({"merges": ["h q"]}, FormatError, "hq"),
         ({"merges": ["hello"]}, FormatError, "merge 0 'hello'"),
         ({"merges": [" a"]}, FormatError, "merge 0"),

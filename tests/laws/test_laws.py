@@ -20,7 +20,7 @@ from aprlab.onion.layers import FILE_LAYERS
 SOURCE = paths.embedded_model()
 ALL = cases(SOURCE)
 STEP = 2  # of the cases that are no healthy variants, one in so many is asked in CI; `all.py` asks all
-SPEAKING = 24  # one case in so many is made of the embedded model, too, which answers in words, and judged alone by a run
+SPEAKING = 48  # one case in so many is made of the embedded model, too, which answers in words, and judged alone by a run
 
 
 def _named(name: str) -> FileCase:
@@ -47,8 +47,8 @@ def said(small: Path, folder: Path) -> list[Said]:
         others = 0
         for case in cases(small):
             others += not case.healthy
-            if case.healthy or others % STEP == 0:
-                found.append(ask(case, small, folder, fast=True))
+            if case.healthy or others % STEP == 0:  # beside the source all of them, alone every other one
+                found.append(ask(case, small, folder, fast=True, alone=others % (2 * STEP) == 0))
         found += [ask(case, SOURCE, folder, pair=False) for case in ALL[::SPEAKING]]
     return [one for one in found if one is not None]
 

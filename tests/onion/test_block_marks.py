@@ -10,6 +10,7 @@ import pytest
 
 from aprlab import paths
 from aprlab.conversion.converter import convert
+from aprlab.conversion.recode import re_encoded
 from aprlab.faults import convert_with
 from aprlab.formats import open_model
 from aprlab.model.tensor import Tensor
@@ -20,11 +21,17 @@ from aprlab.quants import REGISTRY, types
 REF = paths.embedded_model()
 
 
-def test_every_mark_is_measured_and_healthy_in_the_embedded_model(tmp_path: Path) -> None:
+def encoded(kind: Any, *names: str) -> list[Tensor]:
+    """Matrices of the embedded model, encoded anew by this project."""
+    tensors = open_model(REF).tensors
+    made = [re_encoded(tensors[name], kind) for name in names]
+    return [tensor.replace(content=np.asarray(tensor.raw)) for tensor in made]
+
+
+def test_every_mark_is_measured_and_healthy_in_the_embedded_model() -> None:
     marks = marks_of(open_model(REF).tensors.values())
-    for kind in ("q4_k", "q5_k", "q8_0", "q4_0", "q5_0", "q4_1"):  # this project's encoder
-        convert(REF, tmp_path / f"{kind}.apr", quantize=kind)
-        marks += marks_of(open_model(tmp_path / f"{kind}.apr").tensors.values())
+    for kind in (types.Q4_K, types.Q5_K, types.Q8_0, types.Q4_0, types.Q5_0, types.Q4_1):  # this project's encoder
+        marks += marks_of(encoded(kind, "blk.0.ffn_up.weight", "blk.3.ffn_down.weight", "blk.5.attn_output.weight"))
     assert {mark.name for mark in marks} == set(nulls())
     assert [str(mark) for mark in marks if not mark.likely] == []
 
@@ -106,19 +113,17 @@ def test_a_mark_dies_on_the_fault_it_is_for(edit: Any, kind: Any, dead: set[str]
     assert {mark.type for mark in found} == {kind}
 
 
-def test_numbers_that_do_not_use_their_range_are_unlikely(tmp_path: Path) -> None:
-    convert(REF, tmp_path / "q.apr", quantize="q8_0")
-    tensor = open_model(tmp_path / "q.apr").tensors["blk.0.ffn_up.weight"]
+def test_numbers_that_do_not_use_their_range_are_unlikely() -> None:
+    (tensor,) = encoded(types.Q8_0, "blk.0.ffn_up.weight")
     raw = np.array(tensor.raw)
     raw.view(REGISTRY[types.Q8_0].layout)["qs"] //= 2
     assert [mark.name for mark in unlikely([tensor.replace(content=raw)])] == ["largest-number-127"]
     assert unlikely([tensor]) == []
 
 
-@pytest.mark.parametrize(("kind", "name"), [("q4_0", "lowest-number-present"), ("q4_1", "both-ends-present")])
-def test_numbers_that_never_reach_an_end_are_unlikely(kind: str, name: str, tmp_path: Path) -> None:
-    convert(REF, tmp_path / "q.apr", quantize=kind)
-    tensor = open_model(tmp_path / "q.apr").tensors["blk.0.ffn_up.weight"]
+@pytest.mark.parametrize(("kind", "name"), [(types.Q4_0, "lowest-number-present"), (types.Q4_1, "both-ends-present")])
+def test_numbers_that_never_reach_an_end_are_unlikely(kind: Any, name: str) -> None:
+    (tensor,) = encoded(kind, "blk.0.ffn_up.weight")
     raw = np.array(tensor.raw)
     raw.view(REGISTRY[tensor.type].layout)["qs"] |= 0x11
     assert [mark.name for mark in unlikely([tensor.replace(content=raw)])] == [name]

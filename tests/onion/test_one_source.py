@@ -83,7 +83,7 @@ def one_value(x: np.ndarray) -> np.ndarray:
 
 
 DAMAGE: dict[str, tuple[Change, str]] = {
-    "two rows × 1.06": (rows_scaled(1.06), "7, 200"), "two rows × 0.94": (rows_scaled(0.94), "7, 200"), "a lost row": (lost, "9"),
+    "two rows × 1.1": (rows_scaled(1.1), "7, 200"), "two rows × 0.9": (rows_scaled(0.9), "7, 200"), "a lost row": (lost, "9"),
     "two rows exchanged": (exchanged, "3, 50"), "one value": (one_value, "33"),
 }  # fmt: skip
 PAIRS = [(types.Q4_K, types.Q8_0), (types.Q4_0, types.Q6_K)]
