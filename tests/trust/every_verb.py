@@ -65,7 +65,7 @@ MODEL_VERBS: dict[str, list[str]] = {
     "verify": ["verify", "FILE", SOUND, "--out", "out"],
     "forensics": ["forensics", "FILE", "--saw", "garbage", "--only", "rope-norm"],
 }
-LAUNCH = ["--entry", "k", "--grid", "1", "--block", "32", "--arg", "out", "--out", "64"]
+LAUNCH = ["--entry", "k", "--grid", "1", "--block", "32", "--arg", "out"]
 OTHER_VERBS: dict[str, dict[str, list[str]]] = {
     ".ptx": {
         "entries": ["ptx", "entries", "FILE"],
@@ -150,6 +150,8 @@ def _wrong(seen: Seen, told: str, complained: str, left: list[str], as_json: boo
         yield "a traceback"
     if seen.status == 2 and sum(line.startswith("aprlab:") for line in complained.splitlines()) != 1:
         yield "not one line"
+    if " --help)" in complained:
+        yield "typer refused the command line, the file was not opened"
     if found := OBEYED.search(told + complained):
         yield f"the terminal obeys {found.group()!r}"
     if as_json:
