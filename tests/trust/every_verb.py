@@ -64,10 +64,14 @@ MODEL_VERBS: dict[str, list[str]] = {
     "gates": ["gates", SOUND, "FILE", "-n", "2"],
     "verify": ["verify", "FILE", SOUND, "--out", "out"],
     "forensics": ["forensics", "FILE", "--saw", "garbage", "--only", "rope-norm"],
-    "signatures": ["signatures", "FILE", "-n", "2", "--only", "rope-norm"],
 }
+LAUNCH = ["--entry", "k", "--grid", "1", "--block", "32", "--arg", "out"]
 OTHER_VERBS: dict[str, dict[str, list[str]]] = {
-    ".ptx": {"entries": ["ptx", "entries", "FILE"], "run": ["ptx", "run", "FILE"], "check": ["ptx", "check", "FILE"]},
+    ".ptx": {
+        "entries": ["ptx", "entries", "FILE"],
+        "run": ["ptx", "run", "FILE", *LAUNCH],
+        "check": ["ptx", "check", "FILE", *LAUNCH],
+    },
     ".yaml": {"sweep": ["sweep", "FILE", "--out", "out"], "qualify": ["qualify", SOUND, "--playbook", "FILE", "--out", "out"]},
     ".npz": {"compare": ["compare", "FILE", "FILE"], "compare --json": ["compare", "FILE", "FILE", "--json"]},
 }
@@ -146,6 +150,8 @@ def _wrong(seen: Seen, told: str, complained: str, left: list[str], as_json: boo
         yield "a traceback"
     if seen.status == 2 and sum(line.startswith("aprlab:") for line in complained.splitlines()) != 1:
         yield "not one line"
+    if " --help)" in complained:
+        yield "typer refused the command line, the file was not opened"
     if found := OBEYED.search(told + complained):
         yield f"the terminal obeys {found.group()!r}"
     if as_json:
