@@ -163,8 +163,8 @@ def _results(cells: Sequence[SweepCell], jobs: int, scheduler: str | None) -> It
         yield from (run_cell(cell) for cell in cells)
     else:
         threads = max(1, cores() // jobs)
-        tied = {"initializer": leave_with_parent, "initargs": (os.getpid(),)}
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), **tied) as pool:  # type: ignore[arg-type]
+        spawn = get_context("spawn")
+        with ProcessPoolExecutor(jobs, spawn, initializer=leave_with_parent, initargs=(os.getpid(),)) as pool:
             try:
                 futures: list[Future[CellResult]] = [pool.submit(run_cell, cell, None, threads) for cell in cells]
                 for future in as_completed(futures):
