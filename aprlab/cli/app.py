@@ -19,7 +19,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from aprlab.cli import output, sigbus
-from aprlab.cli.registry import Debug, Debugging, ProgramOutput, build, reset
+from aprlab.cli.registry import Debug, Debugging, MachineReader, build, reset
 from aprlab.cli.streams import fill_standard_streams
 from aprlab.cli.verbs import GROUPS, VERBS
 from aprlab.errors import AprlabError, UsageError
@@ -109,7 +109,7 @@ def _explain(error: BaseException, words: Sequence[str]) -> int:
     else:
         output.complain(str(found))
     # a word that typer does not know ends its reading before it comes to --json
-    if ProgramOutput.reads or (isinstance(error, _ClickUsageError) and "--json" in words):
+    if MachineReader.reads or (isinstance(error, _ClickUsageError) and "--json" in words):
         try:
             output.say_json(found.to_json())
             sys.stdout.flush()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from aprlab.cli import output
-from aprlab.cli.registry import group, set_program_output
+from aprlab.cli.registry import group, set_machine
 from aprlab.errors import UsageError
 
 # -- single options -----------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def FORCE(
 def JSON(
     as_json: Annotated[
         bool,
-        typer.Option("--json", callback=set_program_output, is_eager=True, help="Print JSON instead.", show_default=False),
+        typer.Option("--json", callback=set_machine, is_eager=True, help="Print JSON instead.", show_default=False),
     ] = False,
 ) -> dict[str, Any]:
     """For programs."""

@@ -88,7 +88,7 @@ class Debugging:
     on = False
 
 
-class ProgramOutput:
+class MachineReader:
     """Whether a program reads what is printed: --json was given."""
 
     reads = False
@@ -97,7 +97,7 @@ class ProgramOutput:
 def reset() -> None:
     """At the start of a command line: `Debugging` as the environment has it, no --json yet."""
     Debugging.on = bool(os.environ.get("APRLAB_DEBUG"))
-    ProgramOutput.reads = False
+    MachineReader.reads = False
 
 
 def _set_debug(value: bool) -> bool:
@@ -105,9 +105,9 @@ def _set_debug(value: bool) -> bool:
     return value
 
 
-def set_program_output(value: bool) -> bool:
+def set_machine(value: bool) -> bool:
     """Keep that --json was given, for errors."""
-    ProgramOutput.reads = ProgramOutput.reads or value
+    MachineReader.reads = MachineReader.reads or value
     return value
 
 

@@ -26,7 +26,7 @@ VERBS: tuple[Verb, ...] = (
         "run", LOOK, look.run, 'run model.apr -p "What is 2+2?" --trace "layers.*.out" --trace-out trace.npz',
         (SAMPLING, LENGTH, ENGINE, FORCE, JSON), {1: "logits are not numbers"},
     ),
-    Verb("trace", LOOK, look.trace, "trace model.gguf --source reference -o trace.npz", (OUTPUT,)),
+    Verb("trace", LOOK, look.trace, "trace model.gguf --source reference -o reference.npz", (OUTPUT,)),
     Verb("compare", LOOK, look.compare, "compare ours.npz jit.npz", (JSON,), _DIFFER),
     Verb("chat", LOOK, look.chat, "chat model.apr --system 'Answer in one word.'", (SAMPLING, LENGTH, ENGINE)),
     Verb("convert", CONVERT, convert.convert, "convert model.gguf -o new.apr --verbose", (OUTPUT, JSON)),

@@ -163,8 +163,9 @@ def _results(cells: Sequence[SweepCell], jobs: int, scheduler: str | None) -> It
         yield from (run_cell(cell) for cell in cells)
     else:
         threads = max(1, cores() // jobs)
-        spawn = get_context("spawn")
-        with ProcessPoolExecutor(jobs, spawn, initializer=leave_with_parent, initargs=(os.getpid(),)) as pool:
+        with ProcessPoolExecutor(
+            jobs, mp_context=get_context("spawn"), initializer=leave_with_parent, initargs=(os.getpid(),)
+        ) as pool:
             try:
                 futures: list[Future[CellResult]] = [pool.submit(run_cell, cell, None, threads) for cell in cells]
                 for future in as_completed(futures):

@@ -198,9 +198,10 @@ def tilted(errors: RowErrors) -> np.ndarray:
         slope, shift = errors.ab / errors.aa - 1, (errors.b - errors.a) / np.sqrt(errors.dd)
     if not live.any():
         return np.zeros(0, np.int64)
+    off, moved = np.zeros(len(e)), np.zeros(len(e))
     share = np.median(slope[live] / e[live] ** 2)
-    off = np.where(live, (slope - share * e**2) / unit, 0.0)
-    moved = np.where(live, shift - np.median(shift[live]), 0.0)
+    off[live] = (slope[live] - share * e[live] ** 2) / unit[live]
+    moved[live] = shift[live] - np.median(shift[live])
     far = (np.abs(off) > _TELLS * _spread(off[live])) | (np.abs(moved) > _TELLS_SHIFT * _spread(moved[live]))
     return np.flatnonzero(live if _tilted_throughout(errors, live & ~far) else far)
 

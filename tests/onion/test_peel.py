@@ -27,7 +27,7 @@ from aprlab.onion.words import TEMPLATES
 REF = paths.embedded_model()
 KEYS = [
     "schema", "verdict", "compared", "engine", "engine_asked", "findings", "first_divergence", "repair", "health",
-    "instruments", "seconds",
+    "cost", "not_looked_at", "instruments", "seconds",
 ]  # fmt: skip
 
 
