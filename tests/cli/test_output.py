@@ -274,6 +274,7 @@ def test_every_json_goes_through_that_door(monkeypatch, capsys: pytest.CaptureFi
     assert run_cli(["inspect", str(tiny), "--json"]) == 0
     found = json.loads(capsys.readouterr().out, parse_constant=lambda word: 1 / 0)
     assert found.pop("identity")["kind"] == "model"
+    found.pop("unusual", None)
     assert found == {"x": "nan", "y": ["inf"]}
 
 
@@ -291,13 +292,13 @@ def test_json_is_json_on_an_ascii_stream(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "status", "code"),
     [
-        (["inspect", "gone.gguf", "--json"], 2, "formats.no-such-file"),
-        (["--debug", "inspect", "gone.gguf", "--json"], 2, "formats.no-such-file"),
-        (["run", "cut.gguf", "--json"], 2, "gguf.truncated"),
-        (["faults", "no-such", "--json"], 2, "faults.unknown-fault"),
-        (["run", "X", "-n", "many", "--json"], 2, "cli.usage"),
+        (["inspect", "gone.gguf", "--json"], 2, "reading.unreadable"),
+        (["--debug", "inspect", "gone.gguf", "--json"], 2, "reading.unreadable"),
+        (["run", "cut.gguf", "-p", "Hi", "--json"], 2, "gguf.implausible-count"),
+        (["faults", "no-such", "--json"], 2, "faults.unknown"),
+        (["run", "X", "-p", "Hi", "-n", "many", "--json"], 2, "cli.usage"),
         (["inspect", "X", "--no-such", "--json"], 2, "cli.usage"),
-        (["convert", "X", "-o", "no/such/folder/x.apr", "--json"], 2, "writing.no-folder"),
+        (["convert", "X", "-o", "no/such/folder/x.apr", "--json"], 2, "writing.no-such-folder"),
     ],
 )
 def test_an_error_is_json_where_json_was_asked_for(
@@ -316,7 +317,7 @@ def test_an_error_is_json_where_json_was_asked_for(
     assert run_cli([word for word in words if word != "--json"]) == status
     assert capsys.readouterr().out == "", "nothing where it was not asked for, and the last command line is forgotten"
     with monkeypatch.context() as patch:
-        patch.setattr("aprlab.cli.app.output.say_json", lambda value: None)
+        patch.setattr(output, "say_json", lambda value: None)
         assert run_cli(words) == status
         assert capsys.readouterr().out == "", "it is printed there and nowhere else"
 
