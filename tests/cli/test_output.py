@@ -294,9 +294,9 @@ def test_json_is_json_on_an_ascii_stream(tiny: Path) -> None:
     [
         (["inspect", "gone.gguf", "--json"], 2, "reading.unreadable"),
         (["--debug", "inspect", "gone.gguf", "--json"], 2, "reading.unreadable"),
-        (["inspect", "cut.gguf", "--json"], 2, "gguf.implausible-count"),
+        (["run", "cut.gguf", "-p", "Hi", "--json"], 2, "gguf.implausible-count"),
         (["faults", "no-such", "--json"], 2, "faults.unknown"),
-        (["run", "X", "-n", "many", "--json"], 2, "cli.usage"),
+        (["run", "X", "-p", "Hi", "-n", "many", "--json"], 2, "cli.usage"),
         (["inspect", "X", "--no-such", "--json"], 2, "cli.usage"),
         (["convert", "X", "-o", "no/such/folder/x.apr", "--json"], 2, "writing.no-such-folder"),
     ],

@@ -118,10 +118,13 @@ def kill(pid: int) -> None:
 
 
 def leftovers(folder: Path, output: Path) -> bool:
-    """Something next to the output or in TMPDIR, once what has lost its parent is gone."""
+    """Something next to the output or in TMPDIR, once what has lost its parent is gone.
+
+    Jupyter's own file for the connection to a kernel (``tmp….json``, some 300 bytes) is not counted: aprlab does not name it.
+    """
     temporary = folder.with_name(f"{folder.name}-tmp")
     for _ in range(40):
-        rest = [*(p for p in folder.iterdir() if p != output), *temporary.glob("aprlab-*"), *temporary.glob("tmp*")]
+        rest = [*(p for p in folder.iterdir() if p != output), *temporary.glob("aprlab-*"), *temporary.glob("tmp*[!n]")]
         if not rest:
             return False
         time.sleep(0.05)

@@ -64,7 +64,7 @@ def test_a_child_that_outlives_its_parent_is_seen(tmp_path: Path) -> None:
 
 def test_a_killed_sweeps_folder_goes_with_the_next_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from aprlab.errors import FormatError
-    from aprlab.formats.leftovers import temporary_folder
+    from aprlab.formats.leftovers import claimed_folder, release_folder
     from aprlab.lab import sweeps
 
     code = "import os; from aprlab.lab.sweeps import TEMPORARY, temporary_folder\n"
@@ -73,10 +73,12 @@ def test_a_killed_sweeps_folder_goes_with_the_next_sweep(tmp_path: Path, monkeyp
     left = [path.name for path in tmp_path.iterdir()]
     assert len(left) == 1 and left[0].startswith(sweeps.TEMPORARY)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with temporary_folder(sweeps.TEMPORARY) as living:
-        assert len(list(tmp_path.iterdir())) == 2
-        matrix = tmp_path / "m.yaml"
-        matrix.write_text("notebooks: [00_golden_rule]\nmatrix: {engine: [no-such-engine]}\n")
-        with pytest.raises(FormatError):
-            sweeps.sweep(matrix, tmp_path / "out")
-        assert {path.name for path in tmp_path.iterdir()} <= {living.name, "m.yaml", "out"}
+    living = claimed_folder(sweeps.TEMPORARY)
+    assert len(list(tmp_path.iterdir())) == 2
+    matrix = tmp_path / "m.yaml"
+    matrix.write_text("notebooks: [00_golden_rule]\nmatrix: {engine: [no-such-engine]}\n")
+    with pytest.raises(FormatError):
+        sweeps.sweep(matrix, tmp_path / "out")
+    assert living.is_dir()
+    assert {path.name for path in tmp_path.iterdir()} <= {living.name, "m.yaml", "out"}
+    release_folder(living)

@@ -43,7 +43,7 @@ def test_text_that_a_terminal_obeys_is_seen() -> None:
 
 def test_a_traceback_and_bare_nan_are_seen() -> None:
     """More mutants: an error that is no AprlabError, and JSON with a bare NaN."""
-    broken = "from aprlab.formats import identity; import aprlab.formats as f\nf.identify = lambda path: 1 / 0"
+    broken = "from aprlab.model import description; description.describe = lambda *_: 1 / 0"
     assert "a traceback" in seen("--only", "nan-key", "--verbs", "inspect", before=broken)[0]["wrong"]
     bare = "from aprlab.cli import output; output.say_json = lambda value: print('{\"x\": NaN}')"
     assert "not JSON" in seen("--only", "nan-key", "--verbs", "inspect --json", before=bare)[0]["wrong"][0]
