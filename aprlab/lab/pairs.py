@@ -261,14 +261,17 @@ def pair(
     )  # fmt: skip
 
 
-def patient(candidate: str | Path = "", fault: str = "", *, folder: str | Path, engine: str = "") -> Files:
+def patient(
+    candidate: str | Path = "", fault: str = "", *, folder: str | Path, engine: str = "", model: str | Path = ""
+) -> Files:  # fmt: skip
     """One file to judge alone, as the parameters of notebook 07b ask for it.
 
     Args:
-        candidate: the file; empty: the embedded model with `fault` in it.
+        candidate: the file; empty: the model with `fault` in it.
         fault: ids of the catalogue, comma-separated; not looked at beside a candidate.
         folder: where a faulty file is written.
         engine: runs the file; empty: chosen by its size.
+        model: a healthy file that the fault is put into; empty: the embedded one.
 
     Raises:
         UsageError: neither a candidate nor a fault, or whatever `convert_with` raises.
@@ -279,7 +282,7 @@ def patient(candidate: str | Path = "", fault: str = "", *, folder: str | Path, 
     if not chosen:
         raise UsageError("either a candidate or a fault is needed", code="lab.candidate-or-fault")
     path, ids = Path(folder) / "patient.apr", [f.id for f in chosen]
-    convert_with(paths.embedded_model(), path, ids, **given_for(chosen))
+    convert_with(Path(model) if model else paths.embedded_model(), path, ids, **given_for(chosen))
     return Files(None, path, engine=engine or None, faults=ids)
 
 

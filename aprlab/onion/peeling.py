@@ -245,11 +245,12 @@ def _judge_alone(
     with clock("strict"):
         opened = opening.opened(case.file, prompt=asked.prompt, max_tokens=asked.max_tokens, model=model)
         known_cause = opened.refusal is None or opening.explained(opened, case, verdict.findings, fixes)
-    if not known_cause:
+    sure = any(f.confidence >= 1.0 for f in verdict.findings if not f.harmless)
+    if not known_cause or (opened.refusal is not None and not sure):  # a convention explains it; the refusal proves it
         verdict.findings.insert(0, opening.finding(opened))
-        if isinstance(opened.error, UnsupportedError):
-            verdict.verdict = "unproved"
-            return []
+    if not known_cause and isinstance(opened.error, UnsupportedError):
+        verdict.verdict = "unproved"
+        return []
     if opened.refusal is not None or asked.fast:
         verdict.verdict = word_alone(verdict.findings, "unproved")
         if fixes and not asked.fast and known_cause:

@@ -118,7 +118,9 @@ ROWS: dict[str, tuple[Make, str, str]] = {  # what: how it is made, its code, wh
     "moe": (with_keys(general__architecture="qwen2moe"), "identity.mixture-of-experts", "mixture of experts"),
     "experts": (with_keys(qwen2__expert_count=8), "identity.mixture-of-experts", "qwen2.expert_count"),
     "first part": (with_keys(split__count=5, split__no=0), "identity.part-of-several", "part 1 of 5 .*--merge"),
-    "values per layer": (with_keys(qwen2__attention__head_count_kv=[2, 1]), "identity.values-per-layer", "head_count_kv"),
+    "values per layer": (
+        with_keys(qwen2__attention__head_count_kv=[2, 2, 2, 2, 2, 2, 2, 1]), "identity.values-per-layer", "head_count_kv"
+    ),
     "big-endian": (with_version(b"\0\0\0\3"), "identity.big-endian", "big-endian"),
     "version 1": (with_version(b"\1\0\0\0"), "identity.gguf-version-1", "version 1"),
     "ggjt": (of_bytes(b"tjgg" + bytes(range(90))), "identity.older-ggml", "ggjt"),
