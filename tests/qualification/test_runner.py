@@ -58,7 +58,7 @@ def test_whatever_breaks_is_a_result_and_the_next_scenario_runs(tiny: Path, tmp_
 
 
 def test_a_child_that_cannot_start_is_tried_once(tiny: Path, tmp_path: Path) -> None:
-    found = qualify(tiny, book(tmp_path, [ask("a", "x"), ask("b", "y")]), serve=children.stub, engine="unopenable")
+    found = qualify(tiny, book(tmp_path, [ask("a", "x"), ask("b", "y")]), serve=children.stub, engine="ptx")
     assert [(row.outcome, row.note) for row in found.rows] == [(CRASH, "the process ended: exit status 7")] * 2
 
 
