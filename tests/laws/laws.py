@@ -101,7 +101,9 @@ def _broken(said: Said, name: str, verdict: Verdict) -> list[str]:
     looked_at = verdict.verdict == "unproved" and not verdict.health and all(f.harmless for f in verdict.findings)
     if verdict.exit_code != 0 and said.case.healthy and not looked_at:
         return [f"false alarm {name}: {verdict.verdict}: {verdict.findings[0] if verdict.findings else verdict.health}"]
-    if said.refused is not None and not any(not f.harmless for f in verdict.findings):
+    # A file that is no model of ours is looked at as far as that goes; why no run is said where a run would be.
+    carried = verdict.verdict == "unproved" and str(said.refused).startswith("identity.") and "forward" in verdict.not_looked_at
+    if said.refused is not None and not carried and not any(not f.harmless for f in verdict.findings):
         return [f"{name}: run refuses ({said.refused}), and nothing is found"]
     return []
 
