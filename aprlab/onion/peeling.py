@@ -245,8 +245,9 @@ def _judge_alone(
     with clock("strict"):
         opened = opening.opened(case.file, prompt=asked.prompt, max_tokens=asked.max_tokens, model=model)
         known_cause = opened.refusal is None or opening.explained(opened, case, verdict.findings, fixes)
-    sure = any(f.confidence >= 1.0 for f in verdict.findings if not f.harmless)
-    if not known_cause or (opened.refusal is not None and not sure):  # a convention explains it; the refusal proves it
+    bad = [f for f in verdict.findings if not f.harmless]
+    convention = all(f.confidence < 1.0 and f.layer in ("config", "tokenizer") for f in bad)
+    if not known_cause or (opened.refusal is not None and convention):  # it explains the refusal, which proves it
         verdict.findings.insert(0, opening.finding(opened))
     if not known_cause and isinstance(opened.error, UnsupportedError):
         verdict.verdict = "unproved"
