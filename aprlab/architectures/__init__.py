@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 
 from aprlab.architectures import llama, qwen2, qwen3
-from aprlab.architectures.inputs import Tap, check
+from aprlab.architectures.inputs import Tap, check, points
 from aprlab.engines.base import Array, Cache, Engine
 from aprlab.model.architecture import ARCHITECTURES, architecture_of
 from aprlab.model.config import ModelConfig
@@ -33,12 +33,6 @@ def forward(
     run = PASSES[architecture_of(config.architecture).name].forward
     logits: Array = run(engine, config, tokens, cache, tap, last_only=last_only)
     return logits
-
-
-def points(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every trace point of the config's architecture in the order of its pass, with the shape of one position's value."""
-    found: dict[str, tuple[int, ...]] = PASSES[architecture_of(config.architecture).name].points(config)
-    return found
 
 
 __all__ = ["PASSES", "Tap", "check", "forward", "points"]

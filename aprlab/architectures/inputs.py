@@ -9,7 +9,7 @@ import numpy as np
 
 from aprlab.engines.base import Array
 from aprlab.errors import FormatError, UnsupportedError, UsageError
-from aprlab.model.architecture import ARCHITECTURES
+from aprlab.model.architecture import ARCHITECTURES, architecture_of
 from aprlab.model.config import ModelConfig
 from aprlab.model.inventory import shapes
 from aprlab.model.model import Model
@@ -93,9 +93,27 @@ def checked(tokens: Sequence[int] | np.ndarray, config: ModelConfig) -> np.ndarr
     return ids.astype(np.int64)
 
 
+def points(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every trace point in the order of the pass, with the shape of one position's value.
+
+    Raises:
+        UnsupportedError: an architecture without a forward pass here.
+    """
+    e, f = config.embedding_length, config.feed_forward_length
+    q, k = (config.head_count, config.head_dim), (config.head_count_kv, config.head_dim)
+    normed = any(gguf == "blk.N.attn_q_norm.weight" for gguf, _, _ in architecture_of(config.architecture).layer)
+    layer = {
+        "attn_norm": (e,), "q": q, "k": k, "v": k, **({"q_norm": q, "k_norm": k} if normed else {}), "q_rope": q, "k_rope": k,
+        "attn": (config.head_count * config.head_dim,), "attn_out": (e,), "ffn_inp": (e,),
+        "ffn_norm": (e,), "gate": (f,), "up": (f,), "swiglu": (f,), "down": (e,), "out": (e,),
+    }  # fmt: skip
+    layers = {f"layers.{n}.{name}": shape for n in range(config.block_count) for name, shape in layer.items()}
+    return {"embed": (e,), **layers, "norm": (e,), "logits": (config.vocab_size,)}
+
+
 def pass_by(point: str, x: Array) -> Array:
     """A tap that only lets pass."""
     return x
 
 
-__all__ = ["Tap", "check", "checked", "foreign_tensor", "pass_by"]
+__all__ = ["Tap", "check", "checked", "foreign_tensor", "pass_by", "points"]

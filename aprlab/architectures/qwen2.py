@@ -30,7 +30,7 @@ def forward(
 
     Args:
         engine: does the arithmetic.
-        config: what `points` below and `inventory.shapes` call H, Hkv, D, E, F, V.
+        config: what `points` and `inventory.shapes` call H, Hkv, D, E, F, V.
         tokens: ids ``(T,)``.
         cache: from `engine.new_cache(config, capacity)`.
         tap: called at every point of `points(config)`, in order.
@@ -76,16 +76,3 @@ def forward(
         x = x[-1:]
     x = see("norm", engine.norm(x, "output_norm.weight", eps))  # (T, E)
     return see("logits", engine.matmul(x, output_weight(config)))  # (T, V)
-
-
-def points(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every trace point in the order of the pass, with the shape of one position's value."""
-    e, f = config.embedding_length, config.feed_forward_length
-    q, k = (config.head_count, config.head_dim), (config.head_count_kv, config.head_dim)
-    layer = {
-        "attn_norm": (e,), "q": q, "k": k, "v": k, "q_rope": q, "k_rope": k,
-        "attn": (config.head_count * config.head_dim,), "attn_out": (e,), "ffn_inp": (e,),
-        "ffn_norm": (e,), "gate": (f,), "up": (f,), "swiglu": (f,), "down": (e,), "out": (e,),
-    }  # fmt: skip
-    layers = {f"layers.{n}.{name}": shape for n in range(config.block_count) for name, shape in layer.items()}
-    return {"embed": (e,), **layers, "norm": (e,), "logits": (config.vocab_size,)}

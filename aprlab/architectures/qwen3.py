@@ -66,16 +66,3 @@ def forward(
         x = x[-1:]
     x = see("norm", engine.norm(x, "output_norm.weight", eps))  # (T, E)
     return see("logits", engine.matmul(x, output_weight(config)))  # (T, V)
-
-
-def points(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every trace point in the order of the pass, with the shape of one position's value."""
-    e, f = config.embedding_length, config.feed_forward_length
-    q, k = (config.head_count, config.head_dim), (config.head_count_kv, config.head_dim)
-    layer = {
-        "attn_norm": (e,), "q": q, "k": k, "v": k, "q_norm": q, "k_norm": k, "q_rope": q, "k_rope": k,
-        "attn": (config.head_count * config.head_dim,), "attn_out": (e,), "ffn_inp": (e,),
-        "ffn_norm": (e,), "gate": (f,), "up": (f,), "swiglu": (f,), "down": (e,), "out": (e,),
-    }  # fmt: skip
-    layers = {f"layers.{n}.{name}": shape for n in range(config.block_count) for name, shape in layer.items()}
-    return {"embed": (e,), **layers, "norm": (e,), "logits": (config.vocab_size,)}

@@ -1,7 +1,7 @@
 """What a source is: a program under test that runs tokens and gives a trace, and says beforehand what it can.
 
 Our own engines are sources like llama.cpp, transformers or a dump on disk. Whoever judges a source asks for nothing but this
-protocol, so a new program needs one subclass. A value is a point of `architectures.qwen2.points` or it is not in the
+protocol, so a new program needs one subclass. A value is a point of `architectures.points` or it is not in the
 trace: keys before rotation are ``k`` and those after it ``k_rope``, the output of an MLP is ``down``, the stream after
 it ``out``. So neither the residual convention nor the place of the rotation is left to guess.
 """

@@ -314,11 +314,16 @@ def compare_traces(a: Trace, b: Trace, title: str = "trace, a against b") -> Com
 
 def layer_rows(trace: Trace, step: str = "out") -> list[dict[str, Any]]:
     """Summaries of one step of every layer (``layers.N.<step>``) in layer order: ``layer``, ``mean``, ``std``, ``l2``, …"""
+    return [{"layer": n, **asdict(trace[name].summary())} for n, name in _layers(trace, step)]
+
+
+def _layers(trace: Trace, step: str) -> list[tuple[int, str]]:
+    """Number and point of each layer that the trace has this step of; raises UsageError where it has none."""
     names = [(n, f"layers.{n}.{step}") for n in range(trace.config.block_count)]
-    rows = [{"layer": n, **asdict(trace[name].summary())} for n, name in names if name in trace]
-    if not rows:
+    found = [(n, name) for n, name in names if name in trace]
+    if not found:
         raise UsageError(f"the trace holds no point 'layers.*.{step}'", code="trace.point-missing")
-    return rows
+    return found
 
 
 def layer_errors(a: Trace, b: Trace) -> tuple[list[str], np.ndarray]:
@@ -341,10 +346,10 @@ def agreement_rows(a: Trace, b: Trace, step: str = "out") -> list[dict[str, Any]
     where the error is as large as the signal, nan where b holds NaN or Inf.
     """
     rows = []
-    for row in layer_rows(a, step):
-        d = difference(a[f"layers.{row['layer']}.{step}"].values, b[f"layers.{row['layer']}.{step}"].values)
+    for n, name in _layers(a, step):
+        d = difference(a[name].values, b[name].values)
         snr = math.inf if d.rel_l2 == 0 else -20 * math.log10(d.rel_l2) if math.isfinite(d.rel_l2) else math.nan
-        rows.append({"layer": row["layer"], "snr": snr, "cosine": d.cosine, "equal": d.equal})
+        rows.append({"layer": n, "snr": snr, "cosine": d.cosine, "equal": d.equal})
     return rows
 
 

@@ -1,6 +1,6 @@
 """Named points of a forward pass, kept: values, positions, and the contract they were computed under.
 
-Points are called as in `aprlab.architectures.qwen2.points`: ``embed``, ``layers.0.attn_norm``, ``layers.0.q`` … ``norm``,
+Points are called as in `aprlab.architectures.points`: ``embed``, ``layers.0.attn_norm``, ``layers.0.q`` … ``norm``,
 ``logits``. Which positions a value belongs to is part of it, since statistics over all positions on one side and over
 the last on the other have been taken for a bug before.
 """

@@ -100,12 +100,10 @@ def kernel_stepper(
 
 
 def _sides(files: tuple[str | Path, ...]) -> list[Side]:
-    from aprlab.widgets.models.files import Side
+    from aprlab.widgets.models.files import Side, labels_of
 
     given = [Path(file) for file in files or (paths.embedded_model(),)]
-    names = [path.name for path in given]
-    labels = names if len(set(names)) == len(names) else [str(path) for path in given]
-    return [Side.open(path, label) for path, label in zip(given, labels, strict=True)]
+    return [Side.open(path, label) for path, label in zip(given, labels_of(given), strict=True)]
 
 
 __all__ = ["block_microscope", "kernel_stepper", "onion_explorer", "tensor_browser", "trace_explorer"]

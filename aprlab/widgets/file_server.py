@@ -31,27 +31,27 @@ SUFFIXES = (".gguf", ".apr", ".safetensors")
 
 
 @lru_cache(maxsize=4)
-def _opened(path: Path, stamp: tuple[int, int]) -> Side:
+def _opened(path: Path, label: str, stamp: tuple[int, int]) -> Side:
     from aprlab.widgets.models.files import Side
 
-    return Side.open(path)
+    return Side.open(path, label)
 
 
-def opened(path: Path) -> Side:
-    """The file, from the last few that were opened unless it has changed since."""
-    status = path.stat()
-    return _opened(path, (status.st_mtime_ns, status.st_size))
+def opened(*files: Path | None) -> list[Side]:
+    """The files that there are, from the last few that were opened unless they have changed since."""
+    from aprlab.widgets.models.files import labels_of
+
+    paths = [path for path in files if path is not None]
+    stamps = [(status.st_mtime_ns, status.st_size) for status in (path.stat() for path in paths)]
+    return [_opened(*each) for each in zip(paths, labels_of(paths), stamps, strict=True)]
 
 
 def header_page(path: Path, other: Path | None = None) -> dict[str, Any]:
     """Title, config, inventory by type and the rows of the tensor table; two files are compared byte by byte."""
     from aprlab.widgets import pages
-    from aprlab.widgets.models.files import Side
     from aprlab.widgets.models.tensors import TensorBrowser
 
-    sides = [opened(path), *([] if other is None else [opened(other)])]
-    if len({side.label for side in sides}) < len(sides):
-        sides = [Side.open(side.path, str(side.path)) for side in sides]
+    sides = opened(path, other)
     browser = TensorBrowser(*sides)
     browser.work.wait()
     if browser.work.error:
@@ -75,8 +75,7 @@ def tensor_page(path: Path, name: str, other: Path | None = None) -> dict[str, A
     from aprlab.widgets.drawing import png, value_histogram
     from aprlab.widgets.models.tensors import TensorBrowser
 
-    sides = [opened(path), *([] if other is None else [opened(other)])]
-    browser = TensorBrowser(*sides, compare=False)
+    browser = TensorBrowser(*opened(path, other), compare=False)
     browser.look(name)
     seen = browser.detail
     picture = png(lambda ax: value_histogram(seen.values, ax), (3.9, 2.8)) if seen is not None and seen.values else b""
@@ -88,7 +87,7 @@ def block_page(path: Path, name: str, row: int = 0, block: int = 0) -> dict[str,
     from aprlab.widgets import pages
     from aprlab.widgets.models.blocks import BlockMicroscope
 
-    scope = BlockMicroscope(opened(path), name=name)
+    scope = BlockMicroscope(*opened(path), name=name)
     scope.choose(row=row, block=block)
     return {
         "row": scope.row, "rows": scope.tensor().rows, "block": scope.block, "blocks": scope.blocks,

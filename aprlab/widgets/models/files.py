@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,12 @@ def known_files(extra: Mapping[str, str | Path] | None = None) -> dict[str, Path
     if folder.is_dir():
         found |= {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in (".gguf", ".apr")}
     return found | {label: Path(path) for label, path in (extra or {}).items()}
+
+
+def labels_of(paths: Sequence[Path]) -> list[str]:
+    """Names that tell the files apart: without folders where that is enough."""
+    names = [path.name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
 @dataclass
@@ -93,4 +99,4 @@ class Side:
         return len(found.raw) if found is not None else 0
 
 
-__all__ = ["Side", "known_files"]
+__all__ = ["Side", "known_files", "labels_of"]

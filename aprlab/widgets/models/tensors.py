@@ -154,14 +154,16 @@ class TensorBrowser(Observable):
 
     def choose(self, name: str) -> None:
         """Look at one tensor: its fingerprints and values are computed in the background."""
+        self._known(name)
+        self.work.start(f"decoding {name}", lambda: self.look(name))
+
+    def _known(self, name: str) -> None:
         if name not in {row.name for row in self.all}:
             raise UsageError(f"no tensor {name!r}", code="widgets.no-such-tensor")
-        self.work.start(f"decoding {name}", lambda: self.look(name))
 
     def look(self, name: str) -> None:
         """`choose`, here and now."""
-        if name not in {row.name for row in self.all}:
-            raise UsageError(f"no tensor {name!r}", code="widgets.no-such-tensor")
+        self._known(name)
         prints, values = {}, {}
         held = [side for side in self.sides if name in side.tensors]
         for n, side in enumerate(held):
