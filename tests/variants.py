@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from aprlab.formats import gguf
-from aprlab.model import Tensor
+from aprlab.model import Model, Tensor
 
 
 def typed(key: str, value: Any) -> gguf.Field:
@@ -42,6 +43,13 @@ def variant(
             file.write(tensor.raw.tobytes())
             file.write(bytes(-file.tell() % alignment))
     return output
+
+
+def first_layers(model: Model, count: int) -> Model:
+    """The model with its first layers only, in memory: enough for every operation, and quick."""
+    deeper = tuple(f"blk.{n}." for n in range(count, model.config.block_count))
+    tensors = {name: tensor for name, tensor in model.tensors.items() if not name.startswith(deeper)}
+    return model.with_changes(tensors=tensors, config=replace(model.config, block_count=count))
 
 
 def shallow(source: Path, output: Path, layers: int = 1) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from variants import first_layers
 
 from aprlab.engines import roundings
 from aprlab.engines.contract_engine import ContractEngine
@@ -29,10 +30,7 @@ TOKENS = [5, 9, 30, 77, 41, 8, 200, 31, 12]
 @pytest.fixture(scope="module")
 def model(tiny: Path) -> Model:
     """The first three layers of the embedded model: enough for every operation, and quick."""
-    whole = open_model(tiny)
-    deeper = tuple(f"blk.{n}." for n in range(3, 8))
-    tensors = {name: tensor for name, tensor in whole.tensors.items() if not name.startswith(deeper)}
-    return whole.with_changes(tensors=tensors, config=replace(whole.config, block_count=3))
+    return first_layers(open_model(tiny), 3)
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from variants import first_layers
 
 from aprlab.errors import AprlabError
 from aprlab.formats import open_model
@@ -25,10 +25,7 @@ STEPS = {"q": "q_proj", "q_rope": "q_rot", "attn_norm": "ln1", "down": "mlp", "f
 @pytest.fixture(scope="module")
 def model(tiny: Path) -> Model:
     """The first two layers of the embedded model."""
-    whole = open_model(tiny)
-    deeper = tuple(f"blk.{n}." for n in range(2, 8))
-    tensors = {name: tensor for name, tensor in whole.tensors.items() if not name.startswith(deeper)}
-    return whole.with_changes(tensors=tensors, config=replace(whole.config, block_count=2))
+    return first_layers(open_model(tiny), 2)
 
 
 @pytest.fixture(scope="module")
