@@ -310,7 +310,7 @@ def _right(case: FileCase, reference: Session) -> Session | None:
             if match.of is not None and match.kind is not None:
                 tensors[match.of.name] = case.healthy(match.of, match.kind)
         made = reference.model.with_changes(tensors=tensors)
-        return Session(made, engine=reference.engine.name, tokenizer=reference.tokenizer)
+        return Session(made, engine=reference.engine.spec, tokenizer=reference.tokenizer)
     except AprlabError:
         return None
 

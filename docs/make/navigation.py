@@ -22,15 +22,15 @@ def order(folder: Path) -> list[str]:
     return ["index.ipynb", *re.findall(r"\]\((\w+\.ipynb)\)", table)]
 
 
-def title(path: Path) -> str:
+def title(name: str) -> str:
     """What the index calls it: number and subject."""
-    return path.stem.replace("_", " ") if path.stem != "index" else "Start here"
+    return Path(name).stem.replace("_", " ")
 
 
-def line(folder: Path, names: list[str], n: int) -> str:
+def line(names: list[str], n: int) -> str:
     """Start, the one before, the one after."""
-    before = [f"before: [{title(folder / names[n - 1])}]({names[n - 1]})"] if n > 1 else []
-    after = [f"next: [{title(folder / names[n + 1])}]({names[n + 1]})"] if n + 1 < len(names) else []
+    before = [f"before: [{title(names[n - 1])}]({names[n - 1]})"] if n > 1 else []
+    after = [f"next: [{title(names[n + 1])}]({names[n + 1]})"] if n + 1 < len(names) else []
     start = ["[Start here](index.ipynb)"] if n else []
     return " · ".join([*start, *before, *after])
 
@@ -41,7 +41,7 @@ def main(folder: Path) -> None:
     for n, name in enumerate(names):
         notebook = nbformat.read(folder / name, 4)
         first = notebook.cells[0]
-        first.source = first.source.split(MARK)[0] + MARK + line(folder, names, n)
+        first.source = first.source.split(MARK)[0] + MARK + line(names, n)
         nbformat.write(notebook, folder / name)
 
 
