@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from aprlab import paths
+
+# Workers share the cores already: a second thread of BLAS in each only waits, and waiting burns a core. Set before NumPy is
+# loaded, and for all children.
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
 
 
 def _real(file: str) -> Path:

@@ -27,7 +27,13 @@ from aprlab.model.tensor import Tensor
 
 Array = Any  # an engine's own array: float32, C order
 Hook = Callable[..., None]  # gets what a primitive returned, then the arguments of the call
+SMALL = 30_000_000  # weights: NumPy is quick enough below, and decoded copies of all of them are no burden
 PRIMITIVES = ("embed", "norm", "matmul", "rope", "attend", "swiglu", "add")
+
+
+def weights(model: Model) -> int:
+    """Number of values in all tensors."""
+    return sum(tensor.size for tensor in model.tensors.values())
 
 
 @dataclass(slots=True)

@@ -20,12 +20,11 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 
-from aprlab.engines.base import spelled
+from aprlab.engines.base import SMALL, spelled, weights
 from aprlab.errors import AprlabError, UsageError, reason
 from aprlab.model.model import Model
 
 AUTO = "auto"
-SMALL = 30_000_000  # weights: NumPy is quick enough below, and decoded copies of all of them are no burden
 # name -> module and class; imported when asked for, since each brings its own library
 ENGINES: dict[str, tuple[str, str]] = {
     "reference": ("aprlab.engines.reference", "ReferenceEngine"),
@@ -139,11 +138,6 @@ def _refusal(name: str, model: Model, contract: str, threads: int | None, stream
     if name == "cuda":
         return cuda_refusal(model, contract)
     return jit_refusal(model, contract, threads) if name == "jit" else None
-
-
-def weights(model: Model) -> int:
-    """Number of values in all tensors."""
-    return sum(tensor.size for tensor in model.tensors.values())
 
 
 def is_small(model: Model) -> bool:

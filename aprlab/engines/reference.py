@@ -11,7 +11,7 @@ import math
 import numpy as np
 import psutil
 
-from aprlab.engines.base import Cache, Engine
+from aprlab.engines.base import SMALL, Cache, Engine, weights
 from aprlab.engines.blas import blas_threads
 from aprlab.errors import FormatError, UnsupportedError
 from aprlab.model.config import ModelConfig
@@ -28,7 +28,8 @@ class ReferenceEngine(Engine):
 
     Args:
         model: the weights.
-        threads: threads of NumPy's BLAS during a matmul; None leaves its own default.
+        threads: threads of NumPy's BLAS during a product; None leaves its own default. A small model gets one: its
+            products gain nothing from a second, and a BLAS thread that waits for another burns a whole core.
         cache_weights: keep dequantised weights (True), decode them again each time (False), or decide by what they
             need against the memory that is free now (None): they are kept if they take at most half of it.
     """
@@ -38,6 +39,7 @@ class ReferenceEngine(Engine):
 
     def __init__(self, model: Model, threads: int | None = None, cache_weights: bool | None = None) -> None:
         super().__init__(model, threads)
+        self._blas_threads = 1 if weights(model) < SMALL else threads
         if cache_weights is None:
             cache_weights = 4 * sum(t.size for t in self._cacheable()) <= psutil.virtual_memory().available // 2
         self.cache_weights = cache_weights
@@ -104,7 +106,7 @@ class ReferenceEngine(Engine):
 
     def matmul(self, x: np.ndarray, weight: str, bias: str | None = None) -> np.ndarray:
         tensor = self.matrix(weight, x.shape[-1])
-        with blas_threads(self.threads):
+        with blas_threads(self._blas_threads):
             if self.cache_weights:
                 y = x @ self._matrix(tensor).T  # (T, cols) @ (cols, rows)
             else:
@@ -154,11 +156,13 @@ class ReferenceEngine(Engine):
             seen = start + block.stop  # no query of this block looks at a later position
             keys, values = cache.k[layer, :, None, :seen], cache.v[layer, :, None, :seen]  # (Hkv, 1, n, D)
             queries = q[block].reshape(-1, kv_heads, group, size).transpose(1, 2, 0, 3)  # (Hkv, group, t, D)
-            scores = queries @ keys.swapaxes(-1, -2) * np.float32(1 / math.sqrt(size))  # (Hkv, group, t, n)
+            with blas_threads(self._blas_threads):
+                scores = queries @ keys.swapaxes(-1, -2) * np.float32(1 / math.sqrt(size))  # (Hkv, group, t, n)
             scores[..., np.arange(seen) > positions[block, None]] = -np.inf  # nothing looks ahead
             scores = np.exp(scores - scores.max(-1, keepdims=True))
             scores /= scores.sum(-1, keepdims=True)
-            y[block] = (scores @ values).transpose(2, 0, 1, 3)  # (t, Hkv, group, D)
+            with blas_threads(self._blas_threads):
+                y[block] = (scores @ values).transpose(2, 0, 1, 3)  # (t, Hkv, group, D)
         return y.reshape(count, heads * size)
 
     def swiglu(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:

@@ -226,7 +226,7 @@ def _relabelled(case: FileCase, seams: Seams) -> list[Deviation]:
         p, kind = match.piece, match.kind
         if kind is None or match.true is None or match.open_kinds or seams.code(kind) != kind.code:
             continue
-        others = [t for t in LIKELY if t is not kind and t.quantised and seams.code(t) == p.code and t.fits(p.shape, p.size)]
+        others = [t for t in LIKELY if t is not kind and seams.code(t) == p.code and t.fits(p.shape, p.size)]
         if len(others) == 1 and others[0].code != p.code:
             cause = Mechanism("dtype.code-of-another-type", {"type": others[0].name, "label": p.code, "means": kind.name})
             found.append(Deviation("type", match.true, p.code, others[0], cause, match))
