@@ -106,6 +106,7 @@ def inverses(
     if model is not None:
         yield from _heads(case)
         yield from _numbers(case)
+        yield from _one_less(case, model)
         if "GH-202" not in suggested or reversed_:
             yield from (inverse for inverse in _transposed(case) if inverse.fault.id not in ruled_out)
 
@@ -255,7 +256,8 @@ def _heads(case: FileCase) -> Iterator[Inverse]:
         if size == have[2] or rows % size or rows_kv % size or (rows // size) % (rows_kv // size):
             continue
         changed = dict(zip(fields, (rows // size, rows_kv // size, size), strict=True))
-        yield Inverse(FAULTS["head-dim-guessed"], [_number(case, name, value) for name, value in changed.items()])
+        id_ = "head-dim-halved" if size == 2 * have[2] else "head-dim-guessed"
+        yield Inverse(FAULTS[id_], [_number(case, name, value) for name, value in changed.items()])
 
 
 def _number(case: FileCase, name: str, value: Any) -> Deviation:
@@ -269,10 +271,24 @@ def _number(case: FileCase, name: str, value: Any) -> Deviation:
 
 def _transposed(case: FileCase) -> Iterator[Inverse]:
     """Matrices whose data were transposed and encoded again under their own shape."""
-    for id_, only in (("transposed-embedding", ("token_embd.weight",)), ("GH-202", ())):
+    heads = ("transposed-embedding", ("token_embd.weight",)), ("lm-head-transposed", ("output.weight",))
+    for id_, only in (*heads, ("GH-202", ())):
         found = list(_each_transposed(case, FAULTS[id_], None, only))
         if found:
             yield Inverse(FAULTS[id_], found, exact=False)
+
+
+def _one_less(case: FileCase, model: Model) -> Iterator[Inverse]:
+    """Norms from whose weights the one is taken that a converter may have added; the digits that it cost stay lost."""
+    fault, found = FAULTS["norm-plus-one"], []
+    for match in case.matches:
+        tensor = model.tensors.get(match.true or "")
+        if tensor is None or not tensor.name.endswith("norm.weight"):
+            continue
+        held = quantise(tensor.dequantise() - np.float32(1), tensor.type).reshape(-1)
+        found.append(_bytes(match, tensor.replace(content=held), fault))
+    if found:
+        yield Inverse(fault, found, exact=False)
 
 
 def _transposed_and_reversed(case: FileCase) -> Iterator[Inverse]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from aprlab.formats.raw import MISSING, TOKENIZER_FIELDS, Wrong, needed
-from aprlab.inference.tokenizer import CONTROL, PRE_TOKENIZERS
+from aprlab.inference.tokenizer import PRE_TOKENIZERS
+from aprlab.model.vocabulary import CONTROL, UNUSED
 from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase
 from aprlab.onion.layers._fields import difference, rotation
@@ -89,7 +90,9 @@ def alone(found: dict[str, Any]) -> list[Deviation]:
         marks = [n for n, t in enumerate(tokens) if t in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")]
         ordinary = [tokens[n] for n in marks if kinds[n] != CONTROL]
         if ordinary:
-            known_kinds = [CONTROL if n in marks else kind for n, kind in enumerate(kinds)]
+            # A converter that types no mark types no padding either: `[PADn]`, llama.cpp's name for rows without a token.
+            pads = {n for n, t in enumerate(tokens) if t == f"[PAD{n}]"}
+            known_kinds = [CONTROL if n in marks else UNUSED if n in pads else kind for n, kind in enumerate(kinds)]
             out.append(deviation("token_types", kinds, known_kinds, "tokenizer.specials-ordinary", tokens=ordinary))
         eos, ends = found["eos_token_id"], [n for n, t in enumerate(tokens) if t in ("<|im_end|>", "<|endoftext|>")]
         byte_level = found["model"] != "llama"  # SentencePiece's end is </s>, whatever else there is
