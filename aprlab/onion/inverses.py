@@ -112,17 +112,27 @@ def inverses(
 
 def _done(case: FileCase, model: Model | None, fault: Fault) -> list[Deviation]:
     """What a fault did to this file if it was at work, whatever it touches."""
+    seams, healthy = _seams(fault)
+    found = _renamed(case, seams) if seams.name is not healthy.name else []
+    if model is not None and seams.tensor is not healthy.tensor:
+        found += _moved(case, model, seams, fault)
+    if model is not None and seams.code is not healthy.code:
+        found += _relabelled(case, seams)
+    return found
+
+
+def _seams(fault: Fault) -> tuple[Seams, Seams]:
+    """The seams of a conversion with this fault, and those without: a decision that it leaves alone is the same function."""
     assert fault.seams is not None
-    seams = fault.seams(healthy_seams(apr.DIALECTS["aprender"]))
-    found = _renamed(case, seams)
-    return found if model is None else [*found, *_moved(case, model, seams, fault), *_relabelled(case, seams)]
+    healthy = healthy_seams(apr.DIALECTS["aprender"])
+    return fault.seams(healthy), healthy
 
 
 def exchanges(case: FileCase) -> Iterator[Inverse]:
     """Renamings alone: a file that speaks well may still have two parts of it under each other's names."""
     for fault in FAULTS.values():
         if fault.seams is not None and fault.layer == "naming":
-            found = _renamed(case, fault.seams(healthy_seams(apr.DIALECTS["aprender"])))
+            found = _renamed(case, _seams(fault)[0])
             if found:
                 yield Inverse(fault, found)
 
@@ -222,11 +232,15 @@ def _renamed(case: FileCase, seams: Seams) -> list[Deviation]:
 def _relabelled(case: FileCase, seams: Seams) -> list[Deviation]:
     """Tensors whose label is lawful, and is what the fault writes for another type of the same size."""
     found = []
+    written: dict[int, list[TensorType]] = {}
+    for kind in LIKELY:
+        if kind.quantised:
+            written.setdefault(seams.code(kind), []).append(kind)
     for match in case.matches:
         p, kind = match.piece, match.kind
         if kind is None or match.true is None or match.open_kinds or seams.code(kind) != kind.code:
             continue
-        others = [t for t in LIKELY if t is not kind and t.quantised and seams.code(t) == p.code and t.fits(p.shape, p.size)]
+        others = [t for t in written.get(p.code, ()) if t is not kind and t.fits(p.shape, p.size)]
         if len(others) == 1 and others[0].code != p.code:
             cause = Mechanism("dtype.code-of-another-type", {"type": others[0].name, "label": p.code, "means": kind.name})
             found.append(Deviation("type", match.true, p.code, others[0], cause, match))
