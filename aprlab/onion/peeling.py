@@ -210,7 +210,7 @@ def _name(side: str | Path | Model) -> str:
 def _taken_apart(cand: str | Path | Model, reference: Reference | None) -> Seen | tuple[AprlabError, bool]:
     """The candidate taken apart; or why nothing more can be read of it, and whether it is a model that was damaged."""
     unrun = None if reference is None else file_only(reference.model)
-    comparable = FILE_ONLY if reference is None or unrun is not None else ()
+    comparable = ("identity.unpadded", *(FILE_ONLY if reference is None or unrun is not None else ()))
     try:
         if isinstance(cand, Model):
             error, damaged = file_only(cand), False

@@ -1,7 +1,7 @@
 """Large files through the verbs: many layers, many tensors. Time must grow as the file does, or stop at a stated limit.
 
     python tests/trust/large.py                                  # the table of docs/trust.md (many minutes)
-    python tests/trust/large.py --layers 200,1000 --verbs peel,check
+    python tests/trust/large.py --layers 200,1000 --verbs peel/check
     python tests/trust/large.py --tensors 25000 --verbs inspect
     python tests/trust/large.py --make FOLDER                    # only the files
 
@@ -26,6 +26,7 @@ import hostile  # noqa: E402
 import numpy as np  # noqa: E402
 from made import bpe_data, write_gguf  # noqa: E402
 
+from aprlab.conversion.converter import convert  # noqa: E402
 from aprlab.model.config import ModelConfig  # noqa: E402
 from aprlab.model.inventory import shapes  # noqa: E402
 from aprlab.model.model import Model  # noqa: E402
@@ -37,6 +38,14 @@ CONFIG = ModelConfig(
     vocab_size=0, context_length=256, rope_theta=10_000.0, rope_type="neox", rms_norm_eps=1e-5, tied_embeddings=True,
 )  # fmt: skip
 LAYERS, TENSORS = (200, 1000, 4000), (25_000, 100_000)
+VERBS = ("inspect", "fingerprint", "diff", "check", "run", "peel", "convert", "gates")
+# FILE against the APR file that is made of it, and against one whose last matrix is lost
+PAIRS = {
+    "diff, the same": ["diff", "FILE", "TWIN"],
+    "gates, the same": ["gates", "FILE", "TWIN", "-n", "2"],
+    "peel, the same": ["peel", "FILE", "TWIN"],
+    "peel, one lost": ["peel", "FILE", "LOST"],
+}
 
 
 def layers(count: int) -> Callable[[Path], Path]:
@@ -70,6 +79,16 @@ def tensors(count: int) -> Callable[[Path], Path]:
     return make
 
 
+def twins(file: Path) -> dict[str, str]:
+    """The APR file made of a model, and a copy of that with zeros for the end of its data."""
+    twin, lost = file.with_suffix(".apr"), file.with_suffix(".lost.apr")
+    convert(file, twin, force=True)
+    data = bytearray(twin.read_bytes())
+    data[-512:] = bytes(512)
+    lost.write_bytes(data)
+    return {"TWIN": str(twin), "LOST": str(lost)}
+
+
 def files(layer_counts: list[int], tensor_counts: list[int]) -> dict[str, Callable[[Path], Path]]:
     """By name of the file."""
     made = {f"{n}-layers.gguf": layers(n) for n in layer_counts}
@@ -80,7 +99,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layers", default=None, help="Counts, with commas.")
     parser.add_argument("--tensors", default=None, help="Counts, with commas.")
-    parser.add_argument("--verbs", default="", help="Those of `every_verb.py`, with commas.")
+    parser.add_argument("--verbs", default="", help="Those of `every_verb.py`, and pairs; with strokes: peel/check.")
     parser.add_argument("--make", type=Path, help="A folder for the files; no verb is run.")
     options = parser.parse_args()
     default = options.layers is None and options.tensors is None
@@ -91,13 +110,17 @@ def main() -> int:
         for name, make in files(*counts).items():
             file = make((options.make or Path(place)) / name)
             print(f"{name}: {file.stat().st_size:,} bytes", flush=True)
-            for verb, words in every_verb.MODEL_VERBS.items():
-                if options.make is None and verb in (options.verbs.split(",") if options.verbs else every_verb.MODEL_VERBS):
-                    s = every_verb.look(file, verb, words)
+            have = {**every_verb.MODEL_VERBS, **(PAIRS if "layers" in name else {})}
+            chosen = options.verbs.split("/") if options.verbs else [*VERBS, *PAIRS]
+            others = twins(file) if "layers" in name and set(chosen) & set(PAIRS) else {}
+            for verb in chosen if options.make is None else ():
+                if verb in have:
+                    s = every_verb.look(file, verb, [others.get(word, word) for word in have[verb]])
                     wrong = "; ".join(w for w in s.wrong if not w.endswith((" s", " MB")))
                     print(f"| {name} | {verb} | {s.status} | {s.seconds} | {s.megabytes} | {s.said[:90]} | {wrong}", flush=True)
             if options.make is None:
-                file.unlink()
+                for path in (file, *map(Path, others.values())):
+                    path.unlink()
     return 0
 
 
