@@ -45,6 +45,20 @@ def variant(
     return output
 
 
+def unpadded(source: Path, output: Path, *, header_too: bool = False) -> Path:
+    """`source` (GGUF) as `output`, its data one tensor after the other without padding (`header_too`: nor behind the header)."""
+    header, model, offset, infos = gguf.read_header(source), gguf.open_model(source), 0, []
+    for info in header.infos:
+        infos.append(replace(info, offset=offset))
+        offset += model.tensors[info.name].nbytes
+    head = gguf.pack_header(list(header.fields.values()), infos)
+    last = infos[-1]
+    rest = len(head) - header.infos[-1].at - (8 + len(last.name) + 4 + 8 * len(last.ne) + 4 + 8)  # the padding of the header
+    data = b"".join(model.tensors[info.name].raw.tobytes() for info in infos)
+    output.write_bytes(head[: len(head) - rest * header_too] + data)
+    return output
+
+
 def first_layers(model: Model, count: int) -> Model:
     """The model with its first layers only, in memory: enough for every operation, and quick."""
     deeper = tuple(f"blk.{n}." for n in range(count, model.config.block_count))

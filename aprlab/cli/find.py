@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from aprlab.cli import output as out
-from aprlab.cli.options import ModelFile, Prompt, Prompts, Raw, System, ids
+from aprlab.cli.options import Deadline, ModelFile, Prompt, Prompts, Raw, System, ids
+from aprlab.display.plain_text import printable
 from aprlab.errors import UsageError
 from aprlab.published import QUESTION
 
@@ -40,6 +43,7 @@ def peel(
             help="A published table of figures (JSON, CSV) of a healthy file's tensors, where there is no reference.",
         ),
     ] = None,
+    deadline: Deadline = 90.0,
     prompt: Prompt = QUESTION,
     threads: int | None = None,
     as_json: bool = False,
@@ -61,7 +65,9 @@ def peel(
         reference, candidate = candidate, None
     if statistics is not None and candidate is not None:
         choice["statistics"] = statistics
-    verdict = peeling.peel(reference, candidate, fast=fast, threads=threads, prompt=prompt, **choice)
+    with _followed("peel") as progress:
+        choice |= {"fast": fast, "threads": threads, "prompt": prompt, "deadline": deadline, "progress": progress}
+        verdict = peeling.peel(reference, candidate, **choice)
     found = verdict.to_json()
     if reports is not None:
         write_json(reports / f"{stem}.json", found)
@@ -71,6 +77,19 @@ def peel(
     else:
         out.say(verdict)
     return verdict.exit_code
+
+
+@contextmanager
+def _followed(verb: str) -> Iterator[Callable[[str, object], None]]:
+    """What is called at each stage, and shows it on the terminal's progress line."""
+    with out.progress(None, "step", verb) as bar:
+
+        def show(stage: str, found: object) -> None:
+            if found is None:
+                bar.set_postfix_str(printable(stage))
+                bar.update()
+
+        yield show
 
 
 def _peel_choice(files: list[Path], engines: list[str]) -> dict[str, Any]:
@@ -104,6 +123,7 @@ def repair(
     reference: Annotated[
         Path | None, typer.Option(metavar="REF", help="A good file of the same model.", show_default=False)
     ] = None,
+    deadline: Deadline = 90.0,
     prompt: Prompt = QUESTION,
     engine: str = "auto",
     threads: int | None = None,
@@ -113,7 +133,9 @@ def repair(
     """Repair a broken file: names, labels, dims and config from the file itself, lost bytes from a reference."""
     from aprlab.gates import attempt
 
-    outcome = attempt(file, output, reference, force=force, engine=engine, threads=threads, prompt=prompt)
+    with _followed("repair") as progress:
+        options = {"engine": engine, "threads": threads, "prompt": prompt, "deadline": deadline, "progress": progress}
+        outcome = attempt(file, output, reference, force=force, **options)
     if as_json:
         out.say_json(outcome.verdict.to_json())
         return outcome.exit_code

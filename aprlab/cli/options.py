@@ -38,6 +38,13 @@ FaultyInstruments = Annotated[
     str | None,
     typer.Option("--fault", metavar="ID[,ID…]", help="Replace instruments by faulty ones.", show_default=False),
 ]
+Deadline = Annotated[
+    float,
+    typer.Option(
+        "--deadline", metavar="SECONDS", show_default="90",
+        help="Longest search, by runs, for what explains one file alone; what is left untried then is said.",
+    ),
+]  # fmt: skip
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print a line for each tensor.", show_default=False)]
 Reports = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory for the reports.")]
 

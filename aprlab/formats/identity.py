@@ -468,18 +468,11 @@ def _by_layout(header: Header) -> Identity | None:
     """Whether the data is whole: the tensors one after the other as ggml lays them out, and the file long enough."""
     if header.parts:
         return next((found for part in header.parts if (found := _by_layout(part)) is not None), None)
-    end = expected = 0
+    end = expected = counted = 0
     cut: gguf.TensorInfo | None = None
-    counted = 0
     for info, nbytes in _spans(header):
         if info.offset != expected:
-            if info.offset != end:
-                return None  # a wrong offset, or a layout of its own: for the reader
-            return _damaged(
-                f"has offset {info.offset}, expected {expected}: what lies before it was written without padding to "
-                f"{header.alignment} bytes, and llama.cpp refuses such a file",
-                "write it again from its source, with padding", info, code="identity.unpadded",
-            )  # fmt: skip
+            return _unpadded(header, info, expected)  # else a wrong offset, or a layout of its own: for the reader
         end = expected + nbytes
         expected = end + padding(end, header.alignment)
         counted += 1
@@ -492,6 +485,49 @@ def _by_layout(header: Header) -> Identity | None:
         f"is cut off: the data ends at {header.file_size:,}, and {whole - header.file_size:,} of the file's {whole:,} bytes "
         "are missing", "the download broke off: go on with it, or fetch the file again", cut, code="identity.truncated",
     )  # fmt: skip
+
+
+def _unpadded(header: Header, first: gguf.TensorInfo, expected: int) -> Identity | None:
+    """Data whose every tensor begins where the one before it ends, `first` without the padding that it `expected` before it.
+
+    Then each tensor's bytes are known, whether or not padding lies between some of them; the data may begin right behind the
+    header, too. None for any other layout.
+    """
+    end = counted = 0
+    for info, nbytes in _spans(header):
+        if info.offset not in (end, end + padding(end, header.alignment)):
+            return None
+        end, counted = info.offset + nbytes, counted + 1
+    if counted < len(header.infos):
+        return None
+    says = (
+        f"has offset {first.offset}, expected {expected}: what lies before it was written without padding to "
+        f"{header.alignment} bytes, and llama.cpp refuses such a file"
+    )
+    short = header.data_offset + end - header.file_size
+    if short > 0 and short != header.data_offset - _end_of(header):
+        return _damaged(
+            f"{says}; {short:,} bytes are missing as well", "write it again from its source, with padding", first,
+            code="identity.unpadded-and-cut",
+        )  # fmt: skip
+    return _damaged(says, "Try: aprlab repair FILE -o FIXED.gguf", first, code="identity.unpadded")
+
+
+def _end_of(header: Header) -> int:
+    """Where a header ends, before the padding that should follow it."""
+    last = header.infos[-1]
+    return last.at + 8 + len(last.name.encode("utf-8", "surrogateescape")) + 4 + 8 * len(last.ne) + 4 + 8
+
+
+def unpadded(header: Header) -> tuple[AprlabError, Header] | None:
+    """What is said of a file whose data lacks padding and is whole, and its header with the data where it is; else None."""
+    found = None if header.parts else _by_layout(header)
+    if found is None or found.error is None or found.code != "identity.unpadded":
+        return None
+    found.error.path = header.path
+    end = max(info.offset + nbytes for info, nbytes in _spans(header))
+    short = header.data_offset + end > header.file_size
+    return found.error, replace(header, data_offset=_end_of(header)) if short else header
 
 
 HANDLED = ", ".join(map(repr, ARCHITECTURES))
@@ -544,4 +580,6 @@ def _per_layer(header: Header) -> Identity | None:
     return None
 
 
-__all__ = ["FILE_ONLY", "Identity", "file_only", "identify", "no_model", "of_gguf", "of_keys", "refusing", "something_else"]
+__all__ = [
+    "FILE_ONLY", "Identity", "file_only", "identify", "no_model", "of_gguf", "of_keys", "refusing", "something_else", "unpadded",
+]  # fmt: skip

@@ -21,7 +21,7 @@ import xxhash
 from aprlab.errors import AprlabError, FormatError, UnsupportedError, UsageError
 from aprlab.formats import apr, gguf, open_model
 from aprlab.formats.gguf_record import header_of, keeps_names, plain_value, recorded_header
-from aprlab.formats.identity import file_only, of_keys
+from aprlab.formats.identity import file_only, of_keys, unpadded
 from aprlab.formats.split import joined
 from aprlab.model import names, rope
 from aprlab.model.architecture import ARCHITECTURES
@@ -372,7 +372,9 @@ def _look_gguf(path: Path) -> Seen:
     try:
         gguf.model_of(header)
     except (FormatError, UnsupportedError) as error:
-        problems.append(error)
+        found_unpadded = unpadded(header)
+        problems.append(error if found_unpadded is None else found_unpadded[0])
+        header = header if found_unpadded is None else found_unpadded[1]
     pieces = [piece for part in header.parts or (header,) for piece in _pieces(part, kept=unrun is not None)]
     metadata = gguf.FieldView(header)
     return Seen(path, "gguf", apr.DIALECTS["realizar"], pieces, metadata, problems, header=header, unrun=unrun)

@@ -21,6 +21,7 @@ from aprlab.model.model import Model
 from aprlab.onion.file_case import FileCase
 from aprlab.onion.fixes import Fix, drafted
 from aprlab.onion.health import nats
+from aprlab.onion.layers.container import LAID_OUT
 from aprlab.onion.peeling import examine, peel
 from aprlab.onion.repairs import Change, changes_of, not_understood, write_repaired
 from aprlab.onion.verdict import Repair, Verdict, some
@@ -29,6 +30,7 @@ from aprlab.onion.verdict import Repair, Verdict, some
 WHATEVER_TYPES = (
     "F-GOLDEN-RULE-002", "F-GOLDEN-RULE-003", "F-APR-FORMAT-001", "I-2", "I-3", "I-5", "A-SERIAL", "A-SELFTEST",
 )  # fmt: skip
+_UNKNOWN_KIND = ("forward.language-unknown", "forward.garbage")  # how it speaks, in a model that nothing is known of
 MAX_TOKENS = 24  # of an answer that the garbage detector judges
 
 
@@ -104,11 +106,11 @@ def attempt(
         return _noted(outcome)
     try:
         if folder:
-            _write_folder(outcome, case, model, output, force, options)
+            _write_folder(outcome, case, model, output, force, options, fixes)
         else:
             with drafted_file(output, force=force) as draft:
                 write_repaired(case.file, model, draft)
-                _judge(outcome, case, draft, options)
+                _judge(outcome, case, draft, options, fixes)
         outcome.written, outcome.changes = output, changes_of(case, fixes)
     except _Unfit:
         outcome.code = "repair.still-broken"
@@ -155,13 +157,13 @@ def _noted(outcome: RepairOutcome) -> RepairOutcome:
 
 
 def _write_folder(
-    outcome: RepairOutcome, case: FileCase, model: Model, output: Path, force: bool, options: dict[str, Any]
+    outcome: RepairOutcome, case: FileCase, model: Model, output: Path, force: bool, options: dict[str, Any], fixes: list[Fix]
 ) -> None:
     """A Hugging Face directory, judged in a folder of its own before it fills `output`: there are files that an export writes."""
     with atomic_folder(output, force=force, ours=WRITTEN.__contains__) as made:
         draft = made / ".draft"
         write_repaired(case.file, model, draft)
-        _judge(outcome, case, draft, options)
+        _judge(outcome, case, draft, options, fixes)
         for path in sorted(draft.iterdir()):
             path.rename(made / path.name)
         draft.rmdir()
@@ -170,9 +172,10 @@ def _write_folder(
 # ── judging ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _judge(outcome: RepairOutcome, case: FileCase, draft: Path, options: dict[str, Any]) -> None:
+def _judge(outcome: RepairOutcome, case: FileCase, draft: Path, options: dict[str, Any], fixes: list[Fix]) -> None:
     """Raises `_Unfit` unless the draft opens, runs, is found sound by `peel` and passes the gates."""
-    outcome.left = list(_run(outcome, draft, options, alone=case.ref is None)) or list(_peeled(outcome, case, draft, options))
+    outcome.left = list(_run(outcome, draft, options, alone=case.ref is None))
+    outcome.left = outcome.left or list(_peeled(outcome, case, draft, options, fixes))
     if not outcome.left and case.ref is None:
         outcome.left = list(_no_worse(outcome, case, draft, options))
     if not outcome.left and case.ref is not None and draft.is_file():
@@ -201,11 +204,19 @@ def _run(outcome: RepairOutcome, draft: Path, options: dict[str, Any], *, alone:
     outcome.judged["run"] = [answer.text for answer in answers]
 
 
-def _peeled(outcome: RepairOutcome, case: FileCase, draft: Path, options: dict[str, Any]) -> Iterable[str]:
-    """What `peel` says of the draft."""
+def _peeled(
+    outcome: RepairOutcome, case: FileCase, draft: Path, options: dict[str, Any], fixes: list[Fix]
+) -> Iterable[str]:
+    """What `peel` says of the draft.
+
+    Where the very same tensors, config and tokenizer were only laid out anew, how well the model speaks is no question of the
+    repair: that nobody knows how such a model should speak does not stand against it.
+    """
     after = peel(case.ref.model if case.ref is not None else None, draft, **options)
     outcome.judged["verdict"] = after.verdict
-    if after.exit_code:
+    laid_out = all(d.code in LAID_OUT.values() for fix in fixes for d in fix.deviations)
+    unknown = after.verdict == "unproved" and all(f.code in _UNKNOWN_KIND for f in after.findings)
+    if after.exit_code and not (laid_out and unknown):
         yield from (f"left in the repaired file: {finding}" for finding in after.findings[:3])
         yield f"the verdict on the repaired file is {after.verdict!r}"
 

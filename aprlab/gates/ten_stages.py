@@ -113,6 +113,11 @@ class CheckedFile:
         return self.given if self.given is not None else Session(self.model, engine=self._engine)
 
     @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor that the config demands; made once, since each look at a tensor asks for it."""
+        return shapes(self.session.config)
+
+    @cached_property
     def tokens(self) -> list[int]:
         return self.session.chat_tokens(QUESTION)
 
@@ -138,7 +143,7 @@ class CheckedFile:
 
     def values(self, name: str) -> np.ndarray:
         """Decoded values of a tensor in the shape that the config demands, finite."""
-        tensor, expected = self.model.tensor(name), shapes(self.session.config)[name]
+        tensor, expected = self.model.tensor(name), self.shapes[name]
         _want(tensor.shape == expected, "stage.shape", tensor=name, found=tensor.shape, expected=expected)
         values = tensor.dequantise()
         _want(np.isfinite(values).all(), "stage.not-finite", what=name)
@@ -333,7 +338,7 @@ def _feed_forward(p: CheckedFile) -> Found:
 @_stage("norms")
 def _norms(p: CheckedFile) -> Found:
     config, worst = p.session.config, 0.0
-    names = [n for n in shapes(config) if n.endswith("norm.weight")]
+    names = [n for n in p.shapes if n.endswith("norm.weight")]
     for name in names:
         _want(can_be_a_norm(p.values(name)), "stage.norms.no-norm", tensor=name)
     pairs = [(f"layers.{n}.ffn_inp", f"layers.{n}.ffn_norm", f"blk.{n}.ffn_norm.weight") for n in p.layers]

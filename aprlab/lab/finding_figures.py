@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from aprlab import figures
 from aprlab.engines import AUTO, choose
 from aprlab.errors import BROKEN, AprlabError, UsageError, reason
+from aprlab.figures.core import axes_or_new
 from aprlab.formats import apr
 from aprlab.inference.session import Session
 from aprlab.onion.file_case import FileCase
@@ -136,7 +137,7 @@ def _sides(case: FileCase) -> tuple[Session, Session] | None:
 def _pair(axes: Sequence[Axes] | None) -> tuple[Axes, Axes]:
     if axes is None:
         axes = plt.subplots(1, 2, figsize=(12, 4.2))[1]
-    left, right = axes
+    left, right = (axes_or_new(ax) for ax in axes)
     return left, right
 
 

@@ -317,7 +317,8 @@ def section(step: Step, folder: str = "") -> str:
     headline = f"<p><strong>{html.escape(step.headline)}</strong></p>" if step.headline else ""
     alt = html.escape(f"key figure of {step.name}")
     there = html.escape(quote(f"{folder}{step.name}.html"))
-    figure = f'<a href="{there}"><img alt="{alt}" src="data:image/png;base64,{step.figure}"></a>' if step.figure else ""
+    picture = f"data:image/png;base64,{html.escape(step.figure)}"
+    figure = f'<a href="{there}"><img alt="{alt}" src="{picture}"></a>' if step.figure else ""
     trace = traceback(step)
     return (
         f'<section class="{"yes" if step.holds else "no"}"><h2>{html.escape(step.title)}</h2>{headline}'

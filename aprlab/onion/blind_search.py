@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,11 +20,11 @@ from aprlab.errors import AprlabError
 from aprlab.faults import FAULTS
 from aprlab.model.model import Model
 from aprlab.onion.block_marks import unlikely
-from aprlab.onion.clock import Progress
+from aprlab.onion.clock import Budget, Progress
 from aprlab.onion.file_case import Deviation, FileCase
 from aprlab.onion.fixes import Fix, ddmin, drafted
 from aprlab.onion.health import allowed, nats, spoken
-from aprlab.onion.inverses import Inverse, exchanges, inverses
+from aprlab.onion.inverses import Inverse, exchanges, inverses, reordered
 from aprlab.onion.lost_information import lost_information, named_by_what_is_gone, tensors_of, unlike_any_encoder
 from aprlab.onion.order_marks import OrderMark, order_marks
 from aprlab.onion.verdict import Finding, known
@@ -35,7 +34,7 @@ GAIN = 0.3  # share of the nats that a step must take away; exchanges of parts o
 BETTER = 0.93  # geometric mean of the share of each token's surprise that exchanged parts leave: healthy 1.09 to 1.5, others 0.87
 _CERTAIN = 1e-9  # nats of a token; fewer are none
 FIRST = 3  # answers of the conversation that a real model is asked for at each step; the whole decides
-DEADLINE = 90.0  # seconds
+DEADLINE = 90.0  # seconds of runs; then what is left is not tried, and the verdict says so
 _LOST = ("weights.all-zeros", "container.tensor-cut-off", "tokenizer.missing", "tokenizer.missing-or-empty")
 MOST = 3  # faults on top of each other
 
@@ -49,8 +48,9 @@ class BlindSearch:
         known: fixes that are known already; they are applied first.
         engine, threads: for the runs.
         progress: see `aprlab.onion.clock.Progress`; called for each fault with the nats that its inverse leaves.
-        deadline: seconds after which no further inverse is tried.
+        budget: when it is over, no further inverse is tried.
         tried: id of each fault that was undone -> the fewest nats that it left.
+        cut: whether something was left untried.
     """
 
     case: FileCase
@@ -58,11 +58,15 @@ class BlindSearch:
     engine: str | None = None
     threads: int | None = None
     progress: Progress | None = None
-    deadline: float = DEADLINE
+    budget: Budget = field(default_factory=lambda: Budget(DEADLINE))
     tried: dict[str, float] = field(default_factory=dict)
+    cut: bool = False
 
-    def __post_init__(self) -> None:
-        self.end = time.monotonic() + self.deadline
+    @property
+    def stopped(self) -> bool:
+        """Whether the time is over while something is left to try, which is remembered."""
+        self.cut = self.cut or self.budget.over
+        return self.cut
 
     @cached_property
     def base(self) -> Model | AprlabError:
@@ -109,7 +113,7 @@ class BlindSearch:
         if isinstance(self.base, Model) and self.start <= self.limit():
             return self._exchanged()
         found = self._steps([])
-        if not found and self.proposed:
+        if not found and not self.stopped and self.proposed:
             found = self._steps(self.proposed)
         return found or self._pair()
 
@@ -133,9 +137,14 @@ class BlindSearch:
         """Two inverses of which neither helps alone: all pairs, in a model that is run in no time."""
         if self.answers is not None or not isinstance(self.base, Model):
             return []
-        exact = [inverse for inverse in inverses(self.case, self.base) if inverse.exact and inverse.fault.layer != "config"]
+        exact: list[Inverse] = []
+        for inverse in () if self.stopped else inverses(self.case, self.base):
+            if self.stopped:
+                return []
+            if inverse.exact and inverse.fault.layer != "config":
+                exact.append(inverse)
         for pair in itertools.combinations(exact, 2):
-            if time.monotonic() > self.end:
+            if self.stopped:
                 break
             if self.run(pair) <= self.limit(pair):
                 return list(pair)
@@ -147,11 +156,12 @@ class BlindSearch:
         wanted = {id_ for mark in self.odd for id_ in mark.suggests}
         found = [inverse for inverse in exchanges(self.case) if inverse.fault.id in wanted] if wanted else []
         if isinstance(self.base, Model) and unlikely(self.base.tensors.values()):
-            for inverse in inverses(self.case, self.base):
-                if inverse.fault.layer == "decode" and inverse.exact:
-                    made = self.model([inverse])
-                    if isinstance(made, Model) and not unlikely(made.tensors.values()):
-                        return [*found, inverse]
+            for inverse in reordered(self.case, self.base):
+                made = self.model([inverse])
+                if isinstance(made, Model) and not unlikely(made.tensors.values()):
+                    return [*found, inverse]
+                if self.stopped:
+                    break
         return found
 
     def _best_step(self, kept: list[Inverse]) -> tuple[Inverse, float] | None:
@@ -164,10 +174,12 @@ class BlindSearch:
         for inverse in inverses(self.case, made if isinstance(made, Model) else None, suggested, against):
             if inverse.fault.id in taken:
                 continue
+            if self.stopped:
+                break
             left = self._tried(inverse, kept)
             if best is None or left < best[1]:
                 best = inverse, left
-            if left <= self.limit([*kept, inverse]) or time.monotonic() > self.end:
+            if left <= self.limit([*kept, inverse]):
                 break
         return best
 
@@ -180,6 +192,8 @@ class BlindSearch:
             return []  # a real model has too many tokens to ask for what marks do not propose
         before = spoken(self.base, self.engine, self.threads)
         for inverse in exchanges(self.case):
+            if self.stopped:
+                break
             after = spoken(self.model([inverse]), self.engine, self.threads)
             if before is None or after is None or after.shape != before.shape:
                 continue
@@ -203,7 +217,7 @@ class BlindSearch:
 
 def without_reference(
     case: FileCase, findings: list[Finding], fixes: list[Fix], engine: str | None, threads: int | None,
-    progress: Progress | None = None, record: dict[str, Any] | None = None,
+    progress: Progress | None = None, record: dict[str, Any] | None = None, budget: Budget | None = None,
 ) -> tuple[list[Finding], list[Fix]]:  # fmt: skip
     """What blocks and a run tell where no reference does: information that is gone, and faults that can be undone.
 
@@ -212,9 +226,11 @@ def without_reference(
         findings, fixes: of the layers.
         engine, threads, progress: as for `BlindSearch`.
         record: gets ``undone``: what each fault that was undone left of the nats.
+        budget: of the search; is told what was left out. None is one of `DEADLINE`.
     """
     more = lost_information(case)
-    search = BlindSearch(case, [fix for fix in fixes if fix.possible], engine, threads, progress)
+    budget = budget if budget is not None else Budget(DEADLINE)
+    search = BlindSearch(case, [fix for fix in fixes if fix.possible], engine, threads, progress, budget)
     if more or any(_gone(fix) for fix in fixes):  # no run can be healthy again
         more += by_marks_alone(search, [*findings, *(fix.finding for fix in more)])
     else:
@@ -231,6 +247,8 @@ def without_reference(
                 more += unlike_any_encoder(case, search.start)
     if not more:
         named_by_what_is_gone(case, findings)
+    if search.cut:
+        budget.leave_out(f"not every fault of the catalogue was undone to see whether that helps ({len(search.tried)} were)")
     if record is not None and search.tried:
         record["undone"] = {"as it is": search.start, **search.tried}
     return _settled(findings, fixes, more)
@@ -295,4 +313,4 @@ def _settled(findings: list[Finding], fixes: list[Fix], more: list[Fix]) -> tupl
     return [*kept, *(fix.finding for fix in more)], [*(fix for fix in fixes if fix not in vague), *more]
 
 
-__all__ = ["GAIN", "BlindSearch", "without_reference"]
+__all__ = ["DEADLINE", "GAIN", "BlindSearch", "without_reference"]

@@ -32,6 +32,7 @@ from aprlab.quants import dequantise, quantise, types
 from aprlab.quants.types import TensorType
 
 ORDER = 12  # a permutation of a head's rows comes back after fewer applications than that
+FEW = 16  # rows of a matrix that tell whether an inverse is worth all of them
 CHUNK = 1 << 14  # blocks whose bits are in memory at once
 THETAS = (1e6, 1e4, 5e5)
 HEAD_SIZES = (16, 32, 64, 80, 96, 128, 256)
@@ -113,17 +114,54 @@ def inverses(
 
 def _done(case: FileCase, model: Model | None, fault: Fault) -> list[Deviation]:
     """What a fault did to this file if it was at work, whatever it touches."""
+    seams, healthy = _seams(fault)
+    found = _renamed(case, seams) if seams.name is not healthy.name else []
+    if model is not None and seams.tensor is not healthy.tensor:
+        found += _moved(case, model, seams, fault)
+    if model is not None and seams.code is not healthy.code:
+        found += _relabelled(case, seams)
+    return found
+
+
+def _seams(fault: Fault) -> tuple[Seams, Seams]:
+    """The seams of a conversion with this fault, and those without: a decision that it leaves alone is the same function."""
     assert fault.seams is not None
-    seams = fault.seams(healthy_seams(apr.DIALECTS["aprender"]))
-    found = _renamed(case, seams)
-    return found if model is None else [*found, *_moved(case, model, seams, fault), *_relabelled(case, seams)]
+    healthy = healthy_seams(apr.DIALECTS["aprender"])
+    return fault.seams(healthy), healthy
+
+
+def reordered(case: FileCase, model: Model) -> Iterator[Inverse]:
+    """Faults of the fields of blocks whose inverse takes every odd mark of blocks away; few rows tell which are worth all."""
+    few = [_few_rows(tensor) for tensor in model.tensors.values() if len(tensor.shape) == 2 and tensor.type.quantised]
+    for fault in FAULTS.values():
+        if fault.seams is None or fault.layer != "decode":
+            continue
+        change = fault.seams(healthy_seams(apr.DIALECTS["aprender"])).tensor
+        try:
+            before = [undone(change, tensor) for tensor in few]
+            known_ = [tensor for tensor in before if tensor is not None]
+            if len(known_) < len(few) or unlikely(known_) or all(a is b for a, b in zip(before, few, strict=True)):
+                continue
+            found = _done(case, model, fault)
+        except (*BROKEN, LookupError, ArithmeticError):
+            continue
+        if found:
+            yield Inverse(fault, found)
+
+
+def _few_rows(tensor: Tensor) -> Tensor:
+    """Some rows of a matrix, evenly spread."""
+    rows = np.unique(np.linspace(0, tensor.rows - 1, FEW).astype(np.int64))
+    kind = tensor.type
+    raw = tensor.raw[kind.tensor_bytes :].reshape(tensor.rows, kind.row_bytes(tensor.cols))[rows].reshape(-1)
+    return tensor.replace(shape=(len(rows), tensor.cols), content=np.concatenate([tensor.raw[: kind.tensor_bytes], raw]))
 
 
 def exchanges(case: FileCase) -> Iterator[Inverse]:
     """Renamings alone: a file that speaks well may still have two parts of it under each other's names."""
     for fault in FAULTS.values():
         if fault.seams is not None and fault.layer == "naming":
-            found = _renamed(case, fault.seams(healthy_seams(apr.DIALECTS["aprender"])))
+            found = _renamed(case, _seams(fault)[0])
             if found:
                 yield Inverse(fault, found)
 
@@ -223,11 +261,14 @@ def _renamed(case: FileCase, seams: Seams) -> list[Deviation]:
 def _relabelled(case: FileCase, seams: Seams) -> list[Deviation]:
     """Tensors whose label is lawful, and is what the fault writes for another type of the same size."""
     found = []
+    written: dict[int, list[TensorType]] = {}
+    for kind in LIKELY:
+        written.setdefault(seams.code(kind), []).append(kind)
     for match in case.matches:
         p, kind = match.piece, match.kind
         if kind is None or match.true is None or match.open_kinds or seams.code(kind) != kind.code:
             continue
-        others = [t for t in LIKELY if t is not kind and seams.code(t) == p.code and t.fits(p.shape, p.size)]
+        others = [t for t in written.get(p.code, ()) if t is not kind and t.fits(p.shape, p.size)]
         if len(others) == 1 and others[0].code != p.code:
             cause = Mechanism("dtype.code-of-another-type", {"type": others[0].name, "label": p.code, "means": kind.name})
             found.append(Deviation("type", match.true, p.code, others[0], cause, match))
@@ -324,4 +365,4 @@ def _each_transposed(
         yield _bytes(match, Tensor(match.true, types.F16, shape, held, Origin(case.file.path, p.name, -1)), fault)
 
 
-__all__ = ["THETAS", "Inverse", "exchanges", "inverses", "undone"]
+__all__ = ["THETAS", "Inverse", "exchanges", "inverses", "reordered", "undone"]

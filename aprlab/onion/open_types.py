@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from aprlab.onion.clock import Budget
 from aprlab.onion.file_case import FileCase, TensorMatch
 from aprlab.onion.fixes import Fix, drafted
 from aprlab.onion.health import nats
@@ -19,8 +20,15 @@ MOST = 12  # readings that are run
 BETTER = 0.5  # of the nats of the second best reading; so much less, and there is no doubt
 
 
-def settle_open_types(case: FileCase, engine: str | None = None, threads: int | None = None) -> float | None:
+def settle_open_types(
+    case: FileCase, engine: str | None = None, threads: int | None = None, budget: Budget | None = None
+) -> float | None:
     """Give pieces of an unknown type the one with which the model speaks; in place.
+
+    Args:
+        case: without a reference.
+        engine, threads: for the runs.
+        budget: when it is over before all readings were run, the types stay open, and the budget is told.
 
     Returns:
         The nats of that reading, None where nothing was open or no reading stands out.
@@ -34,6 +42,10 @@ def settle_open_types(case: FileCase, engine: str | None = None, threads: int | 
         return None
     scores = []
     for reading in readings:
+        if budget is not None and budget.over:
+            budget.leave_out(f"types that the bytes leave open were not all run ({len(scores)} of {len(readings)} readings)")
+            _take(case, groups, None)
+            return None
         _take(case, groups, reading)
         scores.append(nats(drafted(case, [_all_known(case)]), engine, threads))
     order = np.argsort(scores, kind="stable")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from aprlab.inference.session import Session
 from aprlab.instruments.statistics_tables import read_statistics
 from aprlab.model.model import Model
 from aprlab.onion import health, opening, run_cost
-from aprlab.onion.blind_search import without_reference
-from aprlab.onion.clock import Clock, Progress
+from aprlab.onion.blind_search import DEADLINE, without_reference
+from aprlab.onion.clock import Budget, Clock, Progress
 from aprlab.onion.explanation import explain
 from aprlab.onion.fault_search import Explanation
 from aprlab.onion.file_case import FileCase
@@ -45,6 +46,8 @@ from aprlab.published import QUESTION
 from aprlab.sources.choice import Spec
 from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, GoldenOutcome
 
+_TRIED_WITHOUT = 32  # fixes, each of which is left out once to see whether it is needed; of more, all are kept
+
 
 def peel(
     ref: str | Path | Model | None,
@@ -58,6 +61,7 @@ def peel(
     prompt: str = QUESTION,
     max_tokens: int = MAX_TOKENS,
     statistics: str | Path | None = None,
+    deadline: float = DEADLINE,
     progress: Progress | None = None,
 ) -> Verdict:
     """Find out what is wrong with a file, with an engine, or with any program that leaves a trace.
@@ -75,6 +79,8 @@ def peel(
         threads: for the engines.
         prompt, max_tokens: of the golden rule.
         statistics: a published table of figures of a healthy file's tensors, in place of a reference.
+        deadline: seconds for the search for an explanation of one file alone by runs; what was not tried then is in
+            `Verdict.not_looked_at`, and the file is never ``healthy``.
         progress: see `Progress`; an error that it raises ends the work.
 
     Raises:
@@ -92,7 +98,7 @@ def peel(
             raise UsageError("sources are judged on a model: give one", code="source.no-model")
         return peel_sources(judged, sources, prompt=prompt, threads=threads, progress=progress)
     options: dict[str, Any] = {"engine": engine, "threads": threads, "prompt": prompt, "max_tokens": max_tokens}
-    return examine(ref, cand, fast=fast, progress=progress, statistics=statistics, **options)[0]
+    return examine(ref, cand, fast=fast, progress=progress, statistics=statistics, deadline=deadline, **options)[0]
 
 
 def examine(
@@ -105,6 +111,7 @@ def examine(
     prompt: str = QUESTION,
     max_tokens: int = MAX_TOKENS,
     statistics: str | Path | None = None,
+    deadline: float = DEADLINE,
     progress: Progress | None = None,
 ) -> tuple[Verdict, FileCase | None, list[Fix]]:
     """`peel` for files, with the case and the fixes that `repair` needs."""
@@ -113,7 +120,9 @@ def examine(
     if ref is not None and statistics is not None:
         raise UsageError("a table of statistics takes the place of a reference: give one of them", code="peel.two-references")
     parse(engine)
-    asked = _Asked(engine, threads, prompt, max_tokens, fast)
+    if not deadline >= 0:
+        raise UsageError(f"a deadline of {deadline:g} seconds", code="peel.deadline")
+    asked = _Asked(engine, threads, prompt, max_tokens, fast, deadline)
     clock = Clock(progress)
     with clock("instruments"):
         instruments, broken = tested()
@@ -130,8 +139,7 @@ def examine(
         rows: list[Finding] = []
         if reference is not None and file.unrun is None:
             reference, rows = aligned(file, reference)
-    case = FileCase(file, reference)
-    _layers(case, clock, verdict, fast)
+    _layers(case := FileCase(file, reference), clock, verdict, fast)
     if reference is None and file.unrun is None:
         _more_alone(case, clock, asked, verdict, statistics)
     with clock("hypotheses"):
@@ -163,10 +171,10 @@ def _more_alone(case: FileCase, clock: Clock, asked: _Asked, verdict: Verdict, s
             case.deviations += statistics_deviations(case, table)
     if not asked.fast:
         with clock("open types"):
-            settle_open_types(case, asked.engine, asked.threads)
+            settle_open_types(case, asked.engine, asked.threads, asked.budget)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Asked:
     """What is run, and how."""
 
@@ -175,6 +183,12 @@ class _Asked:
     prompt: str
     max_tokens: int
     fast: bool
+    deadline: float
+
+    @cached_property
+    def budget(self) -> Budget:
+        """Of the search for an explanation; begins when it is first asked for."""
+        return Budget(self.deadline)
 
     def engine_for(self, model: Model) -> str:
         return choose(self.engine, model, threads=self.threads).spec
@@ -196,7 +210,7 @@ def _name(side: str | Path | Model) -> str:
 def _taken_apart(cand: str | Path | Model, reference: Reference | None) -> Seen | tuple[AprlabError, bool]:
     """The candidate taken apart; or why nothing more can be read of it, and whether it is a model that was damaged."""
     unrun = None if reference is None else file_only(reference.model)
-    comparable = FILE_ONLY if reference is None or unrun is not None else ()
+    comparable = ("identity.unpadded", *(FILE_ONLY if reference is None or unrun is not None else ()))
     try:
         if isinstance(cand, Model):
             error, damaged = file_only(cand), False
@@ -240,8 +254,10 @@ def _judge_alone(
     if not asked.fast:
         with clock("blind search"):
             verdict.findings, fixes = without_reference(
-                case, verdict.findings, fixes, asked.engine, asked.threads, clock.progress, verdict.health
+                case, verdict.findings, fixes, asked.engine, asked.threads, clock.progress, verdict.health, asked.budget
             )
+        if asked.budget.left_out:
+            verdict.not_looked_at["forward"] = asked.budget.in_words
     with clock("strict"):
         opened = opening.opened(case.file, prompt=asked.prompt, max_tokens=asked.max_tokens, model=model)
         known_cause = opened.refusal is None or opening.explained(opened, case, verdict.findings, fixes)
@@ -270,7 +286,9 @@ def _judge_alone(
             found = health.examine(session, lambda test: clock.progress(f"health: {test}", None))
     verdict.findings += found.findings
     verdict.health = {**found.figures, **verdict.health}
-    verdict.verdict = word_alone(verdict.findings, found.state)
+    # Where the search was cut short, something that a run can tell was not looked at.
+    state = "unproved" if verdict.not_looked_at and found.state == "healthy" else found.state
+    verdict.verdict = word_alone(verdict.findings, state)
     if fixes:
         verdict.repair = _alone(case, fixes, clock, asked)
     return fixes
@@ -435,7 +453,8 @@ def _alone(case: FileCase, fixes: list[Fix], clock: Clock, asked: _Asked) -> Rep
         except BROKEN as error:
             return Repair([m.label for m in possible], False, {"after": f"does not run: {error}"})
         proof = {"before": str(before) if isinstance(before, AprlabError) else "opens", "after": "opens", "answer": answer.text}
-        needed = [m for m in possible if isinstance(drafted(case, [o for o in possible if o is not m]), AprlabError)]
+        few = possible if len(possible) <= _TRIED_WITHOUT else []
+        needed = [m for m in few if isinstance(drafted(case, [o for o in possible if o is not m]), AprlabError)]
         kept = needed or possible
         return Repair([m.label for m in kept], bool(needed), proof)
 

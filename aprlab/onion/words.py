@@ -30,6 +30,7 @@ TEMPLATES: dict[str, str] = {
     "container.offset-too-small": "the offset is {bytes} bytes too small: the right bytes are where it should point",
     "container.offset-too-large": "the offset is {bytes} bytes too large: the right bytes are where it should point",
     "container.gap": "tensors are in another order than listed or have gaps between them, which llama.cpp refuses",
+    "container.unpadded": "the tensors were written one after the other without padding, which llama.cpp refuses",
     "container.listed-twice": "a tensor is in the index twice",
     "container.tensor-cut-off": "the file ends before the tensor does",
     "container.refused": "{message}",

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from aprlab.figures import style
+from aprlab.figures.core import plain
 
 _ONE = threading.Lock()  # matplotlib's settings are global
 
@@ -38,7 +39,7 @@ def value_histogram(sides: dict[str, np.ndarray], ax: Any) -> Any:
         for n, (label, x) in enumerate(finite.items()):
             counts, edges = np.histogram(np.clip(x, *ends), 60, ends)
             bad = sides[label].size - x.size
-            text = f"{label} ({bad} NaN or Inf)" if bad else label
+            text = plain(f"{label} ({bad} NaN or Inf)" if bad else label)
             ax.stairs(counts, edges, label=text, color=("#0072B2", "#D55E00")[n % 2], linewidth=(2.4, 1.3)[n % 2])
         ax.set_xlabel("value (the outermost bars hold everything beyond)")
         ax.set_ylabel("count")

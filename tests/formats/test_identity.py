@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from variants import variant
+from variants import unpadded, variant
 
 from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats import gguf, identify, open_model
@@ -92,16 +92,9 @@ def numpy_array(tiny: Path, out: Path) -> None:
         np.save(file, np.arange(5))
 
 
-def unpadded(tiny: Path, out: Path) -> None:
-    """Data written one tensor after the other without padding, offsets accordingly; `odd` makes the padding matter."""
-    odd = Tensor("blk.0.odd", types.F32, (3,), np.ones(3, np.float32).view(np.uint8), Origin(Path("made"), "odd", 0))
-    source = variant(tiny, out.with_name("odd.gguf"), tensors={"blk.0.odd": odd, "blk.0.last": made("blk.0.last")})
-    header, model, offset, infos = gguf.read_header(source), open_model(source), 0, []
-    for info in header.infos:
-        infos.append(replace(info, offset=offset))
-        offset += model.tensors[info.name].nbytes
-    data = b"".join(model.tensors[i.name].raw.tobytes() for i in infos)
-    out.write_bytes(gguf.pack_header(list(header.fields.values()), infos) + data)
+def unpadded_and_cut(tiny: Path, out: Path) -> None:
+    unpadded(tiny, out)
+    out.write_bytes(out.read_bytes()[:-100])
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 397808192\n"
@@ -146,7 +139,7 @@ ROWS: dict[str, tuple[Make, str, str]] = {  # what: how it is made, its code, wh
     "zeros": (of_bytes(bytes(10_000)), "identity.zeros", r"only zeros \(10,000 bytes\)"),
     "zeros first": (of_bytes(bytes(10_000) + b"x"), "identity.zeros", "starts with zeros"),
     "cut": (lambda tiny, out: out.write_bytes(tiny.read_bytes()[:-1000]), "identity.truncated", "1,000 of the file's .* missing"),
-    "unpadded": (unpadded, "identity.unpadded", "offset .* expected .* llama.cpp refuses"),
+    "unpadded": (unpadded_and_cut, "identity.unpadded-and-cut", "offset .* expected .* llama.cpp refuses"),
     "removed type": (with_codes(31), "identity.removed-type", "Q4_0_4_4.*requantise from the source as Q4_0"),
     "removed IQ4": (with_codes(38), "identity.removed-type", "IQ4_NL_8_8"),
     "ik type": (with_codes(139), "identity.foreign-type", "IQ4_K.*ik_llama.cpp"),
@@ -196,6 +189,25 @@ def test_peel_says_that_and_nothing_else(tiny: Path, files: dict[str, Path], wha
     assert verdict.verdict == ("broken" if what in DAMAGED else "not-comparable")
     assert verdict.exit_code == (3 if what in DAMAGED else 4)
     assert finding.parameters["rule"] == ROWS[what][1] and identify(files[what]).remedy in finding.mechanism
+
+
+@pytest.mark.parametrize("header_too", [True, False])
+def test_data_without_padding_is_whole(tiny: Path, tmp_path: Path, header_too: bool) -> None:
+    """Every tensor begins where the one before it ends: the bytes are known, and `repair` lays them out again."""
+    unpadded(tiny, tmp_path / "m.gguf", header_too=header_too)
+    found = identify(tmp_path / "m.gguf")
+    assert (found.kind, found.code) == ("damaged", "identity.unpadded") and "aprlab repair" in found.remedy
+    with pytest.raises(FormatError, match="without padding"):
+        open_model(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("by", [-16, 16])
+def test_one_offset_that_is_wrong_is_no_layout_without_padding(tiny: Path, tmp_path: Path, by: int) -> None:
+    header = gguf.read_header(tiny)
+    infos = [replace(info, offset=info.offset + by * (n == 5)) for n, info in enumerate(header.infos)]
+    data = header.file[header.data_offset :].tobytes()
+    (tmp_path / "m.gguf").write_bytes(gguf.pack_header(list(header.fields.values()), infos) + data)
+    assert not identify(tmp_path / "m.gguf").code.startswith("identity.unpadded")
 
 
 def test_a_model_is_a_model(tiny: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from variants import variant
+from variants import shallow, unpadded, variant
 
 from aprlab import paths
 from aprlab.cli.app import run_cli
@@ -190,3 +190,22 @@ def test_a_guess_is_called_a_guess(tmp_path: Path) -> None:
     assert ("naming/GH-190", "exact", "file") in said
     assert {(c, s) for what, c, s in said if what != "naming/GH-190"} == {("guess", "convention")}
     assert outcome.verdict.to_json()["repair"]["proof"]["changes"][0]["certainty"] in ("exact", "guess")
+
+
+@pytest.mark.parametrize(("header_too", "alone"), [(True, True), (False, False)])
+def test_data_without_padding_is_laid_out_again_bit_for_bit(header_too: bool, alone: bool, tmp_path: Path) -> None:
+    unpadded(REF, tmp_path / "b.gguf", header_too=header_too)
+    outcome = attempt(tmp_path / "b.gguf", tmp_path / "f.gguf", None if alone else REF, threads=1)
+    assert (outcome.verdict.verdict, outcome.exit_code) == ("broken", 0), outcome.headline
+    assert [f.code for f in outcome.verdict.findings] == ["container.unpadded"]
+    assert [(change.certainty, change.source) for change in outcome.changes] == [("exact", "file")]
+    assert (tmp_path / "f.gguf").read_bytes() == REF.read_bytes()
+
+
+def test_a_layout_is_repaired_in_a_model_that_nothing_is_known_of(tmp_path: Path) -> None:
+    """How such a model should speak nobody knows; the same tensors laid out again are the same model."""
+    shallow(REF, tmp_path / "m.gguf")
+    unpadded(tmp_path / "m.gguf", tmp_path / "b.gguf", header_too=True)
+    outcome = attempt(tmp_path / "b.gguf", tmp_path / "f.gguf", threads=1, deadline=0)
+    assert outcome.written is not None and outcome.judged["verdict"] == "unproved", outcome.headline
+    assert (tmp_path / "f.gguf").read_bytes() == (tmp_path / "m.gguf").read_bytes()
