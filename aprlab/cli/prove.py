@@ -63,6 +63,9 @@ def verify(
     tokens: Annotated[
         int, typer.Option("--tokens", min=64, metavar="N", help="Let both read so much of the shipped text.")
     ] = 2048,
+    modelfile: Annotated[
+        Path | None, typer.Option("--modelfile", metavar="FILE", help="Check this Modelfile of Ollama's, too.")
+    ] = None,
     engine: str = "auto",
     threads: int | None = None,
     as_json: bool = False,
@@ -79,14 +82,15 @@ def verify(
         reports_folder(reports)
         for name in certificate_page.NAMES:  # refused before the work, not after it
             check_output(reports / name, [source, model], force=True)
-    with out.progress(4, "check") as bar:
+    with out.progress(4 + (modelfile is not None), "check") as bar:
 
         def show(stage: str) -> None:
             bar.set_postfix_str(stage)
             bar.update()
 
         try:
-            found = certificate.verify(source, model, engine=engine, threads=threads, tokens=tokens, progress=show)
+            asked = {"engine": engine, "threads": threads, "tokens": tokens, "modelfile": modelfile}
+            found = certificate.verify(source, model, progress=show, **asked)
         except AprlabError:
             if reports is not None and fresh:  # nothing was written, and nothing will be
                 with suppress(OSError):

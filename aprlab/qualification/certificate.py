@@ -29,6 +29,7 @@ from aprlab.onion.file_case import FileCase
 from aprlab.onion.peeling import examine
 from aprlab.onion.verdict import Verdict, plain, some
 from aprlab.qualification.certificate_words import TITLES, words
+from aprlab.qualification.modelfile_check import modelfile_problems
 from aprlab.tracing.comparisons import log_softmax
 from aprlab.version import __version__
 
@@ -76,7 +77,7 @@ class CertificateCheck:
     """One row of a certificate.
 
     Attributes:
-        id: ``file``, ``layers``, ``tensors``, ``prompts``, ``text`` or ``long context``.
+        id: ``file``, ``layers``, ``tensors``, ``prompts``, ``text``, ``long context``, or ``modelfile`` where there is one.
         passed: None where nothing can be said.
         code: of what was found; stable.
         parameters: its figures.
@@ -176,6 +177,7 @@ def verify(
     engine: str | None = None,
     threads: int | None = None,
     tokens: int = TOKENS,
+    modelfile: str | Path | None = None,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Certificate:
     """Compare a converted model with its source, and certify it or not.
@@ -185,6 +187,7 @@ def verify(
         model: the converted file.
         engine, threads: for both; None takes the compiled engine for real models.
         tokens: how much of the shipped text both read, at most.
+        modelfile: Ollama's, for the converted file: its template, stop lines and weights are checked as well.
         progress: called with the name of each check before it is made.
 
     Raises:
@@ -207,6 +210,9 @@ def verify(
     else:
         why = case.file.unrun.message if case is not None and case.file.unrun is not None else "the file is refused"
         checks += [CertificateCheck(id, None, "verify.needs-a-run", {"message": why}) for id in RUNS]
+    if modelfile is not None:
+        progress("modelfile")
+        checks.append(_of_modelfile(source, Path(model), Path(modelfile)))
     found.seconds = time.perf_counter() - started
     return found
 
@@ -233,6 +239,20 @@ def _of_peel(verdict: Verdict) -> CertificateCheck:
         harmless = [{"label": f.label, "words": str(f.cause)} for f in verdict.findings[:8]]
         return CertificateCheck("layers", True, "verify.layers-hold", {"verdict": verdict.verdict, "harmless": harmless})
     return CertificateCheck("layers", False, "verify.layers-differ", parameters)
+
+
+def _of_modelfile(source: str | Path, model: Path, path: Path) -> CertificateCheck:
+    """The prompts that Ollama makes are those of the source's template, and its answers end where the source's do."""
+    try:
+        with open_model(source) as a:
+            problems, whole = modelfile_problems(Session(a), path, model, CONVERSATIONS)
+    except BROKEN as error:
+        return CertificateCheck("modelfile", False, "verify.modelfile-refused", {"message": reason(error)})
+    if problems:
+        return CertificateCheck("modelfile", False, "verify.modelfile-differs", {"problems": problems})
+    if not whole:
+        return CertificateCheck("modelfile", None, "verify.modelfile-without-template")
+    return CertificateCheck("modelfile", True, "verify.modelfile-same", {"prompts": len(CONVERSATIONS)})
 
 
 def tensor_rows(case: FileCase) -> list[dict[str, Any]]:

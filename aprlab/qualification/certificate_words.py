@@ -12,6 +12,7 @@ TITLES = {
     "prompts": "the same prompt ids and the same ends of an answer",
     "text": "the same next tokens over the shipped text",
     "long context": "the same at the far end of the context that was read",
+    "modelfile": "Ollama's prompts are those of the source's template, its answers end as they should",
 }
 
 TEMPLATES: dict[str, str] = {
@@ -29,7 +30,20 @@ TEMPLATES: dict[str, str] = {
     "verify.vocabulary-differs": "{expected} rows of vocabulary became {found}",
     "verify.run-refused": "{message}",
     "verify.needs-a-run": "not asked, since it needs a run: {message}",
+    "verify.modelfile-same": "{prompts} prompts, all the same ids",
+    "verify.modelfile-differs": "{problem_words}",
+    "verify.modelfile-refused": "{message}",
+    "verify.modelfile-without-template": "no TEMPLATE: Ollama looks for one that is like the file's; which one was not looked at",
     "verify.not-reached": "nothing can be said: the file is refused",
+}
+
+PROBLEMS: dict[str, str] = {
+    "modelfile.other-weights": "FROM names {found}, not {expected}",
+    "modelfile.stop-cuts": "stop {stop!r} cuts answers short",
+    "modelfile.stop-of-another-model": "stop {stop!r} is no token of this model",
+    "modelfile.no-end": "none of its stops ({stops}) is an end of this model's answers ({ends})",
+    "modelfile.not-handled": "{instruction} changes what is run and was not looked at",
+    "modelfile.prompt": "{conversation}: from token {position} on the prompt is {found!r}, not {expected!r}",
 }
 
 
@@ -39,6 +53,8 @@ def words(code: str, parameters: Mapping[str, Any]) -> str:
     if "findings" in shown:
         more = f" and {shown['more']} more" if shown["more"] else ""
         shown["listed"] = "; ".join(f["words"] for f in shown["findings"]) + more or "no finding"
+    if "problems" in shown:
+        shown["problem_words"] = "; ".join(PROBLEMS[p["code"]].format(**p) for p in shown["problems"])
     if "harmless" in shown:
         shown["noted"] = "".join(f"; harmless: {f['words']}" for f in shown["harmless"][:3])
     if "first" in shown:

@@ -22,7 +22,7 @@ from aprlab.inference import Session
 from aprlab.onion.verdict import Verdict
 from aprlab.qualification import certificate, certificate_page
 from aprlab.qualification.certificate import Certificate, CertificateCheck, interval, read, verify
-from aprlab.qualification.certificate_words import TEMPLATES, TITLES, words
+from aprlab.qualification.certificate_words import PROBLEMS, TEMPLATES, TITLES, words
 
 TOKENS = 64
 
@@ -40,13 +40,13 @@ def by_id(found: Certificate) -> dict[str, CertificateCheck]:
 
 def test_a_lossless_conversion_is_certified(sound: Certificate) -> None:
     assert (sound.verdict, sound.exit_code) == ("certified", 0)
-    assert list(by_id(sound)) == list(TITLES)
+    assert list(by_id(sound)) == [id for id in TITLES if id != "modelfile"]
     assert by_id(sound)["text"].code == by_id(sound)["long context"].code == "verify.text-same"
     assert by_id(sound)["text"].parameters["kl"] == 0 and by_id(sound)["text"].parameters["same"] == 1
     assert sum(row["equal"] for row in sound.tensors) == by_id(sound)["tensors"].parameters["tensors"]
     assert by_id(sound)["prompts"].parameters["prompts"] == 5
-    assert str(sound).endswith(sound.sentence) and str(sound).count("pass") == len(TITLES)
-    assert sound._repr_html_().count("<tr") >= len(TITLES) and "certified" in sound._repr_html_()
+    assert str(sound).endswith(sound.sentence) and str(sound).count("pass") == len(TITLES) - 1
+    assert sound._repr_html_().count("<tr") >= len(TITLES) - 1 and "certified" in sound._repr_html_()
 
 
 def test_a_conversion_that_loses_what_its_type_loses_is_certified_with_figures(tiny: Path, tmp_path: Path) -> None:
@@ -179,3 +179,45 @@ def test_the_command_line(
         sound.checks.pop()
     assert json.loads(capfd.readouterr().out)["verdict"] == "not certified"
     assert isinstance(sound.peeled, Verdict)
+
+
+PLAIN = """TEMPLATE \"\"\"{{ if .System }}<|im_start|>system
+{{ .System }}<|im_end|>
+{{ end }}{{ range .Messages }}{{ if eq .Role "user" }}<|im_start|>user
+{{ .Content }}<|im_end|>
+<|im_start|>assistant
+{{ else if eq .Role "assistant" }}{{ .Content }}<|im_end|>
+{{ end }}{{ end }}\"\"\"
+"""
+SYSTEM = "SYSTEM You are aprlab-tiny, a small test model.\n"
+MODELFILES: dict[str, tuple[str, bool | None, list[str]]] = {
+    "right": (f"FROM ./m.gguf\n{PLAIN}{SYSTEM}PARAMETER stop <|im_end|>\n", True, []),
+    "no system message": (f"FROM x\n{PLAIN}", False, ["modelfile.prompt"] * 2),
+    "another family's marks": (
+        f"FROM x\n{PLAIN}{SYSTEM}".replace("<|im_end|>", "<|eot_id|>"), False, ["modelfile.prompt"] * 3
+    ),
+    "another family's stop": (
+        f"FROM x\n{PLAIN}{SYSTEM}PARAMETER stop <|eot_id|>\n", False, ["modelfile.stop-of-another-model", "modelfile.no-end"]
+    ),
+    "a stop that cuts": (f"FROM x\n{PLAIN}{SYSTEM}PARAMETER stop user\n", False, ["modelfile.stop-cuts"]),
+    "other weights": (f"FROM other.gguf\n{PLAIN}{SYSTEM}", False, ["modelfile.other-weights"]),
+    "an adapter": (f"FROM x\n{PLAIN}{SYSTEM}ADAPTER a.gguf\n", False, ["modelfile.not-handled"]),
+    "no template": ("FROM x\n", None, []),
+    "broken": ("FROM x\nTEMPLATE {{ if }}\n", False, []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELFILES)
+def test_a_modelfile_makes_the_sources_prompts_or_is_named(tiny: Path, tmp_path: Path, name: str) -> None:
+    text, passed, codes = MODELFILES[name]
+    (tmp_path / "Modelfile").write_text(text)
+    check = certificate._of_modelfile(tiny, tmp_path / "m.gguf", tmp_path / "Modelfile")
+    assert check.passed is passed and check.figure
+    assert [problem["code"] for problem in check.parameters.get("problems", ())] == codes
+
+
+def test_the_modelfile_is_part_of_the_verdict(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "Modelfile").write_text(MODELFILES["no system message"][0])
+    found = verify(tiny, tiny, tokens=TOKENS, modelfile=tmp_path / "Modelfile")
+    assert found.verdict == "not certified" and "system" in by_id(found)["modelfile"].figure
+    assert set(PROBLEMS) >= {p["code"] for p in by_id(found)["modelfile"].parameters["problems"]}
