@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from aprlab.cli.options import Candidate, FaultyInstruments, ModelFile, Prompts,
 from aprlab.errors import AprlabError, UsageError
 
 if TYPE_CHECKING:
+    from aprlab.qualification.certificate import Certificate
     from aprlab.qualification.runner import Qualification
     from aprlab.qualification.scoring import ScenarioRow
 
@@ -89,27 +91,30 @@ def verify(
             bar.update()
 
         try:
-            asked = {"engine": engine, "threads": threads, "tokens": tokens, "modelfile": modelfile}
-            found = certificate.verify(source, model, progress=show, **asked)
+            found = certificate.verify(
+                source, model, engine=engine, threads=threads, tokens=tokens, modelfile=modelfile, progress=show
+            )
         except AprlabError:
-            if reports is not None and fresh:  # nothing was written, and nothing will be
-                with suppress(OSError):
+            if reports is not None and fresh:
+                with suppress(OSError):  # nothing was written, and nothing will be
                     reports.rmdir()
             raise
     if as_json:
         out.say_json(found.to_json())
     else:
-        columns = ("check", "", "what must hold", "found")
-        out.say_table(f"{model} against {source}", columns, found.rows(), prose=columns[2:])
-        if found.tensors:
-            out.say_table(
-                "tensors", certificate_page.TENSOR_COLUMNS, certificate_page.tensor_cells(found),
-                right=certificate_page.TENSOR_COLUMNS[2:],
-            )  # fmt: skip
-        out.say(f"{found.verdict}: {found.sentence}")
+        _say_certificate(found, certificate_page.TENSOR_COLUMNS, certificate_page.tensor_cells(found))
     for path in [] if reports is None else certificate_page.write(found, reports):
         out.note(path)
     return found.exit_code
+
+
+def _say_certificate(found: Certificate, columns: Sequence[str], cells: Sequence[Sequence[Any]]) -> None:
+    """The checks, the tensors by type, and the verdict."""
+    heads = ("check", "", "what must hold", "found")
+    out.say_table(f"{found.model} against {found.source}", heads, found.rows(), prose=heads[2:])
+    if found.tensors:
+        out.say_table("tensors", columns, cells, right=columns[2:])
+    out.say(f"{found.verdict}: {found.sentence}")
 
 
 def check(file: ModelFile, engine: str = "auto", as_json: bool = False) -> int:

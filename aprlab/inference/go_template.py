@@ -139,7 +139,8 @@ def _block(kind: str, head: str, pieces: Sequence[tuple[bool, str]], at: int, de
 def _action(kind: str, text: str) -> Node:
     """An action or the head of a block: ``$a, $b := pipeline``."""
     words = _words(text)
-    names, fresh = (), True
+    names: tuple[str, ...] = ()
+    fresh = True
     marks = [n for n, word in enumerate(words) if word in (("mark", ":="), ("mark", "="))]
     if marks:
         names = tuple(str(word[1]) for word in words[: marks[0]] if word[0] == "variable")

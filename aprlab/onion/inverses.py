@@ -262,8 +262,8 @@ def _relabelled(case: FileCase, seams: Seams) -> list[Deviation]:
     """Tensors whose label is lawful, and is what the fault writes for another type of the same size."""
     found = []
     written: dict[int, list[TensorType]] = {}
-    for kind in LIKELY:
-        written.setdefault(seams.code(kind), []).append(kind)
+    for other in LIKELY:
+        written.setdefault(seams.code(other), []).append(other)
     for match in case.matches:
         p, kind = match.piece, match.kind
         if kind is None or match.true is None or match.open_kinds or seams.code(kind) != kind.code:

@@ -40,7 +40,7 @@ def settle_open_types(
     readings = list(itertools.islice(_readings(groups), MOST + 1))
     if not 0 < len(readings) <= MOST:
         return None
-    scores = []
+    scores: list[float] = []
     for reading in readings:
         if budget is not None and budget.over:
             budget.leave_out(f"types that the bytes leave open were not all run ({len(scores)} of {len(readings)} readings)")
