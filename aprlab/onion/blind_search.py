@@ -24,7 +24,7 @@ from aprlab.onion.clock import Budget, Progress
 from aprlab.onion.file_case import Deviation, FileCase
 from aprlab.onion.fixes import Fix, ddmin, drafted
 from aprlab.onion.health import allowed, nats, spoken
-from aprlab.onion.inverses import Inverse, exchanges, inverses, reordered
+from aprlab.onion.inverses import TRANSPOSED, Inverse, exchanges, inverses, reordered
 from aprlab.onion.lost_information import lost_information, named_by_what_is_gone, tensors_of, unlike_any_encoder
 from aprlab.onion.order_marks import OrderMark, order_marks
 from aprlab.onion.verdict import Finding, known
@@ -170,7 +170,7 @@ class BlindSearch:
         taken = {inverse.fault.id for inverse in kept}
         made = self.model(kept) if kept else self.base
         suggested = [id_ for mark in self.odd for id_ in mark.suggests]
-        against = [id_ for mark in self.marks if mark.likely for id_ in mark.suggests if id_ == "GH-202"]
+        against = [id_ for mark in self.marks if mark.likely for id_ in mark.suggests if id_ in TRANSPOSED]
         for inverse in inverses(self.case, made if isinstance(made, Model) else None, suggested, against):
             if inverse.fault.id in taken:
                 continue

@@ -8,7 +8,7 @@ enough for a run to say that this is what happened, not for a repair. Nothing he
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,9 @@ from aprlab.quants import dequantise, quantise, types
 from aprlab.quants.types import TensorType
 
 ORDER = 12  # a permutation of a head's rows comes back after fewer applications than that
+TRANSPOSED: dict[str, tuple[str, ...]] = {  # by fault, the matrices; GH-202 did it to all
+    "transposed-embedding": ("token_embd.weight",), "lm-head-transposed": ("output.weight",), "GH-202": (),
+}  # fmt: skip
 FEW = 16  # rows of a matrix that tell whether an inverse is worth all of them
 CHUNK = 1 << 14  # blocks whose bits are in memory at once
 THETAS = (1e6, 1e4, 5e5)
@@ -85,16 +88,16 @@ def inverses(
     reversed_ = any(d.code == "layout.dims-reversed" for d in case.deviations)
     if reversed_:
         yield from _transposed_and_reversed(case)
-    if "GH-202" in suggested and model is not None and not reversed_:
-        yield from _transposed(case)
+    first = [] if model is None or reversed_ else [id for id in suggested if id in TRANSPOSED]
+    yield from _transposed(case, first)
     strange = model is not None and bool(unlikely(model.tensors.values()))
 
     def late(fault: Fault) -> tuple[bool, bool]:
         return fault.id not in suggested, (fault.layer != "decode") if strange else (fault.layer == "decode")
 
     for fault in sorted(FAULTS.values(), key=late):
-        if fault.seams is None or fault.layer in ("container", "tokenizer"):
-            continue  # the size law and the file itself tell those
+        if fault.seams is None or fault.layer in ("container", "tokenizer") or fault.id in TRANSPOSED:
+            continue  # the size law and the file itself tell those; what was encoded again has its own way back
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what a faulty converter says while it works
@@ -108,8 +111,7 @@ def inverses(
         yield from _heads(case)
         yield from _numbers(case)
         yield from _one_less(case, model)
-        if "GH-202" not in suggested or reversed_:
-            yield from (inverse for inverse in _transposed(case) if inverse.fault.id not in ruled_out)
+        yield from _transposed(case, [id for id in TRANSPOSED if id not in first and id not in ruled_out])
 
 
 def _done(case: FileCase, model: Model | None, fault: Fault) -> list[Deviation]:
@@ -310,11 +312,10 @@ def _number(case: FileCase, name: str, value: Any) -> Deviation:
 # ── what comes back only nearly ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _transposed(case: FileCase) -> Iterator[Inverse]:
+def _transposed(case: FileCase, ids: Iterable[str]) -> Iterator[Inverse]:
     """Matrices whose data were transposed and encoded again under their own shape."""
-    heads = ("transposed-embedding", ("token_embd.weight",)), ("lm-head-transposed", ("output.weight",))
-    for id_, only in (*heads, ("GH-202", ())):
-        found = list(_each_transposed(case, FAULTS[id_], None, only))
+    for id_ in ids:
+        found = list(_each_transposed(case, FAULTS[id_], None, TRANSPOSED[id_]))
         if found:
             yield Inverse(FAULTS[id_], found, exact=False)
 
@@ -365,4 +366,4 @@ def _each_transposed(
         yield _bytes(match, Tensor(match.true, types.F16, shape, held, Origin(case.file.path, p.name, -1)), fault)
 
 
-__all__ = ["THETAS", "Inverse", "exchanges", "inverses", "reordered", "undone"]
+__all__ = ["THETAS", "TRANSPOSED", "Inverse", "exchanges", "inverses", "reordered", "undone"]

@@ -1,8 +1,9 @@
 """Marks of order that run through all layers of a trained model: which channel or module a row or a column belongs to.
 
 Columns of Q and K have norms by residual channel, the same channels in every layer; the rows of up, more than those of gate,
-follow the columns of down; biases of keys are larger than those of values. A transposition, a permutation or an exchange of
-modules breaks that. What healthy files have is in `data/order-marks.toml`.
+follow the columns of down; biases of keys are larger than those of values; some channels of the embedding are larger than
+others. A transposition, a permutation or an exchange of modules breaks that. What healthy files have is in
+`data/order-marks.toml`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from aprlab.model.tensor import Tensor
 
 MOST = 12  # layers that are decoded: evenly spread
 LEAST = 3  # layers; of fewer, nothing is said
+ROWS = 4096  # of an embedding that are decoded: evenly spread
 
 
 @cache
@@ -73,6 +75,8 @@ def order_marks(tensors: Mapping[str, Tensor]) -> list[OrderMark]:
             "channels-agree": _channels_agree(norms),
             "up-follows-down": _up_follows_down(norms),
             "keys-over-values": _keys_over_values(tensors, chosen),
+            "embedding-has-channels": _has_channels(tensors.get("token_embd.weight")),
+            "head-has-channels": _has_channels(tensors.get("output.weight")),
         }
     return [OrderMark(name, value) for name, value in found.items() if value is not None and np.isfinite(value)]
 
@@ -145,6 +149,18 @@ def _keys_over_values(tensors: Mapping[str, Tensor], layers: list[int]) -> float
             return None
         found.append(0.5 * np.log(k / v))
     return float(np.median(found))
+
+
+def _has_channels(tensor: Tensor | None) -> float | None:
+    """ln of how much more the norms of the columns differ than those of as many random numbers would."""
+    if tensor is None or len(tensor.shape) != 2 or tensor.rows <= tensor.cols:
+        return None
+    try:
+        values = tensor.dequantise(np.unique(np.linspace(0, tensor.rows - 1, min(ROWS, tensor.rows)).astype(np.int64)))
+    except AprlabError:
+        return None
+    spread = 0.5 * np.log(np.maximum(np.square(values, dtype=np.float64).mean(axis=0), 1e-30)).std()
+    return float(np.log(spread * np.sqrt(2 * len(values))))
 
 
 __all__ = ["OrderMark", "order_marks"]
