@@ -135,8 +135,11 @@ def test_numbers_that_never_reach_an_end_are_unlikely(kind: Any, name: str) -> N
 
 @pytest.mark.parametrize(
     ("id", "dead"),
-    [("swapped-k-v", "keys-over-values"), ("swapped-gate-up", "up-follows-down"), ("GH-202", "channels-agree")],
-)
+    [
+        ("swapped-k-v", "keys-over-values"), ("swapped-gate-up", "up-follows-down"), ("GH-202", "channels-agree"),
+        ("transposed-embedding", "embedding-has-channels"), ("lm-head-transposed", "head-has-channels"),
+    ],
+)  # fmt: skip
 def test_a_mark_of_order_dies_on_the_fault_that_it_suggests(id: str, dead: str, tmp_path: Path) -> None:
     convert_with(REF, tmp_path / "b.apr", [id])
     odd = {mark.name: mark for mark in order_marks(open_model(tmp_path / "b.apr").tensors) if not mark.likely}
@@ -146,7 +149,9 @@ def test_a_mark_of_order_dies_on_the_fault_that_it_suggests(id: str, dead: str, 
 @pytest.mark.parametrize("kind", ["q2_k", "q4_0"])
 def test_marks_of_order_outlive_every_encoding(kind: str, tmp_path: Path) -> None:
     marks = order_marks(open_model(REF).tensors)
-    assert {mark.name for mark in marks} == {"channels-agree", "up-follows-down", "keys-over-values"}
+    assert {mark.name for mark in marks} == {
+        "channels-agree", "up-follows-down", "keys-over-values", "embedding-has-channels", "head-has-channels"
+    }  # fmt: skip
     convert(REF, tmp_path / "q.apr", quantize=kind)
     assert [str(m) for m in [*marks, *order_marks(open_model(tmp_path / "q.apr").tensors)] if not m.likely] == []
 
