@@ -71,7 +71,7 @@ _FOREIGN = {
 
 def foreign_tensor(name: str, config: ModelConfig) -> str:
     """What a tensor is that a model of this config does not have, as far as its name says."""
-    layer = re.match(r"blk\.(\d+)\.", name)
+    layer = re.match(r"blk\.([0-9]{1,9})\.", name)
     if layer and int(layer[1]) >= config.block_count and name.replace(layer[0], "blk.0.", 1) in shapes(config):
         return f"of layer {layer[1]}, but block_count is {config.block_count}"
     title = ARCHITECTURES[config.architecture].title

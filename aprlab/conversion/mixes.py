@@ -107,6 +107,6 @@ def by_layer(listed: Iterable[str]) -> list[str]:
 
     def key(name: str) -> tuple[int, str]:
         number = name.split(".")[1] if name.startswith("blk.") else ""
-        return (int(number) if number.isdigit() else -1, name)
+        return (int(number) if number.isascii() and number.isdigit() and len(number) < 10 else -1, name)
 
     return sorted(listed, key=key)

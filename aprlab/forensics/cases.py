@@ -19,6 +19,7 @@ from aprlab.faults.text import CHATML
 from aprlab.forensics.answer_runs import HealthyRun, collect_after, healthy_session
 from aprlab.forensics.answer_scoring import AnswerScorer, Suspect
 from aprlab.forensics.ranking import Forensics, not_numbers, ranked
+from aprlab.formats.reading import read_bytes
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
 
@@ -26,6 +27,9 @@ TEMPLATES = ("file", "chatml-without-system", "none")  # how the prompt goes in:
 NAN_FAULTS = {"argmax-nan", "nan-sampled"}  # their logits are no numbers, and they bring one sampler along
 _NOT_FINITE = NumericError("logits are not finite", code="session.logits-not-finite")
 LONGEST = 24  # tokens of an answer that are compared at most
+FILE_LIMIT = 16 << 20  # bytes of a file of cases
+MOST = 500  # cases of a file
+TEXT_LIMIT = 20_000  # characters of a prompt or an answer; ids of an answer
 
 
 @dataclass(frozen=True)
@@ -86,35 +90,60 @@ class Case:
         text = data.get("text") or data.get("output_decoded") or data.get("output") or ""
         cause = data.get("cause")
         system = data.get("system")
+        token_ids = data.get("token_ids") or ()
+        _want(data, all(not isinstance(data.get(name), Mapping | list) for name in _WORDS), f"{', '.join(_WORDS)} are text")
+        _want(data, system is None or isinstance(system, str), "system is text, or null")
+        listed = isinstance(cause, list | str) and all(isinstance(id, str) for id in cause)
+        _want(data, cause is None or listed, "cause is a list of faults")
+        ids = isinstance(token_ids, list | tuple) and all(type(id) is int and 0 <= id < 1 << 31 for id in token_ids)
+        _want(data, ids, "token_ids is a list of ids")
+        longest = max(len(str(data["prompt"])), len(str(text)), len(token_ids), len(system or ""))
+        _want(data, longest <= TEXT_LIMIT, f"more than {TEXT_LIMIT} characters or ids in one entry")
         bare = isinstance(system, str) and system.strip().lower() in ("none", "-", "")
         template = data.get("template")
         if template is None:
             raw = str(data.get("mode", "")).lower().startswith("raw")
             template = "none" if raw else "chatml-without-system" if bare else "file"
         return cls(
-            str(data.get("id", "case")), str(data["prompt"]), str(text), tuple(data.get("token_ids") or ()), str(template),
+            str(data.get("id", "case")), str(data["prompt"]), str(text), tuple(token_ids), str(template),
             None if bare else system, str(data.get("model", "")),
             tuple(cause) if isinstance(cause, list) else (), str(data.get("certainty", "open")), str(data.get("url", "")),
             str(data.get("note", "")),
         )  # fmt: skip
 
 
+# Entries of a case that are text; a number stands for its digits.
+_WORDS = ("id", "prompt", "text", "output", "output_decoded", "template", "mode", "model", "certainty", "url", "note")
+
+
+def _want(data: Mapping[str, Any], holds: bool, rule: str) -> None:
+    if not holds:
+        raise UsageError(f"case {str(data.get('id', 'case'))[:60]!r}: {rule}", code="cases.entry")
+
+
 def read_cases(path: str | Path) -> list[Case]:
     """Cases of a JSON file: one object, a list of them, or an object with a list ``cases``.
 
     Raises:
-        UsageError: there is no such file, or a case lacks something.
-        FormatError: it is not JSON.
+        UsageError: there is no such file, it holds none or more than `MOST`, or a case lacks something.
+        FormatError: it is not JSON, or larger than `FILE_LIMIT`.
     """
     path = Path(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_bytes(path, FILE_LIMIT))
     except OSError as error:
         raise UsageError(f"cannot read it: {error.strerror}", code="cases.cannot-read", path=path) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"is not JSON: {error}", code="cases.not-json", path=path) from None
     rows = data if isinstance(data, list) else data.get("cases", [data]) if isinstance(data, Mapping) else [data]
-    return [Case.of_json(row) for row in rows]
+    if not isinstance(rows, list) or not 0 < len(rows) <= MOST:
+        many = f"{len(rows)} cases" if isinstance(rows, list) else "no list of cases"
+        raise UsageError(f"holds {many}; one to {MOST} are taken", code="cases.count", path=path)
+    try:
+        return [Case.of_json(row) for row in rows]
+    except AprlabError as error:
+        error.path = error.path or path
+        raise
 
 
 # ── ranking several at once ───────────────────────────────────────────────────────────────────────────────────────

@@ -183,4 +183,10 @@ def _scores(header: Header, key: str, count: int) -> list[float]:
             f"key {key!r} holds {len(found)} values of {found.dtype.name} for {count} tokens",
             code="tokenizer.scores-count", path=header.path,
         )  # fmt: skip
+    if not np.isfinite(found).all():
+        token = int(np.flatnonzero(~np.isfinite(found))[0])
+        raise FormatError(
+            f"key {key!r}: the score of token {token} is {found[token]}, not a number that pieces can be compared by",
+            code="tokenizer.score-not-finite", path=header.path,
+        )  # fmt: skip
     return [float(score) for score in found]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -245,7 +246,8 @@ def numbers(value: Any) -> Any:
     """A list of numbers as a list of floats, anything else as `Wrong`."""
     if isinstance(value, np.ndarray) and value.dtype == np.float32:
         return [float(item) for item in value]
-    if isinstance(value, list) and all(isinstance(item, int | float) and not isinstance(item, bool) for item in value):
+    kinds = isinstance(value, list) and all(isinstance(item, int | float) and not isinstance(item, bool) for item in value)
+    if kinds and not any(abs(item) > sys.float_info.max for item in value):
         return [float(item) for item in value]
     return value if isinstance(value, Missing) else wrong(value)
 

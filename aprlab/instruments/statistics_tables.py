@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from aprlab.errors import AprlabError, FormatError, UsageError
+from aprlab.formats.reading import read_bytes
 from aprlab.instruments.summary_statistics import PERCENTILES
 from aprlab.model.names import namings_of
 from aprlab.quants import types
@@ -45,6 +46,8 @@ _NAMES = ("name", "tensor", "tensor_name")
 _TYPES = ("type", "dtype", "qtype", "ggml_type")
 _SHAPES = ("shape", "dims")
 _FIGURE_OF = {alias: figure for figure, aliases in COLUMNS.items() for alias in aliases}
+FILE_LIMIT = 64 << 20  # bytes of a table
+_CODE = re.compile(r"[0-9]{1,9}")
 _PERCENTILE = re.compile(r"(?:p|q|pct|percentile)_?0*(\d{1,2}(?:\.\d+)?)")
 COUNTS = ("count", "zeros", "nan", "inf", "checksum")  # whole numbers, compared exactly
 HASHES = ("raw", "values")  # texts
@@ -105,7 +108,7 @@ def read_statistics(path: str | Path) -> StatisticsTable:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path, FILE_LIMIT).decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"cannot read it: {error.strerror}", code="statistics.cannot-read", path=path) from None
     except UnicodeDecodeError:
@@ -142,6 +145,8 @@ def _records(text: str, path: Path) -> tuple[bool, list[dict[str, str]]]:
             whole = json.loads(text, parse_float=_Printed, parse_int=_Printed)
         except json.JSONDecodeError as error:
             raise FormatError(f"is not JSON: {error.msg}", code="statistics.not-json", path=path, offset=error.pos) from None
+        except RecursionError:
+            raise FormatError("is not JSON: too many parts inside each other", code="statistics.not-json", path=path) from None
         rows = whole if isinstance(whole, list) else _list_in(whole)
         if not rows or not all(isinstance(row, dict) for row in rows):
             raise FormatError("holds no list of rows", code="statistics.no-rows", path=path)
@@ -149,7 +154,10 @@ def _records(text: str, path: Path) -> tuple[bool, list[dict[str, str]]]:
         return own or {"raw", "values", "total"} <= set(rows[0]), [_flat(row) for row in rows]
     first = text.splitlines()[0] if text.strip() else ""
     reader = csv.DictReader(io.StringIO(text), delimiter="\t" if "\t" in first else ",")
-    found = [{str(key).strip(): str(value or "").strip() for key, value in row.items() if key is not None} for row in reader]
+    try:
+        found = [{str(key).strip(): str(value or "").strip() for key, value in row.items() if key is not None} for row in reader]
+    except csv.Error as error:
+        raise FormatError(f"is no table: line {reader.line_num + 1}: {error}", code="statistics.not-text", path=path) from None
     if not found:
         raise FormatError("holds no rows", code="statistics.no-rows", path=path)
     return False, found
@@ -242,7 +250,7 @@ def _row(record: Mapping[str, str], known: Mapping[str, str], digits: Mapping[st
                 f"column {column!r} has {text!r}, which is no number", code="statistics.not-a-number", path=path, tensor=name
             ) from None
         figures[figure] = Figure(value, 0.0 if figure in COUNTS else _half_unit(value, digits[figure]))
-    shape = tuple(int(part) for part in re.findall(r"\d+", next((lower[key] for key in _SHAPES if lower.get(key)), "")))
+    shape = tuple(int(part) for part in re.findall(r"[0-9]{1,18}", next((lower[key] for key in _SHAPES if lower.get(key)), "")))
     kind = next((lower[key] for key in _TYPES if lower.get(key)), "")
     return TableRow(name, _gguf(name), _type_name(kind), shape, figures, hashes)
 
@@ -255,6 +263,6 @@ def _gguf(name: str) -> str:
 def _type_name(text: str) -> str:
     """ggml's name of a type that was printed as name or number; as printed where it is neither."""
     try:
-        return (types.by_code(int(text)) if text.isdigit() else types.by_name(text)).name if text else ""
+        return (types.by_code(int(text)) if _CODE.fullmatch(text) else types.by_name(text)).name if text else ""
     except AprlabError:
         return text

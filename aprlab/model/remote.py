@@ -27,7 +27,7 @@ WAIT = 0.2  # seconds before the second, doubled each time
 TIMEOUT = 30.0  # seconds without a byte
 STEP = 8 * CHUNK  # bytes of one request where a whole tensor is read
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)  # statuses that may pass
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 
 def url_of(path: str | Path) -> str | None:

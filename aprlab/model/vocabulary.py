@@ -5,6 +5,7 @@ Data alone: `aprlab.inference.tokenizer` encodes and decodes with it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from aprlab.errors import FormatError, UnsupportedError
@@ -111,6 +112,8 @@ def check_tokenizer(data: TokenizerData) -> dict[str, int]:
             )  # fmt: skip
     if data.model == "llama" and (data.scores is None or len(data.scores) != size):
         raise FormatError(f"{size} tokens, but {len(data.scores or [])} scores", code="tokenizer.scores-count")
+    if data.scores is not None and not all(map(math.isfinite, data.scores)):
+        raise FormatError("a score is not a finite number", code="tokenizer.score-not-finite")
     return _vocabulary(data)
 
 

@@ -7,6 +7,7 @@ guessed. A convention such as "the layer's output without the residual" is decla
 from __future__ import annotations
 
 import re
+import tokenize
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -17,11 +18,13 @@ import numpy as np
 
 from aprlab.architectures import points as all_points
 from aprlab.engines.contracts import Contract
-from aprlab.errors import FormatError, UsageError
+from aprlab.errors import AprlabError, FormatError, UsageError
 from aprlab.formats import safetensors, yaml_files
+from aprlab.formats.reading import open_regular
 from aprlab.model.config import ModelConfig
 from aprlab.quants import REGISTRY
 from aprlab.sources.base import Abilities, Source
+from aprlab.tracing._stored import weighed
 from aprlab.tracing.traces import Point, Trace, matching
 
 LAYOUTS: dict[str, Callable[[np.ndarray, tuple[int, ...]], np.ndarray]] = {
@@ -30,6 +33,11 @@ LAYOUTS: dict[str, Callable[[np.ndarray, tuple[int, ...]], np.ndarray]] = {
     "channels-first": lambda x, shape: x.reshape(int(np.prod(shape)), -1).T.reshape(-1, *shape),
 }
 Reader = Callable[[], Any]  # gives one array
+# What NumPy and zipfile say of a file that holds none, or claims more than there is.
+_NO_ARRAYS = (
+    ValueError, EOFError, AttributeError, NotImplementedError, MemoryError, ArithmeticError, tokenize.TokenError,
+    zipfile.BadZipFile,
+)  # fmt: skip
 _KEYS = {"arrays", "program", "version", "contract", "tokens", "prompt", "points"}
 
 
@@ -87,7 +95,11 @@ def dump(mapping: str | Path, config: ModelConfig) -> RecordedSource:
     data, line_of = yaml_files.load(path)
     declared = _declared(data, path, line_of)
     arrays = _arrays(path.parent / declared["arrays"])
-    contract = Contract.parse(declared["contract"])
+    try:
+        contract = Contract.parse(declared["contract"])
+    except AprlabError as error:
+        error.path = error.path or path
+        raise
     shapes, tokens = all_points(config), declared["tokens"]
     found: dict[str, Point] = {}
     for name, what in declared["points"].items():
@@ -131,6 +143,7 @@ def _declared(data: Any, path: Path, line_of: yaml_files.LineOf) -> dict[str, An
         layout, positions = entry.get("layout", "positions-first"), entry.get("positions", "all")
         need(layout in LAYOUTS, f"{name!r}: layout {layout!r}; known: {', '.join(LAYOUTS)}", "points", name)
         listed = isinstance(positions, list) and all(type(p) is int and 0 <= p < len(tokens) for p in positions)
+        listed = listed and len(set(positions)) == len(positions)
         need(positions in ("all", "last") or (listed and bool(positions)), f"{name!r}: positions {positions!r}", "points", name)
         out[str(name)] = {"point": entry["point"], "layout": layout, "positions": positions}
     return {**data, "version": data.get("version", ""), "prompt": prompt, "points": out}
@@ -150,6 +163,8 @@ def _point(
     name: str, values: np.ndarray, what: Mapping[str, Any], shape: tuple[int, ...], count: int, program: str, contract: Contract,
     path: Path,
 ) -> Point:  # fmt: skip
+    if not isinstance(values, np.ndarray):  # a member of an archive that is no array
+        raise FormatError(f"{name}: what is declared as it is no array", code="dump.not-arrays", path=path)
     positions = {"all": list(range(count)), "last": [count - 1]}.get(str(what["positions"]), what["positions"])
     size = len(positions) * int(np.prod(shape))
     heads = what["layout"] != "heads-first" or len(shape) > 1
@@ -167,11 +182,13 @@ def _arrays(path: Path) -> dict[str, Reader]:
     """Arrays by name, each read when it is asked for; pickled ones are refused."""
     if path.is_dir():
         files = sorted(path.glob("*.npy"))
-        return {file.stem: partial(_read, path, partial(np.load, file, allow_pickle=False)) for file in files}
+        # mapped: an array that claims more than its file has is refused before there is room for it
+        return {file.stem: partial(_read, file, partial(np.load, file, mmap_mode="r", allow_pickle=False)) for file in files}
     if path.suffix == ".safetensors":
         entries = safetensors.read_header(path).entries
         file = np.memmap(path, np.uint8, mode="r")
         return {e.name: partial(_floats, file, e) for e in entries}
+    _read(path, partial(weighed, path))
     stored = _read(path, partial(np.load, path, allow_pickle=False))
     if not isinstance(stored, np.lib.npyio.NpzFile):
         said = "holds one array without a name; expected .npz, .safetensors or a folder"
@@ -181,10 +198,11 @@ def _arrays(path: Path) -> dict[str, Reader]:
 
 def _read(path: Path, load: Callable[[], Any]) -> Any:
     try:
+        open_regular(path).close()
         return load()
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror or error}", code="dump.unreadable", path=path) from None
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except _NO_ARRAYS as error:
         said = f"holds no plain arrays: {' '.join(str(error).split())}"
         raise FormatError(said, code="dump.not-arrays", path=path) from None
 

@@ -46,6 +46,12 @@ def opened(path: Path) -> Iterator[Any]:
             yield stored
 
 
+def weighed(path: Path) -> None:
+    """Raise, as `opened` does, where an archive unpacks to more than its length can hold; nothing is read."""
+    with open_regular(path) as file:
+        _weigh(file, path)
+
+
 def _weigh(file: IO[bytes], path: Path) -> None:
     size = file.seek(0, 2)
     with zipfile.ZipFile(file) as archive:

@@ -36,8 +36,8 @@ from aprlab.version import __version__
 _VERSION = 1
 # what zipfile, NumPy and JSON raise on bytes that are not what they should be, and a header of another shape here
 _BROKEN = (
-    ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error,
-    SyntaxError, tokenize.TokenError,
+    ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, RuntimeError, ArithmeticError, SyntaxError,
+    zipfile.BadZipFile, zlib.error, tokenize.TokenError,
 )  # fmt: skip
 
 

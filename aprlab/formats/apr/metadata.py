@@ -160,6 +160,9 @@ def _flag(metadata: dict[str, Any], key: str, path: Path) -> bool | None:
     return value
 
 
+_LARGEST = 3.4028235e38  # float32's
+
+
 def _scores(metadata: dict[str, Any], count: int, path: Path) -> list[float]:
     """One number for each token of a SentencePiece vocabulary."""
     found = metadata.get("tokenizer.scores")
@@ -169,6 +172,10 @@ def _scores(metadata: dict[str, Any], count: int, path: Path) -> list[float]:
             f"metadata key 'tokenizer.scores' is not one number for each of {count} tokens",
             code="tokenizer.scores-count", path=path,
         )  # fmt: skip
+    if not all(abs(score) <= _LARGEST for score in numbers):
+        raise FormatError(
+            "metadata key 'tokenizer.scores' has a score that is no float32", code="tokenizer.score-not-finite", path=path
+        )
     return [float(score) for score in numbers]
 
 
