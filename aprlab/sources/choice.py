@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from aprlab import engines
+from aprlab.engines.contracts import Contract
 from aprlab.errors import UsageError
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
-from aprlab.sources import dumps, llama_cpp
+from aprlab.sources import dumps, llama_cpp, servers
 from aprlab.sources.base import Source
 from aprlab.sources.engines import EngineSource
 
@@ -23,7 +24,8 @@ def source(what: Spec, model: str | Path | Model | None = None, *, threads: int 
     Args:
         what: one of our engines as `engines.create` knows it (``auto``, ``jit:q8``) or ``llama.cpp``, with options after
             commas (``jit,contract=q8``, ``llama.cpp,cache=f32,flash=on``); a recording: a trace (``.npz``) or the mapping of
-            a dump (``.yaml``); a session; a source, given back as it is.
+            a dump (``.yaml``); a server (``http://127.0.0.1:8080,model=NAME,activations=f16,cache=f16,seconds=60``); a session;
+            a source, given back as it is.
         model: file or opened model that it runs; not for a session or a source, which have one.
         threads: CPU threads; None leaves the number to the program.
 
@@ -37,8 +39,10 @@ def source(what: Spec, model: str | Path | Model | None = None, *, threads: int 
     if what.endswith((".npz", ".yaml", ".yml")):
         return _recording(what, model)
     name, options = parsed(what)
+    if servers.is_address(name):
+        return _server(name, options, model)
     if name.partition(":")[0] not in known():
-        raise UsageError(f"unknown source {name!r}; known: {', '.join(known())}", code="source.unknown")
+        raise UsageError(f"unknown source {name!r}; known: {', '.join(known())}, http://…, a file", code="source.unknown")
     if model is None:
         raise UsageError(f"source {name!r} needs a model", code="source.no-model")
     allowed = ("cache", "flash") if name == llama_cpp.NAME else ("contract",)
@@ -59,6 +63,32 @@ def _recording(path: str, model: str | Path | Model | None) -> Source:
     if model is None:
         raise UsageError(f"{path}: a dump needs the model whose points it holds", code="source.no-model")
     return dumps.dump(path, (model if isinstance(model, Model) else open_model(model)).config)
+
+
+def _server(url: str, options: dict[str, Any], model: str | Path | Model | None) -> Source:
+    if model is None:
+        raise UsageError(f"{url}: a server needs the model that it should be running", code="source.no-model")
+    opened = model if isinstance(model, Model) else open_model(model)
+    rules = {"activations": llama_cpp.activations_of(opened), "cache": "f16", "flash": "off", "values": "f32"}
+    unknown = set(options) - {"model", "seconds", *rules}
+    if unknown:
+        said = f"a server has no option {min(unknown)!r}; known: model, seconds, {', '.join(rules)}"
+        raise UsageError(said, code="source.unknown-option")
+    rules |= {key: value for key, value in options.items() if key in rules}
+    contract = Contract(rules["activations"], rules["cache"], _switch(url, rules["flash"]), rules["values"])
+    return servers.ServerSource(
+        url, opened, name=options.get("model"), contract=contract, seconds=_seconds(options.get("seconds", "120"))
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= 86_400:
+        raise UsageError(f"seconds={text}: a number up to 86400 is needed", code="source.bad-option")
+    return found
 
 
 def known() -> tuple[str, ...]:
