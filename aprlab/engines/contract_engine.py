@@ -79,7 +79,7 @@ class ContractEngine(Engine):
         self.rules = contract if contract is not None else Contract()
         self.contract, self.dtype, self.exact_rope = str(self.rules), np.dtype(dtype), exact_rope
         self.weights = weights if weights is not None else Weights(model)
-        self.half_sums = self.rules.flash and self.rules.cache != "f32"
+        self.half_sums = self.rules.flash and self.rules.cache != "f32" and self.rules.values == "f32"
         self._value, self._store = roundings.FLOATS[self.rules.values], roundings.FLOATS[self.rules.cache]
 
     def over(self, model: Model) -> ContractEngine:
@@ -144,7 +144,7 @@ class ContractEngine(Engine):
             for _ in range(half - 1):
                 rows.append(rows[-1] * step)
             angles = np.stack(rows, axis=1)
-        cos, sin = ((f(angles) * length).astype(self.dtype)[:, None, :] for f in (np.cos, np.sin))
+        cos, sin = (self._rounded((f(angles) * length).astype(self.dtype)[:, None, :]) for f in (np.cos, np.sin))
         if style == "neox":
             first, second = slice(0, half), slice(half, 2 * half)
         elif style == "norm":
@@ -154,7 +154,8 @@ class ContractEngine(Engine):
             raise UnsupportedError(said, code="engines.unknown-rotary-style")
         a, b = x[..., first], x[..., second]
         turned = np.empty_like(x)
-        turned[..., first], turned[..., second] = a * cos - b * sin, a * sin + b * cos
+        part = self._rounded  # of a sum of products, each is a value of its own
+        turned[..., first], turned[..., second] = part(a * cos) - part(b * sin), part(a * sin) + part(b * cos)
         return self._rounded(turned)
 
     def _stored(self, x: np.ndarray) -> np.ndarray:
@@ -177,16 +178,24 @@ class ContractEngine(Engine):
             seen = start + block.stop
             keys, values = cache.k[layer, :, None, :seen], cache.v[layer, :, None, :seen]  # (Hkv, 1, n, D)
             asked = self._stored(q[block]).reshape(-1, kv_heads, group, size).transpose(1, 2, 0, 3)
-            scores = asked @ keys.swapaxes(-1, -2) * self.dtype.type(1 / math.sqrt(size))  # (Hkv, group, t, n)
+            scores = asked @ keys.swapaxes(-1, -2)  # (Hkv, group, t, n)
+            if not self.rules.flash:
+                scores = self._rounded(scores)  # of separate operations, each has values
+            scores = scores * self.dtype.type(1 / math.sqrt(size))
+            if not self.rules.flash:
+                scores = self._rounded(scores)
             scores[..., np.arange(seen) > positions[block, None]] = -np.inf
             if self.half_sums:
                 y[block] = _running_softmax(scores, values, self._store).transpose(2, 0, 1, 3)
                 continue
             scores = np.exp(scores - scores.max(-1, keepdims=True))
-            scores /= scores.sum(-1, keepdims=True)
+            total = scores.sum(-1, keepdims=True)
             if not self.rules.flash:
-                scores = self._stored(scores)  # what meets halves in a product is rounded to halves
-            y[block] = (scores @ values).transpose(2, 0, 1, 3)
+                scores = self._stored(scores / total)  # what meets halves in a product is rounded to halves
+                total = np.ones_like(total)
+            elif self.rules.values != "f32":
+                scores = self._stored(scores)  # torch rounds before it divides
+            y[block] = (scores @ values / total).transpose(2, 0, 1, 3)
         return self._rounded(y.reshape(count, heads * size))
 
     def swiglu(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:

@@ -91,7 +91,9 @@ def peel_sources(
 
 
 def _label(spec: Spec) -> str:
-    return spec if isinstance(spec, str) else spec.name if isinstance(spec, Source) else spec.engine.name
+    if isinstance(spec, str | Source):
+        return spec if isinstance(spec, str) else spec.name
+    return spec.engine.name if isinstance(spec, Session) else type(spec).__name__
 
 
 @contextmanager

@@ -11,22 +11,27 @@ from aprlab.errors import UsageError
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
-from aprlab.sources import dumps, llama_cpp, servers
+from aprlab.sources import dumps, llama_cpp, servers, torch_hooks
 from aprlab.sources.base import Source
 from aprlab.sources.engines import EngineSource
 
-Spec = str | Session | Source
+Spec = str | Session | Source  # or a model of torch, which has no type here
 
 
-def source(what: Spec, model: str | Path | Model | None = None, *, threads: int | None = None) -> Source:
+_OPTIONS = {llama_cpp.NAME: ("cache", "flash"), torch_hooks.NAME: ("folder", "dtype", "attention")}
+
+
+def source(what: Any, model: Any = None, *, threads: int | None = None) -> Source:
     """The program called `what`, ready to run `model`.
 
     Args:
         what: one of our engines as `engines.create` knows it (``auto``, ``jit:q8``) or ``llama.cpp``, with options after
             commas (``jit,contract=q8``, ``llama.cpp,cache=f32,flash=on``); a recording: a trace (``.npz``) or the mapping of
-            a dump (``.yaml``); a server (``http://127.0.0.1:8080,model=NAME,activations=f16,cache=f16,seconds=60``); a session;
-            a source, given back as it is.
-        model: file or opened model that it runs; not for a session or a source, which have one.
+            a dump (``.yaml``); a server (``http://127.0.0.1:8080,model=NAME,activations=f16,cache=f16,seconds=60``);
+            ``transformers,dtype=bf16,attention=sdpa,folder=DIR``; a session; a model of transformers that is there already
+            (`Qwen2ForCausalLM` and others); a source, given back as it is.
+        model: file or opened model that it runs; not for a session or a source, which have one. With a model of
+            transformers: its tokenizer, if there is one.
         threads: CPU threads; None leaves the number to the program.
 
     Raises:
@@ -34,6 +39,8 @@ def source(what: Spec, model: str | Path | Model | None = None, *, threads: int 
     """
     if isinstance(what, Source):
         return what
+    if torch_hooks.is_live(what):
+        return torch_hooks.TorchSource(what, model)
     if isinstance(what, Session):
         return EngineSource(what)
     if what.endswith((".npz", ".yaml", ".yml")):
@@ -45,12 +52,14 @@ def source(what: Spec, model: str | Path | Model | None = None, *, threads: int 
         raise UsageError(f"unknown source {name!r}; known: {', '.join(known())}, http://…, a file", code="source.unknown")
     if model is None:
         raise UsageError(f"source {name!r} needs a model", code="source.no-model")
-    allowed = ("cache", "flash") if name == llama_cpp.NAME else ("contract",)
+    allowed = _OPTIONS.get(name, ("contract",))
     unknown = set(options) - set(allowed)
     if unknown:
         said = f"source {name!r} has no option {min(unknown)!r}; known: {', '.join(allowed)}"
         raise UsageError(said, code="source.unknown-option")
     opened = model if isinstance(model, Model) else open_model(model)
+    if name == torch_hooks.NAME:
+        return torch_hooks.loaded(opened, **options)
     if name == llama_cpp.NAME:
         flash = _switch(what, options.pop("flash", "off"))
         return llama_cpp.LlamaSource(opened, flash=flash, threads=threads, **options)
@@ -93,7 +102,7 @@ def _seconds(text: str) -> float:
 
 def known() -> tuple[str, ...]:
     """Names of all sources."""
-    return (*engines.NAMES, engines.AUTO, llama_cpp.NAME)
+    return (*engines.NAMES, engines.AUTO, llama_cpp.NAME, torch_hooks.NAME)
 
 
 def _switch(what: str, value: str) -> bool:
