@@ -1,4 +1,4 @@
-"""transformers as a source: hooks on the modules of a model that is there already, or that is loaded from a folder or a GGUF file.
+"""transformers as a source: hooks on the modules of a model that is there already, or loaded from a folder or a GGUF file.
 
 Every module that ends in a trace point has a hook; what no module gives is taken on its way into the next one (attention's
 result is what goes into `o_proj`), and rotated queries and keys come from the function that rotates, which is wrapped while a run

@@ -124,10 +124,11 @@ def test_its_own_gguf_loader_is_a_source(folder: Path) -> None:
 @pytest.mark.parametrize("kind", ["Qwen2", "Qwen3", "Llama"])
 def test_random_models_of_each_architecture(folder: Path, tmp_path: Path, kind: str) -> None:
     torch.manual_seed(1)
-    numbers: dict[str, Any] = dict(
-        vocab_size=840, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=64, tie_word_embeddings=False, bos_token_id=832, eos_token_id=833,
-    )  # fmt: skip
+    numbers: dict[str, Any] = {
+        "vocab_size": 840, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": False, "bos_token_id": 832,
+        "eos_token_id": 833,
+    }  # fmt: skip
     config = getattr(transformers, f"{kind}Config")(**numbers, **({"head_dim": 16} if kind != "Qwen2" else {}))
     live = getattr(transformers, f"{kind}ForCausalLM")(config)
     for name, parameter in live.named_parameters():
