@@ -66,8 +66,8 @@ class ContractEngine(Engine):
         weights: decoded matrices to share.
         exact_rope: angles in float64; else as ggml has them, each the one before times a constant, in float32.
 
-    `half_sums` says whether flash attention keeps its sums in the cache's type, as ggml does for few queries, and `scale_by` by how
-    much more attention's scores are scaled; both may be changed.
+    `half_sums` says whether flash attention keeps its sums in the cache's type, as ggml does for few queries, and `scale_by` what
+    the scores of attention are multiplied with besides; both may be changed.
     """
 
     name = "contract"

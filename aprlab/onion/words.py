@@ -180,6 +180,7 @@ TEMPLATES: dict[str, str] = {
     "forward.between-points": "{steps:list}: not what the points before give; it holds several operations",
     "forward.contract-differs": "{steps:list}: the contract is {found!r}, not {declared!r} as declared",
     "forward.server-step": "step {step} of the answer is not the model's, and no known fault gives it",
+    "forward.server-number": "the server's steps are those of the model with {field} {found:g}, not {expected:g}",
     "forward.server-decode":
         "step {step} of the answer is not the model's, and not what the server itself gives to the same tokens as a prompt: "
         "its cache",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from variants import first_layers
 from aprlab.cli.app import run_cli
 from aprlab.engines.contract_engine import ContractEngine
 from aprlab.engines.contracts import Contract
+from aprlab.engines.reference import ReferenceEngine
 from aprlab.errors import AprlabError, UsageError
 from aprlab.faults import FAULTS, session_with
 from aprlab.formats import open_model
@@ -170,6 +172,13 @@ def test_a_fault_of_the_run_is_named_and_proved(model: Model, fault: str) -> Non
     assert verdict.repair is not None
     equal, of = verdict.repair.proof["with the fault in our engine"]["likeliest token equal"].split(" of ")
     assert equal == of
+
+
+def test_another_number_of_the_config_is_named(model: Model) -> None:
+    session = Session(ReferenceEngine(model), config=replace(model.config, rope_theta=5e5))
+    verdict = judged(model, session, Manners())
+    assert codes(verdict) == ["forward.server-number"]
+    assert verdict.findings[0].parameters == {"field": "rope_theta", "found": 5e5, "expected": model.config.rope_theta}
 
 
 def test_other_text_is_placed(model: Model, healthy: Session) -> None:
