@@ -310,7 +310,8 @@ def _known_number(case: ServerCase, answer: ServerAnswer, expected: ExpectedStep
         for value in values:
             if value == getattr(config, name):
                 continue
-            run = Session(case.session.engine, config=replace(config, **{name: value}), tokenizer=case.session.tokenizer)
+            changed: dict[str, Any] = {name: value}
+            run = Session(case.session.engine, config=replace(config, **changed), tokenizer=case.session.tokenizer)
             off, equal = _as_run(case, run, answer, expected)
             if off is not None:
                 found.append((off, name, value, equal))
