@@ -27,7 +27,7 @@ def peel(
         list[str] | None,
         typer.Option(
             "--source", metavar="NAME[,KEY=VALUE…]", show_default=False,
-            help="Judge this program on one MODEL (reference, jit, llama.cpp, llama.cpp,flash=on); may be repeated.",
+            help="Judge this program on one MODEL (reference, llama.cpp, transformers, mine.yaml, http://…); may be repeated.",
         ),
     ] = None,
     fast: Annotated[

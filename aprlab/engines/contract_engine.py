@@ -66,7 +66,8 @@ class ContractEngine(Engine):
         weights: decoded matrices to share.
         exact_rope: angles in float64; else as ggml has them, each the one before times a constant, in float32.
 
-    `half_sums` says whether flash attention keeps its sums in the cache's type, as ggml does for few queries; it may be changed.
+    `half_sums` says whether flash attention keeps its sums in the cache's type, as ggml does for few queries, and `scale_by` what
+    the scores of attention are multiplied with besides; both may be changed.
     """
 
     name = "contract"
@@ -79,7 +80,8 @@ class ContractEngine(Engine):
         self.rules = contract if contract is not None else Contract()
         self.contract, self.dtype, self.exact_rope = str(self.rules), np.dtype(dtype), exact_rope
         self.weights = weights if weights is not None else Weights(model)
-        self.half_sums = self.rules.flash and self.rules.cache != "f32"
+        self.half_sums = self.rules.flash and self.rules.cache != "f32" and self.rules.values == "f32"
+        self.scale_by = 1.0
         self._value, self._store = roundings.FLOATS[self.rules.values], roundings.FLOATS[self.rules.cache]
 
     def over(self, model: Model) -> ContractEngine:
@@ -103,17 +105,17 @@ class ContractEngine(Engine):
 
     # -- arithmetic ------------------------------------------------------------------------------------------------
 
-    def _rounded(self, x: np.ndarray) -> np.ndarray:
+    def as_value(self, x: np.ndarray) -> np.ndarray:
         """A value as it leaves an operation."""
         return x if self.rules.values == "f32" else self._value(x.astype(np.float32)).astype(self.dtype)
 
     def embed(self, tokens: np.ndarray, weight: str) -> np.ndarray:
-        return self._rounded(self.matrix(weight).dequantise(tokens).astype(self.dtype))
+        return self.as_value(self.matrix(weight).dequantise(tokens).astype(self.dtype))
 
     def norm(self, x: np.ndarray, weight: str, eps: float) -> np.ndarray:
         scale = 1 / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + self.dtype.type(eps))
         w = self._value(self.vector(weight, x.shape[-1]).dequantise()).astype(self.dtype)
-        return self._rounded(self._rounded(x * scale) * w)
+        return self.as_value(self.as_value(x * scale) * w)
 
     def side(self, x: np.ndarray, tensor: Tensor) -> tuple[np.ndarray, np.dtype[Any], roundings.Rounding]:
         """What `Weights.products` needs for x: as this contract rounds it for a weight of that type."""
@@ -123,7 +125,7 @@ class ContractEngine(Engine):
 
     def biased(self, y: np.ndarray, bias: str | None) -> np.ndarray:
         """A product with its bias, as it leaves the operation."""
-        return self._rounded(y if bias is None else y + self._value(self.vector(bias, y.shape[-1]).dequantise()))
+        return self.as_value(y if bias is None else y + self._value(self.vector(bias, y.shape[-1]).dequantise()))
 
     def matmul(self, x: np.ndarray, weight: str, bias: str | None = None) -> np.ndarray:
         tensor = self.matrix(weight, x.shape[-1])
@@ -144,7 +146,7 @@ class ContractEngine(Engine):
             for _ in range(half - 1):
                 rows.append(rows[-1] * step)
             angles = np.stack(rows, axis=1)
-        cos, sin = ((f(angles) * length).astype(self.dtype)[:, None, :] for f in (np.cos, np.sin))
+        cos, sin = (self.as_value((f(angles) * length).astype(self.dtype)[:, None, :]) for f in (np.cos, np.sin))
         if style == "neox":
             first, second = slice(0, half), slice(half, 2 * half)
         elif style == "norm":
@@ -154,8 +156,9 @@ class ContractEngine(Engine):
             raise UnsupportedError(said, code="engines.unknown-rotary-style")
         a, b = x[..., first], x[..., second]
         turned = np.empty_like(x)
-        turned[..., first], turned[..., second] = a * cos - b * sin, a * sin + b * cos
-        return self._rounded(turned)
+        part = self.as_value  # of a sum of products, each is a value of its own
+        turned[..., first], turned[..., second] = part(a * cos) - part(b * sin), part(a * sin) + part(b * cos)
+        return self.as_value(turned)
 
     def _stored(self, x: np.ndarray) -> np.ndarray:
         return x if self.rules.cache == "f32" else self._store(x.astype(np.float32)).astype(self.dtype)
@@ -177,24 +180,32 @@ class ContractEngine(Engine):
             seen = start + block.stop
             keys, values = cache.k[layer, :, None, :seen], cache.v[layer, :, None, :seen]  # (Hkv, 1, n, D)
             asked = self._stored(q[block]).reshape(-1, kv_heads, group, size).transpose(1, 2, 0, 3)
-            scores = asked @ keys.swapaxes(-1, -2) * self.dtype.type(1 / math.sqrt(size))  # (Hkv, group, t, n)
+            scores = asked @ keys.swapaxes(-1, -2)  # (Hkv, group, t, n)
+            if not self.rules.flash:
+                scores = self.as_value(scores)  # of separate operations, each has values
+            scores = scores * self.dtype.type(self.scale_by / math.sqrt(size))
+            if not self.rules.flash:
+                scores = self.as_value(scores)
             scores[..., np.arange(seen) > positions[block, None]] = -np.inf
             if self.half_sums:
                 y[block] = _running_softmax(scores, values, self._store).transpose(2, 0, 1, 3)
                 continue
             scores = np.exp(scores - scores.max(-1, keepdims=True))
-            scores /= scores.sum(-1, keepdims=True)
+            total = scores.sum(-1, keepdims=True)
             if not self.rules.flash:
-                scores = self._stored(scores)  # what meets halves in a product is rounded to halves
-            y[block] = (scores @ values).transpose(2, 0, 1, 3)
-        return self._rounded(y.reshape(count, heads * size))
+                scores = self._stored(scores / total)  # what meets halves in a product is rounded to halves
+                total = np.ones_like(total)
+            elif self.rules.values != "f32":
+                scores = self._stored(scores)  # torch rounds before it divides
+            y[block] = (scores @ values / total).transpose(2, 0, 1, 3)
+        return self.as_value(y.reshape(count, heads * size))
 
     def swiglu(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):
-            return self._rounded(self._rounded(gate / (1 + np.exp(-gate))) * up)
+            return self.as_value(self.as_value(gate / (1 + np.exp(-gate))) * up)
 
     def add(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return self._rounded(a + b)
+        return self.as_value(a + b)
 
 
 def _running_softmax(scores: np.ndarray, values: np.ndarray, store: roundings.Rounding) -> np.ndarray:

@@ -8,6 +8,7 @@ come from tokenizer_config.json first and from config.json next. Writing gives w
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,20 @@ def config(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Model
     for problem in keys.huggingface_problems(raw, found):
         raise UnsupportedError(str(problem), code="keys.not-handled", path=path)
     return check_config(found, path)
+
+
+def config_of(raw: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], path: Path) -> ModelConfig:
+    """The config of a model that is in memory.
+
+    Args:
+        raw: what its config.json would hold.
+        shapes: of its embedding, of its output where that is a matrix of its own, and of ``blk.0.attn_q.weight``: GGUF names.
+        path: for messages.
+    """
+    nothing = np.zeros(0, np.uint8)
+    tensors = {name: Tensor(name, types.F32, shape, nothing, Origin(path, name, -1)) for name, shape in shapes.items()}
+    _as_gguf_has_them(raw, tensors, path)
+    return config(raw, tensors, path)
 
 
 def _rope_scaling(said: Any, context_length: int, path: Path) -> rope.RopeScaling | None:

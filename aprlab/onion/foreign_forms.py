@@ -266,7 +266,7 @@ def _attention(operation: Operation, judges: Judges, config: ModelConfig) -> Ite
     for name, factor in tried.items():
         if abs(factor - 1) > 1e-9:
             yield Form(
-                "attention-scale", _scaled(np.float32(factor)), parameters={"scale": name}
+                "attention-scale", _scaled(factor), parameters={"scale": name}
             )
     yield Form("attention-not-causal", _masked(lambda t, n: np.ones((t, n), bool)))
     yield Form("attention-blind-to-itself", _masked(lambda t, n: np.tri(t, n, -1, bool)))
@@ -288,8 +288,17 @@ def _attention(operation: Operation, judges: Judges, config: ModelConfig) -> Ite
         yield Form("attention-kv-heads-rotated", _rotated(rolled), parameters={"by": head})
 
 
-def _scaled(factor: np.float32) -> Compute:
-    return lambda engine, operation: again(engine, operation, q=operation.args[0] * factor)
+def _scaled(factor: float) -> Compute:
+    def compute(engine: Engine, operation: Operation) -> Any:
+        if not isinstance(engine, ContractEngine):
+            return again(engine, operation, q=operation.args[0] * np.float32(factor))
+        engine.scale_by = factor  # of the scores: q is rounded before
+        try:
+            return again(engine, operation)
+        finally:
+            engine.scale_by = 1.0
+
+    return compute
 
 
 def _rotated(order: np.ndarray) -> Compute:
@@ -465,4 +474,6 @@ def tried(form: Form, engine: Engine, operation: Operation) -> np.ndarray | None
         values = form.values(engine, operation)
     except BROKEN:
         return None
-    return values if values.shape == operation.given.shape else None
+    if values.shape != operation.given.shape:
+        return None
+    return engine.as_value(values) if isinstance(engine, ContractEngine) else values

@@ -13,7 +13,7 @@ from aprlab.engines.contract_engine import ContractEngine
 from aprlab.engines.contracts import FLOATS, Contract
 from aprlab.model.config import ModelConfig
 from aprlab.onion.foreign_forms import Form, again, forms, tried
-from aprlab.onion.foreign_shadow import CHAIN, ORDERS, UNIT, Judges, Operation, distance, wrong
+from aprlab.onion.foreign_shadow import FUSED, ORDERS, UNIT, Judges, Operation, chained, distance, wrong
 
 ROUGH = 0.1  # a form that is further off than this at most positions is not looked at again
 
@@ -62,8 +62,12 @@ def _gives(form: Form, operation: Operation, judges: Judges, engine: ContractEng
         return False
     order, rounding = distance(single, exact, exact), distance(values, exact, exact)
     allowed = ORDERS * np.maximum(order, max(UNIT, float(np.median(order))))
+    more = chained(operation.op, engine.rules)
+    if engine.rules.values != "f32" and form.compute is not again:
+        more = max(more, FUSED)  # a form changes a value that is rounded already, and it is rounded again
+    allowed = np.maximum(allowed, more * rounding)
     if operation.op == "attend":
-        allowed = np.maximum(allowed, np.maximum(rounding / CHAIN, operation.rounding))
+        allowed = np.maximum(allowed, operation.rounding)
     return not wrong(off, allowed, rounding).any()
 
 

@@ -24,6 +24,7 @@ from aprlab.tracing.traces import Trace
 
 ORDERS = 16  # other orders of the same float32 sums: at most so many times the deviation of one of them
 CHAIN = 4  # of roundings that build on each other, some go either way: a simulation meets them to a quarter
+FUSED = 2  # one kernel for all of attention, in halves: torch's meets the simulation to 1.4 of the rounding, not better
 UNIT = 2.0**-23  # of float32: less cannot be seen in what it holds
 
 
@@ -251,7 +252,8 @@ class TraceShadow(Engine):
             return x
         op, args, alone = self._last
         exact, simulated, single = (way.reshape(x.shape)[rows] for way in x.ways)
-        found = judged(point, op, args, kept.values, rows, exact, simulated, single, second, alone)
+        rules = self.judges.contract
+        found = judged(point, op, args, kept.values, rows, exact, simulated, single, second, alone, rules)
         found.prompt = self.given.prompt or 0
         self.operations.append(found)
         whole = len(rows) == count and np.array_equal(rows, np.arange(count))
@@ -264,21 +266,28 @@ class TraceShadow(Engine):
 
 def judged(
     point: str, op: str, args: tuple[Any, ...], given: np.ndarray, rows: np.ndarray, exact: np.ndarray, simulated: np.ndarray,
-    single: np.ndarray, second: np.ndarray | None, alone: bool,
+    single: np.ndarray, second: np.ndarray | None, alone: bool, rules: Contract,
 ) -> Operation:  # fmt: skip
-    """One operation with its distances."""
+    """One operation with its distances, under a contract."""
     off = distance(given, simulated, exact)
     if second is not None:
         other = distance(given, second.reshape(simulated.shape) if len(rows) == len(second) else second[rows], exact)
         simulated, off = (second.reshape(simulated.shape), other) if np.median(other) < np.median(off) else (simulated, off)
     order = distance(single, exact, exact)
     allowed, rounding = ORDERS * np.maximum(order, max(UNIT, float(np.median(order)))), distance(simulated, exact, exact)
-    if op == "attend":  # halves of halves: probabilities, and in flash attention sums
-        allowed = np.maximum(allowed, rounding / CHAIN)
+    allowed = np.maximum(allowed, chained(op, rules) * rounding)
     found = Operation(point, op, args, given, rows, exact, simulated, off, allowed, rounding, alone)
     if found.fits:
         found.exact = found.simulated = None
     return found
+
+
+def chained(op: str, rules: Contract) -> float:
+    """How much of the contract's rounding an operation may be off by, since it rounds more than once."""
+    if op == "attend" and rules.flash and rules.values != "f32":
+        return FUSED
+    # halves of halves: probabilities, and in flash attention sums; values of every step
+    return 1 / CHAIN if op == "attend" or rules.values != "f32" else 0.0
 
 
 def shadow_of(given: Trace, judges: Judges, config: ModelConfig) -> list[Operation]:

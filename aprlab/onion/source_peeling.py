@@ -21,12 +21,14 @@ from aprlab.onion.declarations import Mistake, misdeclared
 from aprlab.onion.foreign_naming import Named, fitting_contract, marks, names
 from aprlab.onion.foreign_shadow import Judges, Operation, distance, shadow_of
 from aprlab.onion.instrument_check import tested
+from aprlab.onion.server_peeling import judge_server
 from aprlab.onion.source_run import run_with
 from aprlab.onion.verdict import Finding, Repair, Verdict, Word, known
 from aprlab.onion.words import Mechanism
 from aprlab.sources import source as source_of
 from aprlab.sources.base import Source
 from aprlab.sources.choice import Spec
+from aprlab.sources.servers import ServerSource
 from aprlab.tracing.traces import Point, Trace
 
 ANSWERED = 4  # tokens of the answer that are run one by one, after the prompt
@@ -57,7 +59,7 @@ def peel_sources(
     verdict = Verdict("not-comparable", broken, instruments=instruments, seconds=clock, title=title)
     if broken:
         return verdict
-    answers: dict[str, np.ndarray] = {}
+    answers: dict[str, int] = {}
     made: tuple[list[int], int | None] | None = None
     for n, spec in enumerate(sources):
         with _made(spec, opened, threads) as source:
@@ -68,24 +70,30 @@ def peel_sources(
                 with clock("tokens"):
                     made = made if made is not None else tokens_for(opened, prompt, threads)
                 tokens, asked = made
+            if isinstance(source, ServerSource):
+                with clock(f"ask {source.name}"):
+                    first = _judge_server(verdict, source, opened, tokens[:asked], prompt, threads)
+                if first is not None:
+                    answers[label] = first
+                continue
             with clock(f"run {source.name}"):
                 given = source.run(tokens, prompt=asked)
             if "logits" in given:
-                answers[label] = given["logits"].values[-1]
+                answers[label] = int(np.argmax(given["logits"].values[-1]))
             _judge(verdict, source, label, given, opened, clock)
     bad = [f for f in verdict.findings if not f.harmless]
     unlike = any(f.code == "instrument.declared-otherwise" for f in bad)
-    word: Word = "not-comparable" if unlike else "broken" if bad else "equivalent"
+    little = any(f.code == "forward.server-text-alone" for f in verdict.findings)
+    word: Word = "not-comparable" if unlike else "broken" if bad else "unproved" if little else "equivalent"
     verdict.verdict = word
-    verdict.health = {
-        "next token": {name: int(np.argmax(logits)) for name, logits in answers.items()}, "tokens": len(given.tokens),
-        "prompt": given.prompt,
-    }  # fmt: skip
+    verdict.health |= {"next token": answers, "tokens": len(tokens), "prompt": asked}
     return verdict
 
 
 def _label(spec: Spec) -> str:
-    return spec if isinstance(spec, str) else spec.name if isinstance(spec, Source) else spec.engine.name
+    if isinstance(spec, str | Source):
+        return spec if isinstance(spec, str) else spec.name
+    return spec.engine.name if isinstance(spec, Session) else type(spec).__name__
 
 
 @contextmanager
@@ -156,6 +164,24 @@ def _judge(verdict: Verdict, source: Source, label: str, given: Trace, model: Mo
     with clock("proof"):
         proof = _proof(source, given, judges, model, [one for one, _ in found])
     verdict.repair = Repair([finding.label for _, finding in found], False, proof)
+
+
+def _judge_server(
+    verdict: Verdict, source: ServerSource, model: Model, ids: list[int], prompt: str | Sequence[int], threads: int | None
+) -> int | None:
+    """Findings about a server, added to the verdict; what it answered is noted. The first token, where it is known."""
+    text = prompt if isinstance(prompt, str) and model.tokenizer.chat_template is not None else None
+    case = judge_server(source, model, list(ids), text, threads)
+    verdict.findings += case.findings
+    verdict.health["answers"] = {
+        **verdict.health.get("answers", {}), source.name: [f"{request}: {a.text}" for request, a in case.answers.items()],
+    }  # fmt: skip
+    if case.parts_at is not None and verdict.first_divergence is None:
+        verdict.first_divergence = {"source": source.name, "point": f"step {case.parts_at} of the answer"}
+    if case.proof and verdict.repair is None:
+        verdict.repair = Repair([finding.label for finding in case.findings], False, case.proof)
+    firsts = [answer.steps[0].token for answer in case.answers.values() if answer.steps]
+    return firsts[0] if firsts else None
 
 
 def _declaration_finding(label: str, mistake: Mistake) -> Finding:

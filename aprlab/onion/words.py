@@ -157,6 +157,11 @@ TEMPLATES: dict[str, str] = {
     "tokenizer.template-nests": "the chat template puts one turn into another, as if it had been applied twice",
     "tokenizer.end-is-no-token": "eos_token_id is {found!r}",
     "tokenizer.behaviour-differs": "{what:list} differ from what its data require",
+    "tokenizer.server-prompt": "{request}: the server's prompt is another one: {form}",
+    "tokenizer.server-prompt-unknown":
+        "{request}: the first step is not that of the prompt; to the same ids it is right, no known form of a prompt gives it",
+    "tokenizer.server-prompt-length": "{request}: the server counts {found} tokens of the prompt, there are {expected}",
+    "tokenizer.server-ids": "ids of the server stand for other bytes: {id} for {theirs!r}, in the model for {ours!r}",
     # ── forward
     "forward.refused": "{message}",
     "forward.not-finite": "{message}",
@@ -175,6 +180,16 @@ TEMPLATES: dict[str, str] = {
     "forward.step-differs": "{steps:list}: not what its inputs give, and no known form gives it",
     "forward.between-points": "{steps:list}: not what the points before give; it holds several operations",
     "forward.contract-differs": "{steps:list}: the contract is {found!r}, not {declared!r} as declared",
+    "forward.server-step": "step {step} of the answer is not the model's, and no known fault gives it",
+    "forward.server-number": "the server's steps are those of the model with {field} {found:g}, not {expected:g}",
+    "forward.server-decode":
+        "step {step} of the answer is not the model's, and not what the server itself gives to the same tokens as a prompt: "
+        "its cache",
+    "forward.server-text": "the answer parts from the model's at token {step}: {found!r}, expected {expected!r}",
+    "forward.server-text-alone": "{request}: the server gives no log-probabilities; its text is the model's, which proves little",
+    "forward.server-scaled": "log-probabilities are those of the model under {form}",
+    "forward.server-sampling":
+        "step {step}: {found!r} was taken at temperature 0, and {expected!r} is likelier by its own figures",
     "forward.loop-differs": "the loop feeds other tokens, or at other positions",
     "forward.decoded-again": "weights are decoded again for every product",
     # ── instrument

@@ -6,25 +6,32 @@ from pathlib import Path
 from typing import Any
 
 from aprlab import engines
+from aprlab.engines.contracts import Contract
 from aprlab.errors import UsageError
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
-from aprlab.sources import dumps, llama_cpp
+from aprlab.sources import dumps, llama_cpp, servers, torch_hooks
 from aprlab.sources.base import Source
 from aprlab.sources.engines import EngineSource
 
-Spec = str | Session | Source
+Spec = str | Session | Source  # or a model of torch, which has no type here
 
 
-def source(what: Spec, model: str | Path | Model | None = None, *, threads: int | None = None) -> Source:
+_OPTIONS = {llama_cpp.NAME: ("cache", "flash"), torch_hooks.NAME: ("folder", "dtype", "attention")}
+
+
+def source(what: Any, model: Any = None, *, threads: int | None = None) -> Source:
     """The program called `what`, ready to run `model`.
 
     Args:
         what: one of our engines as `engines.create` knows it (``auto``, ``jit:q8``) or ``llama.cpp``, with options after
             commas (``jit,contract=q8``, ``llama.cpp,cache=f32,flash=on``); a recording: a trace (``.npz``) or the mapping of
-            a dump (``.yaml``); a session; a source, given back as it is.
-        model: file or opened model that it runs; not for a session or a source, which have one.
+            a dump (``.yaml``); a server (``http://127.0.0.1:8080,model=NAME,activations=f16,cache=f16,seconds=60``);
+            ``transformers,dtype=bf16,attention=sdpa,folder=DIR``; a session; a model of transformers that is there already
+            (`Qwen2ForCausalLM` and others); a source, given back as it is.
+        model: file or opened model that it runs; not for a session or a source, which have one. With a model of
+            transformers: its tokenizer, if there is one.
         threads: CPU threads; None leaves the number to the program.
 
     Raises:
@@ -32,21 +39,27 @@ def source(what: Spec, model: str | Path | Model | None = None, *, threads: int 
     """
     if isinstance(what, Source):
         return what
+    if torch_hooks.is_live(what):
+        return torch_hooks.TorchSource(what, model)
     if isinstance(what, Session):
         return EngineSource(what)
     if what.endswith((".npz", ".yaml", ".yml")):
         return _recording(what, model)
     name, options = parsed(what)
+    if servers.is_address(name):
+        return _server(name, options, model)
     if name.partition(":")[0] not in known():
-        raise UsageError(f"unknown source {name!r}; known: {', '.join(known())}", code="source.unknown")
+        raise UsageError(f"unknown source {name!r}; known: {', '.join(known())}, http://…, a file", code="source.unknown")
     if model is None:
         raise UsageError(f"source {name!r} needs a model", code="source.no-model")
-    allowed = ("cache", "flash") if name == llama_cpp.NAME else ("contract",)
+    allowed = _OPTIONS.get(name, ("contract",))
     unknown = set(options) - set(allowed)
     if unknown:
         said = f"source {name!r} has no option {min(unknown)!r}; known: {', '.join(allowed)}"
         raise UsageError(said, code="source.unknown-option")
     opened = model if isinstance(model, Model) else open_model(model)
+    if name == torch_hooks.NAME:
+        return torch_hooks.loaded(opened, **options)
     if name == llama_cpp.NAME:
         flash = _switch(what, options.pop("flash", "off"))
         return llama_cpp.LlamaSource(opened, flash=flash, threads=threads, **options)
@@ -61,9 +74,35 @@ def _recording(path: str, model: str | Path | Model | None) -> Source:
     return dumps.dump(path, (model if isinstance(model, Model) else open_model(model)).config)
 
 
+def _server(url: str, options: dict[str, Any], model: str | Path | Model | None) -> Source:
+    if model is None:
+        raise UsageError(f"{url}: a server needs the model that it should be running", code="source.no-model")
+    opened = model if isinstance(model, Model) else open_model(model)
+    rules = {"activations": llama_cpp.activations_of(opened), "cache": "f16", "flash": "off", "values": "f32"}
+    unknown = set(options) - {"model", "seconds", *rules}
+    if unknown:
+        said = f"a server has no option {min(unknown)!r}; known: model, seconds, {', '.join(rules)}"
+        raise UsageError(said, code="source.unknown-option")
+    rules |= {key: value for key, value in options.items() if key in rules}
+    contract = Contract(rules["activations"], rules["cache"], _switch(url, rules["flash"]), rules["values"])
+    return servers.ServerSource(
+        url, opened, name=options.get("model"), contract=contract, seconds=_seconds(options.get("seconds", "120"))
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found <= 86_400:
+        raise UsageError(f"seconds={text}: a number up to 86400 is needed", code="source.bad-option")
+    return found
+
+
 def known() -> tuple[str, ...]:
     """Names of all sources."""
-    return (*engines.NAMES, engines.AUTO, llama_cpp.NAME)
+    return (*engines.NAMES, engines.AUTO, llama_cpp.NAME, torch_hooks.NAME)
 
 
 def _switch(what: str, value: str) -> bool:

@@ -216,7 +216,7 @@ def named(verdict: Verdict) -> set[str]:
     """Everything that the findings call it."""
     out: set[str] = set()
     for finding in verdict.findings:
-        out |= {finding.fault or "", str(finding.parameters.get("form", ""))}
+        out |= {finding.fault or "", str(finding.parameters.get("form", "")), str(finding.parameters.get("field", ""))}
         out |= set(finding.evidence.get("computes_the_same_as", ())) | set(finding.evidence.get("looks_like", {}))
     return out
 
