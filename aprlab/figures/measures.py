@@ -225,6 +225,10 @@ def tensor_map(cells: Mapping[str, str], states: Sequence[str], ax: Axes | None 
         ax.grid(visible=False)
         ax.grid(visible=True, which="minor", color="white", linewidth=1, alpha=1)
         ax.set_axisbelow(False)
+        for row, name in enumerate(rows):
+            if name in cells:  # outside the layers: one cell, not one for each column
+                colour = colours[states.index(cells[name])]
+                ax.add_patch(mpl.patches.Rectangle((-0.48, row - 0.44), layers - 0.04, 0.88, color=colour, lw=0, zorder=3))
         ax.tick_params(which="both", length=0)
         ax.set_yticks(range(len(rows)), [plain(row) for row in rows], fontsize=8)
         layer_axis(ax)
