@@ -46,7 +46,7 @@ _LAYERS = {
 
 
 @dataclass(frozen=True)
-class Answer:
+class AnswerCheck:
     """What was said of an answer: `right` is None where there is none yet."""
 
     right: bool | None
@@ -117,21 +117,21 @@ class Exercise:
             f"The catalogue has {rivals} faults of the layer {layer}; this one's id begins with {id[0]!r}, ends with {id[-1]!r}.",
         ])  # fmt: skip
 
-    def check(self, answer: str) -> Answer:
+    def check(self, answer: str) -> AnswerCheck:
         """Whether a fault of the catalogue is the one.
 
         Raises:
             UsageError: there is no such fault.
         """
         if not answer.strip():
-            return Answer(None, "no answer yet: give the id of a fault (`aprlab faults` lists them)")
+            return AnswerCheck(None, "no answer yet: give the id of a fault (`aprlab faults` lists them)")
         said = by_id(answer.strip())
         if said.id == self._fault.id:
-            return Answer(True, f"{said.id}: that is the fault. {said.title}.")
+            return AnswerCheck(True, f"{said.id}: that is the fault. {said.title}.")
         if self.form != "a sentence" and said.layer == self._fault.layer and said.id in self.pair.named(self.peel()):
-            return Answer(True, f"{said.id}: that leaves the same file as the fault that was put in.")
+            return AnswerCheck(True, f"{said.id}: that leaves the same file as the fault that was put in.")
         near = "The layer is right." if said.layer == self._fault.layer else "Another layer."
-        return Answer(False, f"{said.id}: no. {near}")
+        return AnswerCheck(False, f"{said.id}: no. {near}")
 
 
 def exercise(number: int, seed: int = 1, *, folder: str | Path) -> Exercise:
@@ -185,4 +185,4 @@ def _made(form: str, fault: Fault, folder: Path) -> Pair:
     return Engines(open_model(paths.embedded_model()), [fault.id])
 
 
-__all__ = ["FORMS", "QUESTIONS", "Answer", "Exercise", "Hints", "chosen", "digest", "exercise", "pool"]
+__all__ = ["FORMS", "QUESTIONS", "AnswerCheck", "Exercise", "Hints", "chosen", "digest", "exercise", "pool"]

@@ -163,7 +163,7 @@ def _said(answer: SideAnswer) -> str | Cell:
 
 
 def heat_map(explorer: TraceExplorer) -> str:
-    """Layers × steps; each cell shows the power of ten of its error."""
+    """Layers × steps; each cell shows its error, small and large ones to a power of ten."""
     if not explorer.ready:
         return para("Press run: both sides are traced at every step of every layer.", "mild")
     steps, errors = explorer.map()
@@ -196,7 +196,8 @@ def heat_colour(error: float) -> tuple[str, str, str]:
     power = float(np.log10(error))
     red, green, blue, _ = mpl.colormaps["cividis"]((min(max(power, low), high) - low) / (high - low))
     light = 0.299 * red + 0.587 * green + 0.114 * blue
-    return mpl.colors.to_hex((red, green, blue)), "#111" if light > 0.5 else "#fff", f"{round(power)}"
+    text = f"{error:.1f}" if 0.095 <= error < 10 else f"1e{round(power)}"
+    return mpl.colors.to_hex((red, green, blue)), "#111" if light > 0.5 else "#fff", text
 
 
 def _heat_legend() -> str:
@@ -205,7 +206,7 @@ def _heat_legend() -> str:
     for error, words in shown:
         background, _, _ = heat_colour(error)
         boxes.append(f'<span style="background:{background};display:inline-block;width:1.2em">&nbsp;</span> {words}')
-    return f'<div style="margin-top:3px">relative error, as a power of ten: {" &nbsp; ".join(boxes)}</div>'
+    return f'<div style="margin-top:3px">relative error, small and large ones to a power of ten: {" &nbsp; ".join(boxes)}</div>'
 
 
 def trace_detail(explorer: TraceExplorer) -> str:

@@ -45,7 +45,7 @@ def test_a_patient_is_asked_named_and_answered(tmp_path: Path) -> None:
     right, none = patient.check(fault.id), patient.check(" ")
     assert (right.right, none.right) == (True, None)
     wrong = next(id for id, each in FAULTS.items() if each.layer != fault.layer and each.instrument is None)
-    assert patient.check(wrong) == exercises.Answer(False, f"{wrong}: no. Another layer.")
+    assert patient.check(wrong) == exercises.AnswerCheck(False, f"{wrong}: no. Another layer.")
     assert "✗" in patient.check(wrong)._repr_html_()
     with pytest.raises(UsageError, match="unknown fault"):
         patient.check("no-such-fault")

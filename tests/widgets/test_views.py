@@ -282,8 +282,9 @@ def test_controls_are_locked_while_something_is_under_way(tiny: Path) -> None:
         (0.0, pages.EQUAL, "="),
         (float("inf"), pages.BROKEN, "∞"),
         (float("nan"), pages.BROKEN, "∞"),
-        (1e-3, None, "-3"),
-        (1e9, "#fee838", "9"),
+        (1e-3, None, "1e-3"),
+        (1.04, None, "1.0"),
+        (1e9, "#fee838", "1e9"),
     ],
 )
 def test_colours_of_the_heat_map(error: float, background: str | None, text: str) -> None:
