@@ -193,6 +193,34 @@ def distance_bars(distances: Mapping[str, float], ax: Axes | None = None, *, xla
     return ax
 
 
+def layer_bars(parts: Mapping[str, Sequence[float]], ax: Axes | None = None, *, ylabel: str) -> Axes:
+    """A group of bars for each layer, one for each part of a sum, on a linear axis.
+
+    Args:
+        parts: label -> a value for each layer.
+        ylabel: label of the axis.
+
+    Raises:
+        UsageError: nothing to draw, or parts of unlike length.
+    """
+    need_data(parts)
+    lengths = {len(values) for values in parts.values()}
+    if len(lengths) > 1:
+        raise UsageError(f"parts of {', '.join(map(str, sorted(lengths)))} layers", code="figures.unlike-layers")
+    ax = axes_or_new(ax)
+    width = 0.8 / len(parts)
+    with style():
+        for n, (label, values) in enumerate(parts.items()):
+            places = np.arange(len(values)) - 0.4 + (n + 0.5) * width
+            ax.bar(places, np.asarray(values, float), width, label=plain(label), color=nth_colour(n))
+        layer_axis(ax)
+        ax.set_ylabel(ylabel)
+        ax.grid(visible=False, axis="x")
+        ax.set_ylim(top=1.15 * max(float(np.max(values)) for values in parts.values()) or 1.0)  # room for the legend
+        ax.legend(loc="upper left", ncols=len(parts), fontsize=8, columnspacing=1)
+    return ax
+
+
 def tensor_map(cells: Mapping[str, str], states: Sequence[str], ax: Axes | None = None) -> Axes:
     """All tensors of a model at one glance: a row per kind, a column per layer, the colour is the state.
 
