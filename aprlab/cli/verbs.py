@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aprlab.cli import convert, find, gpu, look, machine_room, prove, ptx, tell
+from aprlab.cli import cases, convert, find, gpu, look, machine_room, prove, ptx, tell
 from aprlab.cli.options import ENGINE, ENGINE_ALONE, ENGINES, FORCE, JSON, LENGTH, OUTPUT, SAMPLING
 from aprlab.cli.registry import Verb, VerbGroup
 
@@ -14,6 +14,7 @@ _LAUNCHED = f"{_KERNEL} --arg weights --arg out --arg quads=elements//4"
 _WRONG = {1: "the result is wrong"}
 
 GROUPS: tuple[VerbGroup, ...] = (
+    VerbGroup("case", TELL, "Hand a verdict over, as notebook, page and facts; open one that was sent.", "case new broken.apr"),
     VerbGroup("ptx", MACHINE_ROOM, "Run, check, profile and step anyone's PTX on the CPU.", "ptx entries kernels.ptx"),
     VerbGroup("gpu", MACHINE_ROOM, "Verify the CUDA kernels on a GPU, compile them, list their faults.", "gpu verify"),
 )
@@ -72,6 +73,13 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "sweep", TELL, tell.sweep, "sweep matrix.yaml --jobs 2 --out reports/sweep", (),
         {1: "a run failed, or one of its checks does not hold"},
+    ),
+    Verb(
+        "new", TELL, cases.new, "case new model.gguf broken.apr -o case-17", (ENGINE_ALONE, FORCE, JSON), within="case",
+    ),
+    Verb(
+        "open", TELL, cases.open_, "case open case-17.zip", (JSON,), {1: "a file at hand, or a part of the case, is another one"},
+        within="case",
     ),
     Verb("lab", TELL, tell.lab, "lab --no-browser --port 8890"),
     Verb(

@@ -10,14 +10,25 @@ from aprlab.figures.described import described
 from aprlab.figures.files import dtype_flow, inventory_bars, magnitude_histogram, quantile_plot
 from aprlab.figures.kernels import ptx_profile, roofline
 from aprlab.figures.matrices import kill_plot, state_map
-from aprlab.figures.measures import band_plot, check_strip, coverage_bars, distance_bars, null_strip, ratio_plot, tensor_map
+from aprlab.figures.measures import (
+    band_plot,
+    check_strip,
+    coverage_bars,
+    distance_bars,
+    layer_bars,
+    null_strip,
+    ratio_plot,
+    tensor_map,
+)
 from aprlab.figures.ranking import ranking_bars
 from aprlab.figures.scores import area_bars, interval_plot
 from aprlab.figures.traces import agreement_plot, error_limits, error_map, logits_plot, norm_plot, trace_plot
+from aprlab.figures.words import answer_strips, kl_plot, word_map
 
 __all__ = [
     "STYLE",
     "agreement_plot",
+    "answer_strips",
     "area_bars",
     "band_plot",
     "block_microscope",
@@ -32,6 +43,8 @@ __all__ = [
     "interval_plot",
     "inventory_bars",
     "kill_plot",
+    "kl_plot",
+    "layer_bars",
     "logits_plot",
     "magnitude_histogram",
     "norm_plot",
@@ -46,4 +59,5 @@ __all__ = [
     "tensor_map",
     "trace_plot",
     "value_scatter",
+    "word_map",
 ]

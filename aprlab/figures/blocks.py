@@ -164,6 +164,7 @@ def value_scatter(
 ) -> Axes:
     """Decoded values against the right ones: on the diagonal they are equal. What is not finite is left out.
 
+    Both axes have the same limits, but where `seen` is more than twenty times as large.
     Few far outliers, as real weights have them, stay outside of the axes, which say how many; else all would be one dot.
 
     Args:
@@ -187,6 +188,8 @@ def value_scatter(
         ax.scatter(x[chosen], y[chosen], s=4, color=colour, alpha=0.35, linewidths=0, rasterized=True)
         if chosen.size:
             span, reach = (_reach(side[chosen]) for side in (x, y))
+            if reach <= 20 * span:  # one scale for both, so that the diagonal is one; beyond that all would lie on a line
+                span = reach = max(span, reach)
             outside = (np.abs(x[chosen]) > span) | (np.abs(y[chosen]) > reach)
             ax.set(xlim=(-span, span), ylim=(-reach, reach))
             if reach > 20 * span:

@@ -193,6 +193,34 @@ def distance_bars(distances: Mapping[str, float], ax: Axes | None = None, *, xla
     return ax
 
 
+def layer_bars(parts: Mapping[str, Sequence[float]], ax: Axes | None = None, *, ylabel: str) -> Axes:
+    """A group of bars for each layer, one for each part of a sum, on a linear axis.
+
+    Args:
+        parts: label -> a value for each layer.
+        ylabel: label of the axis.
+
+    Raises:
+        UsageError: nothing to draw, or parts of unlike length.
+    """
+    need_data(parts)
+    lengths = {len(values) for values in parts.values()}
+    if len(lengths) > 1:
+        raise UsageError(f"parts of {', '.join(map(str, sorted(lengths)))} layers", code="figures.unlike-layers")
+    ax = axes_or_new(ax)
+    width = 0.8 / len(parts)
+    with style():
+        for n, (label, values) in enumerate(parts.items()):
+            places = np.arange(len(values)) - 0.4 + (n + 0.5) * width
+            ax.bar(places, np.asarray(values, float), width, label=plain(label), color=nth_colour(n))
+        layer_axis(ax)
+        ax.set_ylabel(ylabel)
+        ax.grid(visible=False, axis="x")
+        ax.set_ylim(top=1.15 * max(float(np.max(values)) for values in parts.values()) or 1.0)  # room for the legend
+        ax.legend(loc="upper left", ncols=len(parts), fontsize=8, columnspacing=1)
+    return ax
+
+
 def tensor_map(cells: Mapping[str, str], states: Sequence[str], ax: Axes | None = None) -> Axes:
     """All tensors of a model at one glance: a row per kind, a column per layer, the colour is the state.
 
@@ -225,6 +253,10 @@ def tensor_map(cells: Mapping[str, str], states: Sequence[str], ax: Axes | None 
         ax.grid(visible=False)
         ax.grid(visible=True, which="minor", color="white", linewidth=1, alpha=1)
         ax.set_axisbelow(False)
+        for row, name in enumerate(rows):
+            if name in cells:  # outside the layers: one cell, not one for each column
+                colour = colours[states.index(cells[name])]
+                ax.add_patch(mpl.patches.Rectangle((-0.48, row - 0.44), layers - 0.04, 0.88, color=colour, lw=0, zorder=3))
         ax.tick_params(which="both", length=0)
         ax.set_yticks(range(len(rows)), [plain(row) for row in rows], fontsize=8)
         layer_axis(ax)

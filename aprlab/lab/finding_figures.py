@@ -6,7 +6,8 @@ made, or from two sessions. Notebook and explorer show the same picture.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,13 +19,17 @@ from aprlab.errors import BROKEN, AprlabError, UsageError, reason
 from aprlab.figures.core import axes_or_new
 from aprlab.formats import apr
 from aprlab.inference.session import Session
+from aprlab.model.tensor import Tensor
+from aprlab.onion import block_marks
+from aprlab.onion.block_marks import Mark
 from aprlab.onion.file_case import FileCase
 from aprlab.onion.fixes import drafted
+from aprlab.onion.lost_information import tensors_of
 from aprlab.onion.verdict import Finding, short
 from aprlab.published import QUESTION
 from aprlab.quants import dequantise
 from aprlab.quants.types import TensorType
-from aprlab.tracing.comparisons import layer_errors, position_errors
+from aprlab.tracing.comparisons import agreement_rows, layer_errors, position_errors
 from aprlab.tracing.traces import replay, trace
 
 if TYPE_CHECKING:
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     from aprlab.onion.file_case import TensorMatch
 
 SPACE = 1 << 18  # values of a tensor that are decoded for a picture, at most
+_OF_BLOCKS = ("layout", "decode", "weights")  # layers whose faults may spoil the marks of blocks
 _CALM, _HIT, _OTHER, _GONE = "as it should be", "this finding", "another finding", "not in the file"
 
 _WHAT_TO_SEE = {
@@ -147,14 +153,20 @@ def _say(ax: Axes, text: str) -> None:
 
 
 def _where(finding: Finding, case: FileCase, others: Sequence[Finding], ax: Axes) -> None:
-    assert case.ref is not None
-    there = {match.true for match in case.matches}
+    there = {match.true for match in case.matches if match.true is not None}
+    every = list(case.ref.tensors) if case.ref is not None else sorted(there, key=_in_order)
     hit, else_ = set(finding.tensors), {name for other in others if other is not finding for name in other.tensors}
     cells = {
         name: _HIT if name in hit else _GONE if name not in there else _OTHER if name in else_ else _CALM
-        for name in case.ref.tensors
+        for name in [*every, *(name for name in finding.tensors if name not in set(every))]
     }
     figures.tensor_map(cells, (_CALM, _HIT, _OTHER, _GONE), ax)
+
+
+def _in_order(name: str) -> tuple[int, str]:
+    """Tensors outside the layers, then layer by layer."""
+    parts = name.split(".", 2)
+    return (int(parts[1]), parts[2]) if parts[0] == "blk" and len(parts) == 3 and parts[1].isdigit() else (-1, name)
 
 
 def _reached(case: FileCase, ax: Axes) -> None:
@@ -240,12 +252,77 @@ def _tokens(a: Session, b: Session, left: Axes, right: Axes, prompt: str) -> Non
 
 
 @figures.style()
-def of_words(finding: Finding, axes: Sequence[Axes] | None = None) -> tuple[Axes, Axes]:
-    """The finding in words, where there is nothing to hold the file against."""
+def of_alone(
+    finding: Finding, case: FileCase | None, axes: Sequence[Axes] | None = None, *, others: Sequence[Finding] = ()
+) -> tuple[Axes, Axes]:  # fmt: skip
+    """Two axes about a finding in a file without a reference: the tensors concerned, and a mark that no healthy file has.
+
+    In words where the finding concerns no tensor, or no mark is odd.
+
+    Args:
+        finding, case: as `aprlab.onion.peeling.examine` gives them; no case: the file could not be looked into.
+        axes: two to draw on; a new figure without.
+        others: the other findings of the verdict, drawn in a colour of their own.
+    """
     left, right = _pair(axes)
-    _say(left, finding.mechanism)
-    _say(right, "\n".join(f"{key}: {short(value)}"[:80] for key, value in list(finding.evidence.items())[:8]) or "no figures")
+    tensors = [] if case is None else tensors_of(case)
+    if case is not None and finding.tensors:
+        _where(finding, case, others, left)
+    else:
+        _say(left, "\n".join(textwrap.wrap(finding.mechanism, 44)))
+    concerned = [tensor for tensor in tensors if tensor.name in set(finding.tensors)]
+    odd = block_marks.unlikely(concerned) if finding.layer in _OF_BLOCKS else []
+    if odd:
+        of_mark(odd[0], tensors, right)
+    else:
+        lines = [f"{key}: {short(value)}"[:120] for key, value in list(finding.evidence.items())[:8]]
+        facts = "\n".join(part for line in lines for part in textwrap.wrap(line, 44))
+        _say(right, facts or "no figures")
     return left, right
+
+
+@figures.style()
+def of_mark(mark: Mark, tensors: Sequence[Tensor], ax: Axes | None = None) -> Axes:
+    """One mark of healthy blocks: what they have, and what each tensor of this file has.
+
+    Args:
+        mark: of the file as a whole.
+        tensors: of the file; those of another type, or with too few blocks, have no dot.
+        ax: to draw on; a new figure without.
+    """
+    each = (block_marks.marks_of([tensor], least=256) for tensor in tensors if tensor.type is mark.type)
+    values = [found.value for marks in each for found in marks if found.name == mark.name and np.isfinite(found.value)]
+    known = block_marks.measured(mark.name, mark.type)
+    return figures.null_strip(values or [mark.value], mark.healthy, known, ax, xlabel=f"{mark.type.name}: {mark.name}")
+
+
+@figures.style()
+def of_marks(tensors: Sequence[Tensor], axes: Sequence[Axes] | None = None) -> tuple[Axes, Axes]:
+    """The two marks of a file that are oddest; where none is odd, two that show its health.
+
+    Raises:
+        UsageError: no tensor has blocks with marks.
+    """
+    marks = sorted((mark for mark in block_marks.marks_of(tensors) if np.isfinite(mark.value)), key=lambda mark: mark.likely)
+    if not marks:
+        raise UsageError("no tensor of this file has blocks with marks", code="lab.no-marks")
+    left, right = _pair(axes)
+    of_mark(marks[0], tensors, left)
+    if len(marks) > 1:
+        of_mark(marks[1], tensors, right)
+    else:
+        _say(right, "there is no other mark")
+    return left, right
+
+
+@figures.style()
+def of_agreement(reference: Session, others: Mapping[str, Session], prompt: str, ax: Axes | None = None) -> Axes:
+    """Agreement with the reference after each layer, a line for each of `others`, on the reference's prompt ids."""
+    sound = trace(reference, prompt, raw=reference.wants_raw)
+    sides = {label: agreement_rows(sound, trace(session, sound.tokens)) for label, session in others.items()}
+    ax = figures.agreement_plot(sides, ax)
+    ax.set_title("agreement with the reference after each layer")
+    return ax
 
 
 @figures.style()

@@ -15,11 +15,12 @@ KINDS = ("two", "one", "garbage")
 
 GARBAGE = """\
 import aprlab
+from aprlab.forensics.ranking import forensics
 
 model = aprlab.open_model(MODEL)  # a healthy file of the same model
 saw = ""  # what the broken program said, as much of it as there is
 prompt = "What is 2+2?"  # what it was asked
-aprlab.forensics(model, saw, prompt=prompt) if saw else "put the sentence into `saw` and run the cell again"
+forensics(model, saw, prompt=prompt) if saw else "put the sentence into `saw` and run the cell again"
 """
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import html
 import json
 import os
+import platform
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +24,7 @@ from aprlab import engines, paths
 from aprlab.display.page import page
 from aprlab.errors import AprlabError, UsageError
 from aprlab.formats.writing import drafted, write_json, write_text
+from aprlab.version import __version__
 
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 
@@ -146,7 +150,7 @@ def run_notebook(
     for stale in (executed, page, report):  # an old result must never be taken for this run's
         stale.unlink(missing_ok=True)
     with drafted(executed, force=True) as draft:  # papermill writes it again after each cell, never whole in one step
-        failure = _execute(source, draft, parameters, progress, folder)
+        failure = execute(source, draft, parameters, progress, folder)
         there, here = (json.dumps(str(path), ensure_ascii=False).encode() for path in (draft, executed))
         draft.write_bytes(draft.read_bytes().replace(there, here))  # papermill notes where it wrote
     _write_page(executed, page)
@@ -275,7 +279,7 @@ def read_step(name: str, out: Path, failure: str = "") -> Step:
     found = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
     headline = str(found.get("headline", ""))
     title = _title(executed, name)
-    return Step(name, title, found.get("checks", {}), failure, headline, _key_figure(executed), _traceback(executed))
+    return Step(name, title, found.get("checks", {}), failure, headline, key_figure(executed), _traceback(executed))
 
 
 def _title(notebook: Mapping[str, Any], otherwise: str) -> str:
@@ -284,7 +288,8 @@ def _title(notebook: Mapping[str, Any], otherwise: str) -> str:
     return next((text.splitlines()[0].removeprefix("# ") for text in texts if text.startswith("# ")), otherwise)
 
 
-def _key_figure(notebook: Mapping[str, Any]) -> str:
+def key_figure(notebook: Mapping[str, Any]) -> str:
+    """PNG in base64: of the cell tagged ``key-figure``, or the first of a notebook without one; '' where nothing was drawn."""
     drawn = [
         ("key-figure" in cell["metadata"].get("tags", []), "".join(output["data"]["image/png"]))
         for cell in notebook["cells"]
@@ -320,8 +325,9 @@ def section(step: Step, folder: str = "") -> str:
     picture = f"data:image/png;base64,{html.escape(step.figure)}"
     figure = f'<a href="{there}"><img alt="{alt}" src="{picture}"></a>' if step.figure else ""
     trace = traceback(step)
+    word = "yes" if step.holds else "no"
     return (
-        f'<section class="{"yes" if step.holds else "no"}"><h2>{html.escape(step.title)}</h2>{headline}'
+        f'<section id="{html.escape(step.name)}" class="{word}"><h2>{html.escape(step.title)}</h2>{headline}'
         f"<p>{html.escape(step.verdict)}<br>{links}</p>{trace}{figure}<ul>{claims}</ul></section>"
     )
 
@@ -332,15 +338,36 @@ def traceback(step: Step) -> str:
 
 
 def index_page(steps: Sequence[Step], parameters: Mapping[str, Any]) -> str:
-    """One HTML page about the notebooks that have run: verdicts, key figures, checks, links to the results."""
+    """One HTML page about the notebooks that have run: model, date and versions, conclusions, key figures, checks, links."""
     held = sum(step.holds for step in steps)
     shown = ", ".join(f"{key} {value!r}" for key, value in parameters.items() if value != "") or "defaults"
-    head = f"<h1>{held} of {len(steps)} notebooks hold</h1><p>Run with <code>{html.escape(shown)}</code>.</p>"
-    return page("aprlab: the walk", head, *(section(step) for step in steps))
+    named = (str(parameters.get(key) or "") for key in ("model", "reference", "candidate"))
+    models = " and ".join(Path(name).name for name in named if name) or "the embedded model"
+    made = datetime.now(UTC).strftime("%Y-%m-%d")
+    versions = f"aprlab {__version__}, Python {platform.python_version()}, NumPy {metadata.version('numpy')}"
+    head = f"<h1>{held} of {len(steps)} notebooks hold</h1><p>{html.escape(models)} · {made} · {versions}</p>"
+    asked = f"<p>Run with <code>{html.escape(shown)}</code>.</p>"
+    return page("aprlab: the walk", head, asked, contents(steps), *(section(step) for step in steps))
 
 
-def _execute(source: Path, executed: Path, parameters: dict[str, Any], progress: bool, folder: Path) -> str:
-    """Run `source` in `folder`, into `executed`; the failing cell and its error in one line, or nothing when all cells ran."""
+def contents(steps: Sequence[Step]) -> str:
+    """A list of links to the sections of a page, each with its conclusion; '' of one alone."""
+    if len(steps) < 2:
+        return ""
+    lines = "".join(
+        f'<li><a href="#{html.escape(quote(step.name))}">{html.escape(step.title)}</a>: '
+        f"{html.escape(step.headline or step.verdict)}</li>"
+        for step in steps
+    )
+    return f"<nav><ul>{lines}</ul></nav>"
+
+
+def execute(source: Path, executed: Path, parameters: dict[str, Any], progress: bool, folder: Path) -> str:
+    """Run `source` in `folder`, into `executed`; the failing cell and its error in one line, or nothing when all cells ran.
+
+    Raises:
+        UsageError: `executed` cannot be written.
+    """
     papermill = _papermill()
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError

@@ -112,6 +112,24 @@ class Pair(ABC):
         except BROKEN:
             return None
 
+    def telling(self, verdict: Verdict, prompt: str = QUESTION) -> Axes:
+        """The picture to show first: of the first finding that does harm; without one, what shows that all is well.
+
+        That is the agreement of the two runs after each layer, or marks of healthy blocks where there is one file alone.
+        """
+        harmful = [finding for finding in verdict.findings if not finding.harmless]
+        if harmful:
+            return self.picture(harmful[0], others=verdict.findings, prompt=prompt)[0]
+        sides = {label: side for label, side in self.sessions(verdict).items() if isinstance(side, Session)}
+        reference = sides.pop("reference", None)
+        if reference is not None and sides:
+            return finding_figures.of_agreement(reference, sides, prompt)
+        return finding_figures.of_marks(self.candidate_tensors())[0]
+
+    def candidate_tensors(self) -> list[Tensor]:
+        """The candidate's tensors, where they can be read; after `peel`."""
+        return []
+
     def named(self, verdict: Verdict) -> set[str]:
         """Faults of the catalogue that the verdict names, including those that leave the same file."""
         return named(verdict)
@@ -143,12 +161,15 @@ class Files(Pair):
         self, finding: Finding, *, others: Sequence[Finding] = (), prompt: str = QUESTION, axes: Sequence[Axes] | None = None
     ) -> tuple[Axes, Axes]:
         if self._case is None or self._case.ref is None:
-            return finding_figures.of_words(finding, axes)
+            return finding_figures.of_alone(finding, self._case, axes, others=others)
         return finding_figures.of_file(finding, self._case, axes, others=others, prompt=prompt)
+
+    def candidate_tensors(self) -> list[Tensor]:
+        return [] if self._case is None else tensors_of(self._case)
 
     def tensors(self) -> dict[str, Tensor]:
         """The candidate's tensors under the types that they have, by GGUF name; after `peel`."""
-        return {} if self._case is None else {tensor.name: tensor for tensor in tensors_of(self._case)}
+        return {tensor.name: tensor for tensor in self.candidate_tensors()}
 
     def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
         case = self._case

@@ -62,7 +62,7 @@ def peel_sources(
     answers: dict[str, int] = {}
     made: tuple[list[int], int | None] | None = None
     for n, spec in enumerate(sources):
-        with _made(spec, opened, threads) as source:
+        with made_source(spec, opened, threads) as source:
             label = labels[n] if labels.count(labels[n]) == 1 else f"{labels[n]} ({source.contract})"
             if source.recorded is not None:
                 tokens, asked = source.recorded
@@ -97,7 +97,7 @@ def _label(spec: Spec) -> str:
 
 
 @contextmanager
-def _made(spec: Spec, model: Model, threads: int | None) -> Iterator[Source]:
+def made_source(spec: Spec, model: Model, threads: int | None) -> Iterator[Source]:
     """The source; closed again if it was made here."""
     name, ours = (spec.split(",")[0], True) if isinstance(spec, str) else ("", False)
     if "+" in name:  # an engine of ours with faults of the catalogue

@@ -343,10 +343,16 @@ def agreement_rows(a: Trace, b: Trace, step: str = "out") -> list[dict[str, Any]
     """How far b agrees with a, for one step of every layer: ``layer``, ``snr`` in dB, ``cosine``, ``equal``.
 
     The signal-to-noise ratio is 20 log10(‖a‖ / ‖b - a‖), over all positions: inf where they are equal bit for bit, 0
-    where the error is as large as the signal, nan where b holds NaN or Inf.
+    where the error is as large as the signal, nan where b holds NaN or Inf. Layers that b does not give have no row.
+
+    Raises:
+        UsageError: b gives this step of no layer.
     """
     rows = []
+    given = {name for _, name in _layers(b, step)}
     for n, name in _layers(a, step):
+        if name not in given:
+            continue
         d = difference(a[name].values, b[name].values)
         snr = math.inf if d.rel_l2 == 0 else -20 * math.log10(d.rel_l2) if math.isfinite(d.rel_l2) else math.nan
         rows.append({"layer": n, "snr": snr, "cosine": d.cosine, "equal": d.equal})

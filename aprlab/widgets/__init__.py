@@ -100,10 +100,9 @@ def kernel_stepper(
 
 
 def _sides(files: tuple[str | Path, ...]) -> list[Side]:
-    from aprlab.widgets.models.files import Side, labels_of
+    from aprlab.widgets.models.files import Side
 
-    given = [Path(file) for file in files or (paths.embedded_model(),)]
-    return [Side.open(path, label) for path, label in zip(given, labels_of(given), strict=True)]
+    return Side.open_all(files or (paths.embedded_model(),))
 
 
 __all__ = ["block_microscope", "kernel_stepper", "onion_explorer", "tensor_browser", "trace_explorer"]

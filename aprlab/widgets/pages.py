@@ -31,6 +31,14 @@ def key(value: object) -> str:
     return f'data-key="{html.escape(str(value), quote=True)}"'
 
 
+def map_of(name: str, label: str) -> str:
+    """The attributes of what holds many buttons: one Tab stop, arrow keys inside, a name for screen readers.
+
+    name: the same at every drawing, so that the place is kept.
+    """
+    return f'data-map="{html.escape(name)}" role="group" aria-label="{html.escape(label)}; arrow keys move, Enter chooses"'
+
+
 def para(text: object, tone: str = "") -> str:
     """A paragraph in a tone of `richview.Cell`."""
     return f"<div>{escape(Cell(str(text), tone))}</div>" if str(text) else ""
@@ -44,12 +52,14 @@ def fault_chips(faults: Sequence[Fault]) -> str:
     parts = []
     for letter, title in SECTIONS.items():
         chips = "".join(
-            f'<span class="chip" {key(f.id)} title="{html.escape(f.title, quote=True)}">{html.escape(f.id)}</span>'
+            f'<span class="chip" {key(f.id)} aria-label="{html.escape(f"{f.id}: {f.title}", quote=True)}" '
+            f'title="{html.escape(f.title, quote=True)}">{html.escape(f.id)}</span>'
             for f in faults if f.section == letter
         )  # fmt: skip
         if chips:
             parts.append(f"<div><b>{html.escape(title)}</b></div><div class='chips'>{chips}</div>")
-    box = f'<div class="scroll" data-scroll="faults" style="max-height:14em;padding:4px 8px">{"".join(parts)}</div>'
+    names = map_of("faults", "faults by layer")
+    box = f'<div class="scroll" data-scroll="faults" {names} style="max-height:14em;padding:4px 8px">{"".join(parts)}</div>'
     return para(f"{len(faults)} faults by layer: scroll to see all, click to switch one on or off", "mild") + box
 
 
@@ -94,7 +104,7 @@ def verdict_line(onion: OnionExplorer) -> str:
         "unproved": "nothing is proved: it was not run, or cannot be judged by what it says",
         "ambiguous": "the bytes cannot decide", "not-comparable": "no statement is possible",
     }[verdict.verdict]  # fmt: skip
-    line = f'<div style="font-size:1.15em">{Cell(words, verdict.tone).html()}</div>'
+    line = f'<div style="font-size:1.15em">{Cell(words, verdict.tone).html()}</div>' + para(onion.refusal, "bad")
     parting = verdict.first_divergence
     if parting is not None and parting.get("point") not in (None, "none"):
         line += para(f"The runs diverge at {parting['point']}, position {parting.get('first_position', '?')}.")
@@ -126,7 +136,8 @@ def repairs(onion: OnionExplorer) -> str:
     if not onion.repairs:
         return ""
     chips = "".join(f'<span class="chip repair" {key(label)}>{html.escape(label)}</span>' for label in onion.repairs)
-    return f"<div><b>Repair</b> (click to apply, click again to undo)</div><div class='chips'>{chips}</div>"
+    names = map_of("repairs", "repairs")
+    return f"<div><b>Repair</b> (click to apply, click again to undo)</div><div class='chips' {names}>{chips}</div>"
 
 
 def answers(onion: OnionExplorer) -> str:
@@ -152,7 +163,7 @@ def _said(answer: SideAnswer) -> str | Cell:
 
 
 def heat_map(explorer: TraceExplorer) -> str:
-    """Layers × steps; each cell shows the power of ten of its error."""
+    """Layers × steps; each cell shows its error, small and large ones to a power of ten."""
     if not explorer.ready:
         return para("Press run: both sides are traced at every step of every layer.", "mild")
     steps, errors = explorer.map()
@@ -162,7 +173,8 @@ def heat_map(explorer: TraceExplorer) -> str:
         cells = "".join(_heat_cell(f"layers.{layer}.{step}", value) for step, value in zip(steps, row, strict=True))
         lines.append(f"<tr><td><b>{layer}</b></td>{cells}</tr>")
     grid = f'<table class="heat"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
-    return f'<div class="scroll" data-scroll="heat" style="max-height:32em">{grid}</div>{_heat_legend()}'
+    names = map_of("heat", "error by layer and step")
+    return f'<div class="scroll" data-scroll="heat" {names} style="max-height:32em">{grid}</div>{_heat_legend()}'
 
 
 def _heat_cell(point: str, error: float) -> str:
@@ -184,7 +196,8 @@ def heat_colour(error: float) -> tuple[str, str, str]:
     power = float(np.log10(error))
     red, green, blue, _ = mpl.colormaps["cividis"]((min(max(power, low), high) - low) / (high - low))
     light = 0.299 * red + 0.587 * green + 0.114 * blue
-    return mpl.colors.to_hex((red, green, blue)), "#111" if light > 0.5 else "#fff", f"{round(power)}"
+    text = f"{error:.1f}" if 0.095 <= error < 10 else f"1e{round(power)}"
+    return mpl.colors.to_hex((red, green, blue)), "#111" if light > 0.5 else "#fff", text
 
 
 def _heat_legend() -> str:
@@ -193,7 +206,7 @@ def _heat_legend() -> str:
     for error, words in shown:
         background, _, _ = heat_colour(error)
         boxes.append(f'<span style="background:{background};display:inline-block;width:1.2em">&nbsp;</span> {words}')
-    return f'<div style="margin-top:3px">relative error, as a power of ten: {" &nbsp; ".join(boxes)}</div>'
+    return f'<div style="margin-top:3px">relative error, small and large ones to a power of ten: {" &nbsp; ".join(boxes)}</div>'
 
 
 def trace_detail(explorer: TraceExplorer) -> str:
@@ -250,7 +263,7 @@ def tensor_table(browser: TensorBrowser) -> str:
         lines.append(f"<tr {key(f'row:{row.name}')}>{''.join(cells)}</tr>")
     body = "".join(lines) or f'<tr><td colspan="{len(columns)}">no tensor matches</td></tr>'
     grid = f"<table style='width:100%'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="scroll" data-scroll="tensors" style="max-height:26em">{grid}</div>'
+    return f'<div class="scroll" data-scroll="tensors" {map_of("tensors", "tensors")} style="max-height:26em">{grid}</div>'
 
 
 def tensor_head(browser: TensorBrowser) -> str:
@@ -307,17 +320,25 @@ def block_bytes(block: Block) -> str:
         name = block.field_of(n).name
         cells.append(
             f'<span {key(f"byte:{n}")} title="byte {n}, {html.escape(name)}: {byte}" '
+            f'aria-label="byte {n} of {html.escape(name)}: {byte}" '
             f'style="background:{colours[name]}">{byte:02x}</span>'
         )
     return (
-        f'<div class="chips">{legend}</div><div class="scroll" style="border:0"><div class="bytes">{"".join(cells)}</div></div>'
+        f'<div class="chips">{legend}</div><div class="scroll" {map_of("bytes", "bytes of the block")} style="border:0">'
+        f'<div class="bytes">{"".join(cells)}</div></div>'
     )
 
 
 def block_fields(block: Block) -> str:
     """What the numbers in the fields are."""
     rows = [[field.name, f"{field.start} to {field.stop - 1}", field.shown] for field in block.fields]
-    return table(("field", "bytes", "numbers"), rows)
+    groups = [
+        [n, f"{32 * n} to {32 * n + 31}", g.scale, f"{g.step:.6g}", g.minimum, f"{g.offset:.6g}"]
+        for n, g in enumerate(block.groups)
+    ]  # fmt: skip
+    columns = ("group", "values", "scale, 6 bits", "d × scale", "minimum, 6 bits", "dmin × minimum")
+    decoded = table(columns, groups, caption="the scales decoded: value = d × scale × number − dmin × minimum") if groups else ""
+    return table(("field", "bytes", "numbers"), rows) + decoded
 
 
 def block_values(scope: BlockMicroscope, most: int = 256) -> str:
@@ -335,7 +356,8 @@ def block_values(scope: BlockMicroscope, most: int = 256) -> str:
     if len(labels) < 2:
         body = [line.replace("<td></td></tr>", "</tr>") for line in body]
     grid = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-    return f'<div class="scroll" data-scroll="values" style="max-height:22em">{grid}</div>'
+    names = map_of("values", "values of the block")
+    return f'<div class="scroll" data-scroll="values" {names} style="max-height:22em">{grid}</div>'
 
 
 def block_words(scope: BlockMicroscope) -> str:
@@ -385,7 +407,8 @@ def code(lines: Sequence[ListingLine], prefix: str, name: str, height: str = "26
             f'<div {key(f"{prefix}:{line.number}")}><span class="n">{line.number}</span>{cost}'
             f"<span>{html.escape(line.text) or ' '}</span></div>"
         )
-    return f'<div class="scroll code" data-scroll="{html.escape(name)}" style="max-height:{height}">{"".join(out)}</div>'
+    names = map_of(name, f"lines of {name}")
+    return f'<div class="scroll code" data-scroll="{html.escape(name)}" {names} style="max-height:{height}">{"".join(out)}</div>'
 
 
 def registers(stepper: KernelStepper) -> str:
@@ -401,7 +424,7 @@ def registers(stepper: KernelStepper) -> str:
     )
     head = f"<tr><th>register</th><th>lane {stepper.lane}</th><th></th></tr>"
     grid = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
-    return f'<div class="scroll" data-scroll="registers" style="max-height:20em">{grid}</div>'
+    return f'<div class="scroll" data-scroll="registers" {map_of("registers", "registers")} style="max-height:20em">{grid}</div>'
 
 
 def lanes(stepper: KernelStepper) -> str:

@@ -17,6 +17,7 @@ from aprlab.widgets.clickable import Clickable
 from aprlab.widgets.drawing import png, value_histogram
 from aprlab.widgets.models.base import Observable
 from aprlab.widgets.models.blocks import BlockMicroscope
+from aprlab.widgets.models.files import known_files, nearby, shown
 from aprlab.widgets.models.kernel import OPERATIONS, KernelStepper
 from aprlab.widgets.models.onion import OnionExplorer
 from aprlab.widgets.models.tensors import STATUSES, TensorBrowser
@@ -96,6 +97,25 @@ def _show(image: w.Image, data: bytes) -> None:
         image.value = data
 
 
+def _picker(name: str, value: str, options: Sequence[str], hint: str) -> w.Combobox:
+    """A path to be typed, or chosen among those that are known."""
+    return w.Combobox(
+        value=value, options=list(dict.fromkeys(options)), description=name, placeholder=hint, ensure_option=False,
+        continuous_update=False, style=_LABEL, layout=_WIDE,
+    )  # fmt: skip
+
+
+class _Sides(w.VBox):
+    """Pickers of both sides of an explorer, and what opens them."""
+
+    def __init__(self, paths: Sequence[str], action: Callable[[str, str], None]) -> None:
+        here = [*paths, *known_files(), *nearby()]
+        self.reference = _picker("reference", paths[0], here, "the path of a file")
+        self.suspect = _picker("suspect", paths[1] if len(paths) > 1 else "", here, "the path of a second file, or nothing")
+        self.opener = _button("open", lambda: action(self.reference.value, self.suspect.value), icon="folder-open")
+        super().__init__([self.reference, self.suspect, w.HBox([self.opener])])
+
+
 def _button(text: str, action: Callable[[], None], *, icon: str = "", primary: bool = False) -> w.Button:
     button = w.Button(description=text, icon=icon, button_style="primary" if primary else "", layout=w.Layout(width="auto"))
     button.on_click(lambda _: action())
@@ -110,15 +130,12 @@ class OnionView(View):
 
     def __init__(self, onion: OnionExplorer) -> None:
         self.onion = onion
-        self.model_choice = w.Dropdown(
-            options=list(onion.files), value=onion.model, description="model", style=_LABEL, layout=_WIDE
-        )
+        here = nearby()
+        self.model_choice = _picker("reference", onion.model, [*onion.files, *here], "a model, or the path of a good file")
         self.form = w.ToggleButtons(
             options=[("break the file", "file"), ("break the reader of a healthy file", "reader")], style={"button_width": "auto"}
         )
-        self.candidate = w.Text(
-            placeholder="or the path of a file of your own, GGUF or APR", description="own file", style=_LABEL, layout=_WIDE
-        )
+        self.candidate = _picker("suspect", "", here, "a file of your own, GGUF or APR, instead of faults")
         self.prompt = w.Text(value=onion.prompt, description="question", style=_LABEL, layout=_WIDE)
         self.faults = Clickable(self._toggle)
         self.stories = Clickable()
@@ -129,9 +146,13 @@ class OnionView(View):
         self.evidence, self.figure = Clickable(), _image()
         self.repairs = Clickable(lambda key: self.try_(lambda: onion.repair(key)))
         self.answers = Clickable()
+        self.target = w.Text(value="fixed.apr", description="save as", style=_LABEL, layout=w.Layout(width="24em"))
+        self.save = _button("save the repaired file", lambda: self.try_(lambda: onion.save(self.target.value)), icon="save")
+        self.saved = Clickable()
+        self.saving = w.VBox([w.HBox([self.target, self.save], layout=_WRAP), self.saved])
         _observed(self.model_choice, lambda value: self._choose(model=value))
         _observed(self.form, lambda value: self._choose(form=value))
-        self.candidate.continuous_update = self.prompt.continuous_update = False
+        self.prompt.continuous_update = False
         _observed(self.candidate, lambda value: self._choose(candidate=value))
         _observed(self.prompt, lambda value: self._choose(prompt=value))
         top = w.VBox([
@@ -140,7 +161,10 @@ class OnionView(View):
         ], layout=w.Layout(width="100%"))  # fmt: skip
         super().__init__(
             onion,
-            [top, self.stages, self.verdict, self.findings, self.evidence, self.figure, self.repairs, self.answers],
+            [
+                top, self.stages, self.verdict, self.findings, self.evidence, self.figure, self.repairs, self.answers,
+                self.saving,
+            ],
         )
 
     def _choose(self, **change: Any) -> None:
@@ -154,7 +178,9 @@ class OnionView(View):
         self.faults.html = pages.fault_chips(onion.choices)
         self.faults.currents = list(onion.faults)
         self.stories.html = pages.fault_stories(FAULTS[id] for id in onion.faults)
-        _lock(onion.work.busy, self.run, self.clear, self.model_choice, self.form, self.candidate, self.prompt)
+        _lock(onion.work.busy, self.run, self.clear, self.model_choice, self.form, self.candidate, self.prompt, self.save)
+        self.saving.layout.display = "flex" if onion.can_save else "none"
+        self.saved.html = pages.para(onion.saved, "good")
         idle = not onion.work.busy and onion.verdict is None
         self.stages.html = "" if idle and not onion.work.error else pages.stages(onion)
         self.verdict.html = pages.verdict_line(onion)
@@ -245,11 +271,11 @@ class TensorView(View):
         self._drawn: Any = None
         _observed(self.text, lambda text: browser.filter(text=text))
         _observed(self.statuses, lambda chosen: browser.filter(statuses=set(chosen)))
-        controls = [self.text, *([self.statuses] if len(browser.sides) == 2 else [])]
+        self.files = _Sides([shown(side.path) for side in browser.sides], lambda *files: self.try_(lambda: browser.open(*files)))
         below = w.HBox(
             [self.detail, self.histogram], layout=w.Layout(flex_flow="row wrap", align_items="flex-start", overflow="visible")
         )
-        super().__init__(browser, [w.VBox([*controls, self.head]), self.table, below])
+        super().__init__(browser, [w.VBox([self.files, self.text, self.statuses, self.head]), self.table, below])
 
     def _clicked(self, key: str) -> None:
         kind, _, name = key.partition(":")
@@ -260,6 +286,8 @@ class TensorView(View):
         statuses = tuple(s for s in STATUSES if s in browser.counts)
         if self.statuses.options != statuses:  # they are known when both files have been compared
             self.statuses.options, self.statuses.rows = statuses, min(5, max(2, len(statuses)))
+        self.statuses.layout.display = "" if len(browser.sides) == 2 else "none"
+        _lock(browser.work.busy, self.files.opener)
         self.head.html = pages.tensor_head(browser)
         self.table.html = pages.tensor_table(browser)
         self.table.currents = [f"row:{browser.chosen}"] if browser.chosen else []
@@ -293,7 +321,10 @@ class BlockView(View):
         _observed(self.row, lambda value: self._set(row=value))
         _observed(self.block, lambda value: self._set(block=value))
         _observed(self.fault, self._fault)
-        top = w.VBox([self.name, w.HBox([self.row, self.block], layout=_WRAP), w.HBox([self.fault, self.worst], layout=_WRAP)])
+        paths = [shown(side.path) for side in scope.sides.values()]
+        self.files = _Sides(paths, lambda *files: self.try_(lambda: scope.open(*files)))
+        place, search = w.HBox([self.row, self.block], layout=_WRAP), w.HBox([self.fault, self.worst], layout=_WRAP)
+        top = w.VBox([self.files, self.name, place, search])
         super().__init__(scope, [top, self.words, self.bytes, self.fields, self.figure, self.values])
 
     def _set(self, **change: Any) -> None:
@@ -314,6 +345,8 @@ class BlockView(View):
         try:
             tensor = scope.tensor()
             self.row.max, self.block.max = tensor.rows - 1, scope.blocks - 1
+            if list(self.name.options) != scope.names:
+                self.name.options = scope.names
             self.name.value, self.row.value, self.block.value = scope.name, scope.row, scope.block
             self.row.description, self.block.description = f"row, of {tensor.rows}", f"block, of {scope.blocks}"
             options = [("none", ""), *((id, id) for id in scope.faults)]
@@ -322,7 +355,7 @@ class BlockView(View):
             self.fault.value = scope.fault
         finally:
             self._busy = False
-        _lock(scope.work.busy, self.name, self.row, self.block, self.fault)
+        _lock(scope.work.busy, self.files.opener, self.name, self.row, self.block, self.fault)
         self.worst.disabled = scope.work.busy or (len(scope.sides) < 2 and not scope.fault)
         self.words.html = pages.block_words(scope)
         bytes_, values = scope.marked()

@@ -105,6 +105,7 @@ WITH_ENGINE = [verb.path for verb in VERBS if any("engine" in name for each in v
 def test_every_verb_that_runs_a_model_is_known() -> None:
     assert WITH_ENGINE == [
         "run", "chat", "peel", "repair", "forensics", "signatures", "gates", "verify", "check", "qualify", "investigate",
+        "case new",
     ]  # fmt: skip
 
 

@@ -97,3 +97,20 @@ def test_tensor_map_puts_every_tensor_in_its_place() -> None:
 def test_nothing_to_draw_is_refused(draw) -> None:
     with pytest.raises(UsageError, match="nothing to draw"):
         draw()
+
+
+def test_a_group_of_bars_for_each_layer() -> None:
+    ax = measures.layer_bars({"|Wx|": [3.0, 4.0], "|b|": [1.0, 2.0]}, ylabel="l2")
+    assert [bar.get_height() for bar in ax.patches] == [3.0, 4.0, 1.0, 2.0]
+    assert ax.patches[2].get_x() > ax.patches[0].get_x()
+    assert ax.get_yscale() == "linear"
+    with pytest.raises(UsageError, match="parts of 1, 2 layers"):
+        measures.layer_bars({"a": [1.0], "b": [1.0, 2.0]}, ylabel="l2")
+
+
+def test_what_is_outside_the_layers_is_one_cell() -> None:
+    cells = {"token_embd.weight": "hit", "blk.0.attn_q.weight": "calm", "blk.1.attn_q.weight": "hit"}
+    ax = measures.tensor_map(cells, ("calm", "hit"))
+    (whole,) = ax.patches
+    assert whole.get_width() > 1.9
+    assert whole.get_zorder() > 2.5, "above the lines between columns"

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 
 from aprlab.errors import UsageError
+from aprlab.forensics import ranking
 from aprlab.lab.fresh_notebooks import fresh
 
 PATHS = ["broken.apr", '../we\'ird "quoted" \\ back.gguf', "new\nline.gguf", "日本 $x$ [bold].gguf"]
@@ -35,6 +36,14 @@ def test_a_notebook_for_a_sentence(path: str) -> None:
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     opened = next(call for call in calls if ast.unparse(call.func) == "aprlab.open_model").args[0]
     assert ast.unparse(opened) == "aprlab.embedded_model()" if not path else ast.literal_eval(opened) == path
+
+
+def test_the_notebook_for_a_sentence_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(ranking, "forensics", lambda model, saw, prompt: seen.append(saw))
+    code = nbformat.reads(fresh("garbage")[0], 4).cells[1].source
+    exec(compile(code.replace('saw = ""', 'saw = "helf"', 1), "cell", "exec"), {})
+    assert seen == ["helf"]
 
 
 def test_another_kind_is_refused() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from aprlab.errors import UsageError
 from aprlab.faults import convert_with
+from aprlab.formats import open_model
 from aprlab.lab import finding_figures as pictures
 from aprlab.lab import pairs as suspects
 from aprlab.onion.verdict import LAYERS, Finding
@@ -79,8 +80,9 @@ def test_a_file_alone_and_a_healthy_one(tmp_path: Path, tiny: Path) -> None:
     assert verdict.verdict == "broken"
     assert "reference" not in alone.answers(verdict)
     assert alone.error_maps(verdict) is None
-    left, _ = alone.picture(verdict.findings[0])
-    assert left.texts[0].get_text() == verdict.findings[0].mechanism
+    left, right = alone.picture(verdict.findings[0])
+    assert any(text.startswith("this finding: ") for text in legend(left))
+    assert right.texts[0].get_text()
     convert_with(tiny, tmp_path / "h.apr", [])
     healthy = suspects.pair(tiny, candidate=tmp_path / "h.apr", folder=tmp_path)
     verdict = healthy.peel()
@@ -89,6 +91,19 @@ def test_a_file_alone_and_a_healthy_one(tmp_path: Path, tiny: Path) -> None:
     maps = healthy.error_maps(verdict)
     assert maps is not None
     assert maps.guilty == []
+    first = healthy.telling(verdict)
+    assert legend(first) == ["candidate"]
+    assert set(first.get_lines()[0].get_ydata()) == {160.0}  # equal in every layer
+
+
+def test_a_file_alone_shows_the_mark_that_no_healthy_file_has(tmp_path: Path, tiny: Path) -> None:
+    convert_with(tiny, tmp_path / "c.apr", ["q4k-min-lost"])
+    with open_model(tmp_path / "c.apr") as model:
+        tensors = list(model.tensors.values())
+        left, right = pictures.of_marks(tensors)
+    assert "Q4_K: dmin-not-zero" in (left.get_xlabel(), right.get_xlabel())
+    with pytest.raises(UsageError, match="no tensor of this file has blocks with marks"):
+        pictures.of_marks([])
 
 
 def test_what_a_fault_needs_is_given_to_both_sides(tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ import pytest
 
 from aprlab import paths
 from aprlab.faults import convert_with
+from aprlab.formats import open_model
 from aprlab.lab.jupyter import environment as environment_of_lab
+from aprlab.tracing import compare
 
 pytestmark = pytest.mark.browser
 SECONDS = 240  # a machine that has other work to do
@@ -212,7 +214,9 @@ def test_a_reference_notebook_runs(opened: Callable[..., Page]) -> None:
     assert cells >= 5
 
 
-def test_the_onion_explorer(opened: Callable[..., Page], shoot: Callable[[Page, str, str], None]) -> None:
+def test_the_onion_explorer(
+    opened: Callable[..., Page], shoot: Callable[[Page, str, str], None], folder_of_lab: Path
+) -> None:
     page = opened("interactive/onion_explorer.ipynb", 1100, 2600)
     page.run_all()
     page.wait_for_cells()
@@ -236,8 +240,21 @@ def test_the_onion_explorer(opened: Callable[..., Page], shoot: Callable[[Page, 
     p.click(".repair[data-key='decode/q4k-min-lost']")
     page.says("✓ the same words")
     page.settle()
+    p.click("button:text-is('save the repaired file')")
+    page.says("with these repairs it says what the reference says")
     page.check()
     shoot(page, WIDGET, "onion-explorer")
+    saved = folder_of_lab / "notebooks/interactive/fixed.apr"
+    assert compare(open_model(paths.embedded_model()), open_model(saved)).equal
+    p.fill("input[placeholder*='instead of faults']", "../../models/broken.apr")
+    p.press("input[placeholder*='instead of faults']", "Enter")
+    p.wait_for_selector(".repair", state="hidden")
+    p.click("button:text-is('run')")
+    page.says("the suspect is one or the other")
+    p.click("button:text-is('no faults')")
+    p.click("button:text-is('run')")
+    page.says("✗ GH-191")
+    page.settle()
     p.set_viewport_size({"width": 560, "height": 3400})
     page.settle()
     over = p.evaluate(
@@ -296,6 +313,21 @@ def test_the_block_microscope(opened: Callable[..., Page], shoot: Callable[[Page
     page.wait_for_cells()
     page.page.click("span[data-key='byte:6']")
     page.page.wait_for_selector("tr.aprlab-current[data-key^='value:']")
+    pictures(page, 1)
+    page.says("the scales decoded")
+    page.page.focus("span[data-key='byte:6']")
+    focused = "() => document.activeElement.dataset.key"
+    for press, place in (("ArrowRight", 7), ("ArrowDown", 23), ("ArrowLeft", 22), ("ArrowUp", 6), ("Home", 0), ("ArrowUp", 0)):
+        page.page.keyboard.press(press)
+        assert page.page.evaluate(focused) == f"byte:{place}", press
+    stops = "() => document.querySelectorAll('[data-map=bytes] [tabindex=\"0\"]').length"
+    assert page.page.evaluate(stops) == 1
+    page.page.keyboard.press("End")
+    page.page.keyboard.press("Enter")
+    page.page.wait_for_selector("span.aprlab-current[data-key='byte:143']")
+    assert page.page.evaluate(focused) == "byte:143"
+    page.page.click("span[data-key='byte:6']")
+    page.page.wait_for_selector("span.aprlab-current[data-key='byte:6']")
     pictures(page, 1)
     # Byte 2 of the scales: six bits are the scale of group 2, two belong to group 6; numbers that are zero do not change.
     assert 32 < page.page.locator("tr.aprlab-current[data-key^='value:']").count() <= 64

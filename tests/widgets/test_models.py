@@ -17,6 +17,7 @@ from aprlab.faults import FAULTS
 from aprlab.formats import open_model
 from aprlab.onion.peeling import peel
 from aprlab.quants import REGISTRY, types
+from aprlab.widgets import pages
 from aprlab.widgets.models import evidence, tensors
 from aprlab.widgets.models.base import Observable
 from aprlab.widgets.models.blocks import WINDOW, Block, BlockMicroscope, faults_of
@@ -535,7 +536,7 @@ def test_what_cannot_be_is_refused(mislabelled: Path, tmp_path: Path) -> None:
     instrument = next(id for id, fault in FAULTS.items() if fault.instrument is not None)
     with pytest.raises(UsageError, match="does not enter in the file"):
         onion.choose(faults=[instrument])
-    with pytest.raises(UsageError, match="no model 'x'"):
+    with pytest.raises(UsageError, match="no model and no file 'x'; the reference is still"):
         onion.choose(model="x")
     with pytest.raises(UsageError, match="unknown form"):
         onion.choose(form="kernel")  # type: ignore[arg-type]
@@ -544,8 +545,21 @@ def test_what_cannot_be_is_refused(mislabelled: Path, tmp_path: Path) -> None:
     onion.choose(candidate=str(mislabelled))
     with pytest.raises(UsageError, match="as a file"):
         onion.run()
-    onion.choose(form="file", candidate=str(tmp_path / "nothing.apr"))
+    onion.choose(form="file", candidate=str(tmp_path / "nothing.apr"), faults=["GH-191"])
+    with pytest.raises(UsageError, match=r"chosen faults \(GH-191\): the suspect is one or the other"):
+        onion.run()
+    onion.choose(faults=[])
     onion.run()
     onion.work.wait()
     assert "nothing.apr" in onion.work.error
     assert onion.verdict is None
+    (tmp_path / "page.apr").write_text("<html>Sign in to download</html>")
+    onion.choose(candidate=str(tmp_path / "page.apr"))
+    onion.run()
+    onion.work.wait()
+    assert onion.refusal.startswith("page.apr is refused: "), onion.findings
+    assert "page.apr is refused" in pages.verdict_line(onion)
+    with pytest.raises(UsageError, match="nothing is repaired yet"):
+        onion.save(tmp_path / "x.apr")
+    onion.choose(model=str(mislabelled))  # a path is a model, too
+    assert onion.files[str(mislabelled)] == mislabelled

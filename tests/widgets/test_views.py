@@ -83,7 +83,7 @@ def test_who_refreshes_last_has_read_last() -> None:
     assert view.status.html == "after"
 
 
-def test_onion() -> None:
+def test_onion(tmp_path: Path) -> None:
     view = widgets.onion_explorer()
     well_formed(view)
     view.faults.click("GH-191")
@@ -110,6 +110,14 @@ def test_onion() -> None:
         view.onion.work.wait()
     assert "✓ the same words" in view.answers.html
     well_formed(view)
+    assert view.saving.layout.display == "flex"
+    view.target.value = str(tmp_path / "fixed.apr")
+    view.save.click()
+    view.onion.work.wait()
+    assert "written" in view.saved.html
+    assert (tmp_path / "fixed.apr").is_file()
+    view.save.click()
+    assert "exists already" in view.status.html
     view.form.value = "reader"
     assert view.onion.form == "reader"
     assert "GH-190" not in view.faults.html
@@ -232,13 +240,28 @@ def test_kernels() -> None:
     assert view.warp.max == 7
 
 
+def test_other_files_are_opened_and_a_refused_one_is_said(tiny: Path, mislabelled: Path) -> None:
+    view = widgets.tensor_browser(tiny)
+    assert view.statuses.layout.display == "none"
+    view.files.suspect.value = str(mislabelled)
+    view.files.opener.click()
+    view.browser.work.wait()
+    well_formed(view)
+    assert view.statuses.layout.display == ""
+    assert "is refused by a strict reader" in view.head.html
+    view.files.suspect.value = "nothing.apr"
+    view.files.opener.click()
+    assert "nothing.apr" in view.status.html
+    assert len(view.browser.sides) == 2
+
+
 def test_controls_are_locked_while_something_is_under_way(tiny: Path) -> None:
     onion, traces, kernel = widgets.onion_explorer(), widgets.trace_explorer(tiny), widgets.kernel_stepper()
     blocks = widgets.block_microscope(tiny)
     locked: list[tuple[View, list[w.Widget]]] = [
         (onion, [onion.run, onion.clear, onion.model_choice, onion.form, onion.candidate, onion.prompt]),
         (traces, [traces.run, traces.prompt]),
-        (blocks, [blocks.name, blocks.row, blocks.block, blocks.fault, blocks.worst]),
+        (blocks, [blocks.files.opener, blocks.name, blocks.row, blocks.block, blocks.fault, blocks.worst]),
         (kernel, [kernel.operation, kernel.name, kernel.fault, kernel.warp, kernel.lane, kernel.line, kernel.ten,
                   kernel.instruction, kernel.restart, kernel.profile]),
     ]  # fmt: skip
@@ -259,8 +282,9 @@ def test_controls_are_locked_while_something_is_under_way(tiny: Path) -> None:
         (0.0, pages.EQUAL, "="),
         (float("inf"), pages.BROKEN, "∞"),
         (float("nan"), pages.BROKEN, "∞"),
-        (1e-3, None, "-3"),
-        (1e9, "#fee838", "9"),
+        (1e-3, None, "1e-3"),
+        (1.04, None, "1.0"),
+        (1e9, "#fee838", "1e9"),
     ],
 )
 def test_colours_of_the_heat_map(error: float, background: str | None, text: str) -> None:

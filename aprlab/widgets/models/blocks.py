@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from aprlab.errors import UsageError
 from aprlab.faults import FAULTS
 from aprlab.model.tensor import Tensor
-from aprlab.quants import REGISTRY
+from aprlab.quants import Q4_K, Q5_K, REGISTRY
 from aprlab.quants.base import Quant
 from aprlab.quants.types import TensorType
 from aprlab.widgets.models.base import Observable
@@ -30,6 +30,16 @@ class BlockField:
     start: int
     stop: int
     shown: str
+
+
+@dataclass(frozen=True)
+class ScaleGroup:
+    """Thirty-two values of a Q4_K or Q5_K block: ``scale`` and ``minimum`` of six bits, and times ``d`` and ``dmin``."""
+
+    scale: int
+    minimum: int
+    step: float
+    offset: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +82,20 @@ class Block:
             stop = start + kind.itemsize if count == 1 else len(self.raw)
             found.append(BlockField(name, start, stop, text + (" …" if len(numbers) > WINDOW else "")))
         return found
+
+    @cached_property
+    def groups(self) -> list[ScaleGroup]:
+        """The eight scales and minima of a block whose fields pack them into twelve bytes; none of other types."""
+        quant = self.quant
+        if not isinstance(quant, Q4_K | Q5_K):
+            return []
+        fields = self.raw.view(quant.layout)
+        sc, m = quant.unpack_scales(fields["scales"])
+        with np.errstate(all="ignore"):
+            steps, offsets = quant.group_scales(fields)
+        return [
+            ScaleGroup(*row) for row in zip(sc[0].tolist(), m[0].tolist(), steps[0].tolist(), offsets[0].tolist(), strict=True)
+        ]
 
     def field_of(self, byte: int) -> BlockField:
         """The field that a byte belongs to."""
@@ -129,16 +153,29 @@ class BlockMicroscope(Observable):
 
     def __init__(self, *sides: Side, name: str = "") -> None:
         super().__init__()
+        self._show(sides, name)
+
+    def open(self, reference: str, suspect: str = "") -> None:
+        """Look at other files; what is not a file or cannot be read is refused, and the files stay as they were.
+
+        Raises:
+            UsageError, FormatError, UnsupportedError: as `Side.open`.
+        """
+        self.work.free()
+        self._show(Side.open_all([reference, *([suspect] if suspect.strip() else [])]), "")
+
+    def _show(self, sides: Sequence[Side], name: str) -> None:
         if not sides:
             raise UsageError("a file is needed", code="widgets.file-needed")
-        self.sides = {side.label: side for side in sides}
-        if len(self.sides) != len(sides):
+        by_label = {side.label: side for side in sides}
+        if len(by_label) != len(sides):
             raise UsageError("two files under one label", code="widgets.duplicate-label")
+        if not name and not sides[0].tensors:
+            raise UsageError(f"{sides[0].label} has no tensor that can be decoded", code="widgets.no-decodable-tensor")
+        self.sides = by_label
         self._decoded: dict[str, Block] = {}
         self.name, self.row, self.block, self.fault, self.byte, self.value = "", 0, 0, "", -1, -1
         self.worst_words = ""
-        if not name and not self.names:
-            raise UsageError(f"{sides[0].label} has no tensor that can be decoded", code="widgets.no-decodable-tensor")
         self.choose(name or next((n for n in self.names if self.tensor(n).type.quantised), self.names[0]))
 
     @property
@@ -302,4 +339,4 @@ class BlockMicroscope(Observable):
         ]
 
 
-__all__ = ["WINDOW", "Block", "BlockField", "BlockMicroscope", "faults_of"]
+__all__ = ["WINDOW", "Block", "BlockField", "BlockMicroscope", "ScaleGroup", "faults_of"]

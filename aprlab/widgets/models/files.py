@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,8 @@ from aprlab.formats.raw import Piece, look
 from aprlab.model.model import Model
 from aprlab.model.tensor import Origin, Tensor
 
+SUFFIXES = (".gguf", ".apr", ".safetensors")
+
 
 def known_files(extra: Mapping[str, str | Path] | None = None) -> dict[str, Path]:
     """Label -> path: the embedded model, the real ones on this machine, and `extra`."""
@@ -22,6 +25,25 @@ def known_files(extra: Mapping[str, str | Path] | None = None) -> dict[str, Path
     if folder.is_dir():
         found |= {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in (".gguf", ".apr")}
     return found | {label: Path(path) for label, path in (extra or {}).items()}
+
+
+def nearby(folder: str | Path = ".", most: int = 200) -> list[str]:
+    """Model files in a folder and one level below it, as paths from there: what a picker offers."""
+    place = Path(folder)
+    try:
+        found = [path for pattern in ("*", "*/*") for path in sorted(place.glob(pattern)) if path.suffix in SUFFIXES]
+    except OSError:
+        return []
+    return [str(path) for path in found if path.is_file() and not path.name.startswith(".")][:most]
+
+
+def shown(path: Path) -> str:
+    """What a picker calls a file: by the label of a known one, else from here, else in full."""
+    for label, known in known_files().items():
+        if known == path:
+            return label
+    here = os.path.relpath(path)
+    return str(path) if here.startswith("..") else here
 
 
 def labels_of(paths: Sequence[Path]) -> list[str]:
@@ -64,6 +86,17 @@ class Side:
                 side._take(piece)
         return side
 
+    @classmethod
+    def open_all(cls, paths: Sequence[str | Path]) -> list[Side]:
+        """Several files, by path or by the label of a known one, under names that tell them apart.
+
+        Raises:
+            UsageError, FormatError, UnsupportedError: as `open`; nothing else was opened for long.
+        """
+        known = known_files()
+        given = [known.get(str(path).strip(), Path(str(path).strip())) for path in paths]
+        return [cls.open(path, label) for path, label in zip(given, labels_of(given), strict=True)]
+
     def _take(self, piece: Piece) -> None:
         name = piece.stated if piece.stated is not None and piece.stated not in self.tensors else piece.name
         kinds = [kind for kind in piece.fitting() if kind.fits(piece.shape, len(piece.raw))]
@@ -99,4 +132,4 @@ class Side:
         return len(found.raw) if found is not None else 0
 
 
-__all__ = ["Side", "known_files", "labels_of"]
+__all__ = ["SUFFIXES", "Side", "known_files", "labels_of", "nearby", "shown"]

@@ -11,7 +11,9 @@ from typing import Literal
 from aprlab.engines import AUTO, choose
 from aprlab.errors import BROKEN, AprlabError, UsageError
 from aprlab.faults import FAULTS, Fault, convert_with, session_with
-from aprlab.formats import leftovers
+from aprlab.formats import leftovers, open_model
+from aprlab.formats.writing import check_output
+from aprlab.formats.writing import drafted as drafted_file
 from aprlab.inference.session import Session
 from aprlab.lab.pairs import given_for
 from aprlab.model.model import Model
@@ -19,6 +21,7 @@ from aprlab.onion.file_case import Deviation, FileCase, by_cause
 from aprlab.onion.fixes import Fix, drafted
 from aprlab.onion.peeling import examine
 from aprlab.onion.references import reference_of
+from aprlab.onion.repairs import write_repaired
 from aprlab.onion.run_peeling import examine_sessions
 from aprlab.onion.verdict import Finding, Verdict
 from aprlab.published import QUESTION
@@ -78,6 +81,7 @@ class OnionExplorer(Observable):
         prompt: what is asked.
         stages, verdict: of the last run.
         healthy: what the healthy side answers.
+        saved: what became of the last `save`, in words.
         answers: what the other one answered, with nothing repaired, then with each choice of repairs that was tried.
         repaired: labels of the repairs that are applied now.
         evidence: of the finding looked at, or None.
@@ -103,6 +107,7 @@ class OnionExplorer(Observable):
         self.repaired: tuple[str, ...] = ()
         self.evidence: Evidence | None = None
         self.shown: int = -1
+        self.saved = ""
         self._repairs: list[Fix] = []
         self._case: FileCase | None = None
         self._sessions: tuple[Session, Session] | None = None
@@ -123,8 +128,14 @@ class OnionExplorer(Observable):
         """What to run next. Faults that cannot enter at `form` are dropped when it changes, and refused when they are given."""
         self.work.free()
         if model is not None:
+            if model not in self.files and Path(model).is_file():
+                self.files[model] = Path(model)
             if model not in self.files:
-                raise UsageError(f"no model {model!r}; there are: {', '.join(self.files)}", code="widgets.no-such-model")
+                known = ", ".join(self.files)
+                raise UsageError(
+                    f"no model and no file {model!r}; the reference is still {self.model!r}; there are: {known}",
+                    code="widgets.no-such-model",
+                )
             self.model = model
         if form is not None:
             if form not in STAGES:
@@ -153,6 +164,12 @@ class OnionExplorer(Observable):
         self.work.free()
         if self.candidate and self.form != "file":
             raise UsageError("a file of your own is looked at as a file", code="widgets.own-file-is-a-file")
+        if self.candidate and self.faults:
+            raise UsageError(
+                f"a file of your own and chosen faults ({', '.join(self.faults)}): the suspect is one or the other; "
+                "clear its path, or press 'no faults'",
+                code="widgets.own-file-and-faults",
+            )
         self._forget()
         self.work.start("making the other side", self._run)
 
@@ -211,6 +228,13 @@ class OnionExplorer(Observable):
             stage.state, stage.clean = "done", all(d.harmless for d in found)
             stage.found = [f"{len(group)} × {group[0].mechanism}" for group in by_cause(found)]
         self.work.tell(stage.words, 0.05 + 0.9 * at / len(self.stages))
+
+    @property
+    def refusal(self) -> str:
+        """Why the suspect could not be looked into, in words."""
+        if self.form != "file" or self.verdict is None or self._case is not None or not self.findings:
+            return ""
+        return f"{Path(self.candidate).name or 'the file'} is refused: {self.findings[0].mechanism}"
 
     # -- looking
 
@@ -291,6 +315,41 @@ class OnionExplorer(Observable):
             return SideAnswer(labels, "", error.message)
         except BROKEN as error:
             return SideAnswer(labels, "", f"{type(error).__name__}: {error}")
+
+    @property
+    def can_save(self) -> bool:
+        """A file was examined, and repairs are applied."""
+        return self.form == "file" and self._case is not None and bool(self.repaired)
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the file with the repairs that are applied now, in the background; `saved` says what became of it.
+
+        Args:
+            path: the new file; ``.gguf``, or another name for the suspect's own format.
+            force: replace an existing file, never one of the two sides.
+
+        Raises:
+            UsageError: nothing is repaired, or the file is there already, or is one of the two sides.
+        """
+        self.work.free()
+        if not self.can_save:
+            raise UsageError("nothing is repaired yet: apply a repair first", code="widgets.nothing-repaired")
+        output = Path(str(path).strip() or "fixed.apr")
+        case = self._case
+        assert case is not None
+        check_output(output, [case.file.path, self.files[self.model]], force=force)
+        self.saved = ""
+        self.work.start(f"writing {output.name}", lambda: self._save(case, output, force))
+
+    def _save(self, case: FileCase, output: Path, force: bool) -> None:
+        model = drafted(case, [fix for fix in self._repairs if fix.label in self.repaired])
+        if isinstance(model, AprlabError):
+            raise model
+        with drafted_file(output, force=force) as draft:
+            write_repaired(case.file, model, draft)
+            open_model(draft).close()  # what the strict reader refuses is not kept
+        like = "says what the reference says" if self.restored else "does not yet say what the reference says"
+        self.saved = f"{output}: written, {output.stat().st_size:,} bytes; with these repairs it {like}"
 
     @property
     def answer(self) -> SideAnswer | None:

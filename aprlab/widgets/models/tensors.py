@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,9 +64,22 @@ class TensorBrowser(Observable):
 
     def __init__(self, *sides: Side, compare: bool = True) -> None:
         super().__init__()
+        self._show(sides, compare)
+
+    def open(self, reference: str, suspect: str = "") -> None:
+        """Look at other files; what is not a file or cannot be read is refused, and the files stay as they were.
+
+        Raises:
+            UsageError, FormatError, UnsupportedError: as `Side.open`.
+        """
+        self.work.free()
+        self._show(Side.open_all([reference, *([suspect] if suspect.strip() else [])]), True)
+        self.changed()
+
+    def _show(self, sides: Sequence[Side], compare: bool) -> None:
         if not 1 <= len(sides) <= 2:
             raise UsageError(f"{len(sides)} files: one or two are shown", code="widgets.number-of-files")
-        self.sides = sides
+        self.sides = tuple(sides)
         self.order, self.descending = "", False
         self.text, self.statuses = "", frozenset[str]()
         self.chosen = ""
