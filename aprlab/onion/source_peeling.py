@@ -31,6 +31,7 @@ from aprlab.sources.choice import Spec
 from aprlab.sources.servers import ServerSource
 from aprlab.tracing.traces import Point, Trace
 
+_SHOWN = 400  # characters of an answer
 ANSWERED = 4  # tokens of the answer that are run one by one, after the prompt
 
 
@@ -174,7 +175,7 @@ def _judge_server(
     case = judge_server(source, model, list(ids), text, threads)
     verdict.findings += case.findings
     verdict.health["answers"] = {
-        **verdict.health.get("answers", {}), source.name: [f"{request}: {a.text}" for request, a in case.answers.items()],
+        **verdict.health.get("answers", {}), source.name: [f"{request}: {a.text[:_SHOWN]}" for request, a in case.answers.items()],
     }  # fmt: skip
     if case.parts_at is not None and verdict.first_divergence is None:
         verdict.first_divergence = {"source": source.name, "point": f"step {case.parts_at} of the answer"}
