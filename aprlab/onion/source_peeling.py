@@ -174,9 +174,8 @@ def _judge_server(
     text = prompt if isinstance(prompt, str) and model.tokenizer.chat_template is not None else None
     case = judge_server(source, model, list(ids), text, threads)
     verdict.findings += case.findings
-    verdict.health["answers"] = {
-        **verdict.health.get("answers", {}), source.name: [f"{request}: {a.text[:_SHOWN]}" for request, a in case.answers.items()],
-    }  # fmt: skip
+    said = [f"{request}: {answer.text[:_SHOWN]}" for request, answer in case.answers.items()]
+    verdict.health["answers"] = {**verdict.health.get("answers", {}), source.name: said}
     if case.parts_at is not None and verdict.first_divergence is None:
         verdict.first_divergence = {"source": source.name, "point": f"step {case.parts_at} of the answer"}
     if case.proof and verdict.repair is None:
