@@ -76,10 +76,10 @@ def _figure(notebook: nbformat.NotebookNode) -> bytes:
 
 
 def thumbnail(figure: bytes) -> bytes:
-    """A figure at `WIDTH`, few colours."""
+    """A figure at `WIDTH`, in 256 colours."""
     picture = Image.open(io.BytesIO(figure)).convert("RGB")
     small = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
-    small.quantize(64).save(file := io.BytesIO(), "PNG", optimize=True)
+    small.quantize(256, dither=Image.Dither.NONE).save(file := io.BytesIO(), "PNG", optimize=True)
     return file.getvalue()
 
 
