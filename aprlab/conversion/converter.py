@@ -18,7 +18,7 @@ from aprlab.conversion.recode import chunks_of, encodable, re_encoded, recoded
 from aprlab.conversion.report import ConversionReport, TensorLine, report_of
 from aprlab.conversion.seams import Seams, healthy_seams
 from aprlab.errors import AprlabError, FormatError, UnsupportedError, UsageError
-from aprlab.formats import apr, gguf, huggingface, open_model, safetensors
+from aprlab.formats import apr, gguf, huggingface, huggingface_files, open_model, safetensors
 from aprlab.formats.identity import file_only, no_model, something_else
 from aprlab.formats.reading import padding
 from aprlab.formats.writing import atomic, atomic_folder, check_output, write_all
@@ -132,7 +132,7 @@ def _inputs(model: Model) -> list[Path]:
     found = {model.path, *(t.origin.path for t in model.tensors.values())}
     if model.format == "safetensors":
         folder = model.path if model.path.is_dir() else model.path.parent
-        found.update(folder / name for name in huggingface.READ)
+        found.update(folder / name for name in huggingface_files.READ)
     return sorted(found)
 
 
@@ -260,7 +260,7 @@ def _to_safetensors(
     plans = [safetensors.SafetensorsPlan(names.from_gguf(t.name), t.type, t.shape, chunks_of(t)) for t in written]
     named = {key: apr.text_of(model, f"general.{key}", key) for key in ("name", "license")}
     about = {"format": "pt", **named, "writer": f"aprlab {__version__}"}
-    with atomic_folder(output, force=force, ours=huggingface.WRITTEN.__contains__) as folder:
+    with atomic_folder(output, force=force, ours=huggingface_files.WRITTEN.__contains__) as folder:
         huggingface.write_companions(folder, files)
         known = {key: text for key, text in about.items() if text is not None}
         size = safetensors.write(folder / huggingface.SINGLE, plans, known, progress)

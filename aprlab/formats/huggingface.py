@@ -16,7 +16,16 @@ import numpy as np
 
 from aprlab.errors import AprlabError, FormatError, UnsupportedError, UsageError
 from aprlab.formats import safetensors
-from aprlab.formats.reading import json_object, read_bytes
+from aprlab.formats.huggingface_files import (
+    CONFIG,
+    GENERATION,
+    INDEX,
+    SINGLE,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    read_json,
+)  # fmt: skip
+from aprlab.formats.huggingface_tokenizer import tokenizer
 from aprlab.model import keys, names, rope
 from aprlab.model.architecture import ARCHITECTURES, architecture_of, of_model_type
 from aprlab.model.config import ModelConfig, TokenizerData, check_config
@@ -24,18 +33,8 @@ from aprlab.model.content import drop_pages
 from aprlab.model.model import Model
 from aprlab.model.row_order import as_halves, as_pairs, reordered
 from aprlab.model.tensor import Origin, Tensor
-from aprlab.model.vocabulary import CONTROL, GPT2_WORDS, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED, first_token
+from aprlab.model.vocabulary import CONTROL, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED, first_token
 from aprlab.quants import types
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION = (
-    "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
-)  # fmt: skip
-TEMPLATE = "chat_template.jinja"
-WRITTEN = (SINGLE, CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION)
-READ = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, INDEX)  # next to the weights
-JSON_LIMIT = 64 * 2**20  # the largest text file that is read at all; Qwen2's tokenizer.json has 7 MB
-
 
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -110,26 +109,6 @@ def _as_gguf_has_them(raw: dict[str, Any], tensors: dict[str, Tensor], path: Pat
 
 def _scaling(raw: dict[str, Any]) -> Any:
     return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of the folder; a missing one is an error that names it."""
-    return json_object(_read_text(path), "the file", path)
-
-
-def _read_text(path: Path) -> str:
-    """A text file of the folder, of a size that one may have."""
-    try:
-        return read_bytes(path, JSON_LIMIT).decode()
-    except UnicodeDecodeError as error:
-        raise FormatError(
-            f"is not UTF-8 ({error.reason})", code="reading.not-utf8", path=path, offset=error.start
-        ) from None
-    except FileNotFoundError:
-        said = "is missing; a SafeTensors model needs it next to its weights"
-        raise UsageError(said, code="huggingface.missing-file", path=path) from None
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", code="reading.unreadable", path=path) from None
 
 
 def _headers(path: Path) -> list[safetensors.SafetensorsHeader]:
@@ -277,170 +256,6 @@ def _rope_scaling(said: Any, context_length: int, path: Path) -> rope.RopeScalin
     except AprlabError as error:
         error.path = path
         raise
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def tokenizer(folder: Path, raw_config: dict[str, Any], tensors: dict[str, Tensor]) -> TokenizerData:
-    """The tokenizer data of tokenizer.json, padded to the rows of the embedding as llama.cpp's converter does."""
-    path = folder / TOKENIZER
-    raw = read_json(path)
-    settings = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).exists() else {}
-    model = raw.get("model")
-    if not isinstance(model, dict):
-        raise FormatError("has no model", code="huggingface.no-tokenizer-model", path=path)
-    if model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
-        raise UnsupportedError("the tokenizer is not plain byte-level BPE", code="tokenizer.unsupported-model", path=path)
-    pre = _pre_tokenizer(raw, bool(model.get("ignore_merges")), path)
-    added = _added(raw, path)
-    by_id = _by_id(model.get("vocab"), added, path)
-    if "token_embd.weight" not in tensors:
-        raise FormatError("has no tensor 'model.embed_tokens.weight'", code="model.missing-tensor", path=folder)
-    rows = tensors["token_embd.weight"].shape[0]
-    if max(by_id) >= rows:
-        raise FormatError(
-            f"token {max(by_id)} has no row in an embedding of {rows}", code="huggingface.token-without-row", path=path
-        )
-    tokens = [by_id.get(id, f"[PAD{id}]") for id in range(rows)]
-    token_types = [UNUSED if id not in by_id else added.get(by_id[id], (id, NORMAL))[1] for id in range(rows)]
-    ids = {token: id for id, token in by_id.items()}
-    special = {name: _special(name, settings, raw_config, ids, folder) for name in ("bos", "eos", "pad")}
-    add_bos = settings.get("add_bos_token")
-    if add_bos is not None and not isinstance(add_bos, bool):
-        raise FormatError(
-            f"add_bos_token is {add_bos!r}, not true or false", code="huggingface.bad-value", path=folder / TOKENIZER_CONFIG
-        )
-    return TokenizerData(
-        model="gpt2",
-        pre=pre,
-        tokens=tokens,
-        token_types=token_types,
-        merges=_merges(model.get("merges"), path),
-        bos_token_id=special["bos"],
-        eos_token_id=special["eos"],
-        pad_token_id=special["pad"],
-        add_bos=add_bos,
-        chat_template=_chat_template(folder, settings),
-    )
-
-
-def _pre_tokenizer(raw: dict[str, Any], whole_words: bool, path: Path) -> str:
-    """The name ggml has for the way text is cut into words; the patterns must be known to the letter."""
-    normalizer, cutter = raw.get("normalizer"), raw.get("pre_tokenizer")
-    patterns = _patterns(cutter)
-    known = [name for name, cut in PRE_TOKENIZERS.items() if patterns == cut.patterns and whole_words == cut.whole_words]
-    if not known:
-        raise UnsupportedError(
-            f"the pre-tokenizer {_short(cutter)} is not one that is known", code="tokenizer.unsupported-pre-tokenizer", path=path
-        )
-    kind = normalizer.get("type") if isinstance(normalizer, dict) else normalizer
-    if kind != ("NFC" if PRE_TOKENIZERS[known[0]].nfc else None):
-        expected = "NFC" if PRE_TOKENIZERS[known[0]].nfc else "none"
-        raise UnsupportedError(
-            f"the normalizer is {_short(normalizer)}; {known[0]} has {expected}",
-            code="tokenizer.unsupported-normalizer", path=path,
-        )  # fmt: skip
-    return known[0]
-
-
-def _patterns(cutter: Any) -> tuple[str, ...]:
-    """The patterns that a pre-tokenizer of tokenizer.json cuts by, one after the other; () for one of another kind."""
-    parts = cutter.get("pretokenizers") if isinstance(cutter, dict) else None
-    found: list[str] = []
-    for part in parts if isinstance(parts, list) else []:
-        match part:
-            case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated"} if not part.get("invert"):
-                found.append(pattern)
-            case {"type": "Digits", "individual_digits": True}:
-                found.append(r"\p{N}")
-            case {"type": "ByteLevel"}:
-                found += [GPT2_WORDS] if part.get("use_regex", True) else []
-            case _:
-                return ()
-    return tuple(found)
-
-
-def _added(raw: dict[str, Any], path: Path) -> dict[str, tuple[int, int]]:
-    """Added token -> id and ggml's type."""
-    listed = raw.get("added_tokens", [])
-    found: dict[str, tuple[int, int]] = {}
-    for item in listed if isinstance(listed, list) else [None]:
-        if not (isinstance(item, dict) and isinstance(item.get("content"), str) and type(item.get("id")) is int):
-            raise FormatError(f"added_tokens holds {_short(item)}", code="huggingface.bad-added-token", path=path)
-        if any(item.get(flag) for flag in ("single_word", "lstrip", "rstrip")):
-            what = f"added token {item['content']!r} strips or needs whole words"
-            raise UnsupportedError(f"{what}, which ggml cannot express", code="huggingface.unsupported-added-token", path=path)
-        marked = item["content"].startswith("<|") and item["content"].endswith("|>")
-        found[item["content"]] = item["id"], CONTROL if item.get("special") or marked else USER_DEFINED
-    return found
-
-
-def _by_id(vocab: Any, added: dict[str, tuple[int, int]], path: Path) -> dict[int, str]:
-    """Id -> token, of the vocabulary and of what was added to it; no id and no token twice."""
-    if not isinstance(vocab, dict) or not vocab or not all(type(id) is int and 0 <= id < 2**31 for id in vocab.values()):
-        raise FormatError("the vocabulary is not a map of tokens to ids", code="huggingface.bad-vocabulary", path=path)
-    ids = {**vocab, **{token: id for token, (id, _) in added.items()}}
-    for token, (id, _) in added.items():
-        if vocab.get(token, id) != id:
-            raise FormatError(
-                f"token {token!r} is {vocab[token]} in the vocabulary and {id} among the added tokens",
-                code="huggingface.token-with-two-ids", path=path,
-            )  # fmt: skip
-    by_id = {id: token for token, id in ids.items()}
-    if len(by_id) != len(ids):
-        twice = next(token for token, id in ids.items() if by_id[id] != token)
-        raise FormatError(
-            f"tokens {twice!r} and {by_id[ids[twice]]!r} have the same id {ids[twice]}",
-            code="huggingface.duplicate-id", path=path,
-        )  # fmt: skip
-    return by_id
-
-
-def _merges(listed: Any, path: Path) -> list[str]:
-    """Merges as GGUF has them, ``"left right"``; tokenizer.json has had both that and pairs."""
-    if not isinstance(listed, list):
-        raise FormatError("the model has no merges", code="huggingface.no-merges", path=path)
-    merges = [" ".join(m) if isinstance(m, list) and len(m) == 2 and all(isinstance(p, str) for p in m) else m for m in listed]
-    for merge in merges:
-        if not isinstance(merge, str) or merge.count(" ") != 1:
-            raise FormatError(f"merge {_short(merge)} is not a pair", code="tokenizer.bad-merge", path=path)
-    return merges
-
-
-def _special(name: str, settings: dict[str, Any], raw_config: dict[str, Any], ids: dict[str, int], folder: Path) -> int | None:
-    """Id of a special token: by its text in tokenizer_config.json, else by number in config.json."""
-    token = settings.get(f"{name}_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    if token is not None:
-        if not isinstance(token, str) or token not in ids:
-            raise FormatError(
-                f"{name}_token {token!r:.60} is not a token of {TOKENIZER}",
-                code="huggingface.unknown-special-token", path=folder / TOKENIZER_CONFIG,
-            )  # fmt: skip
-        return ids[token]
-    number = raw_config.get(f"{name}_token_id")
-    number = number[0] if isinstance(number, list) and number else number
-    if number is not None and type(number) is not int:
-        raise FormatError(f"{name}_token_id is {number!r}, not a token id", code="huggingface.bad-value", path=folder / CONFIG)
-    return number
-
-
-def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """The template in its own file first, as transformers has it, else in tokenizer_config.json."""
-    if (folder / TEMPLATE).is_file():
-        return _read_text(folder / TEMPLATE)
-    found = settings.get("chat_template")
-    if isinstance(found, list):  # several by name
-        found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), found)
-    if found is not None and not isinstance(found, str):
-        raise FormatError(
-            "the chat template is not text, nor is there one called 'default'",
-            code="huggingface.bad-value", path=folder / TOKENIZER_CONFIG,
-        )  # fmt: skip
-    return found
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -11,7 +11,7 @@ import numpy as np
 
 from aprlab.errors import BROKEN, AprlabError, UsageError, reason
 from aprlab.formats import open_model
-from aprlab.formats.huggingface import WRITTEN
+from aprlab.formats.huggingface_files import WRITTEN
 from aprlab.formats.writing import atomic_folder, check_output
 from aprlab.formats.writing import drafted as drafted_file
 from aprlab.gates.running import PROMPTS, run

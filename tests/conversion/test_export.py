@@ -10,7 +10,7 @@ import pytest
 
 from aprlab.conversion.converter import convert, export
 from aprlab.errors import NumericError, UsageError
-from aprlab.formats import huggingface, open_model
+from aprlab.formats import huggingface_files, open_model
 from aprlab.inference.session import Generation, Session
 from aprlab.published import ANSWER, QUESTION
 from aprlab.quants import types
@@ -142,7 +142,7 @@ def test_only_an_export_is_replaced(tiny: Path, tmp_path: Path) -> None:
     export(tiny, out, format="safetensors", dtype="f16", force=True)
     assert open_model(out).by_type() == {"F16": 99}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
-    assert sorted(p.name for p in out.iterdir()) == sorted(huggingface.WRITTEN)
+    assert sorted(p.name for p in out.iterdir()) == sorted(huggingface_files.WRITTEN)
     assert (out / "config.json").stat().st_mode & 0o777 == 0o644
     file = tmp_path / "file"
     file.write_text("")

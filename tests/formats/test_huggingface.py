@@ -14,7 +14,7 @@ import pytest
 from aprlab import paths, quants
 from aprlab.conversion.converter import convert, export
 from aprlab.errors import AprlabError, FormatError, UsageError
-from aprlab.formats import huggingface, open_model, safetensors
+from aprlab.formats import huggingface_files, huggingface_tokenizer, open_model, safetensors
 from aprlab.inference.session import Session
 from aprlab.published import ANSWER, QUESTION
 from aprlab.quants import types
@@ -212,17 +212,17 @@ def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_template_is_text_of_some_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / huggingface.TEMPLATE).write_bytes("Grüße".encode("latin-1"))
+    (folder / huggingface_files.TEMPLATE).write_bytes("Grüße".encode("latin-1"))
     with pytest.raises(FormatError, match=r"chat_template\.jinja.*not UTF-8"):
-        assert huggingface._chat_template(folder, {})
-    monkeypatch.setattr(huggingface, "JSON_LIMIT", 4)
+        assert huggingface_tokenizer._chat_template(folder, {})
+    monkeypatch.setattr(huggingface_files, "JSON_LIMIT", 4)
     with pytest.raises(FormatError, match="at most 4 are read"):
-        assert huggingface._chat_template(folder, {})
+        assert huggingface_tokenizer._chat_template(folder, {})
 
 
 def test_rows_are_the_embeddings_alone(folder: Path) -> None:
     with pytest.raises(FormatError, match=r"no tensor 'model\.embed_tokens\.weight'"):
-        huggingface.tokenizer(folder, {"vocab_size": 2**60}, {})
+        huggingface_tokenizer.tokenizer(folder, {"vocab_size": 2**60}, {})
 
 
 def test_an_id_outside_the_vocabulary_is_one_line(folder: Path, tmp_path: Path) -> None:
@@ -233,9 +233,9 @@ def test_an_id_outside_the_vocabulary_is_one_line(folder: Path, tmp_path: Path) 
 
 
 def test_nothing_that_is_read_is_written_to(folder: Path, tiny: Path, tmp_path: Path) -> None:
-    (folder / huggingface.TEMPLATE).write_text("hello")
+    (folder / huggingface_files.TEMPLATE).write_text("hello")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", huggingface.TEMPLATE):
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", huggingface_files.TEMPLATE):
         for source in (folder, folder / "model.safetensors"):
             for action in (convert, export):
                 with pytest.raises(UsageError, match="same file"):
@@ -245,7 +245,7 @@ def test_nothing_that_is_read_is_written_to(folder: Path, tiny: Path, tmp_path: 
     snapshot.mkdir()
     for name in before:
         (snapshot / name).symlink_to(folder / name)
-    (snapshot / huggingface.TEMPLATE).unlink()
+    (snapshot / huggingface_files.TEMPLATE).unlink()
     for source in (snapshot, snapshot / "model.safetensors"):
         with pytest.raises(UsageError, match="holds the input"):
             export(source, snapshot, format="safetensors", force=True)

@@ -1,0 +1,45 @@
+"""The files of a Hugging Face folder beside its weights: their names, and how a text of a fair size is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from aprlab.errors import FormatError, UsageError
+from aprlab.formats.reading import json_object, read_bytes
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+)  # fmt: skip
+TEMPLATE, PIECES = "chat_template.jinja", "tokenizer.model"
+WRITTEN = (SINGLE, CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION)
+READ = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, PIECES, INDEX)  # next to the weights
+JSON_LIMIT = 64 * 2**20  # the largest text file that is read at all; Qwen2's tokenizer.json has 7 MB
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of the folder; a missing one is an error that names it."""
+    return json_object(read_text(path), "the file", path)
+
+
+def read_text(path: Path) -> str:
+    """A text file of the folder, of a size that one may have."""
+    try:
+        return read_bytes(path, JSON_LIMIT).decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(
+            f"is not UTF-8 ({error.reason})", code="reading.not-utf8", path=path, offset=error.start
+        ) from None
+    except FileNotFoundError:
+        said = "is missing; a SafeTensors model needs it next to its weights"
+        raise UsageError(said, code="huggingface.missing-file", path=path) from None
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", code="reading.unreadable", path=path) from None
+
+
+def short(value: Any) -> str:
+    """A value on a line."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
