@@ -10,6 +10,7 @@ import shutil
 import socket
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -294,15 +295,13 @@ def test_a_hostile_case_is_one_line(
 def test_a_damaged_zip_is_one_line_wherever_it_is_damaged(made: MadeCase, tmp_path: Path) -> None:
     data = made.archive.read_bytes()
     path = tmp_path / "case.zip"
-    refused = 0
     for cut in range(0, len(data), len(data) // 40):
-        for damaged in (data[:cut], data[:cut] + bytes([data[cut] ^ 0x5A]) + data[cut + 1 :]):
-            path.write_bytes(damaged)
-            try:
-                read_case(path)
-            except AprlabError:
-                refused += 1
-    assert refused > 50
+        path.write_bytes(data[:cut])
+        with pytest.raises(AprlabError):
+            read_case(path)
+        path.write_bytes(data[:cut] + bytes([data[cut] ^ 0x5A]) + data[cut + 1 :])
+        with suppress(AprlabError):  # damage in a member that is not read is not seen
+            assert read_case(path).facts == made.facts
 
 
 def test_a_case_says_nothing_to_a_terminal(made: MadeCase, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

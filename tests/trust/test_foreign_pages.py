@@ -195,7 +195,7 @@ def test_widgets(runs: Path, strange: Path) -> None:
     tensors.browser.work.wait()
     tensors.browser.choose(HOSTILE)
     onion = widgets.onion_explorer({HOSTILE: runs})
-    onion.onion.choose(model=HOSTILE, candidate=str(strange), prompt=HOSTILE)
+    onion.onion.choose(model=HOSTILE, candidate=str(strange), faults=(), prompt=HOSTILE)
     onion.onion.run()
     onion.onion.work.wait()
     traces = widgets.trace_explorer(runs, ["rope-norm"])
