@@ -65,7 +65,8 @@ def _gives(form: Form, operation: Operation, judges: Judges, engine: ContractEng
     more = chained(operation.op, engine.rules)
     if engine.rules.values != "f32" and form.compute is not again:
         more = max(more, FUSED)  # a form changes a value that is rounded already, and it is rounded again
-    allowed = np.maximum(allowed, more * rounding)
+    with np.errstate(invalid="ignore"):  # of an operation without values there is no rounding
+        allowed = np.maximum(allowed, more * rounding)
     if operation.op == "attend":
         allowed = np.maximum(allowed, operation.rounding)
     return not wrong(off, allowed, rounding).any()
