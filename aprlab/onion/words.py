@@ -95,6 +95,7 @@ TEMPLATES: dict[str, str] = {
     "decode.products-differ": "products with weights of type {types:list} differ on the same input",
     # ── weights
     "weights.all-zeros": "{part}: all zeros",
+    "weights.constant": "{part}: every value is {value:g}, as before any training",
     "weights.bytes-of-another-tensor": "{part}: holds the bytes of {other}",
     "weights.bytes-of-another-layer": "{part} of layer {layer} holds the bytes of layer {other}",
     "weights.layers-shifted": "{part}: shifted by {by:+} layer(s), each holds the bytes of another layer",

@@ -170,3 +170,20 @@ def test_only_healthy_ends_with_zero(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run_cli(["peel", str(REF), "--fast"]) == 4
     convert(REF, tmp_path / "v.apr", seams=lambda s: replace(s, metadata=lambda m: {**s.metadata(m), "rms_norm_eps": 0}))
     assert run_cli(["peel", str(tmp_path / "v.apr")]) == 3
+
+
+def test_one_norm_of_ones_is_suspect_and_a_model_without_training_is_not(tmp_path: Path) -> None:
+    model = open_model(REF)
+    norms = [name for name in model.tensors if name.endswith("norm.weight")]
+    ones = {n: model.tensors[n].replace(content=np.ones(model.tensors[n].shape, np.float32).view(np.uint8)) for n in norms}
+    one = peel(None, variant(REF, tmp_path / "one.gguf", tensors={"output_norm.weight": ones["output_norm.weight"]}), fast=True)
+    assert [(f.code, f.tensors) for f in one.findings] == [("weights.constant", ["output_norm.weight"])]
+    all_ = peel(None, variant(REF, tmp_path / "all.gguf", tensors=ones), fast=True)
+    assert "weights.constant" not in {f.code for f in all_.findings}
+
+
+def test_norms_that_are_no_numbers_are_a_finding_and_no_crash(tmp_path: Path) -> None:
+    tensor = open_model(REF).tensors["blk.2.attn_norm.weight"]
+    swapped = tensor.replace(content=tensor.raw.view("<u4").byteswap().view(np.uint8))
+    verdict = peel(None, variant(REF, tmp_path / "x.gguf", tensors={tensor.name: swapped}), threads=1)
+    assert verdict.verdict == "broken" and "weights.scales-not-finite" in {f.code for f in verdict.findings}

@@ -25,6 +25,8 @@ from aprlab.quants import quant
 from aprlab.quants.check import first_bad_block
 from aprlab.quants.types import WHOLE_NUMBERS, TensorType
 
+LEAST = 64  # values of a norm; fewer may be the same by chance
+
 
 class WeightsLayer(Layer):
     """Every tensor that differs gets the cheapest explanation that reproduces its bytes; else, what is known."""
@@ -34,7 +36,7 @@ class WeightsLayer(Layer):
 
     def suspect(self, case: FileCase) -> list[Deviation]:
         if case.ref is None:
-            return [d for match in case.matches if (d := alone(match)) is not None]
+            return _trained([d for match in case.matches if (d := alone(match)) is not None], case)
         settled = {id(d.match) for d in case.deviations if d.kind == "encoding" or (d.match and d.match.by == "span")}
         found = []
         for match in sorted(case.matches, key=lambda m: m.piece.size):  # what explains a small one is tried on the large
@@ -176,6 +178,9 @@ def alone(match: TensorMatch) -> Deviation | None:
     bad = _not_finite(raw[match.kind.tensor_bytes :], match.kind)
     if bad is not None:
         return found(Mechanism("weights.scales-not-finite"), 0.9, block=bad, type=match.kind.name)
+    value = _constant_norm(match)
+    if value is not None:
+        return found(Mechanism("weights.constant", {"part": _part(true), "value": value}), 0.7)
     size = _implausible_size(match)
     if size is not None:
         return found(Mechanism("weights.implausible-size"), 0.7, rms=size, type=match.kind.name)
@@ -187,6 +192,22 @@ def _not_finite(raw: np.ndarray, kind: TensorType) -> int | None:
         return first_bad_block(raw, quant(kind))
     except (AprlabError, ValueError):
         return None
+
+
+def _constant_norm(match: TensorMatch) -> float | None:
+    """The one value of a norm whose values are all the same, as before any training."""
+    p, kind = match.piece, match.kind
+    if len(p.shape) != 1 or p.shape[0] < LEAST or kind is None or not (match.true or "").endswith("norm.weight"):
+        return None
+    values = sample(p.raw, kind, p.shape)
+    return float(values.flat[0]) if values is not None and (values == values.flat[0]).all() else None
+
+
+def _trained(found: list[Deviation], case: FileCase) -> list[Deviation]:
+    """Without norms of one value where every norm has one: a model that was never trained is no broken one."""
+    norms = sum((match.true or "").endswith("norm.weight") for match in case.matches)
+    constant = [d for d in found if d.code == "weights.constant"]
+    return [d for d in found if d not in constant] if len(constant) == norms else found
 
 
 def _implausible_size(match: TensorMatch) -> float | None:
