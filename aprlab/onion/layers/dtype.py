@@ -261,16 +261,21 @@ def encoded_again(match: TensorMatch) -> bool:
 def rounded(match: TensorMatch) -> Mechanism | None:
     """A code for floats of which one side's are the other's, rounded to 16 bits, to the last bit; None where they are not.
 
-    A model that went through a BF16 or F16 file has lost bits that way, and is the same model.
+    A model that went through a BF16 or F16 file has lost bits that way, and is the same model; so is one whose blocks were
+    decoded, rounded and kept as F32.
     """
     of, kind = match.of, match.kind
-    if of is None or kind is None or not {of.type, kind} <= {F32, F16, BF16} or len(match.piece.raw) != kind.nbytes(of.shape):
+    if of is None or kind not in FLOATS or len(match.piece.raw) != kind.nbytes(of.shape):
+        return None
+    if of.type not in FLOATS and (kind is not F32 or not of.type.quantised):
         return None
     held = Tensor(of.name, kind, of.shape, match.piece.raw, of.origin)
     step = max(1, (1 << 20) // max(of.cols, 1)) if len(of.shape) > 1 else None
     parts = [slice(n, n + step) for n in range(0, of.rows, step)] if step is not None else [None]
     for narrow in (BF16, F16):
         for code, coarser, finer in (("dtype.file-rounded", held, of), ("dtype.reference-rounded", of, held)):
+            if coarser.type not in FLOATS:
+                continue  # blocks round otherwise
             if all(_rounds_to(finer.dequantise(rows), narrow, coarser.dequantise(rows)) for rows in parts):
                 return Mechanism(code, {"type": narrow.name})
     return None
@@ -311,6 +316,9 @@ def settle(match: TensorMatch) -> None:
             return
         if (label_ := labelled_rows(match)) is not None:
             match.kind = label_
+            return
+        if (exact := rounded_vector(match)) is not None:
+            match.kind = exact
             return
         options = kinds_for(p, match.of)
         expected = reference_sample(match.of)
@@ -355,6 +363,20 @@ def settle(match: TensorMatch) -> None:
         match.kind = options[0]
     else:
         match.open_kinds = tuple(options)
+
+
+def rounded_vector(match: TensorMatch) -> TensorType | None:
+    """The float type, the label's first, that a float vector of the reference was rounded to, to the last bit; None for none."""
+    p, of = match.piece, match.of
+    if of is None or len(of.shape) != 1 or of.type not in FLOATS:
+        return None
+    for kind in [kind for kind in kinds_for(p, of) if kind in FLOATS]:
+        try:
+            if np.array_equal(quantise(of.dequantise(), kind).reshape(-1), p.raw):
+                return kind
+        except NumericError:
+            continue  # too large for F16, or not finite
+    return None
 
 
 def lawful(code: int, shape: tuple[int, ...], size: int) -> TensorType | None:
