@@ -8,7 +8,7 @@ come from tokenizer_config.json first and from config.json next. Writing gives w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,50 @@ def open_model(path: str | Path) -> Model:
         warnings=warnings,
         header={"files": [h.path.name for h in headers], "data_offset": headers[0].data_offset},
     )
+
+
+def look(path: str | Path, meaning: Callable[[str], str | None]) -> tuple[list[tuple[Tensor, str | None]], Model]:
+    """A model whose tensors have names or shapes that `open_model` refuses, for those who look for what is wrong with it.
+
+    Container, config.json and tokenizer have to be sound: nothing is known without them.
+
+    Args:
+        path: as `open_model`'s.
+        meaning: the GGUF name that a name as written stands for, None where it stands for none.
+
+    Returns:
+        All tensors in file order, rows as written, each with the name that it stands for; and the model of those that stand for
+        one, its embedding of the rows that config.json gives it.
+
+    Raises:
+        FormatError, UnsupportedError: as `open_model`.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    found: list[tuple[Tensor, str | None]] = []
+    known: dict[str, Tensor] = {}
+    for header in _headers(path):
+        for entry in header.entries:
+            name = meaning(entry.name)
+            raw = header.file[entry.start : entry.stop]
+            tensor = Tensor(name or entry.name, entry.type, entry.shape, raw, Origin(header.path, entry.name, entry.start))
+            found.append((tensor, name))
+            if name is not None:
+                known.setdefault(name, tensor)
+    raw_config = read_json(folder / CONFIG)
+    for key in ("hidden_size", "vocab_size"):
+        if type(raw_config.get(key)) is not int:
+            raise FormatError(f"{key!r} is {raw_config.get(key)!r:.60}", code="huggingface.bad-value", path=folder / CONFIG)
+    shape = raw_config["vocab_size"], raw_config["hidden_size"]
+    at = Origin(path, "model.embed_tokens.weight", -1)
+    embedding = Tensor("token_embd.weight", types.F32, shape, np.zeros(0, np.uint8), at)
+    stated = {**known, "token_embd.weight": embedding}
+    model = Model(
+        path=path, format="safetensors", dialect="hugging face", tensors=known, metadata=raw_config,
+        make_config=lambda: config(raw_config, stated, folder / CONFIG),
+        make_tokenizer=lambda: tokenizer(folder, raw_config, stated),
+    )  # fmt: skip
+    return found, model
 
 
 def _as_gguf_has_them(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 
 from aprlab.errors import AprlabError, FormatError, UnsupportedError, UsageError
-from aprlab.formats import apr, gguf, open_model
+from aprlab.formats import apr, gguf, huggingface, open_model
 from aprlab.formats.gguf_record import header_of, keeps_names, plain_value, recorded_header
 from aprlab.formats.identity import file_only, of_keys, unpadded
 from aprlab.formats.split import joined
@@ -290,14 +290,37 @@ def look(path: str | Path) -> Seen:
 
 
 def _look_safetensors(path: Path) -> Seen:
-    """A SafeTensors model. Its container left no room for the historic errors, so the strict reader's word is taken."""
-    model = open_model(path)
+    """A SafeTensors model. Its container is taken at the strict reader's word; names and shapes are kept as written."""
     dialect = apr.DIALECTS["aprender"]  # the same names, and dims in the same order
+    try:
+        model = open_model(path)
+        metadata = apr.metadata_of(model, list(model.tensors.values()), dialect)
+    except FormatError as error:
+        if error.code not in _MISNAMED:
+            raise
+        return _look_misnamed(path, dialect, error)
     pieces = [
         Piece(t.origin.name, t.type.code, t.shape, t.nbytes, t.origin.offset, t.origin.offset, 0, t.raw, name, "canonical")
         for name, t in model.tensors.items()
     ]
-    return Seen(path, "safetensors", dialect, pieces, apr.metadata_of(model, list(model.tensors.values()), dialect), [])
+    return Seen(path, "safetensors", dialect, pieces, metadata, [])
+
+
+_MISNAMED = ("names.unknown-tensor", "model.missing-tensor", "model.tensor-shape", "huggingface.untied-without-head")
+
+
+def _look_misnamed(path: Path, dialect: apr.Dialect, error: FormatError) -> Seen:
+    """A SafeTensors model with names or shapes that no reader takes; raises `error` where its architecture reorders rows."""
+    found, model = huggingface.look(path, lambda name: meaning(name, "canonical")[0])
+    if ARCHITECTURES[model.config.architecture].permuted:
+        raise error  # which rows are to be reordered is told by the names
+    pieces = [
+        Piece(t.origin.name, t.type.code, t.shape, t.nbytes, t.origin.offset, t.origin.offset, 0, t.raw,
+              name, meaning(t.origin.name, "canonical")[1])
+        for t, name in found
+    ]  # fmt: skip
+    metadata = apr.metadata_of(model, list(model.tensors.values()), dialect)
+    return Seen(path, "safetensors", dialect, pieces, metadata, [error])
 
 
 def from_model(model: Model) -> Seen:

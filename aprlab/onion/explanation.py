@@ -39,7 +39,7 @@ def explain(case: FileCase, budget: float = 6.0) -> Explanation:
         for fault, work in faults_of_fields(case).items():
             found.faults.append(FAULTS[fault])
             found.covers[fault] = work
-    elif case.file.format == "safetensors" or _only_one_source(case):
+    elif _only_one_source(case):
         found = Explanation(complete=True)
     else:
         found = _search(case, settled, budget)
@@ -57,6 +57,8 @@ def _search(case: FileCase, settled: set[int], budget: float) -> Explanation:
     """Re-encoded on purpose, or by a fault? The explanation that leaves nothing open wins; the fault if it is whole."""
     # What cannot be encoded cannot be simulated either; its tensors were compared row by row.
     tries = [None] if case.target is None or not can_encode(case.target) else [None, case.target]
+    if case.file.format == "safetensors":
+        tries = [case.target]  # nothing but floats can be written to it: that is no fault
     matrices = [m for m in case.matches if m.of is not None and len(m.of.shape) > 1]
     mostly = case.target is not None and 2 * sum(m.kind is case.target for m in matrices) > len(matrices)
     results: list[Explanation] = []

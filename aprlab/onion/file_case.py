@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from aprlab.conversion.recode import re_encoded
+from aprlab.conversion.recode import re_encoded, recoded
 from aprlab.formats.raw import Piece, Reference, Seen, of_config, of_tokenizer
 from aprlab.model import names
 from aprlab.model.tensor import Origin, Tensor
-from aprlab.onion.looks import Looks
+from aprlab.onion.looks import FLOATS, Looks
 from aprlab.onion.row_errors import RowErrors
 from aprlab.onion.verdict import LAYERS
 from aprlab.onion.words import Mechanism
@@ -188,10 +188,13 @@ def by_cause(deviations: Iterable[Deviation]) -> list[list[Deviation]]:
 
 
 def healthy_tensor(tensor: Tensor, kind: TensorType) -> Tensor:
-    """The reference's tensor in the type that the file holds it in: itself, or re-encoded, with its bytes at hand."""
-    if tensor.type is kind or len(tensor.shape) < 2:
+    """The reference's tensor in the type that the file holds it in: itself, or re-encoded, with its bytes at hand.
+
+    A vector is F32 wherever ggml reads it, and of 16 bits in many a SafeTensors file; it is never held in blocks.
+    """
+    if tensor.type is kind or (len(tensor.shape) < 2 and not {tensor.type, kind} <= set(FLOATS)):
         return tensor
-    out = re_encoded(tensor, kind)
+    out = re_encoded(tensor, kind) if len(tensor.shape) > 1 else recoded(tensor, kind)
     if out.content.at_hand:
         return out
     return Tensor(tensor.name, out.type, tensor.shape, out.raw, Origin(tensor.origin.path, tensor.origin.name, -1))

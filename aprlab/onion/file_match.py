@@ -7,13 +7,16 @@ from functools import cached_property
 
 import numpy as np
 
+from aprlab.errors import NumericError
 from aprlab.formats import apr
 from aprlab.formats.raw import Piece, Reference, Seen
 from aprlab.model import names
 from aprlab.model.content import drop_pages
 from aprlab.model.tensor import Tensor
 from aprlab.onion.file_case import FileCase, TensorMatch
+from aprlab.onion.looks import FLOATS
 from aprlab.onion.samples import ALIKE, correlation, kinds_for, reference_sample, sample
+from aprlab.quants import quantise
 from aprlab.quants.types import TensorType
 
 _NEAREST = 4096  # tensors of one content that are looked at for the one with the nearest name
@@ -49,6 +52,7 @@ class FileMatcher:
         self._by_own_content()
         if self.open:
             self._by_content()
+            self._by_rounded_content()
             self._by_span()
         looks = {n: _Looks(self.pieces[n], self.ref.tensors) for n in self.open}
         self._by_own_values(looks)
@@ -123,6 +127,39 @@ class FileMatcher:
                 name = _nearest(self.pieces[n], list(itertools.islice(others, _NEAREST)))
                 del others[name]
                 self.claim(n, name, "content", equal=True)
+
+    def _by_rounded_content(self) -> None:
+        """Vectors held as another float type than the reference's, to the last bit: two layers' are too alike for less."""
+        vectors: dict[tuple[TensorType, int], dict[bytes, list[str]]] = {}
+        own: dict[int, set[str]] = {}
+        for n in self.open:
+            piece = self.pieces[n]
+            if len(piece.shape) != 1 or len(piece.raw) < piece.size:
+                continue
+            for kind in (kind for kind in FLOATS if kind.fits(piece.shape, piece.size)):
+                key = (kind, piece.shape[0])
+                if key not in vectors:
+                    vectors[key] = self._rounded_vectors(*key)
+                own.setdefault(n, set()).update(vectors[key].get(piece.raw.tobytes(), ()))
+        for mine in (True, False):
+            for n in own:
+                free = [name for name in own[n] if name not in self.claimed] if n not in self.found else []
+                if mine and self.own(n) in free:
+                    self.claim(n, str(self.own(n)), "values", value=1.0)
+                elif free and not mine:
+                    self.claim(n, _nearest(self.pieces[n], sorted(free)), "values", value=1.0)
+
+    def _rounded_vectors(self, kind: TensorType, size: int) -> dict[bytes, list[str]]:
+        """Bytes as `kind` -> the float vectors of the reference of so many values that become them; its own type apart."""
+        found: dict[bytes, list[str]] = {}
+        for name, tensor in self.ref.tensors.items():
+            if tensor.shape != (size,) or tensor.type not in FLOATS or tensor.type is kind:
+                continue
+            try:
+                found.setdefault(quantise(tensor.dequantise(), kind).tobytes(), []).append(name)
+            except NumericError:
+                continue  # too large for F16, or not finite
+        return found
 
     def _by_span(self) -> None:
         """The right bytes are a little before or after the place that the index names."""

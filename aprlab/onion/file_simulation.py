@@ -23,6 +23,7 @@ from aprlab.formats import apr
 from aprlab.formats.raw import CONFIG_FIELDS, TOKENIZER_FIELDS, Seen, meaning
 from aprlab.model.tensor import Tensor
 from aprlab.onion.file_case import FileCase
+from aprlab.onion.looks import FLOATS
 from aprlab.quants.types import TensorType
 
 Key = tuple[str, str]  # what, of which tensor or field
@@ -85,12 +86,38 @@ class Simulator:
     # -- the two sides -----------------------------------------------------------------------------------------
 
     def _healthy(self, tensor: Tensor) -> Tensor:
-        if self.target is None:
-            return tensor
         if tensor.name not in self._made:
-            out = re_encoded(tensor, self.target)
-            self._made[tensor.name] = tensor if out is tensor else self.case.healthy(tensor, out.type)
+            self._made[tensor.name] = self.case.healthy(tensor, self._kind(tensor))
         return self._made[tensor.name]
+
+    def _kind(self, tensor: Tensor) -> TensorType:
+        """The type that a healthy converter gives a tensor here.
+
+        SafeTensors is all floats, whichever the writer chose, and ggml wants vectors in F32, whatever they were in SafeTensors:
+        neither is a fault.
+        """
+        vector = len(tensor.shape) < 2
+        if self.case.file.format == "safetensors" or (vector and tensor.type in FLOATS):
+            return self._held.get(tensor.name) or self._usual[vector] or tensor.type
+        return tensor.type if self.target is None or vector else re_encoded(tensor, self.target).type
+
+    @cached_property
+    def _held(self) -> dict[str, TensorType]:
+        """Tensor -> the float type that the file holds it in; by its label where the dtype layer was not asked."""
+        found: dict[str, TensorType] = {}
+        for m in self.case.matches:
+            kind = m.kind or next(iter(m.piece.fitting()), None)
+            if m.true is not None and kind in FLOATS:
+                found[m.true] = kind
+        return found
+
+    @cached_property
+    def _usual(self) -> dict[bool, TensorType | None]:
+        """The float type that most vectors (True) and most matrices (False) of the file have; None where none has one."""
+        kinds: dict[bool, list[TensorType]] = {True: [], False: []}
+        for name, kind in self._held.items():
+            kinds[len(self.ref.tensors[name].shape) < 2].append(kind)
+        return {vector: max(FLOATS, key=those.count) if those else None for vector, those in kinds.items()}
 
     @cached_property
     def base_seams(self) -> Seams:

@@ -98,8 +98,8 @@ class RowErrors:
         return scale, b - scale * a, cov / float(np.sqrt(va * vb)) if vb > 0 else 0.0
 
 
-def row_errors(of: Tensor, kind: TensorType, raw: np.ndarray) -> RowErrors | None:
-    """All rows of `raw`, bytes of type `kind`, against those of the reference's tensor `of`.
+def row_errors(of: Tensor, kind: TensorType, raw: np.ndarray, columns: np.ndarray | None = None) -> RowErrors | None:
+    """All rows of `raw`, bytes of type `kind`, against those of the reference's tensor `of`; of some `columns` alone, by number.
 
     None where the bytes are not all there, or cannot be decoded.
     """
@@ -111,6 +111,7 @@ def row_errors(of: Tensor, kind: TensorType, raw: np.ndarray) -> RowErrors | Non
     block, least = max(of.type.block_elements, kind.block_elements), max(map(bounds.smallest_error, (of.type, kind)))
     try:
         for a, b in _parts(of, kind, raw):
+            a, b = (a, b) if columns is None else (a[:, columns], b[:, columns])
             with np.errstate(all="ignore"):
                 d = b - a
                 ok = np.isfinite(d).all(axis=1)
@@ -125,7 +126,8 @@ def row_errors(of: Tensor, kind: TensorType, raw: np.ndarray) -> RowErrors | Non
         return None
     aa, bb, ab, dd, sa, sb = (np.concatenate(x) for x in zip(*sums, strict=True))
     excess = np.concatenate(worst) if worst else np.zeros(len(aa))
-    return RowErrors(aa, bb, ab, dd, sa, sb, of.cols, peak, excess, np.concatenate(spikes))
+    width = of.cols if columns is None else len(columns)
+    return RowErrors(aa, bb, ab, dd, sa, sb, width, peak, excess, np.concatenate(spikes))
 
 
 def _spike(off: np.ndarray, size: np.ndarray, block: int, least: float) -> np.ndarray:

@@ -12,13 +12,14 @@ from aprlab.formats import apr
 from aprlab.model.tensor import Tensor
 from aprlab.onion.draft import Draft
 from aprlab.onion.file_case import Deviation, FileCase, TensorMatch
+from aprlab.onion.importance import IMPORTANCE, columns_that_count
 from aprlab.onion.layers.layer import Layer
 from aprlab.onion.looks import FLOATS, by_looks
 from aprlab.onion.row_errors import beyond, beyond_both, row_errors, tilted
 from aprlab.onion.samples import ALIKE, LIKELY, correlation, kinds_for, reference_sample, sample
 from aprlab.onion.words import Mechanism
 from aprlab.quants import can_encode, dequantise, quantise, types
-from aprlab.quants.bounds import LOST, MARGIN, ROUNDED
+from aprlab.quants.bounds import LOST, MARGIN, ROUNDED, pair_limits, row_limits
 from aprlab.quants.types import BF16, F16, F32, TensorType
 
 _LIKER = 0.3  # a correlation by which one type beats all others where none is alike: wrong types are at 0.1 and below
@@ -140,20 +141,50 @@ def other_encoding(case: FileCase, match: TensorMatch) -> Deviation | None:
         return None
     evidence = _measured(case, match)
     match.apart = made_apart(match, evidence)
+    if match.apart:
+        evidence |= _measured_apart(match)
+    worse = 0.0 if {of.type, kind} <= set(FLOATS) else evidence.get("worse_than_ggml", 0.0)
     try:
-        if len(strange_rows(match)) and not _encoded_rightly(case, match):
-            return None  # the layers of bytes have to say what happened to it
+        strange = len(strange_rows(match)) and not _encoded_rightly(case, match)
+        if strange or evidence.get("worse_than_both", worse) > _WORSE:
+            columns = kept_by_importance(of, kind, match.piece.raw, match.apart)
+            if columns is None:
+                return None  # the layers of bytes have to say what happened to it
+            evidence["columns_compared"] = f"{len(columns)} of {of.cols}: its quantiser let others go (importance)"
     except UnsupportedError:
         return None
     if match.apart:
-        evidence |= _measured_apart(match)
-        if evidence["worse_than_both"] > _WORSE:
-            return None
         return found(Mechanism("dtype.one-source", types_), evidence)
-    if not {of.type, kind} <= set(FLOATS) and evidence.get("worse_than_ggml", 0.0) > _WORSE:
-        return None
     exact = not match.rows.dd.any()
     return found(Mechanism("dtype.decoded" if exact else "dtype.re-encoded", types_), evidence)
+
+
+def kept_by_importance(of: Tensor, kind: TensorType, raw: np.ndarray, apart: bool = False) -> np.ndarray | None:
+    """Columns that the quantiser kept, where its errors have the form of importance and no row is strange in these columns.
+
+    Args:
+        of: the reference's tensor.
+        kind: type of the file's.
+        raw: uint8, its bytes.
+        apart: the file's was not made from the reference's values.
+
+    Returns:
+        int64 column numbers; None where a row is strange, or the errors have another form.
+
+    Raises:
+        UnsupportedError: no bound is known for a type.
+    """
+    columns = columns_that_count(of, kind, raw)
+    rows = None if columns is None else row_errors(of, kind, raw, columns)
+    if columns is None or rows is None:
+        return None
+    norms = np.sqrt(rows.aa)
+    limit = row_limits(kind, norms, rows.columns, rows.peak)
+    if apart:
+        limit = pair_limits(of.type, kind, norms, rows.columns, rows.peak)
+    bad = ~(np.sqrt(rows.dd) <= IMPORTANCE * limit)
+    bad[rows.zero] = True
+    return None if bad.any() or (not apart and len(tilted(rows))) else columns
 
 
 def _encoded_rightly(case: FileCase, match: TensorMatch) -> bool:
@@ -261,16 +292,21 @@ def encoded_again(match: TensorMatch) -> bool:
 def rounded(match: TensorMatch) -> Mechanism | None:
     """A code for floats of which one side's are the other's, rounded to 16 bits, to the last bit; None where they are not.
 
-    A model that went through a BF16 or F16 file has lost bits that way, and is the same model.
+    A model that went through a BF16 or F16 file has lost bits that way, and is the same model; so is one whose blocks were
+    decoded, rounded and kept as F32.
     """
     of, kind = match.of, match.kind
-    if of is None or kind is None or not {of.type, kind} <= {F32, F16, BF16} or len(match.piece.raw) != kind.nbytes(of.shape):
+    if of is None or kind not in FLOATS or len(match.piece.raw) != kind.nbytes(of.shape):
+        return None
+    if of.type not in FLOATS and (kind is not F32 or not of.type.quantised):
         return None
     held = Tensor(of.name, kind, of.shape, match.piece.raw, of.origin)
     step = max(1, (1 << 20) // max(of.cols, 1)) if len(of.shape) > 1 else None
     parts = [slice(n, n + step) for n in range(0, of.rows, step)] if step is not None else [None]
     for narrow in (BF16, F16):
         for code, coarser, finer in (("dtype.file-rounded", held, of), ("dtype.reference-rounded", of, held)):
+            if coarser.type not in FLOATS:
+                continue  # blocks round otherwise
             if all(_rounds_to(finer.dequantise(rows), narrow, coarser.dequantise(rows)) for rows in parts):
                 return Mechanism(code, {"type": narrow.name})
     return None
@@ -311,6 +347,9 @@ def settle(match: TensorMatch) -> None:
             return
         if (label_ := labelled_rows(match)) is not None:
             match.kind = label_
+            return
+        if (exact := rounded_vector(match)) is not None:
+            match.kind = exact
             return
         options = kinds_for(p, match.of)
         expected = reference_sample(match.of)
@@ -355,6 +394,20 @@ def settle(match: TensorMatch) -> None:
         match.kind = options[0]
     else:
         match.open_kinds = tuple(options)
+
+
+def rounded_vector(match: TensorMatch) -> TensorType | None:
+    """The float type, the label's first, that a float vector of the reference was rounded to, to the last bit; None for none."""
+    p, of = match.piece, match.of
+    if of is None or len(of.shape) != 1 or of.type not in FLOATS:
+        return None
+    for kind in [kind for kind in kinds_for(p, of) if kind in FLOATS]:
+        try:
+            if np.array_equal(quantise(of.dequantise(), kind).reshape(-1), p.raw):
+                return kind
+        except NumericError:
+            continue  # too large for F16, or not finite
+    return None
 
 
 def lawful(code: int, shape: tuple[int, ...], size: int) -> TensorType | None:
