@@ -68,9 +68,9 @@ def read_pieces(path: Path) -> Pieces:
     if not found.texts:
         raise FormatError("holds no pieces; it is no tokenizer.model of SentencePiece", code="sentencepiece.no-pieces", path=path)
     if kind != _BPE:
-        said = {1: "unigram", 3: "words", 4: "characters"}.get(kind, f"type {kind}")
+        what = {1: "unigram", 3: "words", 4: "characters"}.get(kind, f"type {kind}")
         raise UnsupportedError(
-            f"is a SentencePiece model of {said}; llama.cpp's tokenizer 'llama' is BPE", code="sentencepiece.not-bpe", path=path
+            f"is a SentencePiece model of {what}; llama.cpp's tokenizer 'llama' is BPE", code="sentencepiece.not-bpe", path=path
         )
     found.special = {name: id for name, id in defaults.items() if 0 <= id < len(found.texts)}
     return found
