@@ -42,7 +42,7 @@ Deadline = Annotated[
     float,
     typer.Option(
         "--deadline", metavar="SECONDS", show_default="90",
-        help="Longest search, by runs, for what explains one file alone; what is left untried then is said.",
+        help="Longest search for what explains a file, by runs or in the catalogue; what is left untried then is said.",
     ),
 ]  # fmt: skip
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print a line for each tensor.", show_default=False)]

@@ -113,8 +113,8 @@ def fuse_biases(s: Seams) -> Seams:
         for plan in plans:
             if is_(gguf_name(plan.name), *QKV_BIASES):
                 groups.setdefault(re.sub(r"([._])[qkv]((?:_proj)?\.bias)$", r"\1qkv\2", plan.name), []).append(plan)
-        parts = [p for group in groups.values() for p in group]
-        return [p for p in plans if p not in parts] + [_joined(name, group) for name, group in groups.items()]
+        parts = {id(p) for group in groups.values() for p in group}
+        return [p for p in plans if id(p) not in parts] + [_joined(name, group) for name, group in groups.items()]
 
     return change_plans(s, fused)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import re
@@ -47,6 +48,7 @@ _TYPES = ("type", "dtype", "qtype", "ggml_type")
 _SHAPES = ("shape", "dims")
 _FIGURE_OF = {alias: figure for figure, aliases in COLUMNS.items() for alias in aliases}
 FILE_LIMIT = 64 << 20  # bytes of a table
+ROWS_LIMIT = 250_000  # of a table; a model of 10,000 layers, the most there are, has 120,003 tensors
 _CODE = re.compile(r"[0-9]{1,9}")
 _PERCENTILE = re.compile(r"(?:p|q|pct|percentile)_?0*(\d{1,2}(?:\.\d+)?)")
 COUNTS = ("count", "zeros", "nan", "inf", "checksum")  # whole numbers, compared exactly
@@ -103,8 +105,8 @@ def read_statistics(path: str | Path) -> StatisticsTable:
 
     Raises:
         UsageError: there is no such file.
-        FormatError: it is no table, has no column for names or none with a figure that is known, a figure is no number,
-            or one tensor is listed twice.
+        FormatError: it is no table, has more than `ROWS_LIMIT` rows, has no column for names or none with a figure that is
+            known, a figure is no number, or one tensor is listed twice.
     """
     path = Path(path)
     try:
@@ -150,17 +152,25 @@ def _records(text: str, path: Path) -> tuple[bool, list[dict[str, str]]]:
         rows = whole if isinstance(whole, list) else _list_in(whole)
         if not rows or not all(isinstance(row, dict) for row in rows):
             raise FormatError("holds no list of rows", code="statistics.no-rows", path=path)
+        _few(len(rows), path)
         own = isinstance(whole, dict) and "schema" in whole and "raw" in rows[0]
         return own or {"raw", "values", "total"} <= set(rows[0]), [_flat(row) for row in rows]
     first = text.splitlines()[0] if text.strip() else ""
     reader = csv.DictReader(io.StringIO(text), delimiter="\t" if "\t" in first else ",")
     try:
-        found = [{str(key).strip(): str(value or "").strip() for key, value in row.items() if key is not None} for row in reader]
+        few = itertools.islice(reader, ROWS_LIMIT + 1)
+        found = [{str(key).strip(): str(value or "").strip() for key, value in row.items() if key is not None} for row in few]
     except csv.Error as error:
         raise FormatError(f"is no table: line {reader.line_num + 1}: {error}", code="statistics.not-text", path=path) from None
     if not found:
         raise FormatError("holds no rows", code="statistics.no-rows", path=path)
+    _few(len(found), path)
     return False, found
+
+
+def _few(count: int, path: Path) -> None:
+    if count > ROWS_LIMIT:
+        raise FormatError(f"has more than {ROWS_LIMIT:,} rows, one for each tensor", code="statistics.too-many-rows", path=path)
 
 
 class _Printed(str):

@@ -7,7 +7,7 @@ names are data too, so that files written with them can be recognised, repaired 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
 from aprlab.model.architecture import ARCHITECTURES, architecture_of
@@ -19,10 +19,12 @@ PAIRS: tuple[tuple[str, str], ...] = (
     (FACTORS, FACTORS),  # Hugging Face has numbers in config.json in its place
 )
 
+# Names that are remembered: searches ask for those of a file again and again, and 10,000 layers have 120,000.
+_KNOWN = 1 << 17
 _NUMBER = re.compile(r"(?<=\.)(0|[1-9][0-9]{0,5})(?=\.)")
 
 
-@lru_cache(1 << 14)
+@lru_cache(_KNOWN)
 def _template(name: str) -> tuple[str, str]:
     """`blk.7.attn_q.weight` -> (`blk.N.attn_q.weight`, `7`); a name without a layer gives (name, '')."""
     found = _NUMBER.search(name)
@@ -56,7 +58,7 @@ _WRITE: dict[str, dict[str, str]] = {naming: {g: f for f, g in table.items()} fo
 assert all(len(table) == len(PAIRS) == len(_WRITE[naming]) for naming, table in VARIANTS.items())
 
 
-@lru_cache(1 << 14)  # searches ask for the same few hundred names again and again
+@lru_cache(_KNOWN)
 def from_gguf(name: str, naming: str = "canonical") -> str:
     """GGUF name -> name in an APR file of that `naming`; a name outside the table stays as it is."""
     template, layer = _template(name)
@@ -81,7 +83,8 @@ def _fill(template: str, layer: str) -> str:
     return re.sub(r"(?:(?<=\.)|^)N(?=\.)", layer, template)
 
 
-def namings_of(name: str) -> dict[str, str]:
+@lru_cache(_KNOWN)
+def namings_of(name: str) -> Mapping[str, str]:
     """Every naming that knows `name`, with the GGUF name it stands for there."""
     return {naming: gguf for naming in VARIANTS if (gguf := to_gguf(name, naming)) is not None}
 

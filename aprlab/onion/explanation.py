@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from aprlab.conversion.seams import Seams, healthy_seams
 from aprlab.faults import FAULTS
+from aprlab.onion.clock import Budget
 from aprlab.onion.fault_search import Explanation, FaultSearch
 from aprlab.onion.field_faults import faults_of_fields
 from aprlab.onion.file_case import Deviation, FileCase
@@ -21,12 +22,13 @@ _EDITS = {
 }
 
 
-def explain(case: FileCase, budget: float = 6.0) -> Explanation:
+def explain(case: FileCase, budget: float = 6.0, limit: Budget | None = None) -> Explanation:
     """Faults of the catalogue that explain a case, the converter's before edits of the finished file.
 
     Args:
         case: with the deviations of all layers.
         budget: seconds of CPU for comparing bytes.
+        limit: after it no further fault is tried next to a reference; what was left out is remembered there.
     """
     edits = _edits(case)
     settled = {id(d) for work in edits.values() for d in work}
@@ -42,7 +44,7 @@ def explain(case: FileCase, budget: float = 6.0) -> Explanation:
     elif _only_one_source(case):
         found = Explanation(complete=True)
     else:
-        found = _search(case, settled, budget)
+        found = _search(case, settled, budget, limit)
     found.faults += [FAULTS[id] for id in edits]
     found.covers |= edits
     return found
@@ -53,7 +55,7 @@ def _only_one_source(case: FileCase) -> bool:
     return all(d.harmless for d in case.deviations) and any(d.code == "dtype.one-source" for d in case.deviations)
 
 
-def _search(case: FileCase, settled: set[int], budget: float) -> Explanation:
+def _search(case: FileCase, settled: set[int], budget: float, limit: Budget | None) -> Explanation:
     """Re-encoded on purpose, or by a fault? The explanation that leaves nothing open wins; the fault if it is whole."""
     # What cannot be encoded cannot be simulated either; its tensors were compared row by row.
     tries = [None] if case.target is None or not can_encode(case.target) else [None, case.target]
@@ -64,7 +66,7 @@ def _search(case: FileCase, settled: set[int], budget: float) -> Explanation:
     results: list[Explanation] = []
     for target in tries:
         most = 2 if (target is not None) == mostly else 1
-        results.append(FaultSearch(case, target, settled, budget / len(tries)).explain(most))
+        results.append(FaultSearch(case, target, settled, budget / len(tries), limit).explain(most))
         if results[-1].complete:
             return results[-1]
     return max(results, key=lambda r: len(r.faults))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from aprlab.faults import FAULTS, Fault
+from aprlab.onion.clock import Budget
 from aprlab.onion.file_case import Deviation, FileCase
 from aprlab.onion.file_simulation import Key, SimulatedFile, Simulator
 from aprlab.quants.types import TensorType
@@ -40,10 +41,13 @@ class Explanation:
 
 
 class FaultSearch(Simulator):
-    """Tries faults of the catalogue on one case; arguments as for `Simulator`."""
+    """Tries faults of the catalogue on one case; arguments as for `Simulator`, and `limit`: after it none is tried."""
 
-    def __init__(self, case: FileCase, target: TensorType | None, settled: set[int], budget: float = 8.0) -> None:
+    def __init__(
+        self, case: FileCase, target: TensorType | None, settled: set[int], budget: float = 8.0, limit: Budget | None = None
+    ) -> None:
         super().__init__(case, target, settled, budget)
+        self.limit = limit
         self._marked: dict[str, tuple[set[str], set[str]]] = {}
 
     def explain(self, most: int = 2) -> Explanation:
@@ -52,8 +56,9 @@ class FaultSearch(Simulator):
         if not self.open:
             found.complete = True
             return found
-        candidates = [f for f in FAULTS.values() if f.seams is not None and self._may(f) and self._compatible(f)]
-        exact = [f for f in candidates if self.reproduces([f])]
+        possible = [f for f in FAULTS.values() if f.seams is not None and self._may(f)]
+        candidates = [f for f in self._in_time(possible) if self._compatible(f)]
+        exact = [f for f in self._in_time(candidates) if self.reproduces([f])]
         if exact:
             # Of several that leave the same file, the one that is at home with this type says more.
             asked = self.target.name.lower().replace("_", "") if self.target is not None else None
@@ -67,6 +72,14 @@ class FaultSearch(Simulator):
         self._share(found)
         found.verified, found.tried = self.verified, self.tried
         return found
+
+    def _in_time(self, faults: Iterable[Fault]) -> Iterator[Fault]:
+        """These faults, as long as there is time; that some were left out is remembered."""
+        for fault in faults:
+            if self.limit is not None and self.limit.over:
+                self.limit.leave_out("not every fault of the catalogue was tried on the file")
+                return
+            yield fault
 
     def _compatible(self, fault: Fault) -> bool:
         """Whether a few small tensors allow a fault at all: it must not change what is as it should be."""
@@ -107,7 +120,7 @@ class FaultSearch(Simulator):
     def _cover(self, found: Explanation, candidates: list[Fault]) -> None:
         """Faults whose whole footprint is in the file, as few as cover what is open."""
         left, holders = set(self.open), []
-        for fault in candidates:
+        for fault in self._in_time(candidates):
             if not self._holds_on_probes(fault):
                 continue
             marks = self.footprint(fault)
@@ -155,7 +168,7 @@ class FaultSearch(Simulator):
         worth = {f.id: len(self._marks(f)[1]) + (f.id in known) for f in candidates}
         pairs = sorted(itertools.permutations(candidates, 2), key=lambda p: -sum(worth[f.id] for f in p))
         for pair in pairs:
-            if time.process_time() > self.deadline:
+            if time.process_time() > self.deadline or (self.limit is not None and self.limit.over):
                 return
             if not (self._new(pair) and self._fits(*pair)):
                 continue

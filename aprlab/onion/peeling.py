@@ -145,7 +145,7 @@ def examine(
     with clock("hypotheses"):
         other = _other_model(case)
         nothing = other or not case.deviations or file.unrun is not None
-        explanation = Explanation() if nothing else explain(case)
+        explanation = Explanation() if nothing else _explained(case, asked, verdict)
     verdict.findings, fixes = report(case, explanation)
     verdict.findings[:0] = rows
     if other is not None:
@@ -160,6 +160,16 @@ def examine(
     else:
         fixes = _judge_pair(case, verdict, fixes, clock, asked, model)
     return verdict, case, fixes
+
+
+def _explained(case: FileCase, asked: _Asked, verdict: Verdict) -> Explanation:
+    """The catalogue's explanation; next to a reference what the deadline left untried is said in the verdict."""
+    if case.ref is None:
+        return explain(case)
+    found = explain(case, limit=asked.budget)
+    if asked.budget.left_out:
+        verdict.not_looked_at["catalogue"] = asked.budget.in_words
+    return found
 
 
 def _more_alone(case: FileCase, clock: Clock, asked: _Asked, verdict: Verdict, statistics: str | Path | None) -> None:

@@ -48,6 +48,17 @@ def test_no_run_begins_after_the_deadline(runs: int, tmp_path: Path, monkeypatch
     assert verdict.exit_code and "were over" in verdict.not_looked_at["forward"]
 
 
+def test_next_to_a_reference_the_catalogue_is_left_out_and_the_rest_stands(tmp_path: Path) -> None:
+    convert_with(REF, tmp_path / "b.apr", ["swapped-k-v"])
+    verdict = peel(REF, tmp_path / "b.apr", deadline=0, threads=1)
+    assert (verdict.verdict, verdict.faults) == ("broken", [])
+    assert {f.code for f in verdict.findings} == {"naming.modules-exchanged"} and verdict.repair is not None
+    assert "not every fault of the catalogue" in verdict.not_looked_at["catalogue"]
+    assert "not every fault of the catalogue" in str(verdict)
+    whole = peel(REF, tmp_path / "b.apr", fast=True)
+    assert (whole.faults, "catalogue" in whole.not_looked_at) == (["swapped-k-v"], False)
+
+
 @pytest.mark.parametrize("deadline", [-1.0, float("nan")])
 def test_a_deadline_is_a_time(deadline: float) -> None:
     with pytest.raises(UsageError, match="deadline"):

@@ -18,6 +18,7 @@ from made import made_model, pieces_data, write_gguf
 from aprlab.errors import AprlabError
 from aprlab.forensics.cases import MOST, TEXT_LIMIT, read_cases
 from aprlab.formats import open_model
+from aprlab.instruments import statistics_tables
 from aprlab.instruments.statistics_tables import read_statistics
 from aprlab.sources.dumps import dump
 
@@ -150,3 +151,16 @@ def test_scores_that_are_no_numbers(score: float, tmp_path: Path) -> None:
     config = replace(CONFIG, architecture="llama", rope_type="norm", block_count=1)
     path = write_gguf(made_model(config, replace(data, scores=[*data.scores[:-1], score])), tmp_path / "m.gguf")
     assert refused(lambda path: open_model(path).tokenizer, path) == "tokenizer.score-not-finite"
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_a_table_of_more_rows_than_tensors_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics_tables, "ROWS_LIMIT", 3)
+    path = tmp_path / f"t.{kind}"
+    for rows in (3, 4):
+        listed = [{"name": f"blk.{n}.attn_q.weight", "mean": "0.5"} for n in range(rows)]
+        text = json.dumps(listed) if kind == "json" else "name,mean\n" + "".join(f"{row['name']},0.5\n" for row in listed)
+        path.write_text(text, encoding="utf-8")
+        if rows == 3:
+            assert len(read_statistics(path).rows) == 3
+    assert refused(read_statistics, path) == "statistics.too-many-rows"
