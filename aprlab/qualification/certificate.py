@@ -40,6 +40,7 @@ EXIT: dict[Word, int] = {"certified": 0, "not certified": 3, "not enough evidenc
 
 TOKENS = 2048  # of the text, at most
 WINDOW = 512  # positions that are read in one go; each window starts anew
+WINDOWS = 64  # at most: a context of one token would make thousands
 STEP = 128  # positions whose logits are in memory at once
 BLOCK = 32  # positions that count as one draw: neighbours in a text are not independent
 RUNS = ("prompts", "text", "long context")  # the checks that need both sides to run
@@ -377,7 +378,7 @@ def windows(session: Session, tokens: int) -> list[list[int]]:
     """The text as token ids, at most `tokens`, in windows that fit the context; the last is as long as the others or left out."""
     ids = session.tokenizer.encode(certificate_text(), parse_special=False)[:tokens]
     size = min(WINDOW, session.config.context_length, len(ids))
-    return [ids[n : n + size] for n in range(0, len(ids) - size + 1, size)]
+    return [ids[n : n + size] for n in range(0, len(ids) - size + 1, size)][:WINDOWS]
 
 
 @dataclass
