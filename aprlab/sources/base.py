@@ -8,7 +8,6 @@ it ``out``. So neither the residual convention nor the place of the rotation is 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +46,7 @@ class Abilities:
     logprobs: bool = False
 
 
-class Source(ABC):
+class Source:
     """A program under test.
 
     Attributes:
@@ -68,7 +67,6 @@ class Source(ABC):
     contract: Contract
     can: Abilities
 
-    @abstractmethod
     def run(
         self,
         tokens: Sequence[int],
@@ -86,8 +84,19 @@ class Source(ABC):
             inject: by point, values that take the place of the computed ones at their positions.
 
         Raises:
-            UsageError: no tokens, a point it does not have, tokens that a recording does not hold, injection where it cannot.
+            UsageError: no tokens, a point it does not have, tokens that a recording does not hold, injection where it cannot,
+                a source without values inside.
         """
+        if not self.can.points:
+            judged = "`aprlab peel MODEL --source` judges it"
+            said = f"{self.name} gives tokens and log-probabilities, no values of the pass; {judged}"
+            raise UsageError(said, code="source.no-values")
+        ids, wanted, first = self._checked(tokens, points, prompt, inject)
+        return self._run(ids, wanted, first, inject or {})
+
+    def _run(self, ids: list[int], wanted: list[str], first: int, inject: Mapping[str, Point]) -> Trace:
+        """What `run` gives, once tokens, names of points, length of the prompt and injection are what it may be asked."""
+        raise NotImplementedError(f"{type(self).__name__} has points and does not say how it runs")
 
     def answer(self, tokens: Sequence[int], count: int) -> list[int]:
         """The `count` likeliest tokens after `tokens`, one after another (greedy; ends of an answer do not end it)."""
@@ -99,7 +108,7 @@ class Source(ABC):
             ids.append(int(np.argmax(logits)))
         return ids[len(tokens) :]
 
-    def close(self) -> None:  # noqa: B027 - a source without resources is whole
+    def close(self) -> None:
         """Give back memory and processes."""
 
     def __enter__(self) -> Source:
@@ -114,7 +123,7 @@ class Source(ABC):
 
     # -- shared checks ---------------------------------------------------------------------------------------------
 
-    def checked(
+    def _checked(
         self, tokens: Sequence[int], points: str | Iterable[str], prompt: int | None, inject: Mapping[str, Point] | None
     ) -> tuple[list[int], list[str], int]:
         """Tokens, names of points and length of the prompt, once they are what `run` may be asked."""

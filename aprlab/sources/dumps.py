@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tokenize
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,15 +58,7 @@ class RecordedSource(Source):
         self.can = Abilities(tuple(trace), positions="given", logits=said, reruns=False)  # type: ignore[arg-type]
         self.recorded = list(trace.tokens), trace.prompt
 
-    def run(
-        self,
-        tokens: Sequence[int],
-        points: str | Iterable[str] = "*",
-        *,
-        prompt: int | None = None,
-        inject: Mapping[str, Point] | None = None,
-    ) -> Trace:
-        ids, wanted, _ = self.checked(tokens, points, prompt, inject)
+    def _run(self, ids: list[int], wanted: list[str], first: int, inject: Mapping[str, Point]) -> Trace:
         if ids != self.trace.tokens:
             said = f"the recording holds a run of {len(self.trace.tokens)} tokens, and these {len(ids)} are others"
             raise UsageError(said, code="source.other-tokens", path=self.file)

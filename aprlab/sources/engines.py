@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -29,21 +29,13 @@ class EngineSource(Source):
         self.contract = Contract.parse(session.engine.contract)
         self.can = Abilities(tuple(points(session.config)), injection=True, text=True)
 
-    def run(
-        self,
-        tokens: Sequence[int],
-        points: str | Iterable[str] = "*",
-        *,
-        prompt: int | None = None,
-        inject: Mapping[str, Point] | None = None,
-    ) -> Trace:
-        ids, wanted, first = self.checked(tokens, points, prompt, inject)
+    def _run(self, ids: list[int], wanted: list[str], first: int, inject: Mapping[str, Point]) -> Trace:
         engine = self.session.engine
         recorder = Recorder(engine, wanted)
         start = 0
 
         def tap(point: str, x: Array) -> Array:
-            given = (inject or {}).get(point)
+            given = inject.get(point)
             if given is not None:
                 inside = (start <= given.positions) & (given.positions < start + x.shape[0])
                 values = np.array(engine.to_numpy(x))

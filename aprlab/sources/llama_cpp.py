@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
@@ -66,16 +66,8 @@ class LlamaSource(Source):
             self.close()
             raise
 
-    def run(
-        self,
-        tokens: Sequence[int],
-        points: str | Iterable[str] = "*",
-        *,
-        prompt: int | None = None,
-        inject: Mapping[str, Point] | None = None,
-    ) -> Trace:
-        ids, wanted, first = self.checked(tokens, points, prompt, inject)
-        written = {name: (point.values, point.positions) for name, point in (inject or {}).items()}
+    def _run(self, ids: list[int], wanted: list[str], first: int, inject: Mapping[str, Point]) -> Trace:
+        written = {name: (point.values, point.positions) for name, point in inject.items()}
         found = self._child.ask(
             "run", tokens=ids, prompt=first, points=wanted, cache=self._cache, flash=self.contract.flash,
             threads=self._threads, inject=written, edit=self._edit, biased=self._biased,

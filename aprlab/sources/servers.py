@@ -8,20 +8,19 @@ that is one token's alone. Nothing else that a server says is believed without a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aprlab.engines.contracts import Contract
-from aprlab.errors import FormatError, UnsupportedError, UsageError
+from aprlab.errors import FormatError, UnsupportedError
 from aprlab.formats import open_model
 from aprlab.inference.tokenizer import Qwen2Tokenizer
 from aprlab.model.model import Model
 from aprlab.sources.base import Abilities, Source
 from aprlab.sources.json_http import SCHEMES, SECONDS, JsonServer, ServerRefusal
 from aprlab.sources.llama_cpp import activations_of
-from aprlab.tracing.traces import Point, Trace
 
 TOPS = (20, 5, None)  # likeliest tokens to ask for, until the server takes one: OpenAI's limits, then none at all
 _MOST_BYTES = 1024  # of one token
@@ -102,17 +101,6 @@ class ServerSource(Source):
         listed = found.get("data") if isinstance(found, dict) else None
         first = listed[0].get("id") if isinstance(listed, list) and listed and isinstance(listed[0], dict) else None
         return first if isinstance(first, str) else "default"
-
-    def run(
-        self,
-        tokens: Sequence[int],
-        points: str | Iterable[str] = "*",
-        *,
-        prompt: int | None = None,
-        inject: Mapping[str, Point] | None = None,
-    ) -> Trace:
-        said = f"{self.name} gives tokens and log-probabilities, no values of the pass; `aprlab peel MODEL --source` judges it"
-        raise UsageError(said, code="source.no-values")
 
     def answer(self, tokens: Sequence[int], count: int) -> list[int]:
         ids = [step.token for step in self.complete(tokens, count).steps]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,18 +79,10 @@ class TorchSource(Source):
         permuted = "attn_q.weight" in " ".join(architecture_of(self.config.architecture).permuted)
         self._order = pairs if permuted else None  # GGUF has Llama's rotated halves as adjacent pairs
 
-    def run(
-        self,
-        tokens: Sequence[int],
-        points: str | Iterable[str] = "*",
-        *,
-        prompt: int | None = None,
-        inject: Mapping[str, Point] | None = None,
-    ) -> Trace:
+    def _run(self, ids: list[int], wanted: list[str], first: int, inject: Mapping[str, Point]) -> Trace:
         import torch
 
-        ids, wanted, first = self.checked(tokens, points, prompt, inject)
-        watch = TorchWatch(self, set(wanted), inject or {})
+        watch = TorchWatch(self, set(wanted), inject)
         training, cache = self.live.training, None
         keep = "cache" if "cache" in inspect.signature(self.live.forward).parameters else "past_key_values"  # by version
         self.live.eval()
