@@ -36,6 +36,11 @@ def weights(model: Model) -> int:
     return sum(tensor.size for tensor in model.tensors.values())
 
 
+def is_small(model: Model) -> bool:
+    """Whether NumPy is quick enough and decoded copies of all weights are no burden."""
+    return weights(model) < SMALL
+
+
 @dataclass(slots=True)
 class Cache:
     """Keys and values of the positions seen so far.

@@ -2,7 +2,7 @@
 
 An engine is asked for as ``jit`` or ``jit:q8``: a name, and a contract where it is not f32. ``auto`` leaves it to the rule:
 
-1. a model of fewer than `SMALL` weights: ``reference``, which needs no start-up and decodes everything once;
+1. a model of fewer than `aprlab.engines.base.SMALL` weights: ``reference``, which needs no start-up and decodes everything once;
 2. a GPU that has kernels for all its types and room for its weights: ``cuda``;
 3. ``jit``, where it runs;
 4. ``reference``, which runs everywhere.
@@ -20,7 +20,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 
-from aprlab.engines.base import SMALL, spelled, weights
+from aprlab.engines.base import is_small, spelled, weights
 from aprlab.errors import AprlabError, UsageError, reason
 from aprlab.model.model import Model
 
@@ -138,11 +138,6 @@ def _refusal(name: str, model: Model, contract: str, threads: int | None, stream
     if name == "cuda":
         return cuda_refusal(model, contract)
     return jit_refusal(model, contract, threads) if name == "jit" else None
-
-
-def is_small(model: Model) -> bool:
-    """Whether NumPy is quick enough and decoded copies of all weights are no burden."""
-    return weights(model) < SMALL
 
 
 # -- what an engine needs of a machine and a model -----------------------------------------------------------------------

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import psutil
 
-from aprlab.engines.base import SMALL, Cache, Engine, weights
+from aprlab.engines.base import Cache, Engine, is_small
 from aprlab.engines.blas import blas_threads
 from aprlab.errors import FormatError, UnsupportedError
 from aprlab.model.config import ModelConfig
@@ -39,7 +39,7 @@ class ReferenceEngine(Engine):
 
     def __init__(self, model: Model, threads: int | None = None, cache_weights: bool | None = None) -> None:
         super().__init__(model, threads)
-        self._blas_threads = 1 if weights(model) < SMALL else threads
+        self._blas_threads = 1 if is_small(model) else threads
         if cache_weights is None:
             cache_weights = 4 * sum(t.size for t in self._cacheable()) <= psutil.virtual_memory().available // 2
         self.cache_weights = cache_weights

@@ -207,11 +207,6 @@ class _Continue(Exception):
     pass
 
 
-def truth(value: Any) -> bool:
-    """Go's: false, 0, nil, and what is empty are not."""
-    return bool(value)
-
-
 def _compared(name: str, x: Any, y: Any) -> bool:
     if type(x) is not type(y) or isinstance(x, (Mapping, list)):
         if name in ("eq", "ne") and (x is None or y is None):
@@ -262,12 +257,13 @@ def _printf(form: str, *values: Any) -> str:
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "len": _length, "index": _index, "slice": _slice, "not": lambda x: not truth(x),
+    "len": _length, "index": _index, "slice": _slice, "not": lambda x: not x,
     "eq": lambda x, *ys: any(_compared("eq", x, y) for y in ys),
     **{name: (lambda x, y, name=name: _compared(name, x, y)) for name in ("ne", "lt", "le", "gt", "ge")},
     "print": lambda *xs: "".join(map(shown, xs)), "println": lambda *xs: " ".join(map(shown, xs)) + "\n", "printf": _printf,
     "json": lambda x: json.dumps(x, ensure_ascii=False, separators=(",", ":"), sort_keys=False),
 }  # fmt: skip
+# Go and Python agree on what is true: false, 0, nil and what is empty are not.
 _CONSTANTS = {"true": True, "false": False, "nil": None}
 
 
@@ -317,7 +313,7 @@ class _Execution:
             try:
                 if node.names:
                     self.assign(node, value)
-                self.nodes(node.body if truth(value) else node.other, value if node.kind == "with" and truth(value) else dot)
+                self.nodes(node.body if value else node.other, value if node.kind == "with" and value else dot)
             finally:
                 self.scopes.pop()
 
@@ -371,7 +367,7 @@ class _Execution:
             result: Any = None
             for n, argument in enumerate([*arguments, *[("given", x) for x in last]]):
                 result = self.value(argument, dot)
-                if truth(result) == (name == "or") or n == len(arguments) + len(last) - 1:
+                if bool(result) == (name == "or") or n == len(arguments) + len(last) - 1:
                     return result
             raise _wrong(f"{name} of nothing")
         function = FUNCTIONS.get(str(name))

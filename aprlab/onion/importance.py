@@ -12,6 +12,7 @@ import numpy as np
 
 from aprlab.errors import AprlabError
 from aprlab.model.tensor import Tensor
+from aprlab.onion.samples import bytes_of_rows, sample_rows
 from aprlab.quants import dequantise
 from aprlab.quants.bounds import LOST
 from aprlab.quants.types import TensorType
@@ -35,10 +36,10 @@ def columns_that_count(of: Tensor, kind: TensorType, raw: np.ndarray) -> np.ndar
     """
     if kind.name not in LOST or len(of.shape) != 2 or of.rows < _LEAST_ROWS or kind.tensor_bytes:
         return None
-    rows = np.unique(np.linspace(0, of.rows - 1, min(of.rows, _ROWS)).astype(np.int64))
+    rows = sample_rows(of.rows, _ROWS)
     try:
         a = np.concatenate([of.dequantise(slice(row, row + 1)).reshape(1, -1) for row in rows.tolist()])
-        b = dequantise(np.ascontiguousarray(raw.reshape(of.rows, -1)[rows]).reshape(-1), kind, a.shape)
+        b = dequantise(bytes_of_rows(raw, kind, of.rows, rows), kind, a.shape)
     except AprlabError:
         return None
     size = (a.astype(np.float64) ** 2).mean(axis=1, keepdims=True)

@@ -25,7 +25,7 @@ from aprlab.onion.block_marks import unlikely
 from aprlab.onion.file_case import Deviation, FileCase, TensorMatch
 from aprlab.onion.fixes import Fix
 from aprlab.onion.layers.config import EPSILONS
-from aprlab.onion.samples import LIKELY
+from aprlab.onion.samples import LIKELY, bytes_of_rows, sample_rows
 from aprlab.onion.verdict import Finding, known
 from aprlab.onion.words import Mechanism
 from aprlab.quants import dequantise, quantise, types
@@ -138,7 +138,7 @@ def reordered(case: FileCase, model: Model) -> Iterator[Inverse]:
     for fault in FAULTS.values():
         if fault.seams is None or fault.layer != "decode":
             continue
-        change = fault.seams(healthy_seams(apr.DIALECTS["aprender"])).tensor
+        change = _seams(fault)[0].tensor
         try:
             before = [undone(change, tensor) for tensor in few]
             known_ = [tensor for tensor in before if tensor is not None]
@@ -153,10 +153,8 @@ def reordered(case: FileCase, model: Model) -> Iterator[Inverse]:
 
 def _few_rows(tensor: Tensor) -> Tensor:
     """Some rows of a matrix, evenly spread."""
-    rows = np.unique(np.linspace(0, tensor.rows - 1, FEW).astype(np.int64))
-    kind = tensor.type
-    raw = tensor.raw[kind.tensor_bytes :].reshape(tensor.rows, kind.row_bytes(tensor.cols))[rows].reshape(-1)
-    return tensor.replace(shape=(len(rows), tensor.cols), content=np.concatenate([tensor.raw[: kind.tensor_bytes], raw]))
+    rows = sample_rows(tensor.rows, FEW)
+    return tensor.replace(shape=(len(rows), tensor.cols), content=bytes_of_rows(tensor.raw, tensor.type, tensor.rows, rows))
 
 
 def exchanges(case: FileCase) -> Iterator[Inverse]:

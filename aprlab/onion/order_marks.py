@@ -19,6 +19,7 @@ import numpy as np
 from aprlab import paths
 from aprlab.errors import AprlabError
 from aprlab.model.tensor import Tensor
+from aprlab.onion.samples import sample_rows
 
 MOST = 12  # layers that are decoded: evenly spread
 LEAST = 3  # layers; of fewer, nothing is said
@@ -66,7 +67,7 @@ class OrderMark:
 def order_marks(tensors: Mapping[str, Tensor]) -> list[OrderMark]:
     """All marks that these tensors, by GGUF name, have; what is missing, misshapen or not finite has none."""
     layers = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("blk.")})
-    chosen = [layers[n] for n in np.unique(np.linspace(0, len(layers) - 1, min(MOST, len(layers))).astype(int))] if layers else []
+    chosen = [layers[n] for n in sample_rows(len(layers), MOST)] if layers else []
     if len(chosen) < LEAST:
         return []
     norms = _Norms(tensors, chosen)
@@ -156,7 +157,7 @@ def _has_channels(tensor: Tensor | None) -> float | None:
     if tensor is None or len(tensor.shape) != 2 or tensor.rows <= tensor.cols:
         return None
     try:
-        values = tensor.dequantise(np.unique(np.linspace(0, tensor.rows - 1, min(ROWS, tensor.rows)).astype(np.int64)))
+        values = tensor.dequantise(sample_rows(tensor.rows, ROWS))
     except AprlabError:
         return None
     spread = 0.5 * np.log(np.maximum(np.square(values, dtype=np.float64).mean(axis=0), 1e-30)).std()

@@ -15,9 +15,14 @@ SAMPLE_ROWS = 8
 ALIKE = 0.8  # correlation of decoded values from which on two tensors are one; unrelated weights stay below 0.1
 
 
-def sample_rows(rows: int) -> np.ndarray:
-    """A few row numbers spread over a tensor, first and last among them."""
-    return np.unique(np.linspace(0, rows - 1, min(rows, SAMPLE_ROWS)).astype(np.int64))
+def sample_rows(rows: int, most: int = SAMPLE_ROWS) -> np.ndarray:
+    """At most `most` row numbers spread over a tensor, first and last among them."""
+    return np.unique(np.linspace(0, rows - 1, min(rows, most)).astype(np.int64))
+
+
+def bytes_of_rows(raw: np.ndarray, kind: TensorType, rows: int, chosen: np.ndarray) -> np.ndarray:
+    """Bytes of a tensor that has the chosen ones of these `rows` alone, uint8; with the bytes that are the whole tensor's."""
+    return np.concatenate([raw[: kind.tensor_bytes], raw[kind.tensor_bytes :].reshape(rows, -1)[chosen].reshape(-1)])
 
 
 def sample(raw: np.ndarray, kind: TensorType, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -26,10 +31,9 @@ def sample(raw: np.ndarray, kind: TensorType, shape: tuple[int, ...]) -> np.ndar
         return None
     cols = shape[-1]
     rows = int(np.prod(shape[:-1], dtype=np.int64)) if len(shape) > 1 else 1
-    blocks = raw[kind.tensor_bytes :].reshape(rows, kind.row_bytes(cols))[sample_rows(rows)]
-    part = np.concatenate([raw[: kind.tensor_bytes], blocks.reshape(-1)])
+    chosen = sample_rows(rows)
     try:
-        return dequantise(part, kind, (len(blocks), cols))
+        return dequantise(bytes_of_rows(raw, kind, rows, chosen), kind, (len(chosen), cols))
     except AprlabError:
         return None
 
@@ -70,4 +74,4 @@ def kinds_for(piece: Piece, tensor: Tensor) -> list[TensorType]:
     return list(dict.fromkeys([*own, *label, *rest]))
 
 
-__all__ = ["ALIKE", "LIKELY", "correlation", "kinds_for", "reference_sample", "sample", "sample_rows"]
+__all__ = ["ALIKE", "LIKELY", "bytes_of_rows", "correlation", "kinds_for", "reference_sample", "sample", "sample_rows"]

@@ -13,7 +13,7 @@ import pytest
 import aprlab
 from aprlab import engines, gates, sources
 from aprlab.cli.app import run_cli
-from aprlab.engines import choice, choose
+from aprlab.engines import base, choice, choose
 from aprlab.errors import FormatError, UsageError
 from aprlab.faults import session_with
 from aprlab.forensics import ranking
@@ -35,7 +35,7 @@ def model(tiny: Path) -> Model:
 @pytest.fixture
 def real(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model is a real one, on a machine without a GPU that has engine jit."""
-    monkeypatch.setattr(choice, "SMALL", 1)
+    monkeypatch.setattr(base, "SMALL", 1)
     monkeypatch.setattr(choice, "cuda_refusal", lambda model, contract: "no GPU")
     monkeypatch.setattr(choice, "jit_refusal", lambda model, contract, threads: None)
 
@@ -66,7 +66,7 @@ def test_a_real_model_takes_a_gpu_then_jit_then_reference(refused, taken, model:
 def test_streaming_and_contracts_leave_engines_out(model: Model, real, monkeypatch) -> None:
     monkeypatch.setattr(choice, "cuda_refusal", lambda model, contract: None)
     assert choose("auto", model, stream=True).name == "jit"
-    monkeypatch.setattr(choice, "SMALL", 1 << 60)
+    monkeypatch.setattr(base, "SMALL", 1 << 60)
     assert choose("auto:q8", model).spec == "cuda:q8", "NumPy has no such contract, however small the model"
     for name in ("cuda", "jit"):
         monkeypatch.setattr(choice, f"{name}_refusal", lambda *given: "away")
@@ -99,7 +99,7 @@ def test_a_model_that_does_not_fit_on_the_gpu_goes_elsewhere(free, fits, model: 
     monkeypatch.setattr(cuda, "CudaDevice", Device)
     monkeypatch.setattr(choice, "gpus", lambda: 1)
     monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(choice, "SMALL", 1)
+    monkeypatch.setattr(base, "SMALL", 1)
     monkeypatch.setattr(choice, "_head_dim", lambda model: 64)
     monkeypatch.setattr(choice, "jit_refusal", lambda model, contract, threads: None)
     found = choose("auto", model)
@@ -190,7 +190,7 @@ def test_the_json_of_a_verb_names_the_engine(verb: list[str], tiny: Path, capsys
 
 def test_both_sides_run_on_the_engine_of_the_reference(model: Model, real, monkeypatch) -> None:
     """Chosen twice, a candidate with fewer weights could get another one, whose bits differ."""
-    monkeypatch.setattr(choice, "SMALL", choice.weights(model))
+    monkeypatch.setattr(base, "SMALL", choice.weights(model))
     fewer = model.with_changes(tensors={n: t for n, t in model.tensors.items() if n != "blk.0.attn_q.bias"})
     assert (choose(None, model).name, choose(None, fewer).name) == ("jit", "reference")
     golden = Golden(model, prompt="hi", max_tokens=1)

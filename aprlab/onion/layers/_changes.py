@@ -11,6 +11,7 @@ from aprlab.onion.layers.blocks import fields_at
 from aprlab.onion.layers.dtype import strange_rows
 from aprlab.onion.looks import FLOATS
 from aprlab.onion.row_errors import RowErrors, ranges, row_errors
+from aprlab.onion.samples import sample_rows
 from aprlab.onion.words import Mechanism
 from aprlab.quants import REGISTRY
 from aprlab.quants.bounds import LOST, MARGIN, ROUNDED
@@ -129,7 +130,7 @@ def _columns_moved(match: TensorMatch, expected: np.ndarray) -> Mechanism | None
         return None
     size = kind.block_bytes
     a, b = (np.asarray(x).reshape(shape[0], shape[1], size) for x in (match.piece.raw, expected))
-    some = np.unique(np.linspace(0, shape[0] - 1, min(shape[0], 16)).astype(int))  # enough to tell columns apart
+    some = sample_rows(shape[0], 16)  # enough to tell columns apart
     keys = [np.ascontiguousarray(x[some].transpose(1, 0, 2)).reshape(shape[1], -1) for x in (a, b)]
     mine, theirs = ([row.tobytes() for row in key] for key in keys)
     at = {key: n for n, key in enumerate(theirs)}

@@ -206,8 +206,8 @@ def _constant_norm(match: TensorMatch) -> float | None:
 def _trained(found: list[Deviation], case: FileCase) -> list[Deviation]:
     """Without norms of one value where every norm has one: a model that was never trained is no broken one."""
     norms = sum((match.true or "").endswith("norm.weight") for match in case.matches)
-    constant = [d for d in found if d.code == "weights.constant"]
-    return [d for d in found if d not in constant] if len(constant) == norms else found
+    untrained = sum(d.code == "weights.constant" for d in found) == norms
+    return [d for d in found if d.code != "weights.constant"] if untrained else found
 
 
 def _implausible_size(match: TensorMatch) -> float | None:
