@@ -17,11 +17,35 @@ from aprlab.inference.generation import AnswerText, Generation, load_report
 from aprlab.inference.sampling import Sampling
 from aprlab.inference.template import Message, render
 from aprlab.inference.tokenizer import Qwen2Tokenizer
-from aprlab.model.config import ModelConfig
+from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.model import Model
 from aprlab.model.remote import refuse_remote
 
 OnToken = Callable[[int, str], None]  # token id, and the text that it made certain (may be empty)
+
+
+def conversation_tokens(model: Model, tokenizer: Qwen2Tokenizer, turns: Sequence[Message]) -> list[int]:
+    """Prompt ids of a conversation through the file's own chat template; no engine is needed.
+
+    Raises:
+        UsageError: no template in the file, or the template refuses the messages.
+        FormatError: the template is broken or hostile.
+    """
+    data = model.tokenizer
+    if data.chat_template is None:
+        raise UsageError("the model has no chat template; give the prompt raw", code="session.no-template", path=model.path)
+    special: dict[str, Any] = {
+        name: data.tokens[id]
+        for name, id in (("bos_token", data.bos_token_id), ("eos_token", data.eos_token_id))
+        if id is not None
+    }
+    text = render(data.chat_template, turns, **special)
+    return tokenizer.encode(without_first(text, data, tokenizer))
+
+
+def without_first(text: str, data: TokenizerData, tokenizer: Qwen2Tokenizer) -> str:
+    """`text` without the token that `encode` puts in front anyway, as llama.cpp drops one of the two."""
+    return text if tokenizer.first is None else text.removeprefix(data.tokens[tokenizer.first])
 
 
 class Session:
@@ -88,19 +112,7 @@ class Session:
             raise UsageError("the prompt is empty", code="session.empty-prompt")
         if system is not None:
             turns = [{"role": "system", "content": system}, *turns]
-        data = self.model.tokenizer
-        if data.chat_template is None:
-            raise UsageError(
-                "the model has no chat template; give the prompt raw", code="session.no-template", path=self.model.path
-            )
-        special: dict[str, Any] = {
-            name: data.tokens[id]
-            for name, id in (("bos_token", data.bos_token_id), ("eos_token", data.eos_token_id))
-            if id is not None
-        }
-        text, first = render(data.chat_template, turns, **special), self.tokenizer.first
-        # Many a template begins with the token that `encode` puts in front anyway; llama.cpp drops one of the two as well.
-        return self.tokenizer.encode(text if first is None else text.removeprefix(data.tokens[first]))
+        return conversation_tokens(self.model, self.tokenizer, turns)
 
     @property
     def wants_raw(self) -> bool:

@@ -246,7 +246,7 @@ def _of_modelfile(source: str | Path, model: Path, path: Path) -> CertificateChe
     """The prompts that Ollama makes are those of the source's template, and its answers end where the source's do."""
     try:
         with open_model(source) as a:
-            problems, whole = modelfile_problems(Session(a), path, model, CONVERSATIONS)
+            problems, whole = modelfile_problems(a, path, model, CONVERSATIONS)
     except BROKEN as error:
         return CertificateCheck("modelfile", False, "verify.modelfile-refused", {"message": reason(error)})
     if problems:
