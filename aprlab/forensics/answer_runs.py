@@ -17,7 +17,7 @@ from aprlab.forensics.answer_scoring import Suspect
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
-from aprlab.tracing.comparisons import log_softmax
+from aprlab.tracing.comparisons import kl_divergence, log_softmax
 
 FLOOR = 2.0**-20  # no token is taken to be rarer than this: the healthy model's tail is noise
 DEAREST = 14.0  # bits that a token costs at most: less likely is as good as impossible, whichever fault it is
@@ -30,8 +30,7 @@ _HEADS = ("output.weight", "token_embd.weight")  # both are multiplied for logit
 def divergence(healthy: np.ndarray, other: np.ndarray) -> float:
     """Bits by which the distribution of `other` misses that of `healthy`: logits ``(vocab,)`` both, not all finite ones Inf."""
     with np.errstate(all="ignore"):
-        p, q = log_softmax(healthy), log_softmax(other)
-        found = float((np.exp(p) * (p - q)).sum() / np.log(2))
+        found = float(kl_divergence(log_softmax(healthy), log_softmax(other)) / np.log(2))
     return max(0.0, found) if np.isfinite(found) else float("inf")
 
 

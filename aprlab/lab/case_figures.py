@@ -46,12 +46,11 @@ def of_sources(model: str | Path, sources: Sequence[str], prompt: str, ax: Axes 
     opened = open_model(model)
     tokens, asked = tokens_for(opened, prompt, None)
     sides = {}
-    for spec in sources:
-        with made_source(spec, opened, None) as source:
-            ids, count = source.recorded if source.recorded is not None else (tokens, asked)
-            given = source.run(ids, prompt=count)
-            sound = EngineSource(Session(opened)).run(ids, prompt=count)
-            sides[spec] = agreement_rows(sound, given)
+    with EngineSource(Session(opened)) as ours:
+        for spec in sources:
+            with made_source(spec, opened, None) as source:
+                ids, count = source.recorded if source.recorded is not None else (tokens, asked)
+                sides[spec] = agreement_rows(ours.run(ids, prompt=count), source.run(ids, prompt=count))
     ax = figures.agreement_plot(sides, ax)
     ax.set_title("agreement with our engine in float32 after each layer")
     return ax

@@ -30,7 +30,7 @@ from aprlab.onion.peeling import examine
 from aprlab.onion.verdict import Verdict, plain, some
 from aprlab.qualification.certificate_words import TITLES, words
 from aprlab.qualification.modelfile_check import modelfile_problems
-from aprlab.tracing.comparisons import log_softmax
+from aprlab.tracing.comparisons import kl_divergence, log_softmax
 from aprlab.version import __version__
 
 SCHEMA = 1
@@ -413,7 +413,7 @@ def _read_one(a: Session, b: Session, ids: Sequence[int]) -> Iterator[tuple[np.n
             continue
         p, q = log_softmax(x), log_softmax(y)
         equal = (x == y).all(axis=-1)
-        yield np.where(equal, 0.0, (np.exp(p) * (p - q)).sum(axis=-1)), np.argmax(x, -1) == np.argmax(y, -1)
+        yield np.where(equal, 0.0, kl_divergence(p, q)), np.argmax(x, -1) == np.argmax(y, -1)
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:

@@ -188,7 +188,7 @@ def compare_logits(a: np.ndarray, b: np.ndarray, title: str = "logits, a against
     for position, (x, y) in enumerate(zip(np.atleast_2d(a), np.atleast_2d(b), strict=True)):
         log_p, log_q = log_softmax(x), log_softmax(y)
         top = np.sort(x.astype(np.float64))[-2:]
-        row = {"position": position, **asdict(difference(x, y)), "kl": float(np.sum(np.exp(log_p) * (log_p - log_q)))}
+        row = {"position": position, **asdict(difference(x, y)), "kl": float(kl_divergence(log_p, log_q))}
         rows.append(row | {"a top": int(np.argmax(x)), "b top": int(np.argmax(y)), "margin": float(top[1] - top[0])})
     columns = ("position", "equal", "max_abs", "rel_l2", "kl", "a top", "b top", "margin")
     return _comparison(title, columns, rows, "positions")
@@ -199,6 +199,11 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     x = logits.astype(np.float64)
     x -= x.max(axis=-1, keepdims=True)
     return np.asarray(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)))
+
+
+def kl_divergence(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    """Of q from p, nats, float64 (…), from their log-probabilities (…, vocab)."""
+    return np.asarray((np.exp(log_p) * (log_p - log_q)).sum(axis=-1))
 
 
 DIFFERENCES = {  # code of a row of `compare_models` -> what a table shows

@@ -17,7 +17,7 @@ from aprlab.engines import choose
 from aprlab.errors import BROKEN, AprlabError, reason
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
-from aprlab.tracing.comparisons import log_softmax
+from aprlab.tracing.comparisons import kl_divergence, log_softmax
 
 MAX_TOKENS = 10
 _PROBE = "Add 12 and 345:\n<|im_start|>x<|im_end|> naïve\n"  # digits, a line's end, specials, bytes beyond ASCII
@@ -159,8 +159,7 @@ def _relative(a: np.ndarray, b: np.ndarray) -> float:
 
 def _kl(a: np.ndarray, b: np.ndarray) -> float:
     """Mean over steps of KL(a || b), nats, in float64."""
-    p, q = log_softmax(a), log_softmax(b)
-    return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
+    return float(kl_divergence(log_softmax(a), log_softmax(b)).mean())
 
 
 __all__ = ["MAX_TOKENS", "Golden", "GoldenOutcome"]

@@ -9,7 +9,7 @@ import numpy as np
 from aprlab.errors import UsageError
 from aprlab.inference.session import Session
 from aprlab.model.inventory import output_weight
-from aprlab.tracing.comparisons import log_softmax
+from aprlab.tracing.comparisons import kl_divergence, log_softmax
 from aprlab.tracing.traces import Trace
 
 
@@ -58,8 +58,7 @@ def position_kl(a: Trace, b: Trace) -> np.ndarray:
     if list(a.tokens) != list(b.tokens) or p.shape != q.shape:
         raise UsageError("KL by position needs the same tokens and positions on both sides", code="trace.unlike-logits")
     with np.errstate(invalid="ignore"):
-        here, there = log_softmax(p), log_softmax(q)
-        return np.asarray((np.exp(here) * (here - there)).sum(axis=1))
+        return kl_divergence(log_softmax(p), log_softmax(q))
 
 
 def answer_steps(session: Session, prompt: str, max_tokens: int = 12) -> list[tuple[str, float]]:
