@@ -24,6 +24,7 @@ import numba
 from numba.core.caching import CompileResultCacheImpl, _Cache
 from numba.core.compiler import CompileResult
 from numba.core.registry import CPUDispatcher
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 from aprlab.kernels.simd import shipped
@@ -52,7 +53,7 @@ class KernelCache(_Cache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The compiled function for a signature, from disk or from its shipped module; None where it has to be compiled."""
-        target_context.refresh()
+        rtsys.initialize(target_context)  # all of numba that machine code needs; whoever compiles loads the rest, in half a second
         try:
             path = self._path(sig, target_context.codegen())
             if (stored := _read(path)) is not None:
@@ -129,6 +130,9 @@ class KernelDispatcher(CPUDispatcher):
     def enable_caching(self) -> None:
         if os.environ.get(SWITCH) != "off":
             self._cache = KernelCache(self.py_func)
+
+    def _compilation_chain_init_hook(self) -> None:
+        """numba looks through all installed packages for its extensions here; it does again before it really compiles."""
 
 
 def njit(*functions: Callable[..., Any], cache: bool = False, **options: Any) -> Any:
