@@ -41,7 +41,7 @@ from aprlab.published import known_model
 from aprlab.version import __version__
 
 SHAPES = ((8960, 1536), (1536, 8960), (1536, 1536), (4864, 896), (896, 4864), (151_936, 896), (151_936, 1536))
-SMALL = ((64, 512), (32, 96))
+SMALL, SMALL_BYTES = ((64, 512), (32, 96)), 1 << 16
 PROMPT = [151644, 872, 198, 3838, 374, 220, 17, 488, 220, 17, 30, 151645]  # ids of any Qwen2; taken modulo a vocabulary
 
 
@@ -156,7 +156,7 @@ def main() -> None:
         return record[name]
 
     if options.rehearse:
-        verify.TIMED_BYTES = 1 << 16
+        verify.TIMED_BYTES = SMALL_BYTES
         device: Any = RehearsalDevice()
         make: Callable[[Model, str], KernelEngine] = lambda model, contract: PtxEngine(model, contract=contract)  # noqa: E731
     else:
@@ -186,12 +186,14 @@ def tell(record: dict[str, Any], cases: Any) -> None:
     logits = record["embedded_logits"]
     print("the embedded model's logits are the PTX machine's:", "here" in logits and logits["here"] == logits["ptx"])
     roof = record["copy"].get("bytes_a_second", float("nan"))
-    print(f"\ncopy: {roof / 1e9:.0f} GB/s read and written\n\n| type | contract | rows x cols | µs | GB/s | of the copy |\n|---|---|---|---|---|---|")
+    print(f"\ncopy: {roof / 1e9:.0f} GB/s read and written\n")
+    print("| type | contract | rows x cols | µs | GB/s | of the copy |\n|---|---|---|---|---|---|")
     for row in record["matvecs"] if isinstance(record["matvecs"], list) else []:
         print(f"| {row['type']} | {row['contract']} | {row['rows']} x {row['cols']} | {1e6 * row['seconds']:.1f} "
               f"| {row['bytes_a_second'] / 1e9:.0f} | {100 * row['bytes_a_second'] / roof:.0f} % |")  # fmt: skip
     for name, found in record.items():
-        for run in (found["runs"] if isinstance(found, dict) and "runs" in found else found if name == "embedded" else []):
+        runs = found.get("runs", []) if isinstance(found, dict) else found if name == "embedded" else []
+        for run in runs:
             prompts = ", ".join(f"{key[7:]}: {value:.0f}" for key, value in run.items() if key.startswith("prompt_"))
             print(f"\n{name}, {run['contract']}: {run['load_line']}; prompts {prompts}; decode {run['decode']:.1f} tokens/s")
 

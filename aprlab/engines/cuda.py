@@ -69,7 +69,7 @@ class CudaDevice:
         return int(free) + int(self.cupy.get_default_memory_pool().free_bytes())
 
     def seconds(self, *launches: Launch, rounds: int = 5) -> float:
-        """Time of one launch, the mean of all of them in turn: the best of `rounds` rounds of twenty or more, by its own clock."""
+        """Time of a launch by the GPU's clock: the mean of all in turn, the best of `rounds` rounds of twenty or more."""
         repeats = -(-20 // len(launches))
         for launch in launches:
             self.run(launch)

@@ -22,6 +22,7 @@ def bench(monkeypatch: pytest.MonkeyPatch):
     spec.loader.exec_module(module)
     monkeypatch.setattr(verify, "cases", lambda: iter([verify.add_case()]))
     monkeypatch.setattr(module, "SMALL", ((4, 256),))
+    monkeypatch.setattr(module, "SMALL_BYTES", 1)
     monkeypatch.setattr(module, "tiny_logits", lambda make: {"f32": "0"})
     return module
 
