@@ -6,7 +6,9 @@ import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,9 @@ from aprlab.errors import FormatError, UsageError
 from aprlab.formats import open_model
 from aprlab.formats.identity import something_else
 from aprlab.instruments.hashes import checksum
-from aprlab.instruments.summary_statistics import PERCENTILES, SAMPLE, Statistics, statistics
+from aprlab.instruments.summary_statistics import PERCENTILES, RunningFigures, Statistics, statistics
 from aprlab.model.content import drop_pages
+from aprlab.model.decode_hooks import notify
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 from aprlab.paths import cores
@@ -75,19 +78,21 @@ def fingerprint(thing: Model | Tensor | str | Path, progress: Callable[[int], ob
     model = thing if isinstance(thing, Model) else open_model(thing)
     if not model.tensors:
         raise FormatError("holds no tensors", code="instruments.no-tensors", path=model.path)
+    sizes = sum(tensor.size for tensor in model.tensors.values())
+    one = partial(_fingerprint, kernels=_kernels() if sizes > MANY else None)
     found = []
     # A second BLAS thread would have nothing to do but spin; each of ours holds some 30 MiB.
     with blas_threads(1), ThreadPoolExecutor(min(4, cores()), "aprlab-fingerprint") as pool:
-        for tensor, seen in zip(model.tensors.values(), pool.map(_fingerprint, model.tensors.values()), strict=True):
+        for tensor, seen in zip(model.tensors.values(), pool.map(one, model.tensors.values()), strict=True):
             found.append(seen)
             if progress is not None:
                 progress(tensor.raw.nbytes)
     return found
 
 
-def _fingerprint(tensor: Tensor) -> Fingerprint:
-    if tensor.size > LARGE and tensor.rows > 1:
-        return _in_parts(tensor)
+def _fingerprint(tensor: Tensor, kernels: ModuleType | None = None) -> Fingerprint:
+    if tensor.size > (LARGE if kernels is None else PART) and tensor.rows > 1:
+        return _in_parts(tensor, kernels)
     values = tensor.dequantise()
     flat = np.ascontiguousarray(values).reshape(-1)
     hashes = [xxhash.xxh3_64_hexdigest(np.ascontiguousarray(part).data) for part in (tensor.raw, flat.view(np.uint8))]
@@ -96,49 +101,53 @@ def _fingerprint(tensor: Tensor) -> Fingerprint:
 
 
 LARGE = 1 << 22  # values of a tensor that is looked at in parts, so that memory does not grow with it
-PART = 1 << 20
+PART = 1 << 18  # values of a part, which stay in a core's cache
+MANY = 1 << 27  # values of a model that repay loading compiled kernels
 
 
-def _in_parts(tensor: Tensor) -> Fingerprint:
+def _kernels() -> ModuleType | None:
+    """The compiled kernels, None where they do not load: NumPy gives the same fingerprint, later."""
+    try:
+        from aprlab.kernels.simd import kernels
+    except Exception:
+        return None
+    return kernels
+
+
+def _decoder(tensor: Tensor, kernels: ModuleType | None) -> Callable[[slice], np.ndarray]:
+    """Values of rows, one after another: the kernels' where they have the type and decode the first row to NumPy's bits."""
+    kind = kernels.KINDS.get(tensor.type) if kernels is not None and tensor.in_file else None
+    if kind is None:
+        return lambda rows: np.ascontiguousarray(tensor.dequantise(rows)).reshape(-1)
+    space = np.empty(max(PART, tensor.cols), np.float32)
+
+    def decoded(rows: slice) -> np.ndarray:
+        notify(tensor.name)
+        values = space[: (rows.stop - rows.start) * tensor.cols]
+        kernels.decode(kind, kernels.frozen(tensor.blocks()[rows]), values.size, values)  # type: ignore[union-attr]
+        return values
+
+    first = slice(0, 1)
+    expected = np.ascontiguousarray(tensor.dequantise(first)).reshape(-1).view(np.uint32)
+    return decoded if np.array_equal(decoded(first).view(np.uint32), expected) else _decoder(tensor, None)
+
+
+def _in_parts(tensor: Tensor, kernels: ModuleType | None) -> Fingerprint:
     """The same fingerprint, a few rows at a time. Hashes are equal to the bit, mean and spread to a rounding of float64."""
     raw, hashed = xxhash.xxh3_64(), xxhash.xxh3_64()
     raw.update(np.ascontiguousarray(tensor.raw[: tensor.type.tensor_bytes]).data)
-    step, stride = max(1, PART // tensor.cols), max(1, tensor.size // SAMPLE)
-    count = nan = inf = zeros = 0
-    mean = squares = 0.0
-    least, most = float("inf"), float("-inf")
-    sample: list[np.ndarray] = []
+    step, figures, values_of = max(1, PART // tensor.cols), RunningFigures(tensor.size, kernels), _decoder(tensor, kernels)
     for start in range(0, tensor.rows, step):
         rows = slice(start, min(start + step, tensor.rows))
-        blocks, values = tensor.blocks()[rows], np.ascontiguousarray(tensor.dequantise(rows)).reshape(-1)
+        blocks, values = tensor.blocks()[rows], values_of(rows)
         raw.update(np.ascontiguousarray(blocks).reshape(-1).data)
         hashed.update(values.view(np.uint8).data)
         drop_pages(tensor.blocks()[: rows.stop])  # from the start: reading on maps the rest again
-        finite = values
-        if not np.isfinite(values).all():
-            nan, inf = nan + int(np.isnan(values).sum()), inf + int(np.isinf(values).sum())
-            finite = values[np.isfinite(values)]
-        if not finite.size:
-            continue
-        sample.append(finite[-count % stride :: stride].copy())  # a view would keep all of it
-        zeros += int(finite.size - np.count_nonzero(finite))
-        least, most = min(least, float(finite.min())), max(most, float(finite.max()))
-        wide = finite.astype(np.float64)
-        here = float(wide.mean())
-        wide -= here
-        apart, total = here - mean, count + finite.size
-        squares += float(wide @ wide) + apart * apart * count * finite.size / total  # Chan, Golub and LeVeque
-        mean += apart * finite.size / total
-        count = total
+        figures.add(values)
     drop_pages(tensor.raw)
-    if not count:
-        return Fingerprint(tensor.name, tensor.type.name, tensor.shape, raw.hexdigest(), hashed.hexdigest(),
-                           Statistics(tensor.size, None, None, None, None, (), 0, nan, inf, float("nan")))  # fmt: skip
-    seen = Statistics(
-        tensor.size, mean, (squares / count) ** 0.5, least, most,
-        tuple(float(p) for p in np.percentile(np.concatenate(sample), PERCENTILES)), zeros, nan, inf, mean * count,
-    )  # fmt: skip
-    return Fingerprint(tensor.name, tensor.type.name, tensor.shape, raw.hexdigest(), hashed.hexdigest(), seen)
+    return Fingerprint(
+        tensor.name, tensor.type.name, tensor.shape, raw.hexdigest(), hashed.hexdigest(), figures.statistics()
+    )
 
 
 def fingerprint_table(prints: Sequence[Fingerprint], title: str) -> Comparison:
