@@ -152,6 +152,7 @@ class Jit:
 
         self.model = open_model(options.model)
         self.engine = engines.create("jit", self.model, options.threads, contract=options.worker)
+        self.engine.warm()  # as a session does
         self.config = self.model.config
         self.cache = self.engine.new_cache(self.config, size)
         self.fed = self.next = 0
@@ -227,7 +228,7 @@ class XLlamaCpp:
 
         params = xllamacpp.CommonParams()
         params.model.path = str(options.model)
-        params.n_ctx, params.n_parallel, params.warmup, params.verbosity = size, 1, True, -1
+        params.n_ctx, params.n_parallel, params.warmup, params.verbosity = size, 1, False, -1
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
         self.server = xllamacpp.Server(params)
 

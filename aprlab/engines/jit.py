@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ from aprlab.errors import FormatError, UnsupportedError, UsageError
 from aprlab.kernels.simd import isa as isas
 from aprlab.kernels.simd import kernels
 from aprlab.model.config import ModelConfig
+from aprlab.model.inventory import output_weight
 from aprlab.model.model import Model
 from aprlab.model.rope import RopeScaling, frequencies
 from aprlab.model.tensor import Tensor
@@ -83,6 +84,8 @@ class JitEngine(Engine):
         self._tiles: list[np.ndarray] = []  # one a thread, while none is at work
         self._touched = False
         self._pool = ThreadPoolExecutor(self.tasks, "aprlab-jit")
+        self._packers = ThreadPoolExecutor(self.tasks, "aprlab-pack")  # of their own: tiles wait for one another in the other
+        self._ahead: dict[str, Future[np.ndarray]] = {}
 
     # -- weights -------------------------------------------------------------------------------------------------
 
@@ -106,26 +109,32 @@ class JitEngine(Engine):
         return found
 
     def _packed_matrix(self, tensor: Tensor) -> np.ndarray:
-        """The matrix with eight rows side by side, `kernels.pack`; done once, by all threads."""
+        """The matrix with eight rows side by side, `kernels.pack`; done once, ahead (`warm`) or here, by all threads."""
+        if (ahead := self._ahead.pop(tensor.name, None)) is not None and not ahead.cancel():
+            ahead.result()
         found = self._packed.get(tensor.name)
         if found is None:
-            kind, raw, row_bytes = self._matrix(tensor)
-            fields, step = kernels.fields(kind.type), kernels.ROWS * row_bytes
-            out = np.zeros(-(-raw.size // step) * step, np.uint8)
-            whole = raw.size // step
+            found = self._pack(tensor, self.tasks)
+        return found
 
-            def part(task: int) -> None:
-                span = slice(task * whole // self.tasks * step, (task + 1) * whole // self.tasks * step)
-                kernels.pack(fields, kind.type.block_bytes, raw[span], row_bytes, out[span])
+    def _pack(self, tensor: Tensor, tasks: int) -> np.ndarray:
+        kind, raw, row_bytes = self._matrix(tensor)
+        fields, step = kernels.fields(kind.type), kernels.ROWS * row_bytes
+        out = np.empty(-(-raw.size // step) * step, np.uint8)
+        whole = raw.size // step
 
-            if raw.size % step:  # rows of zeros fill up the last eight
-                last = np.zeros(step, np.uint8)
-                last[: raw.size % step] = raw[whole * step :]
-                kernels.pack(fields, kind.type.block_bytes, kernels.frozen(last), row_bytes, out[whole * step :])
-            part(0)  # alone, so that no two threads compile
-            list(self._pool.map(part, range(1, self.tasks)))
-            found = self._packed[tensor.name] = kernels.frozen(out)
-            tensor.release()
+        def part(task: int) -> None:
+            span = slice(task * whole // tasks * step, (task + 1) * whole // tasks * step)
+            kernels.pack(fields, kind.type.block_bytes, raw[span], row_bytes, out[span])
+
+        if raw.size % step:  # rows of zeros fill up the last eight
+            last = np.zeros(step, np.uint8)
+            last[: raw.size % step] = raw[whole * step :]
+            kernels.pack(fields, kind.type.block_bytes, kernels.frozen(last), row_bytes, out[whole * step :])
+        part(0)  # alone, so that no two threads compile
+        list(self._pool.map(part, range(1, tasks)))
+        found = self._packed[tensor.name] = kernels.frozen(out)
+        tensor.release()
         return found
 
     def memory(self) -> dict[str, int]:
@@ -140,17 +149,28 @@ class JitEngine(Engine):
 
     def close(self) -> None:
         """Forget decoded weights and buffers, end the threads."""
-        self._pool.shutdown()
+        for pool in (self._packers, self._pool):
+            pool.shutdown(cancel_futures=True)
+        self._ahead.clear()
         self._tiles.clear()
         for held in (self._weights, self._packed, self._decoded, self._vectors, self._turns):
             held.clear()
 
     def warm(self) -> None:
-        """Compile, or load from disk, the kernels that this model's matrices need: on the smallest of each type."""
+        """Load the kernels that this model's matrices need, by using them on the smallest of each type; begin to repack.
+
+        Matrices are repacked in the file's order by other threads, while the caller goes on: a prompt waits for the one it needs.
+        """
         matrices = sorted((t for t in self.model.tensors.values() if len(t.shape) == 2), key=lambda t: t.size)
         for tensor in {t.type: t for t in reversed(matrices)}.values():
             for count in (1, FUSED + 1):
                 self.matmul(np.ones((count, tensor.cols), np.float32), tensor.name)
+        if self.tasks > 1 and self.repack:
+            rows_alone = {"token_embd.weight"} - {output_weight(self.model.config)}
+            for tensor in self.model.tensors.values():
+                kind = kernels.KINDS.get(tensor.type) if len(tensor.shape) == 2 and tensor.content.as_stored else None
+                if kind is not None and kernels.packable(kind) and tensor.name not in rows_alone | self._packed.keys():
+                    self._ahead[tensor.name] = self._packers.submit(self._pack, tensor, 1)
 
     # -- moving in and out ---------------------------------------------------------------------------------------
 

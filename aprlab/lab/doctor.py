@@ -31,6 +31,7 @@ def checks() -> Iterator[Check]:
     yield from packages()
     yield threading_layer()
     yield instructions()
+    yield compiled_kernels()
     yield gpu()
     yield memory()
     yield embedded_model()
@@ -99,6 +100,22 @@ def instructions() -> Check:
     best = next(each for each in isa.ALL if isa.supported(each))
     why = "the best of this machine" if chosen is best else f"asked for by {isa.ENVIRONMENT}; this machine has {best.name}"
     return Check("instructions", "ok" if chosen is best else "note", f"{chosen.name}, {why}")
+
+
+def compiled_kernels() -> Check:
+    """Whether the kernels' shipped modules are used, and where compiled kernels are kept; those files may go at any time."""
+    try:
+        from aprlab.kernels.simd import kernel_cache, shipped
+    except ImportError as error:
+        return Check("kernels", "fail", str(error))
+    ready = shipped.fits()
+    made = "generated from shipped modules" if ready else "compiled at their first use (no shipped modules for this platform)"
+    folder = kernel_cache.folder()
+    if folder is None:
+        return Check("kernels", "note", f"{made}, in every process: no folder can be written")
+    files = list(folder.glob("*.nbc"))
+    size = sum(file.stat().st_size for file in files)
+    return Check("kernels", "ok" if ready else "note", f"{made}; {len(files)} kept in {folder}/*.nbc, {size / 1e6:.1f} MB")
 
 
 def gpu() -> Check:

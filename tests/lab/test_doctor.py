@@ -65,6 +65,18 @@ def test_the_instruction_set_and_who_chose_it(monkeypatch: pytest.MonkeyPatch) -
     assert doctor.instructions().status == "fail"
 
 
+def test_where_compiled_kernels_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("numba")
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path))
+    found = doctor.compiled_kernels()
+    assert found.detail.split("; ")[1].startswith(f"0 kept in {tmp_path}")
+    assert found.detail.endswith(".nbc, 0.0 MB")
+    monkeypatch.setattr("aprlab.kernels.simd.shipped.fits", lambda: False)
+    assert doctor.compiled_kernels().status == "note"
+    monkeypatch.setenv("APRLAB_KERNEL_CACHE", "off")
+    assert doctor.compiled_kernels().detail.endswith("in every process: no folder can be written")
+
+
 def test_the_gpu_or_why_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_library(name: str) -> None:
         raise OSError(name)

@@ -1,4 +1,4 @@
-"""How the modules of `aprlab.kernels.simd.shipped` are made: every kernel for every signature the engine calls it with.
+"""How the modules of `aprlab.kernels.simd.shipped` are made: every kernel for every signature it is called with.
 
 `docs/make/kernel_modules.py` runs this, a process for each instruction set, with `environment`: what a module looks like depends
 on the processor that LLVM optimises for and, by the numbers in numba's names, on what was compiled before it. No kernel is
@@ -41,6 +41,7 @@ def wanted(isa: isas.Isa) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     yield kernels.rms_norm, (F2, F1, F64, F2)
     yield kernels.swiglu_serial, (F1, F1, F1)
     yield kernels.decode, (numba.typeof(kernels.KINDS[Q4_K]), RAW, I64, F1)
+    yield kernels.summed, (F1, types.Array(types.uint32, 1, "C"), F64)
     yield kernels.pack, (FIELDS, I64, RAW, I64, BYTES)
     heads = F1, F1, F1, I64, I64, I64, I64, I64, F1
     yield kernels.attend_serial, heads
@@ -89,5 +90,6 @@ def emit(isa: isas.Isa, count: int | None = None) -> shipped.KernelArchive:
             made.fndesc, made.environment, made.signature, made.objectmode, made.lifted, "", made.reload_init,
             tuple(made._find_referenced_environments()),
         )  # fmt: skip
-        modules[shipped.key(kernel.py_func, sig)] = shipped.KernelModule(made.library.name, made.library.get_llvm_str(), dumps(rest))
+        module = shipped.KernelModule(made.library.name, made.library.get_llvm_str(), dumps(rest))
+        modules[shipped.key(kernel.py_func, sig)] = module
     return shipped.KernelArchive(shipped.made_with(cpu_target.target_context.codegen()), modules)

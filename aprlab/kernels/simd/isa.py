@@ -33,7 +33,7 @@ AVX512 = Isa("avx512", ("avx512f", "avx512bw", "avx512vl", "avx512vnni"))
 AVX2 = Isa("avx2", ("avx2", "fma", "f16c"))
 PORTABLE = Isa("portable", ())
 ALL = (AVX512, AVX2, PORTABLE)  # best first
-_KEEPERS = ("kernel_cache.py", "shipped.py", "emission.py", "plain.py")  # of this package, but not part of any kernel
+_KEEPERS = ("kernel_cache.py", "kernels.py", "shipped.py", "emission.py", "plain.py")  # make no kernel
 NAMES = tuple(isa.name for isa in ALL)
 
 

@@ -53,7 +53,7 @@ class KernelCache(_Cache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The compiled function for a signature, from disk or from its shipped module; None where it has to be compiled."""
-        rtsys.initialize(target_context)  # all of numba that machine code needs; whoever compiles loads the rest, in half a second
+        rtsys.initialize(target_context)  # all of numba that machine code needs; the rest takes half a second
         try:
             path = self._path(sig, target_context.codegen())
             if (stored := _read(path)) is not None:
@@ -109,6 +109,12 @@ class KernelCache(_Cache):
                 path.unlink(missing_ok=True)
 
 
+def folder() -> Path | None:
+    """Where compiled kernels are kept; None where no place can be written, or the cache is switched off."""
+    path = None if os.environ.get(SWITCH) == "off" else KernelCache(folder).cache_path
+    return None if path is None else Path(path)
+
+
 def _digest(*parts: Any) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -147,4 +153,4 @@ def njit(*functions: Callable[..., Any], cache: bool = False, **options: Any) ->
     return compiled(functions[0]) if functions else compiled
 
 
-__all__ = ["KernelCache", "njit"]
+__all__ = ["SWITCH", "KernelCache", "folder", "njit"]

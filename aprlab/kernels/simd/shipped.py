@@ -51,7 +51,7 @@ def made_with(codegen: Any) -> dict[str, Any]:
     """All that a module depends on, apart from its key: sources, releases, platform, the layout of Python's objects."""
     import llvmlite
     import numba
-    from numba import _dynfunc
+    from numba import _dynfunc  # type: ignore[attr-defined]
 
     return {
         "sources": isas.source_digest(),
