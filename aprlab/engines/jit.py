@@ -142,7 +142,7 @@ class JitEngine(Engine):
         kept = (*self._decoded.values(), *self._vectors.values())
         return {
             "weights": sum(w.nbytes for w in kept),
-            "packed": sum(w.nbytes for w in self._packed.values()),
+            "packed": sum(w.nbytes for w in list(self._packed.values())),  # a copy: `warm` may still be adding
             "tiles": sum(t.nbytes for t in self._tiles),
             "rotary": sum(c.nbytes + s.nbytes for c, s in self._turns.values()),
         }

@@ -66,6 +66,19 @@ def test_both_files_of_a_model_give_the_same_bits(tiny: Path, tmp_path: Path, co
     np.testing.assert_array_equal(*found)
 
 
+def test_matrices_are_repacked_ahead() -> None:
+    """By `warm`, in other threads: the same bits, the same memory, and nothing is left when the engine is closed meanwhile."""
+    model = random_model(mix=(types.Q4_K, types.Q5_0))
+    ahead, as_needed, closed = (JitEngine(model, 2) for _ in range(3))
+    for engine in (ahead, closed):
+        engine.warm()
+    closed.close()
+    assert closed.memory()["packed"] == 0
+    np.testing.assert_array_equal(logits(ahead, TOKENS), logits(as_needed, TOKENS))
+    assert ahead.memory()["packed"] == as_needed.memory()["packed"] > 0
+    ahead.close()
+
+
 def test_contracts_differ_as_they_should(model: Model) -> None:
     want = logits(engines.create("reference", model), TOKENS)
     exact = logits(JitEngine(model, 1), TOKENS, 10)
