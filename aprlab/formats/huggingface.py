@@ -29,7 +29,6 @@ from aprlab.formats.huggingface_tokenizer import tokenizer
 from aprlab.model import keys, names, rope
 from aprlab.model.architecture import ARCHITECTURES, architecture_of, of_model_type
 from aprlab.model.config import ModelConfig, TokenizerData, check_config
-from aprlab.model.content import drop_pages
 from aprlab.model.model import Model
 from aprlab.model.row_order import as_halves, as_pairs, reordered
 from aprlab.model.tensor import Origin, Tensor
@@ -204,25 +203,11 @@ def _tie(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> list[st
         )
     if not tied or output is None or embedding is None:
         return []
-    if output.type is not embedding.type or not _same(output.raw, embedding.raw):
+    if output.type is not embedding.type or not output.same_bytes(embedding):
         raise FormatError("tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight",
                           code="huggingface.tied-head-differs", path=output.origin.path, tensor=output.origin.name)  # fmt: skip
     del tensors["output.weight"]
     return ["lm_head.weight is a copy of the embedding, which config.json ties; it is left out"]
-
-
-def _same(a: np.ndarray, b: np.ndarray, step: int = 1 << 24) -> bool:
-    """Whether two views on files hold the same bytes, looked at in parts."""
-    if a.size != b.size:
-        return False
-    for at in range(0, a.size, step):
-        x, y = a[at : at + step], b[at : at + step]
-        same = np.array_equal(x, y)
-        drop_pages(x)
-        drop_pages(y)
-        if not same:
-            return False
-    return True
 
 
 _NUMBERS = {

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from aprlab import cluster
 from aprlab.engines.blas import blas_threads
 from aprlab.errors import FormatError, UsageError
 from aprlab.formats import open_model
 from aprlab.formats.identity import something_else
 from aprlab.instruments.hashes import checksum
+from aprlab.instruments.shares import Share, shares
 from aprlab.instruments.summary_statistics import PERCENTILES, SAMPLE, Statistics, statistics
 from aprlab.model.content import drop_pages
 from aprlab.model.model import Model
@@ -60,21 +62,28 @@ class Fingerprint:
 COLUMNS = ("name", "type", "shape", "raw", "values", "mean", "std", "min", "max", "p50", "zeros", "nan", "inf", "total")
 
 
-def fingerprint(thing: Model | Tensor | str | Path, progress: Callable[[int], object] | None = None) -> list[Fingerprint]:
+def fingerprint(
+    thing: Model | Tensor | str | Path, progress: Callable[[int], object] | None = None, *, scheduler: str | None = None
+) -> list[Fingerprint]:
     """Fingerprints of every tensor of a model (or of one tensor); decodes each once, some tensors at a time.
 
     Args:
         thing: a model, its path, or a tensor.
-        progress: called with the bytes of each tensor that is done, in the file's order.
+        progress: called with the bytes of each tensor that is done (on a cluster: of those that became done together).
+        scheduler: address of a Dask scheduler (``tcp://host:8786``) whose workers do it instead, each a share of the tensors;
+            they need the file under the same path. The result is the same.
 
     Raises:
         FormatError: the strict reader refuses the file, or there is nothing in it.
+        UsageError: no cluster at that address, or a worker that cannot do it; see `aprlab.cluster.connect`.
     """
     if isinstance(thing, Tensor):
         return [_fingerprint(thing)]
     model = thing if isinstance(thing, Model) else open_model(thing)
     if not model.tensors:
         raise FormatError("holds no tensors", code="instruments.no-tensors", path=model.path)
+    if scheduler is not None:
+        return _on_cluster(model, scheduler, progress)
     found = []
     # A second BLAS thread would have nothing to do but spin; each of ours holds some 30 MiB.
     with blas_threads(1), ThreadPoolExecutor(min(4, cores()), "aprlab-fingerprint") as pool:
@@ -83,6 +92,28 @@ def fingerprint(thing: Model | Tensor | str | Path, progress: Callable[[int], ob
             if progress is not None:
                 progress(tensor.raw.nbytes)
     return found
+
+
+def _on_cluster(model: Model, scheduler: str, progress: Callable[[int], object] | None) -> list[Fingerprint]:
+    with cluster.connect(scheduler, [model.path]) as workers:
+        parts = shares([cluster.path_on_all(model.path)], model.tensors.values(), workers.workers)
+        sizes = [sum(model.tensors[name].nbytes for name in part.names) for part in parts]
+        found = workers.map(fingerprint_share, parts, None if progress is None else lambda n: progress(sizes[n]))
+    by_name = {seen.name: seen for part in found for seen in part}
+    return [by_name[name] for name in model.tensors]
+
+
+def fingerprint_share(share: Share) -> list[Fingerprint]:
+    """What a worker does of `fingerprint`."""
+    (model,) = share.models()
+    with blas_threads(1):
+        return [_fingerprint(model.tensors[name]) for name in share.names]
+
+
+def equal_share(share: Share) -> list[bool]:
+    """What a worker does of `diff`: whether the bytes of each tensor are the same in both files."""
+    a, b = share.models()
+    return [a.tensors[name].same_bytes(b.tensors[name]) for name in share.names]
 
 
 def _fingerprint(tensor: Tensor) -> Fingerprint:
@@ -215,15 +246,32 @@ def transposed_unseen(tensor: Tensor) -> dict[str, bool]:
     }  # fmt: skip
 
 
-def diff(a: Model | str | Path, b: Model | str | Path, *, headers: bool = False) -> Comparison:
+def diff(
+    a: Model | str | Path, b: Model | str | Path, *, headers: bool = False, scheduler: str | None = None
+) -> Comparison:
     """Every tensor of the union, every config value, every part of the tokenizer: `aprlab.compare.compare_models`.
 
-    `headers`: compare what the headers say alone, and read no tensor.
+    Args:
+        a, b: models or their paths.
+        headers: compare what the headers say alone, and read no tensor.
+        scheduler: as in `fingerprint`; the headers are compared here.
     """
     with contextlib.ExitStack() as stack:
         left, right = (s if isinstance(s, Model) else stack.enter_context(open_model(s)) for s in (a, b))
         _check_kinds(left, right)
-        return compare_models(left, right, headers=headers)
+        same = None if scheduler is None or headers else _equal_on_cluster(left, right, scheduler)
+        return compare_models(left, right, headers=headers, same=same)
+
+
+def _equal_on_cluster(a: Model, b: Model, scheduler: str) -> dict[str, bool]:
+    """Whether the bytes are the same, of each tensor whose type and shape are."""
+    pairs = [(t, b.tensors.get(name)) for name, t in a.tensors.items()]
+    both = [t for t, other in pairs if other is not None and (t.type, t.shape) == (other.type, other.shape)]
+    paths = [a.path, b.path]
+    with cluster.connect(scheduler, paths) as workers:
+        parts = shares([cluster.path_on_all(path) for path in paths], both, workers.workers)
+        found = workers.map(equal_share, parts)
+    return {name: same for part, flags in zip(parts, found, strict=True) for name, same in zip(part.names, flags, strict=True)}
 
 
 def _check_kinds(a: Model, b: Model) -> None:

@@ -17,11 +17,11 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from urllib.parse import quote
 
+from aprlab import cluster
 from aprlab.display.page import page
 from aprlab.errors import AprlabError, UsageError
 from aprlab.formats.leftovers import sweep_temporary, temporary_folder
@@ -179,23 +179,14 @@ def _results(cells: Sequence[SweepCell], jobs: int, scheduler: str | None) -> It
 
 
 def _on_cluster(cells: Sequence[SweepCell], address: str) -> Iterator[CellResult]:
-    try:
-        distributed = import_module("distributed")
-    except ImportError:
-        raise UsageError(
-            "a Dask scheduler needs the extra `cluster`: pip install 'aprlab[cluster]'", code="sweep.cluster-extra"
-        ) from None
-    try:
-        client = distributed.Client(address, timeout="10s", set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"no Dask scheduler at {address!r}: {error}", code="sweep.no-scheduler") from None
-    with client:
-        if not client.scheduler_info()["workers"]:
-            raise UsageError(f"the Dask scheduler at {address!r} has no workers", code="sweep.no-workers")
-        futures = [
-            client.submit(run_cell, cell, cell.notebook.read_bytes(), pure=False, key=f"aprlab-{cell.id}") for cell in cells
-        ]
-        yield from (future.result() for future in distributed.as_completed(futures, loop=client.loop))
+    with cluster.connect(address) as workers:
+        parts = [(cell, cell.notebook.read_bytes()) for cell in cells]
+        yield from (result for _, result in workers.each(_run_part, parts, [cell.id for cell in cells]))
+
+
+def _run_part(part: tuple[SweepCell, bytes]) -> CellResult:
+    """One cell on a worker, with the notebook that it was given."""
+    return run_cell(*part)
 
 
 def _keep(cell: SweepCell, key: str, result: CellResult, folder: Path) -> CellOutcome:
