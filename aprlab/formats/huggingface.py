@@ -20,16 +20,20 @@ from aprlab.formats.huggingface_files import (
     CONFIG,
     GENERATION,
     INDEX,
+    INDEX_SUFFIX,
     SINGLE,
     TOKENIZER,
     TOKENIZER_CONFIG,
+    folder_of,
     read_json,
 )  # fmt: skip
 from aprlab.formats.huggingface_tokenizer import tokenizer
+from aprlab.formats.reading import exists
 from aprlab.model import keys, names, rope
 from aprlab.model.architecture import ARCHITECTURES, architecture_of, of_model_type
 from aprlab.model.config import ModelConfig, TokenizerData, check_config
 from aprlab.model.model import Model
+from aprlab.model.remote import url_of
 from aprlab.model.row_order import as_halves, as_pairs, reordered
 from aprlab.model.tensor import Origin, Tensor
 from aprlab.model.vocabulary import CONTROL, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED, first_token
@@ -47,7 +51,7 @@ def open_model(path: str | Path) -> Model:
         UnsupportedError: a kind that is known and not handled (other architectures, quantised checkpoints, scaled RoPE…).
     """
     path = Path(path)
-    folder = path if path.is_dir() else path.parent
+    folder = folder_of(path)
     headers = _headers(path)
     tensors: dict[str, Tensor] = {}
     for header in headers:
@@ -57,7 +61,7 @@ def open_model(path: str | Path) -> Model:
                 example = names.from_gguf("blk.0.attn_q.weight")
                 raise FormatError(f"unknown tensor name; names look like {example!r}", code="names.unknown-tensor",
                                   path=header.path, tensor=entry.name, offset=entry.start)  # fmt: skip
-            raw = header.file[entry.start : entry.stop]
+            raw = header.content(entry)
             tensors[gguf] = Tensor(gguf, entry.type, entry.shape, raw, Origin(header.path, entry.name, entry.start))
     raw_config = read_json(folder / CONFIG)
     _as_gguf_has_them(raw_config, tensors, folder / CONFIG)
@@ -97,13 +101,13 @@ def look(path: str | Path, meaning: Callable[[str], str | None]) -> tuple[list[t
         FormatError, UnsupportedError: as `open_model`.
     """
     path = Path(path)
-    folder = path if path.is_dir() else path.parent
+    folder = folder_of(path)
     found: list[tuple[Tensor, str | None]] = []
     known: dict[str, Tensor] = {}
     for header in _headers(path):
         for entry in header.entries:
             name = meaning(entry.name)
-            raw = header.file[entry.start : entry.stop]
+            raw = header.content(entry)
             tensor = Tensor(name or entry.name, entry.type, entry.shape, raw, Origin(header.path, entry.name, entry.start))
             found.append((tensor, name))
             if name is not None:
@@ -156,13 +160,15 @@ def _scaling(raw: dict[str, Any]) -> Any:
 
 def _headers(path: Path) -> list[safetensors.SafetensorsHeader]:
     """The weight files, each checked against the index where there is one."""
-    if not path.is_dir():
+    if path.name.endswith(INDEX_SUFFIX) and url_of(path) is not None:
+        return _shards(path)
+    if folder_of(path) != path:
         return [safetensors.read_header(path)]
-    if (path / SINGLE).is_file():
+    if exists(path / SINGLE):
         return [safetensors.read_header(path / SINGLE)]
-    if (path / INDEX).is_file():
+    if exists(path / INDEX):
         return _shards(path / INDEX)
-    loose = sorted(p.name for p in path.glob("*.safetensors"))
+    loose = sorted(p.name for p in path.glob("*.safetensors"))  # none of a URL, which cannot be listed
     if len(loose) == 1:
         return [safetensors.read_header(path / loose[0])]
     found = f"; it has {', '.join(loose[:3])}" if loose else ""
@@ -203,6 +209,9 @@ def _tie(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> list[st
         )
     if not tied or output is None or embedding is None:
         return []
+    if not output.at_hand:  # a difference would be found by reading both, the largest there are
+        del tensors["output.weight"]
+        return ["lm_head.weight is left out, since config.json ties it to the embedding; by URL they are not compared"]
     if output.type is not embedding.type or not output.same_bytes(embedding):
         raise FormatError("tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight",
                           code="huggingface.tied-head-differs", path=output.origin.path, tensor=output.origin.name)  # fmt: skip

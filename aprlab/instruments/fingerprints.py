@@ -24,6 +24,7 @@ from aprlab.model.content import drop_pages
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 from aprlab.paths import cores
+from aprlab.quants import dequantise
 from aprlab.tracing.comparisons import Comparison, compare_models
 
 SCHEMA = 2  # of the JSON of `fingerprint` and `diff`; see docs/gates.md
@@ -90,7 +91,7 @@ def fingerprint(
         for tensor, seen in zip(model.tensors.values(), pool.map(_fingerprint, model.tensors.values()), strict=True):
             found.append(seen)
             if progress is not None:
-                progress(tensor.raw.nbytes)
+                progress(tensor.nbytes)
     return found
 
 
@@ -119,6 +120,8 @@ def equal_share(share: Share) -> list[bool]:
 def _fingerprint(tensor: Tensor) -> Fingerprint:
     if tensor.size > LARGE and tensor.rows > 1:
         return _in_parts(tensor)
+    if not tensor.at_hand and tensor.content.as_stored:
+        tensor = tensor.replace(raw=tensor.raw)  # its bytes are fetched or made once
     values = tensor.dequantise()
     flat = np.ascontiguousarray(values).reshape(-1)
     hashes = [xxhash.xxh3_64_hexdigest(np.ascontiguousarray(part).data) for part in (tensor.raw, flat.view(np.uint8))]
@@ -133,7 +136,7 @@ PART = 1 << 20
 def _in_parts(tensor: Tensor) -> Fingerprint:
     """The same fingerprint, a few rows at a time. Hashes are equal to the bit, mean and spread to a rounding of float64."""
     raw, hashed = xxhash.xxh3_64(), xxhash.xxh3_64()
-    raw.update(np.ascontiguousarray(tensor.raw[: tensor.type.tensor_bytes]).data)
+    raw.update(np.ascontiguousarray(tensor.content.read(0, tensor.type.tensor_bytes)).data)
     step, stride = max(1, PART // tensor.cols), max(1, tensor.size // SAMPLE)
     count = nan = inf = zeros = 0
     mean = squares = 0.0
@@ -141,10 +144,10 @@ def _in_parts(tensor: Tensor) -> Fingerprint:
     sample: list[np.ndarray] = []
     for start in range(0, tensor.rows, step):
         rows = slice(start, min(start + step, tensor.rows))
-        blocks, values = tensor.blocks()[rows], np.ascontiguousarray(tensor.dequantise(rows)).reshape(-1)
-        raw.update(np.ascontiguousarray(blocks).reshape(-1).data)
+        blocks, values = _rows_of(tensor, rows)
+        raw.update(np.ascontiguousarray(blocks).data)
         hashed.update(values.view(np.uint8).data)
-        drop_pages(tensor.blocks()[: rows.stop])  # from the start: reading on maps the rest again
+        tensor.release(slice(0, rows.stop))  # from the start: reading on maps the rest again
         finite = values
         if not np.isfinite(values).all():
             nan, inf = nan + int(np.isnan(values).sum()), inf + int(np.isinf(values).sum())
@@ -161,7 +164,7 @@ def _in_parts(tensor: Tensor) -> Fingerprint:
         squares += float(wide @ wide) + apart * apart * count * finite.size / total  # Chan, Golub and LeVeque
         mean += apart * finite.size / total
         count = total
-    drop_pages(tensor.raw)
+    tensor.release()
     if not count:
         return Fingerprint(tensor.name, tensor.type.name, tensor.shape, raw.hexdigest(), hashed.hexdigest(),
                            Statistics(tensor.size, None, None, None, None, (), 0, nan, inf, float("nan")))  # fmt: skip
@@ -170,6 +173,17 @@ def _in_parts(tensor: Tensor) -> Fingerprint:
         tuple(float(p) for p in np.percentile(np.concatenate(sample), PERCENTILES)), zeros, nan, inf, mean * count,
     )  # fmt: skip
     return Fingerprint(tensor.name, tensor.type.name, tensor.shape, raw.hexdigest(), hashed.hexdigest(), seen)
+
+
+def _rows_of(tensor: Tensor, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes ``uint8`` and values ``float32`` of some rows, both 1-D; bytes that are not at hand are asked for once."""
+    head, size = tensor.type.tensor_bytes, tensor.type.row_bytes(tensor.cols)
+    blocks = tensor.content.read(head + rows.start * size, head + rows.stop * size)
+    if tensor.at_hand or head or not tensor.content.as_stored:
+        values = tensor.dequantise(rows)
+    else:
+        values = dequantise(blocks, tensor.type, (rows.stop - rows.start, tensor.cols))
+    return blocks, np.ascontiguousarray(values).reshape(-1)
 
 
 def fingerprint_table(prints: Sequence[Fingerprint], title: str) -> Comparison:

@@ -92,6 +92,11 @@ class Tensor:
         """Whether the bytes are those of a file at the tensor's origin, and not changed, decompressed or made in memory."""
         return isinstance(self.content, Mapped) and self.origin.offset >= 0
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether bytes cost nothing to look at: in memory, or in a mapped file."""
+        return self.content.at_hand
+
     def blocks(self) -> np.ndarray:
         """Raw bytes by row: ``uint8 (rows, row_bytes)``, a view. AprQ8's leading scale is not part of a row."""
         return self.raw[self.type.tensor_bytes :].reshape(self.rows, self.type.row_bytes(self.cols))
