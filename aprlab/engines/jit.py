@@ -26,13 +26,15 @@ from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
 from aprlab.model.rope import RopeScaling, frequencies
 from aprlab.model.tensor import Tensor
-from aprlab.quants.types import BF16, F16, F32, Q8_0
+from aprlab.quants.nonlinear import iq4_nl_as_q8_0
+from aprlab.quants.types import BF16, F16, F32, Q8_0, by_name
 
 _TILE_VALUES = 1 << 19  # most decoded values of a tile, 2 MiB: a quarter of that costs BLAS half its speed
 CONTRACTS = ("f32", "q8")
 FUSED = 4  # most tokens for which fused kernels beat decoding and BLAS, where they do not take tiles of tokens
 _TOKENS = 256  # most tokens of one call: three bytes of each activation are kept meanwhile, a thread
 _PARALLEL_VALUES = 1 << 14  # below this, handing work to threads costs more than it saves
+IQ4_NL = by_name("IQ4_NL")
 _NONE = np.empty(0, np.float32)
 Turn = tuple[float, int, RopeScaling | None, str | None]  # base, pairs, scaling, the tensor of factors
 
@@ -87,11 +89,15 @@ class JitEngine(Engine):
     # -- weights -------------------------------------------------------------------------------------------------
 
     def _matrix(self, tensor: Tensor) -> tuple[kernels.Kind, np.ndarray, int]:
-        """(kind, read-only bytes 1-D, bytes a row); types without a kernel are decoded once, to float32."""
+        """(kind, read-only bytes 1-D, bytes a row); types without a kernel are decoded once, to float32 (IQ4_NL: to Q8_0)."""
         found = self._weights.get(tensor.name)
         if found is None:
             kind = kernels.KINDS.get(tensor.type)
-            if kind is None or not tensor.content.as_stored:  # decoded in another way
+            if tensor.type is IQ4_NL and tensor.content.as_stored:
+                raw = self._decoded[tensor.name] = iq4_nl_as_q8_0(tensor.raw)
+                kind, row_bytes = kernels.KINDS[Q8_0], Q8_0.row_bytes(tensor.cols)
+                tensor.release()
+            elif kind is None or not tensor.content.as_stored:  # decoded in another way
                 raw = self._decoded[tensor.name] = tensor.dequantise().reshape(-1).view(np.uint8)
                 kind, row_bytes = kernels.KINDS[F32], 4 * tensor.cols
             else:
