@@ -15,6 +15,7 @@ from aprlab.conversion import convert
 from aprlab.errors import AprlabError, FormatError, UsageError
 from aprlab.formats import open_model
 from aprlab.instruments import diff, fingerprint
+from aprlab.qualification.certificate import _check_values_by, verify
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'aprlab[cluster]'")
 
@@ -72,6 +73,23 @@ def test_the_command_line_says_the_same(address: str, tiny: Path, capfd: pytest.
         assert run_cli(["diff", str(tiny), str(tiny), *more]) == 0
         said.append(capfd.readouterr().out)
     assert said[0] == said[1]
+
+
+def test_the_same_certificate_by_two_workers(address: str, tiny: Path, tmp_path: Path) -> None:
+    convert(tiny, tmp_path / "q.gguf", quantize="q8_0")
+    found, own = (verify(tiny, tmp_path / "q.gguf", tokens=96, scheduler=where) for where in (address, None))
+    assert [check.to_json() for check in found.checks] == [check.to_json() for check in own.checks]
+    data = bytearray((tmp_path / "q.gguf").read_bytes())
+    for name in ("blk.2.ffn_up.weight", "blk.0.ffn_down.weight"):  # two scales that are no number, the first in the file is named
+        at = open_model(tmp_path / "q.gguf").tensor(name).origin.offset
+        data[at : at + 2] = b"\x00\x7e"
+    (tmp_path / "bad.gguf").write_bytes(data)
+    with open_model(tmp_path / "bad.gguf") as model, cluster.connect(address) as both:
+        with pytest.raises(FormatError) as caught:
+            _check_values_by(both, model)
+        with pytest.raises(FormatError) as here:
+            model.check_values()
+    assert str(caught.value) == str(here.value) and "blk.0.ffn_down" in str(caught.value)
 
 
 def test_a_worker_that_dies_is_replaced(address: str, tmp_path: Path) -> None:

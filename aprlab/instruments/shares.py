@@ -29,7 +29,11 @@ class Share:
 
     def models(self) -> list[Model]:
         """The files, opened where this is called; the last few stay open."""
-        return [_opened(path, _version(path)) for path in self.paths]
+        return [_opened(path, version) for path, version in zip(self.paths, self.versions(), strict=True)]
+
+    def versions(self) -> tuple[tuple[int, int], ...]:
+        """What tells each file from one that was under its path before."""
+        return tuple(map(_version, self.paths))
 
 
 def shares(paths: Iterable[str], tensors: Iterable[Tensor], workers: int) -> list[Share]:
