@@ -29,7 +29,7 @@ from aprlab.formats.huggingface_files import (
 )  # fmt: skip
 from aprlab.formats.huggingface_tokenizer import tokenizer
 from aprlab.formats.reading import exists
-from aprlab.model import keys, names, rope
+from aprlab.model import keys, names, rope, window
 from aprlab.model.architecture import ARCHITECTURES, architecture_of, of_model_type
 from aprlab.model.config import ModelConfig, TokenizerData, check_config
 from aprlab.model.model import Model
@@ -268,6 +268,7 @@ def config(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Model
         tied_embeddings="output.weight" not in tensors,
         rope_scaling=_rope_scaling(scaling, number["context_length"], path),
         rope_factors=rope.FACTORS in tensors,
+        sliding_window=_window(raw, number["context_length"], number["block_count"], path),
     )
     for problem in keys.huggingface_problems(raw, found):
         raise UnsupportedError(str(problem), code="keys.not-handled", path=path)
@@ -286,6 +287,14 @@ def config_of(raw: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], path: 
     tensors = {name: Tensor(name, types.F32, shape, nothing, Origin(path, name, -1)) for name, shape in shapes.items()}
     _as_gguf_has_them(raw, tensors, path)
     return config(raw, tensors, path)
+
+
+def _window(raw: dict[str, Any], context_length: int, layers: int, path: Path) -> int | None:
+    try:
+        return window.from_huggingface(raw, context_length, layers)
+    except AprlabError as error:
+        error.path = path
+        raise
 
 
 def _rope_scaling(said: Any, context_length: int, path: Path) -> rope.RopeScaling | None:
@@ -316,6 +325,7 @@ def companions(
     head: dict[str, Any] = {} if usual else {"head_dim": config.head_dim}
     if kind.name != "qwen2":
         head["attention_bias"] = False
+    bounded = config.sliding_window is not None
     scaling = None if config.rope_scaling is None else rope.to_huggingface(config.rope_scaling)
     if factors is not None:
         scaling = rope.llama3_of(factors, config.rope_theta)
@@ -323,7 +333,7 @@ def companions(
     ids = {key: id for key, id in ids.items() if id is not None}
     return {
         CONFIG: {
-            "architectures": [kind.class_name],
+            "architectures": ["MistralForCausalLM" if bounded and kind.name == "llama" else kind.class_name],
             "attention_dropout": 0.0,
             **ids,
             **head,
@@ -332,7 +342,7 @@ def companions(
             "initializer_range": 0.02,
             "intermediate_size": config.feed_forward_length,
             "max_position_embeddings": config.context_length,
-            "model_type": kind.model_types[0],
+            "model_type": "mistral" if bounded and kind.name == "llama" else kind.model_types[0],
             "num_attention_heads": config.head_count,
             "num_hidden_layers": config.block_count,
             "num_key_value_heads": config.head_count_kv,
@@ -342,7 +352,9 @@ def companions(
             "tie_word_embeddings": config.tied_embeddings,
             "torch_dtype": dtype,
             "use_cache": True,
-            **({"use_sliding_window": False} if kind.name.startswith("qwen") else {}),
+            **({"sliding_window": config.sliding_window} if bounded else {}),
+            **({"use_sliding_window": bounded} if kind.name.startswith("qwen") else {}),
+            **({"max_window_layers": 0} if bounded and kind.name.startswith("qwen") else {}),
             "vocab_size": config.vocab_size,
         },
         GENERATION: {**ids, "eos_token_id": eog, "do_sample": False},

@@ -148,7 +148,17 @@ BAD_FILES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("config.json", lambda c: c.update(num_hidden_layers=True), "'num_hidden_layers' is True"),
     ("config.json", lambda c: c.update(rope_scaling={"type": "dynamic", "factor": 4.0}), "rotary scaling 'dynamic'"),
     ("config.json", lambda c: c.update(quantization_config={"quant_method": "awq"}), "quantization_config"),
-    ("config.json", lambda c: c.update(use_sliding_window=True), "'use_sliding_window' is true"),
+    (
+        "config.json", lambda c: c.update(use_sliding_window=True, sliding_window=64, max_window_layers=2),
+        "'max_window_layers' is 2",
+    ),
+    ("config.json", lambda c: c.update(sliding_window=-1, use_sliding_window=None), "sliding_window is -1"),
+    ("config.json", lambda c: c.update(layer_types=["sliding_attention"]), "'layer_types'"),
+    (
+        "config.json",
+        lambda c: c.update(dual_chunk_attention_config={"chunk_size": 64, "original_max_position_embeddings": 128}),
+        "'dual_chunk_attention_config' is 128: beyond so many positions attention is in chunks",
+    ),
     ("config.json", lambda c: c.update(tie_word_embeddings="no"), "tie_word_embeddings is 'no'"),
     ("config.json", lambda c: [c], "not an object"),
     ("config.json", lambda c: c.update(rope_theta=10**400), "more than a float32 can hold"),
