@@ -172,7 +172,7 @@ RowsDecoder = Callable[[slice], tuple[np.ndarray, np.ndarray]]
 
 
 def _decoder(tensor: Tensor, kernels: ModuleType | None) -> RowsDecoder:
-    """What gives bytes and values of some rows: the kernels, where they have the type and decode the first row to NumPy's bits."""
+    """What gives bytes and values of rows: the kernels, where they have the type and decode the first row to NumPy's bits."""
     kind = kernels.KINDS.get(tensor.type) if kernels is not None and tensor.in_file else None
     by_numpy = partial(_rows_of, tensor)
     if kind is None:
