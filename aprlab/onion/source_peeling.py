@@ -23,6 +23,7 @@ from aprlab.onion.foreign_shadow import Judges, Operation, distance, shadow_of
 from aprlab.onion.instrument_check import tested
 from aprlab.onion.server_peeling import judge_server
 from aprlab.onion.source_run import run_with
+from aprlab.onion.source_weights import OtherWeights, check_shape, other_weights
 from aprlab.onion.verdict import Finding, Repair, Verdict, Word, known
 from aprlab.onion.words import Mechanism
 from aprlab.sources import source as source_of
@@ -31,6 +32,7 @@ from aprlab.sources.choice import Spec
 from aprlab.sources.servers import ServerSource
 from aprlab.tracing.traces import Point, Trace
 
+_UNLIKE = ("instrument.declared-otherwise", "instrument.other-weights")  # what was compared is not what was said
 _SHOWN = 400  # characters of an answer
 ANSWERED = 4  # tokens of the answer that are run one by one, after the prompt
 
@@ -64,6 +66,7 @@ def peel_sources(
     made: tuple[list[int], int | None] | None = None
     for n, spec in enumerate(sources):
         with made_source(spec, opened, threads) as source:
+            check_shape(source, opened)
             label = labels[n] if labels.count(labels[n]) == 1 else f"{labels[n]} ({source.contract})"
             if source.recorded is not None:
                 tokens, asked = source.recorded
@@ -83,7 +86,7 @@ def peel_sources(
                 answers[label] = int(np.argmax(given["logits"].values[-1]))
             _judge(verdict, source, label, given, opened, clock)
     bad = [f for f in verdict.findings if not f.harmless]
-    unlike = any(f.code == "instrument.declared-otherwise" for f in bad)
+    unlike = any(f.code in _UNLIKE for f in bad)
     little = any(f.code == "forward.server-text-alone" for f in verdict.findings)
     word: Word = "not-comparable" if unlike else "broken" if bad else "unproved" if little else "equivalent"
     verdict.verdict = word
@@ -141,6 +144,12 @@ def _judge(verdict: Verdict, source: Source, label: str, given: Trace, model: Mo
         if mistaken:
             verdict.findings += [_declaration_finding(label, mistake) for mistake in mistaken]
             return
+    with clock("weights"):
+        weights = other_weights(operations, judges, model.config, source.file)
+    if weights is not None:
+        verdict.first_divergence = verdict.first_divergence or {"source": label, "point": wrong[0].point, **_figures(wrong[0])}
+        verdict.findings.append(_weights_finding(label, weights))
+        return
     with clock("contract"):
         other = fitting_contract([o for o in wrong if o.alone], judges)
     if other is not None:
@@ -188,6 +197,11 @@ def _declaration_finding(label: str, mistake: Mistake) -> Finding:
     parameters = {"declared": mistake.declared, "found": mistake.found}
     evidence = {"source": label, "off": mistake.off, "off_as_declared": mistake.off_as_declared}
     return Finding("instrument", None, [], Mechanism("instrument.declared-otherwise", parameters), evidence)
+
+
+def _weights_finding(label: str, found: OtherWeights) -> Finding:
+    layer = found.cause.code.partition(".")[0]
+    return Finding(layer, None, [], found.cause, {"source": label, **found.evidence}, 1.0 if layer == "instrument" else 0.8)
 
 
 def _contract_finding(label: str, declared: Contract, found: Contract, fit: list[Operation]) -> Finding:
