@@ -24,7 +24,8 @@ from aprlab.onion.server_run import ExpectedSteps, distance_of, expected_steps, 
 from aprlab.onion.verdict import Finding, known
 from aprlab.onion.words import Mechanism
 from aprlab.sources.json_http import ServerRefusal
-from aprlab.sources.servers import AnswerStep, ServerAnswer, ServerSource
+from aprlab.sources.server_answers import AnswerStep, ServerAnswer
+from aprlab.sources.servers import ServerSource
 from aprlab.tracing.comparisons import log_softmax
 
 ANSWER = 8  # tokens of an answer that are judged
