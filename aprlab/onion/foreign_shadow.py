@@ -216,6 +216,11 @@ class TraceShadow(Engine):
     def memory(self) -> dict[str, int]:
         return {}
 
+    @property
+    def last(self) -> tuple[str, tuple[Any, ...]]:
+        """The last operation, and what went in."""
+        return self._last[:2]
+
     def _note(self, op: str, *args: Any) -> None:
         alone = all(arg.plain is not None for arg in args if isinstance(arg, Streams))
         self._last = (op, tuple(arg.values if isinstance(arg, Streams) else arg for arg in args), alone)

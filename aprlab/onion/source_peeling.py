@@ -21,6 +21,7 @@ from aprlab.onion.declarations import Mistake, misdeclared
 from aprlab.onion.foreign_naming import Named, fitting_contract, marks, names
 from aprlab.onion.foreign_shadow import Judges, Operation, distance, shadow_of
 from aprlab.onion.instrument_check import tested
+from aprlab.onion.printout_peeling import compare_printout
 from aprlab.onion.server_peeling import judge_server
 from aprlab.onion.source_run import run_with
 from aprlab.onion.source_weights import OtherWeights, check_shape, other_weights
@@ -29,6 +30,7 @@ from aprlab.onion.words import Mechanism
 from aprlab.sources import source as source_of
 from aprlab.sources.base import Source
 from aprlab.sources.choice import Spec
+from aprlab.sources.eval_callback import PrintoutSource
 from aprlab.sources.servers import ServerSource
 from aprlab.tracing.traces import Point, Trace
 
@@ -70,10 +72,15 @@ def peel_sources(
             label = labels[n] if labels.count(labels[n]) == 1 else f"{labels[n]} ({source.contract})"
             if source.recorded is not None:
                 tokens, asked = source.recorded
-            else:
+            elif not isinstance(source, PrintoutSource):
                 with clock("tokens"):
                     made = made if made is not None else tokens_for(opened, prompt, threads)
                 tokens, asked = made
+            if isinstance(source, PrintoutSource):
+                with clock(f"compare {label}"):
+                    tokens = _judge_printout(verdict, source, label, opened, prompt, threads)
+                asked = len(tokens)
+                continue
             if isinstance(source, ServerSource):
                 with clock(f"ask {source.name}"):
                     first = _judge_server(verdict, source, opened, tokens[:asked], prompt, threads)
@@ -191,6 +198,38 @@ def _judge_server(
         verdict.repair = Repair([finding.label for finding in case.findings], False, case.proof)
     firsts = [answer.steps[0].token for answer in case.answers.values() if answer.steps]
     return firsts[0] if firsts else None
+
+
+def _judge_printout(
+    verdict: Verdict, source: PrintoutSource, label: str, model: Model, prompt: str | Sequence[int], threads: int | None
+) -> list[int]:
+    """Findings about a printout, added to the verdict; the ids that were run."""
+    run = compare_printout(source, model, prompt, threads)
+    first, facts = run.first, {"source": label, "contract": str(source.contract)}
+    values = sum(len(one.printed.at) for one in run.compared)
+    figures = {"tensors": len(run.compared), "values": values, "sums": sum(one.printed.sum is not None for one in run.compared)}
+    if first is None:
+        cause = Mechanism("forward.printout-agrees", figures)
+        verdict.findings.append(Finding("forward", None, [], cause, facts, harmless=True))
+        return run.ids
+    verdict.first_divergence = verdict.first_divergence or {"source": label, "point": first.printed.point, **first.figures}
+    facts |= {"agree_before_it": len(run.compared) - 1, "introduced_at": {"point": first.printed.point, **first.figures}}
+    facts["not_judged"] = "the values that were not printed, and all that comes after"
+    names = list(dict.fromkeys(form.fault or form.name for form in run.named))
+    form = run.named[0] if run.named else None
+    if form is not None and form.fault is not None:
+        fault = FAULTS[form.fault]
+        more = {"computes_the_same_as": names[1:]} if names[1:] else {}
+        verdict.findings.append(Finding(fault.layer, fault.id, [], known(fault), facts | more | form.parameters, 0.8))
+        return run.ids
+    point = {"point": first.printed.point, "line": first.printed.line}
+    cause = Mechanism("forward.printout-differs", {**point, "before": len(run.compared) - 1})
+    if form is not None:
+        details = "".join(f", {key} {value}" for key, value in form.parameters.items())
+        cause = Mechanism("forward.printout-as-form", {**point, "form": form.name, "details": details})
+        facts |= {"computes_the_same_as": names[1:]} if names[1:] else {}
+    verdict.findings.append(Finding("forward", None, [], cause, facts, 0.8))
+    return run.ids
 
 
 def _declaration_finding(label: str, mistake: Mistake) -> Finding:

@@ -185,6 +185,12 @@ TEMPLATES: dict[str, str] = {
     "though embedding and norms are right: other weights than this model's, or one rounding that no contract has",
     "forward.between-points": "{steps:list}: not what the points before give; it holds several operations",
     "forward.contract-differs": "{steps:list}: the contract is {found!r}, not {declared!r} as declared",
+    "forward.printout-agrees": "{tensors} printed tensors agree with this model's: {values} values within their digits and what "
+    "rounding does to a run, {sums} sums; nothing else of them was looked at",
+    "forward.printout-differs": "{point} (line {line}) is the first printed tensor that is not this model's; {before} before it "
+    "agree, and no known form gives what is printed",
+    "forward.printout-as-form": "{point} (line {line}) is the first printed tensor that is not this model's, and is what "
+    "{form}{details} gives",
     "forward.server-step": "step {step} of the answer is not the model's, and no known fault gives it",
     "forward.server-number": "the server's steps are those of the model with {field} {found:g}, not {expected:g}",
     "forward.server-decode":
