@@ -29,6 +29,7 @@ from aprlab.tracing.traces import Trace
 # Steps of a layer that have the same input: where one of them is another, the others can still be judged.
 SIBLINGS = ({"q", "k", "v"}, {"gate", "up"})
 LARGEST = 1 << 25  # values of a matrix up to which names are looked for: an output head takes a second for each form
+FEW = 4  # positions
 TAIL = 4  # one printed value may be so many times further off than they are on average
 
 
@@ -205,7 +206,9 @@ def _sums(printed: Printed, exact: np.ndarray, simulated: np.ndarray, slack: np.
     adding += UNIT * float(np.abs(parts).max()) * flat.size**0.5
     each = np.abs((simulated - exact).reshape(len(exact), -1).sum(axis=1))
     typical = float(np.sqrt(np.mean(each**2)))
-    rounded = np.maximum(RUNS * np.maximum(each, typical), slack * (flat.size / len(slack)) ** 0.5).sum()
+    columns = flat.size / len(slack)
+    alike = columns if len(slack) < FEW else columns**0.5  # from few sums nothing is known of how errors of a row go together
+    rounded = np.maximum(RUNS * np.maximum(each, typical), slack * alike).sum()
     return _finite(abs(parts[-1] - printed.sum)), float(adding + rounded + printed.half)
 
 

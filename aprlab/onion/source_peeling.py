@@ -77,28 +77,38 @@ def peel_sources(
                     made = made if made is not None else tokens_for(opened, prompt, threads)
                 tokens, asked = made
             if isinstance(source, PrintoutSource):
-                with clock(f"compare {label}"):
+                with clock(f"compare {source.name}"):
                     tokens = _judge_printout(verdict, source, label, opened, prompt, threads)
                 asked = len(tokens)
                 continue
-            if isinstance(source, ServerSource):
-                with clock(f"ask {source.name}"):
-                    first = _judge_server(verdict, source, opened, tokens[:asked], prompt, threads)
-                if first is not None:
-                    answers[label] = first
-                continue
             with clock(f"run {source.name}"):
-                given = source.run(tokens, prompt=asked)
-            if "logits" in given:
-                answers[label] = int(np.argmax(given["logits"].values[-1]))
-            _judge(verdict, source, label, given, opened, clock)
-    bad = [f for f in verdict.findings if not f.harmless]
-    unlike = any(f.code in _UNLIKE for f in bad)
-    little = any(f.code == "forward.server-text-alone" for f in verdict.findings)
-    word: Word = "not-comparable" if unlike else "broken" if bad else "unproved" if little else "equivalent"
-    verdict.verdict = word
+                first, given = _answered(verdict, source, opened, tokens, asked, prompt, threads)
+            if first is not None:
+                answers[label] = first
+            if given is not None:
+                _judge(verdict, source, label, given, opened, clock)
+    verdict.verdict = _word(verdict.findings)
     verdict.health |= {"next token": answers, "tokens": len(tokens), "prompt": asked}
     return verdict
+
+
+def _answered(
+    verdict: Verdict, source: Source, model: Model, tokens: list[int], asked: int | None, prompt: str | Sequence[int],
+    threads: int | None,
+) -> tuple[int | None, Trace | None]:  # fmt: skip
+    """The likeliest next token, where it is known, and the trace of a source that has one; a server is judged at once."""
+    if isinstance(source, ServerSource):
+        return _judge_server(verdict, source, model, tokens[:asked], prompt, threads), None
+    given = source.run(tokens, prompt=asked)
+    return (int(np.argmax(given["logits"].values[-1])) if "logits" in given else None), given
+
+
+def _word(findings: Sequence[Finding]) -> Word:
+    bad = [f for f in findings if not f.harmless]
+    if any(f.code in _UNLIKE for f in bad):
+        return "not-comparable"
+    little = any(f.code == "forward.server-text-alone" for f in findings)
+    return "broken" if bad else "unproved" if little else "equivalent"
 
 
 def _label(spec: Spec) -> str:

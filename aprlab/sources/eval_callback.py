@@ -78,13 +78,13 @@ class PrintoutSource(Source):
 
     def __init__(self, path: str | Path, model: Model, contract: Contract | None = None) -> None:
         self.name, self.version, self.file, self.config = NAME, "", Path(path), model.config
-        reader = _Reader(self.file, model)
+        reader = _PrintoutReader(self.file, model)
         self.tensors, self.ids, self.count = reader.tensors, reader.ids, reader.count
         self.contract = contract if contract is not None else Contract(activations_of(model), "f16", reader.flash)
         self.can = Abilities((), positions="given", logits="none", reruns=False)
 
 
-class _Reader:
+class _PrintoutReader:
     """Reads the text line by line."""
 
     def __init__(self, path: Path, model: Model) -> None:
