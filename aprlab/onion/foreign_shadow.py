@@ -20,7 +20,7 @@ from aprlab.engines.contracts import Contract
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
 from aprlab.model.rope import RopeScaling
-from aprlab.tracing.traces import Trace
+from aprlab.tracing.traces import Point, Trace
 
 ORDERS = 16  # other orders of the same float32 sums: at most so many times the deviation of one of them
 CHAIN = 4  # of roundings that build on each other, some go either way: a simulation meets them to a quarter
@@ -338,9 +338,26 @@ def chained(op: str, rules: Contract, alone: bool = True) -> float:
 
 def shadow_of(given: Trace, judges: Judges, config: ModelConfig) -> list[Operation]:
     """Every operation of the trace that can be compared, in the order of the pass."""
+    return shadow_and_values(given, judges, config)[0]
+
+
+def shadow_and_values(given: Trace, judges: Judges, config: ModelConfig) -> tuple[list[Operation], Trace]:
+    """The same, and what the contract gives at each point on the trace's own inputs, as a trace of the same positions."""
     shadow = TraceShadow(judges, given)
     cache = shadow.new_cache(config, len(given.tokens))
     last = "logits" in given and len(given["logits"].positions) == 1 and len(given.tokens) > 1
+    contract, kept = str(judges.contract), {}
+
+    def tap(point: str, x: Array) -> Array:
+        expected = np.asarray(x.ways[1], np.float32)
+        seen = len(shadow.operations)
+        out = shadow.tap(point, x)
+        if len(shadow.operations) > seen:
+            rows, positions = shadow.operations[-1].rows, given[point].positions
+            values = expected.reshape(len(expected), *given[point].values.shape[1:])[rows]
+            kept[point] = Point(point, values, positions, "contract", contract)
+        return out
+
     with np.errstate(all="ignore"):
-        forward(shadow, config, given.tokens, cache, shadow.tap, last_only=last)
-    return shadow.operations
+        forward(shadow, config, given.tokens, cache, tap, last_only=last)
+    return shadow.operations, Trace(kept, given.tokens, "contract", contract, config, {}, given.prompt)
