@@ -35,6 +35,7 @@ class AnswerScore:
         gain: by how many bits a token the fault makes the text likelier than the healthy model does; None where that was
             not measured, and then the other parts make the whole score.
         shared: tokens that both have and that surprise the healthy model by 8 bits or more, as text.
+        misfit: bits a step by which log-probabilities that were seen differ from the fault's; None where only a text was seen.
     """
 
     score: float
@@ -44,10 +45,13 @@ class AnswerScore:
     rhythm: float
     gain: float | None
     shared: tuple[str, ...]
+    misfit: float | None = None
 
     @property
     def why(self) -> str:
         """The score in words."""
+        if self.misfit is not None:
+            return f"log-probabilities {self.misfit:.3f} bits a step off"
         if self.prefix == 1:
             return "the same words, in the same order"
         parts = [f"shares {', '.join(map(repr, self.shared))}"] if self.shared else ["shares no rare token"]

@@ -18,6 +18,7 @@ from aprlab.faults import FAULTS, run_faults, session_with
 from aprlab.faults.text import CHATML
 from aprlab.forensics.answer_runs import HealthyRun, collect_after, healthy_session
 from aprlab.forensics.answer_scoring import AnswerScorer, Suspect
+from aprlab.forensics.logprob_evidence import Figures, figures_suspects
 from aprlab.forensics.ranking import Forensics, not_numbers, ranked
 from aprlab.formats.reading import read_bytes
 from aprlab.inference.session import Session
@@ -48,6 +49,7 @@ class Case:
         certainty: how sure that is: ``certain``, ``high``, ``medium``, ``low`` or ``open``.
         url: where it was reported.
         note: what has to be known to judge it.
+        response: a server's answer with log-probabilities, as JSON: then the figures are the evidence, and not the text.
     """
 
     id: str
@@ -61,13 +63,14 @@ class Case:
     certainty: str = "open"
     url: str = ""
     note: str = ""
+    response: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES:
             raise UsageError(
                 f"case {self.id}: template {self.template!r}; known: {', '.join(TEMPLATES)}", code="cases.unknown-template"
             )
-        if not self.text and not self.token_ids:
+        if not self.text and not self.token_ids and self.response is None:
             raise UsageError(f"case {self.id}: neither a text nor token ids", code="cases.no-answer")
         for id in self.cause:
             if id not in FAULTS:
@@ -97,6 +100,8 @@ class Case:
         _want(data, cause is None or listed, "cause is a list of faults")
         ids = isinstance(token_ids, list | tuple) and all(type(id) is int and 0 <= id < 1 << 31 for id in token_ids)
         _want(data, ids, "token_ids is a list of ids")
+        response = data.get("response")
+        _want(data, response is None or isinstance(response, Mapping), "response is an object: what a server answered")
         longest = max(len(str(data["prompt"])), len(str(text)), len(token_ids), len(system or ""))
         _want(data, longest <= TEXT_LIMIT, f"more than {TEXT_LIMIT} characters or ids in one entry")
         bare = isinstance(system, str) and system.strip().lower() in ("none", "-", "")
@@ -108,7 +113,7 @@ class Case:
             str(data.get("id", "case")), str(data["prompt"]), str(text), tuple(token_ids), str(template),
             None if bare else system, str(data.get("model", "")),
             tuple(cause) if isinstance(cause, list) else (), str(data.get("certainty", "open")), str(data.get("url", "")),
-            str(data.get("note", "")),
+            str(data.get("note", "")), response,
         )  # fmt: skip
 
 
@@ -183,6 +188,10 @@ def rank_cases(
     """
     started = time.process_time()
     own = healthy_session(model, engine, threads)
+    by_figures = _rank_figures(own, [case for case in cases if case.response is not None], faults, progress)
+    cases = [case for case in cases if case.response is None]
+    if not cases:
+        return by_figures
     bare = with_template(own, CHATML)
     asked: dict[tuple[str, str, str | None], _SharedPrompt] = {}
     for case in cases:
@@ -202,7 +211,7 @@ def rank_cases(
         _try_everywhere(list(asked.values()), tuple(unit.split("+")))
         if progress is not None:
             progress(unit, time.process_time() - before)
-    found = {}
+    found = by_figures
     for group in asked.values():
         for case, scorer, tried in zip(group.cases, group.scorers, group.tried, strict=True):
             healthy = replace(group.run.healthy, match=scorer.judge(group.run.healthy))
@@ -210,6 +219,25 @@ def rank_cases(
                 case.text or own.tokenizer.decode(scorer.saw), scorer.saw, case.prompt, healthy, ranked(tried),
                 time.process_time() - started,
             )  # fmt: skip
+    return found
+
+
+def _rank_figures(
+    session: Session, cases: Sequence[Case], faults: Iterable[str] | None, progress: Callable[[str, float], None] | None
+) -> dict[str, Forensics]:
+    """Rankings of the cases that have a server's log-probabilities."""
+    found, chosen = {}, list(run_faults() if faults is None else faults)
+    for case in cases:
+        started = time.process_time()
+        try:
+            figures = Figures.of_json(case.response, session, LONGEST)
+        except AprlabError as error:
+            raise type(error)(f"case {case.id}: {error.message}", code=error.code) from None
+        healthy, tried = figures_suspects(session, figures, case.prompt, case.template, case.system, chosen, progress)
+        spent, used = time.process_time() - started, session.engine
+        found[case.id] = Forensics(
+            figures.text, list(figures.tokens), case.prompt, healthy, ranked(tried), spent, used.spec, used.asked or used.spec
+        )
     return found
 
 
