@@ -46,16 +46,20 @@ class Journal:
         asked = {id: _digest(repr(question)) for id, question in bench.questions.items()}
         kept: list[tuple[str, Suspect]] = []
         known: set[str] = set()
+        then: dict[str, str] = {}
         if rows:
             _check_head(path, rows[0], bench)
+            then |= rows[0]["faults"]
         for number, row in enumerate(rows[1:], 2):
             try:
-                if "question" in row:
+                if "also" in row:
+                    then |= row["also"]
+                elif "question" in row:
                     known.add(row["question"])
                     _check_question(path, row, asked)
                 elif row["for"] in asked:
                     kept.append((row["for"], Suspect.from_json(row)))
-                    _check_faults(path, row, rows[0]["faults"])
+                    _check_faults(path, row, then)
             except (KeyError, TypeError, ValueError) as error:
                 raise FormatError(f"line {number}: not a judgement ({error})", code="journal.line", path=path) from None
         try:
@@ -68,6 +72,8 @@ class Journal:
         if not rows:
             os.truncate(path, 0)
             journal._write(_head(bench))
+        elif new := {id: digest for id, digest in _digests().items() if id not in then}:
+            journal._write({"also": new})  # faults that came into the catalogue since
         for id, digest in asked.items():
             if id not in known:
                 journal._write({"question": id, "digest": digest, "asked": bench.questions[id].prompt})
@@ -111,8 +117,12 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def _head(bench: FaultBench) -> dict[str, Any]:
-    faults = {id: fault_digest(fault) for id, fault in FAULTS.items() if fault.instrument is None}
-    return {"journal": KIND, "version": VERSION, "model": _model(bench), "engine": bench.session.engine.spec, "faults": faults}
+    own = {"model": _model(bench), "engine": bench.session.engine.spec, "faults": _digests()}
+    return {"journal": KIND, "version": VERSION} | own
+
+
+def _digests() -> dict[str, str]:
+    return {id: fault_digest(fault) for id, fault in FAULTS.items() if fault.instrument is None}
 
 
 def _model(bench: FaultBench) -> dict[str, str]:
