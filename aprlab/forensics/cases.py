@@ -7,6 +7,7 @@ switched on once and asks every prompt, so that what a fault costs to set up is 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,6 +187,7 @@ def rank_cases(
     """
     if len({case.id for case in cases}) < len(cases):
         raise UsageError("two cases have one id", code="cases.id-twice")
+    faults = None if faults is None else list(faults)
     session = healthy_session(model, engine, threads)
     by_figures = _rank_figures(session, [case for case in cases if case.response is not None], faults, progress)
     cases = [case for case in cases if case.response is None]

@@ -320,10 +320,10 @@ def compare_traces(a: Trace, b: Trace, title: str = "trace, a against b") -> Com
 
 def layer_rows(trace: Trace, step: str = "out") -> list[dict[str, Any]]:
     """Summaries of one step of every layer (``layers.N.<step>``) in layer order: ``layer``, ``mean``, ``std``, ``l2``, …"""
-    return [{"layer": n, **asdict(trace[name].summary())} for n, name in _layers(trace, step)]
+    return [{"layer": n, **asdict(trace[name].summary())} for n, name in layer_steps(trace, step)]
 
 
-def _layers(trace: Trace, step: str) -> list[tuple[int, str]]:
+def layer_steps(trace: Trace, step: str) -> list[tuple[int, str]]:
     """Number and point of each layer that the trace has this step of; raises UsageError where it has none."""
     names = [(n, f"layers.{n}.{step}") for n in range(trace.config.block_count)]
     found = [(n, name) for n, name in names if name in trace]
@@ -355,8 +355,8 @@ def agreement_rows(a: Trace, b: Trace, step: str = "out") -> list[dict[str, Any]
         UsageError: b gives this step of no layer.
     """
     rows = []
-    given = {name for _, name in _layers(b, step)}
-    for n, name in _layers(a, step):
+    given = {name for _, name in layer_steps(b, step)}
+    for n, name in layer_steps(a, step):
         if name not in given:
             continue
         d = difference(a[name].values, b[name].values)
