@@ -18,7 +18,7 @@ from aprlab.formats import apr, gguf
 from aprlab.formats.gguf_record import header_of, recorded_fields
 from aprlab.formats.identity import file_only
 from aprlab.formats.reading import padding
-from aprlab.model import names, rope
+from aprlab.model import names, rope, window
 from aprlab.model.architecture import architecture_of
 from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.model import Model
@@ -261,6 +261,8 @@ def made_fields(config: ModelConfig, tok: TokenizerData, metadata: Any) -> list[
         ("general.quantization_version", "uint32", 2),
     ]
     at = next(n for n, row in enumerate(values) if row[0] == "general.file_type")
+    if config.sliding_window is not None:
+        values.insert(at, (f"{name}.{window.GGUF_KEY}", "uint32", config.sliding_window))
     values[at:at] = [(f"{name}.{key}", type_name, value) for key, type_name, value in rope.to_gguf(config.rope_scaling)]
     if config.head_dim * config.head_count != config.embedding_length:
         values.insert(9, (f"{name}.attention.key_length", "uint32", config.head_dim))

@@ -20,6 +20,7 @@ from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
 from aprlab.model.rope import RopeScaling, frequencies
 from aprlab.model.tensor import Tensor
+from aprlab.model.window import hidden
 
 _BLOCK = 8 << 20  # values of a matrix decoded at a time
 _KEPT = 32 << 20  # values of all matrices of a model up to which they are kept, decoded
@@ -67,7 +68,9 @@ class ContractEngine(Engine):
         exact_rope: angles in float64; else as ggml has them, each the one before times a constant, in float32.
 
     `half_sums` says whether flash attention keeps its sums in the cache's type, as ggml does for few queries, and `scale_by` what
-    the scores of attention are multiplied with besides; both may be changed.
+    the scores of attention are multiplied with besides; both may be changed. `unrounded` is the last operation's result before
+    its last rounding, None where the contract keeps values in float32. `lean` is what part of itself a value gets before it is
+    rounded: a little of it shows what would have been rounded the other way.
     """
 
     name = "contract"
@@ -81,7 +84,8 @@ class ContractEngine(Engine):
         self.contract, self.dtype, self.exact_rope = str(self.rules), np.dtype(dtype), exact_rope
         self.weights = weights if weights is not None else Weights(model)
         self.half_sums = self.rules.flash and self.rules.cache != "f32" and self.rules.values == "f32"
-        self.scale_by = 1.0
+        self.scale_by, self.lean = 1.0, 0.0
+        self.unrounded: np.ndarray | None = None
         self._value, self._store = roundings.FLOATS[self.rules.values], roundings.FLOATS[self.rules.cache]
 
     def over(self, model: Model) -> ContractEngine:
@@ -98,7 +102,7 @@ class ContractEngine(Engine):
 
     def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
         shape = (config.block_count, config.head_count_kv, capacity, config.head_dim)
-        return Cache(np.zeros(shape, self.dtype), np.zeros(shape, self.dtype), capacity)
+        return Cache(np.zeros(shape, self.dtype), np.zeros(shape, self.dtype), capacity, window=config.sliding_window)
 
     def memory(self) -> dict[str, int]:
         return {}
@@ -107,15 +111,22 @@ class ContractEngine(Engine):
 
     def as_value(self, x: np.ndarray) -> np.ndarray:
         """A value as it leaves an operation."""
-        return x if self.rules.values == "f32" else self._value(x.astype(np.float32)).astype(self.dtype)
+        if self.rules.values == "f32":
+            return x
+        return self._value((x + self.lean * np.abs(x) if self.lean else x).astype(np.float32)).astype(self.dtype)
+
+    def _result(self, x: np.ndarray) -> np.ndarray:
+        """The result of an operation: a value, and what it was before it became one."""
+        self.unrounded = None if self.rules.values == "f32" else x
+        return self.as_value(x)
 
     def embed(self, tokens: np.ndarray, weight: str) -> np.ndarray:
-        return self.as_value(self.matrix(weight).dequantise(tokens).astype(self.dtype))
+        return self._result(self.matrix(weight).dequantise(tokens).astype(self.dtype))
 
     def norm(self, x: np.ndarray, weight: str, eps: float) -> np.ndarray:
         scale = 1 / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + self.dtype.type(eps))
         w = self._value(self.vector(weight, x.shape[-1]).dequantise()).astype(self.dtype)
-        return self.as_value(self.as_value(x * scale) * w)
+        return self._result(self.as_value(x * scale) * w)
 
     def side(self, x: np.ndarray, tensor: Tensor) -> tuple[np.ndarray, np.dtype[Any], roundings.Rounding]:
         """What `Weights.products` needs for x: as this contract rounds it for a weight of that type."""
@@ -125,7 +136,7 @@ class ContractEngine(Engine):
 
     def biased(self, y: np.ndarray, bias: str | None) -> np.ndarray:
         """A product with its bias, as it leaves the operation."""
-        return self.as_value(y if bias is None else y + self._value(self.vector(bias, y.shape[-1]).dequantise()))
+        return self._result(y if bias is None else y + self._value(self.vector(bias, y.shape[-1]).dequantise()))
 
     def matmul(self, x: np.ndarray, weight: str, bias: str | None = None) -> np.ndarray:
         tensor = self.matrix(weight, x.shape[-1])
@@ -158,7 +169,7 @@ class ContractEngine(Engine):
         turned = np.empty_like(x)
         part = self.as_value  # of a sum of products, each is a value of its own
         turned[..., first], turned[..., second] = part(a * cos) - part(b * sin), part(a * sin) + part(b * cos)
-        return self.as_value(turned)
+        return self._result(turned)
 
     def _stored(self, x: np.ndarray) -> np.ndarray:
         return x if self.rules.cache == "f32" else self._store(x.astype(np.float32)).astype(self.dtype)
@@ -186,7 +197,7 @@ class ContractEngine(Engine):
             scores = scores * self.dtype.type(self.scale_by / math.sqrt(size))
             if not self.rules.flash:
                 scores = self.as_value(scores)
-            scores[..., np.arange(seen) > positions[block, None]] = -np.inf
+            scores[..., hidden(seen, positions[block], cache.window)] = -np.inf
             if self.half_sums:
                 y[block] = _running_softmax(scores, values, self._store).transpose(2, 0, 1, 3)
                 continue
@@ -198,14 +209,14 @@ class ContractEngine(Engine):
             elif self.rules.values != "f32":
                 scores = self._stored(scores)  # torch rounds before it divides
             y[block] = (scores @ values / total).transpose(2, 0, 1, 3)
-        return self.as_value(y.reshape(count, heads * size))
+        return self._result(y.reshape(count, heads * size))
 
     def swiglu(self, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):
-            return self.as_value(self.as_value(gate / (1 + np.exp(-gate))) * up)
+            return self._result(self.as_value(gate / (1 + np.exp(-gate))) * up)
 
     def add(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return self.as_value(a + b)
+        return self._result(a + b)
 
 
 def _running_softmax(scores: np.ndarray, values: np.ndarray, store: roundings.Rounding) -> np.ndarray:

@@ -98,6 +98,12 @@ def fitting_contract(wrong_ones: Sequence[Operation], judges: Judges) -> tuple[C
     return best
 
 
+def explained_by_contract(operation: Operation, judges: Judges) -> bool:
+    """Whether another contract than the declared one gives an operation."""
+    plain = Form("as it is", again)
+    return any(gives(plain, operation, judges, judges.by(contract)) for contract in _contracts(judges.contract, {operation.op}))
+
+
 def _contracts(declared: Contract, operations: set[str]) -> list[Contract]:
     """Others that could explain it, the nearest to the declared one first."""
     activations = (*FLOATS, "q8") if "matmul" in operations else (declared.activations,)

@@ -20,12 +20,15 @@ from aprlab.engines.contracts import Contract
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
 from aprlab.model.rope import RopeScaling
-from aprlab.tracing.traces import Trace
+from aprlab.tracing.traces import Point, Trace
 
 ORDERS = 16  # other orders of the same float32 sums: at most so many times the deviation of one of them
 CHAIN = 4  # of roundings that build on each other, some go either way: a simulation meets them to a quarter
-FUSED = 2  # one kernel for all of attention, in halves: torch's meets the simulation to 1.4 of the rounding, not better
+# One kernel for all of attention rounds its probabilities, and takes them from an exponential that need be no better than that
+# (torch's polynomial is off by 1e-4 where a half is off by 5e-4): two roundings where a simulation has one.
+FUSED = 2
 UNIT = 2.0**-23  # of float32: less cannot be seen in what it holds
+ROUNDED_INSIDE = ("norm", "swiglu")  # element by element, once between their steps
 
 
 class Streams:
@@ -118,6 +121,32 @@ def wrong(off: np.ndarray, allowed: np.ndarray, rounding: np.ndarray) -> np.ndar
     return ~tight
 
 
+def settled(
+    given: np.ndarray, simulated: np.ndarray, exact: np.ndarray, before: Sequence[np.ndarray], allowed: np.ndarray,
+    as_value: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:  # fmt: skip
+    """What the contract gives next to `given`: a value half-way between two steps of a rounding may become either.
+
+    Args:
+        given, simulated, exact: ``(P, …)``.
+        before: `simulated` before its last rounding, once or several times: where roundings inside went either way. Empty
+            where there is no such rounding, or where it is not known.
+        allowed: by position, how far float32 sums may go, relative to the norm of `exact`.
+        as_value: the last rounding.
+
+    Returns:
+        `simulated`, and where sums in another order may round to another value, the one nearest to `given`.
+    """
+    if not before:
+        return simulated
+    with np.errstate(all="ignore"):
+        each = np.sqrt(np.mean(np.square(exact.reshape(len(exact), -1)), axis=1)) * allowed
+        least, most = np.minimum.reduce(before), np.maximum.reduce(before)
+        slack = np.maximum(each.reshape(-1, *(1,) * (exact.ndim - 1)), UNIT * np.abs(most))
+        low, high = as_value(least - slack), as_value(most + slack)
+        return np.where(low < high, np.clip(given, low, high), simulated)
+
+
 def distance(a: np.ndarray, b: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """l2 of ``a - b`` by position, over that of `scale`; inf where one is not finite and the other is not the same."""
     with np.errstate(all="ignore"):
@@ -171,6 +200,7 @@ class TraceShadow(Engine):
         self.operations: list[Operation] = []
         self._last: tuple[str, tuple[Any, ...], bool] = ("", (), True)
         self._second: np.ndarray | None = None
+        self._either: list[np.ndarray] = []  # results before their last rounding, roundings inside led one way and the other
 
     def from_numpy(self, x: np.ndarray) -> Array:
         return Streams([judge.from_numpy(x) for judge in self.judges.three], x)
@@ -181,10 +211,15 @@ class TraceShadow(Engine):
 
     def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
         caches = [judge.new_cache(config, capacity) for judge in self.judges.three]
-        return Cache([c.k for c in caches], [c.v for c in caches], capacity)
+        return Cache([c.k for c in caches], [c.v for c in caches], capacity, window=config.sliding_window)
 
     def memory(self) -> dict[str, int]:
         return {}
+
+    @property
+    def last(self) -> tuple[str, tuple[Any, ...]]:
+        """The last operation, and what went in."""
+        return self._last[:2]
 
     def _note(self, op: str, *args: Any) -> None:
         alone = all(arg.plain is not None for arg in args if isinstance(arg, Streams))
@@ -192,12 +227,14 @@ class TraceShadow(Engine):
 
     def _ways(self, op: str, *args: Any) -> Streams:
         self._note(op, *args)
-        return Streams(
-            [
-                getattr(judge, op)(*(arg.ways[n] if isinstance(arg, Streams) else arg for arg in args))
-                for n, judge in enumerate(self.judges.three)
-            ]
-        )
+        ways = [[arg.ways[n] if isinstance(arg, Streams) else arg for arg in args] for n in range(3)]
+        out = Streams([getattr(judge, op)(*way) for judge, way in zip(self.judges.three, ways, strict=True)])
+        simulated = self.judges.simulated
+        if op in ROUNDED_INSIDE and simulated.unrounded is not None:
+            for simulated.lean in (-ORDERS * UNIT, ORDERS * UNIT, 0.0):
+                getattr(simulated, op)(*ways[1])
+                self._either.append(simulated.unrounded)
+        return out
 
     def embed(self, tokens: np.ndarray, weight: str) -> Array:
         return self._ways("embed", tokens, weight)
@@ -223,12 +260,12 @@ class TraceShadow(Engine):
         self._note("attend", q, k, v, layer, positions)
         out = []
         for n, judge in enumerate(self.judges.three):
-            own = Cache(cache.k[n], cache.v[n], cache.capacity, cache.length)
+            own = Cache(cache.k[n], cache.v[n], cache.capacity, cache.length, cache.window)
             out.append(judge.attend(q.ways[n], k.ways[n], v.ways[n], own, layer, positions))
         simulated = self.judges.simulated
         if simulated.half_sums:  # for many queries at once ggml keeps its sums in float32: that is allowed, too
             simulated.half_sums = False
-            own = Cache(cache.k[1], cache.v[1], cache.capacity, cache.length)
+            own = Cache(cache.k[1], cache.v[1], cache.capacity, cache.length, cache.window)
             self._second = simulated.attend(q.ways[1], k.ways[1], v.ways[1], own, layer, positions)
             simulated.half_sums = True
         return Streams(out)
@@ -239,9 +276,13 @@ class TraceShadow(Engine):
     def add(self, a: Array, b: Array) -> Array:
         return self._ways("add", a, b)
 
+    def _unrounded(self) -> list[np.ndarray]:
+        found = self.judges.simulated.unrounded
+        return [] if found is None else [found]
+
     def tap(self, point: str, x: Array) -> Array:
         """Compare a result with the trace's, and go on with the trace's."""
-        second, self._second = self._second, None
+        second, either, self._second, self._either = self._second, self._either, None, []
         if point not in self.given:
             return x
         kept = self.given[point]
@@ -252,8 +293,8 @@ class TraceShadow(Engine):
             return x
         op, args, alone = self._last
         exact, simulated, single = (way.reshape(x.shape)[rows] for way in x.ways)
-        rules = self.judges.contract
-        found = judged(point, op, args, kept.values, rows, exact, simulated, single, second, alone, rules)
+        before = [part.reshape(x.shape)[rows] for part in either or self._unrounded() if part.size == x.ways[1].size]
+        found = judged(point, op, args, kept.values, rows, exact, simulated, single, second, before, alone, self.judges.simulated)
         found.prompt = self.given.prompt or 0
         self.operations.append(found)
         whole = len(rows) == count and np.array_equal(rows, np.arange(count))
@@ -266,35 +307,57 @@ class TraceShadow(Engine):
 
 def judged(
     point: str, op: str, args: tuple[Any, ...], given: np.ndarray, rows: np.ndarray, exact: np.ndarray, simulated: np.ndarray,
-    single: np.ndarray, second: np.ndarray | None, alone: bool, rules: Contract,
+    single: np.ndarray, second: np.ndarray | None, before: Sequence[np.ndarray], alone: bool, engine: ContractEngine,
 ) -> Operation:  # fmt: skip
-    """One operation with its distances, under a contract."""
-    off = distance(given, simulated, exact)
+    """One operation with its distances, under the contract of an engine."""
+    order = distance(single, exact, exact)
+    allowed = ORDERS * np.maximum(order, max(UNIT, float(np.median(order))))
+    off = distance(given, settled(given, simulated, exact, before, allowed, engine.as_value), exact)
     if second is not None:
         other = distance(given, second.reshape(simulated.shape) if len(rows) == len(second) else second[rows], exact)
         simulated, off = (second.reshape(simulated.shape), other) if np.median(other) < np.median(off) else (simulated, off)
-    order = distance(single, exact, exact)
-    allowed, rounding = ORDERS * np.maximum(order, max(UNIT, float(np.median(order)))), distance(simulated, exact, exact)
-    allowed = np.maximum(allowed, chained(op, rules) * rounding)
+    rounding = distance(simulated, exact, exact)
+    allowed = np.maximum(allowed, chained(op, engine.rules, alone) * rounding)
     found = Operation(point, op, args, given, rows, exact, simulated, off, allowed, rounding, alone)
     if found.fits:
         found.exact = found.simulated = None
     return found
 
 
-def chained(op: str, rules: Contract) -> float:
-    """How much of the contract's rounding an operation may be off by, since it rounds more than once."""
+def chained(op: str, rules: Contract, alone: bool = True) -> float:
+    """How much of the contract's rounding an operation may be off by, since it rounds more than once.
+
+    Args:
+        alone: whether it is one operation, of inputs that are the trace's own.
+    """
     if op == "attend" and rules.flash and rules.values != "f32":
         return FUSED
-    # halves of halves: probabilities, and in flash attention sums; values of every step
-    return 1 / CHAIN if op == "attend" or rules.values != "f32" else 0.0
+    # halves of halves: probabilities, and in flash attention sums; angles; values between operations
+    return 1 / CHAIN if op == "attend" or (rules.values != "f32" and (op == "rope" or not alone)) else 0.0
 
 
 def shadow_of(given: Trace, judges: Judges, config: ModelConfig) -> list[Operation]:
     """Every operation of the trace that can be compared, in the order of the pass."""
+    return shadow_and_values(given, judges, config)[0]
+
+
+def shadow_and_values(given: Trace, judges: Judges, config: ModelConfig) -> tuple[list[Operation], Trace]:
+    """The same, and what the contract gives at each point on the trace's own inputs, as a trace of the same positions."""
     shadow = TraceShadow(judges, given)
     cache = shadow.new_cache(config, len(given.tokens))
     last = "logits" in given and len(given["logits"].positions) == 1 and len(given.tokens) > 1
+    contract, kept = str(judges.contract), {}
+
+    def tap(point: str, x: Array) -> Array:
+        expected = np.asarray(x.ways[1], np.float32)
+        seen = len(shadow.operations)
+        out = shadow.tap(point, x)
+        if len(shadow.operations) > seen:
+            rows, positions = shadow.operations[-1].rows, given[point].positions
+            values = expected.reshape(len(expected), *given[point].values.shape[1:])[rows]
+            kept[point] = Point(point, values, positions, "contract", contract)
+        return out
+
     with np.errstate(all="ignore"):
-        forward(shadow, config, given.tokens, cache, shadow.tap, last_only=last)
-    return shadow.operations
+        forward(shadow, config, given.tokens, cache, tap, last_only=last)
+    return shadow.operations, Trace(kept, given.tokens, "contract", contract, config, {}, given.prompt)

@@ -24,11 +24,12 @@ from aprlab.onion.server_run import ExpectedSteps, distance_of, expected_steps, 
 from aprlab.onion.verdict import Finding, known
 from aprlab.onion.words import Mechanism
 from aprlab.sources.json_http import ServerRefusal
-from aprlab.sources.servers import AnswerStep, ServerAnswer, ServerSource
+from aprlab.sources.server_answers import AnswerStep, ServerAnswer
+from aprlab.sources.servers import ServerSource
 from aprlab.tracing.comparisons import log_softmax
 
 ANSWER = 8  # tokens of an answer that are judged
-_NUMBERS = {"rope_theta": (1e4, 1e5, 5e5, 1e6, 5e6, 8e6, 1e7), "rms_norm_eps": (1e-8, 1e-6, 1e-5, 1e-4, 1e-3)}
+NUMBERS = {"rope_theta": (1e4, 1e5, 5e5, 1e6, 5e6, 8e6, 1e7), "rms_norm_eps": (1e-8, 1e-6, 1e-5, 1e-4, 1e-3)}
 _TELLING = 4  # tokens of a text that are hardly equal by chance
 _MISSING = (404, 405, 501)  # statuses of a server that has no such door
 _TEMPERATURES, _PENALTIES = (0.5, 0.7, 0.8, 0.9, 1.1, 1.25, 1.5, 2.0), (1.02, 1.05, 1.1, 1.15, 1.18, 1.2, 1.3)
@@ -306,7 +307,7 @@ def _as_run(case: ServerCase, run: Session, answer: ServerAnswer, expected: Expe
 def _known_number(case: ServerCase, answer: ServerAnswer, expected: ExpectedSteps, figures: dict[str, Any]) -> bool:
     """Whether another base of the rotation, or another epsilon, gives every step."""
     config, found = case.model.config, []
-    for name, values in _NUMBERS.items():
+    for name, values in NUMBERS.items():
         for value in values:
             if value == getattr(config, name):
                 continue

@@ -12,7 +12,7 @@ from aprlab.architectures import forward
 from aprlab.engines.contracts import Contract
 from aprlab.model.config import ModelConfig
 from aprlab.onion.foreign_shadow import ORDERS, UNIT, Judges, TraceShadow
-from aprlab.sources.servers import AnswerStep
+from aprlab.sources.server_answers import AnswerStep
 from aprlab.tracing.comparisons import log_softmax
 from aprlab.tracing.traces import Trace
 

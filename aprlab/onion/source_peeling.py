@@ -21,16 +21,20 @@ from aprlab.onion.declarations import Mistake, misdeclared
 from aprlab.onion.foreign_naming import Named, fitting_contract, marks, names
 from aprlab.onion.foreign_shadow import Judges, Operation, distance, shadow_of
 from aprlab.onion.instrument_check import tested
+from aprlab.onion.printout_peeling import compare_printout
 from aprlab.onion.server_peeling import judge_server
 from aprlab.onion.source_run import run_with
+from aprlab.onion.source_weights import OtherWeights, check_shape, other_weights
 from aprlab.onion.verdict import Finding, Repair, Verdict, Word, known
 from aprlab.onion.words import Mechanism
 from aprlab.sources import source as source_of
 from aprlab.sources.base import Source
 from aprlab.sources.choice import Spec
+from aprlab.sources.eval_callback import PrintoutSource
 from aprlab.sources.servers import ServerSource
 from aprlab.tracing.traces import Point, Trace
 
+_UNLIKE = ("instrument.declared-otherwise", "instrument.other-weights")  # what was compared is not what was said
 _SHOWN = 400  # characters of an answer
 ANSWERED = 4  # tokens of the answer that are run one by one, after the prompt
 
@@ -64,31 +68,47 @@ def peel_sources(
     made: tuple[list[int], int | None] | None = None
     for n, spec in enumerate(sources):
         with made_source(spec, opened, threads) as source:
+            check_shape(source, opened)
             label = labels[n] if labels.count(labels[n]) == 1 else f"{labels[n]} ({source.contract})"
             if source.recorded is not None:
                 tokens, asked = source.recorded
-            else:
+            elif not isinstance(source, PrintoutSource):
                 with clock("tokens"):
                     made = made if made is not None else tokens_for(opened, prompt, threads)
                 tokens, asked = made
-            if isinstance(source, ServerSource):
-                with clock(f"ask {source.name}"):
-                    first = _judge_server(verdict, source, opened, tokens[:asked], prompt, threads)
-                if first is not None:
-                    answers[label] = first
+            if isinstance(source, PrintoutSource):
+                with clock(f"compare {source.name}"):
+                    tokens = _judge_printout(verdict, source, label, opened, prompt, threads)
+                asked = len(tokens)
                 continue
             with clock(f"run {source.name}"):
-                given = source.run(tokens, prompt=asked)
-            if "logits" in given:
-                answers[label] = int(np.argmax(given["logits"].values[-1]))
-            _judge(verdict, source, label, given, opened, clock)
-    bad = [f for f in verdict.findings if not f.harmless]
-    unlike = any(f.code == "instrument.declared-otherwise" for f in bad)
-    little = any(f.code == "forward.server-text-alone" for f in verdict.findings)
-    word: Word = "not-comparable" if unlike else "broken" if bad else "unproved" if little else "equivalent"
-    verdict.verdict = word
+                first, given = _answered(verdict, source, opened, tokens, asked, prompt, threads)
+            if first is not None:
+                answers[label] = first
+            if given is not None:
+                _judge(verdict, source, label, given, opened, clock)
+    verdict.verdict = _word(verdict.findings)
     verdict.health |= {"next token": answers, "tokens": len(tokens), "prompt": asked}
     return verdict
+
+
+def _answered(
+    verdict: Verdict, source: Source, model: Model, tokens: list[int], asked: int | None, prompt: str | Sequence[int],
+    threads: int | None,
+) -> tuple[int | None, Trace | None]:  # fmt: skip
+    """The likeliest next token, where it is known, and the trace of a source that has one; a server is judged at once."""
+    if isinstance(source, ServerSource):
+        return _judge_server(verdict, source, model, tokens[:asked], prompt, threads), None
+    given = source.run(tokens, prompt=asked)
+    return (int(np.argmax(given["logits"].values[-1])) if "logits" in given else None), given
+
+
+def _word(findings: Sequence[Finding]) -> Word:
+    bad = [f for f in findings if not f.harmless]
+    if any(f.code in _UNLIKE for f in bad):
+        return "not-comparable"
+    little = any(f.code == "forward.server-text-alone" for f in findings)
+    return "broken" if bad else "unproved" if little else "equivalent"
 
 
 def _label(spec: Spec) -> str:
@@ -141,6 +161,12 @@ def _judge(verdict: Verdict, source: Source, label: str, given: Trace, model: Mo
         if mistaken:
             verdict.findings += [_declaration_finding(label, mistake) for mistake in mistaken]
             return
+    with clock("weights"):
+        weights = other_weights(operations, judges, model.config, source.file)
+    if weights is not None:
+        verdict.first_divergence = verdict.first_divergence or {"source": label, "point": wrong[0].point, **_figures(wrong[0])}
+        verdict.findings.append(_weights_finding(label, weights))
+        return
     with clock("contract"):
         other = fitting_contract([o for o in wrong if o.alone], judges)
     if other is not None:
@@ -184,10 +210,47 @@ def _judge_server(
     return firsts[0] if firsts else None
 
 
+def _judge_printout(
+    verdict: Verdict, source: PrintoutSource, label: str, model: Model, prompt: str | Sequence[int], threads: int | None
+) -> list[int]:
+    """Findings about a printout, added to the verdict; the ids that were run."""
+    run = compare_printout(source, model, prompt, threads)
+    first, facts = run.first, {"source": label, "contract": str(source.contract)}
+    values = sum(len(one.printed.at) for one in run.compared)
+    figures = {"tensors": len(run.compared), "values": values, "sums": sum(one.printed.sum is not None for one in run.compared)}
+    if first is None:
+        cause = Mechanism("forward.printout-agrees", figures)
+        verdict.findings.append(Finding("forward", None, [], cause, facts, harmless=True))
+        return run.ids
+    verdict.first_divergence = verdict.first_divergence or {"source": label, "point": first.printed.point, **first.figures}
+    facts |= {"agree_before_it": len(run.compared) - 1, "introduced_at": {"point": first.printed.point, **first.figures}}
+    facts["not_judged"] = "the values that were not printed, and all that comes after"
+    names = list(dict.fromkeys(form.fault or form.name for form in run.named))
+    form = run.named[0] if run.named else None
+    if form is not None and form.fault is not None:
+        fault = FAULTS[form.fault]
+        more = {"computes_the_same_as": names[1:]} if names[1:] else {}
+        verdict.findings.append(Finding(fault.layer, fault.id, [], known(fault), facts | more | form.parameters, 0.8))
+        return run.ids
+    point = {"point": first.printed.point, "line": first.printed.line}
+    cause = Mechanism("forward.printout-differs", {**point, "before": len(run.compared) - 1})
+    if form is not None:
+        details = "".join(f", {key} {value}" for key, value in form.parameters.items())
+        cause = Mechanism("forward.printout-as-form", {**point, "form": form.name, "details": details})
+        facts |= {"computes_the_same_as": names[1:]} if names[1:] else {}
+    verdict.findings.append(Finding("forward", None, [], cause, facts, 0.8))
+    return run.ids
+
+
 def _declaration_finding(label: str, mistake: Mistake) -> Finding:
     parameters = {"declared": mistake.declared, "found": mistake.found}
     evidence = {"source": label, "off": mistake.off, "off_as_declared": mistake.off_as_declared}
     return Finding("instrument", None, [], Mechanism("instrument.declared-otherwise", parameters), evidence)
+
+
+def _weights_finding(label: str, found: OtherWeights) -> Finding:
+    layer = found.cause.code.partition(".")[0]
+    return Finding(layer, None, [], found.cause, {"source": label, **found.evidence}, 1.0 if layer == "instrument" else 0.8)
 
 
 def _contract_finding(label: str, declared: Contract, found: Contract, fit: list[Operation]) -> Finding:

@@ -179,8 +179,18 @@ TEMPLATES: dict[str, str] = {
         "{differ} of {of} tokens of the answer are other ones, which these types explain: KL {kl} nats (at most {kl_allowed})",
     "forward.step-as-form": "{steps:list} computed as {form}{details}",
     "forward.step-differs": "{steps:list}: not what its inputs give, and no known form gives it",
+    "forward.weights-differ": "it runs this file with other weights than are in it, {what}: {wrong} of {products} products are "
+    "off, and no known decoder gives those that were tried",
+    "forward.products-differ": "{wrong} of {products} products are off, in all layers, and no form gives those that were tried, "
+    "though embedding and norms are right: other weights than this model's, or one rounding that no contract has",
     "forward.between-points": "{steps:list}: not what the points before give; it holds several operations",
     "forward.contract-differs": "{steps:list}: the contract is {found!r}, not {declared!r} as declared",
+    "forward.printout-agrees": "{tensors} printed tensors agree with this model's: {values} values within their digits and what "
+    "rounding does to a run, {sums} sums; nothing else of them was looked at",
+    "forward.printout-differs": "{point} (line {line}) is the first printed tensor that is not this model's; {before} before it "
+    "agree, and no known form gives what is printed",
+    "forward.printout-as-form": "{point} (line {line}) is the first printed tensor that is not this model's, and is what "
+    "{form}{details} gives",
     "forward.server-step": "step {step} of the answer is not the model's, and no known fault gives it",
     "forward.server-number": "the server's steps are those of the model with {field} {found:g}, not {expected:g}",
     "forward.server-decode":
@@ -196,6 +206,8 @@ TEMPLATES: dict[str, str] = {
     # ── instrument
     "instrument.failed": "instrument {instrument!r} does not distinguish a known pair: all findings are void",
     "instrument.unequal-runs": "equal files gave unequal runs",
+    "instrument.other-weights": "it runs other weights than this model's, {what}: {wrong} of {products} products are off, and no "
+    "form gives those that were tried; give the file that it runs as MODEL",
     "instrument.declared-otherwise": "what is declared as {declared} is {found}; declare that, and peel again",
     "instrument.contracts-differ":
         "unlike activation contracts: {first!r} against {second!r}; compare like with like",

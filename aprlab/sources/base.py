@@ -88,8 +88,7 @@ class Source:
                 a source without values inside.
         """
         if not self.can.points:
-            judged = "`aprlab peel MODEL --source` judges it"
-            said = f"{self.name} gives tokens and log-probabilities, no values of the pass; {judged}"
+            said = f"{self.name} gives no whole values of the pass, so there is no trace; `aprlab peel MODEL --source` judges it"
             raise UsageError(said, code="source.no-values")
         ids, wanted, first = self._checked(tokens, points, prompt, inject)
         return self._run(ids, wanted, first, inject or {})

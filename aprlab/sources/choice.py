@@ -11,7 +11,7 @@ from aprlab.errors import UsageError
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
-from aprlab.sources import dumps, llama_cpp, servers, torch_hooks
+from aprlab.sources import dumps, eval_callback, llama_cpp, servers, torch_hooks
 from aprlab.sources.base import Source
 from aprlab.sources.engines import EngineSource
 
@@ -27,7 +27,8 @@ def source(what: Any, model: Any = None, *, threads: int | None = None) -> Sourc
     Args:
         what: one of our engines as `engines.create` knows it (``auto``, ``jit:q8``) or ``llama.cpp``, with options after
             commas (``jit,contract=q8``, ``llama.cpp,cache=f32,flash=on``); a recording: a trace (``.npz``) or the mapping of
-            a dump (``.yaml``); a server (``http://127.0.0.1:8080,model=NAME,activations=f16,cache=f16,seconds=60``);
+            a dump (``.yaml``); what `llama-eval-callback` printed (``.txt``, ``.log``, with the server's options for a contract);
+            a server (``http://127.0.0.1:8080,model=NAME,activations=f16,cache=f16,seconds=60``);
             ``transformers,dtype=bf16,attention=sdpa,folder=DIR``; a session; a model of transformers that is there already
             (`Qwen2ForCausalLM` and others); a source, given back as it is.
         model: file or opened model that it runs; not for a session or a source, which have one. With a model of
@@ -46,6 +47,8 @@ def source(what: Any, model: Any = None, *, threads: int | None = None) -> Sourc
     if what.endswith((".npz", ".yaml", ".yml")):
         return _recording(what, model)
     name, options = parsed(what)
+    if name.endswith(eval_callback.ENDINGS):
+        return _printout(name, options, model)
     if servers.is_address(name):
         return _server(name, options, model)
     if name.partition(":")[0] not in known():
@@ -74,17 +77,35 @@ def _recording(path: str, model: str | Path | Model | None) -> Source:
     return dumps.dump(path, (model if isinstance(model, Model) else open_model(model)).config)
 
 
+def _printout(path: str, options: dict[str, Any], model: str | Path | Model | None) -> Source:
+    if model is None:
+        raise UsageError(f"{path}: a printout needs the model that was run", code="source.no-model")
+    opened = model if isinstance(model, Model) else open_model(model)
+    found = eval_callback.PrintoutSource(path, opened)
+    if options:
+        ours = found.contract
+        flash = "on" if ours.flash else "off"
+        rules = {"activations": ours.activations, "cache": ours.cache, "flash": flash, "values": ours.values}
+        found.contract = _contract(path, rules, options, set())
+    return found
+
+
+def _contract(what: str, rules: dict[str, str], options: dict[str, Any], others: set[str]) -> Contract:
+    """A contract from its parts and what options change of them."""
+    unknown = set(options) - others - set(rules)
+    if unknown:
+        said = f"source {what!r} has no option {min(unknown)!r}; known: {', '.join([*sorted(others), *rules])}"
+        raise UsageError(said, code="source.unknown-option")
+    rules = rules | {key: value for key, value in options.items() if key in rules}
+    return Contract(rules["activations"], rules["cache"], _switch(what, rules["flash"]), rules["values"])
+
+
 def _server(url: str, options: dict[str, Any], model: str | Path | Model | None) -> Source:
     if model is None:
         raise UsageError(f"{url}: a server needs the model that it should be running", code="source.no-model")
     opened = model if isinstance(model, Model) else open_model(model)
     rules = {"activations": llama_cpp.activations_of(opened), "cache": "f16", "flash": "off", "values": "f32"}
-    unknown = set(options) - {"model", "seconds", *rules}
-    if unknown:
-        said = f"a server has no option {min(unknown)!r}; known: model, seconds, {', '.join(rules)}"
-        raise UsageError(said, code="source.unknown-option")
-    rules |= {key: value for key, value in options.items() if key in rules}
-    contract = Contract(rules["activations"], rules["cache"], _switch(url, rules["flash"]), rules["values"])
+    contract = _contract(url, rules, options, {"model", "seconds"})
     return servers.ServerSource(
         url, opened, name=options.get("model"), contract=contract, seconds=_seconds(options.get("seconds", "120"))
     )

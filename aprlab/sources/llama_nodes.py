@@ -15,9 +15,14 @@ _STEPS = {
     ("Qcur", "ROPE"): "q_rope", ("Kcur", "ROPE"): "k_rope", ("ffn_inp", "ADD"): "ffn_inp", ("ffn_norm", "MUL"): "ffn_norm",
     ("ffn_gate", "MUL_MAT"): "gate", ("ffn_up", "MUL_MAT"): "up", ("ffn_swiglu", "SWIGLU"): "swiglu",
     ("ffn_out", "MUL_MAT"): "down", ("l_out", "ADD"): "out",
+    # as versions before 2025 call them
+    ("ffn_gate_par", "MUL"): "swiglu", ("kqv_merged_cont", "CONT"): "attn", ("kqv_out", "MUL_MAT"): "attn_out",
 }  # fmt: skip
 _PRODUCTS = {"Qcur": "q", "Kcur": "k", "Vcur": "v"}  # end in the sum with a bias, where there is one
-_ENDS = {("embd", "GET_ROWS"): "embed", ("result_norm", "MUL"): "norm", ("result_output", "MUL_MAT"): "logits"}
+_ENDS = {
+    ("embd", "GET_ROWS"): "embed", ("inp_embd", "GET_ROWS"): "embed", ("result_norm", "MUL"): "norm",
+    ("result_output", "MUL_MAT"): "logits",
+}  # fmt: skip
 _NUMBERED = re.compile(r"(.+)-(\d+)")
 
 
@@ -39,7 +44,7 @@ class Nodes:
         found = _NUMBERED.fullmatch(name)
         if found is not None:
             stem, layer = found[1], int(found[2])
-            if stem == "kqv_out":  # reshaped or copied, according to how attention is computed
+            if stem == "kqv_out" and operation != "MUL_MAT":  # reshaped or copied, according to how attention is computed
                 self._projection = layer
                 return f"layers.{layer}.attn"
             if stem in _PRODUCTS and operation == self._product:

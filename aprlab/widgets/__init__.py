@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aprlab import paths
 
@@ -65,21 +65,23 @@ def block_microscope(*files: str | Path, tensor: str = "") -> BlockView:
 
 def trace_explorer(
     model: str | Path | None = None, faults: Iterable[str] = (), *, other: str | Path | None = None, engine: str = "",
-    other_engine: str = "",
+    other_engine: str = "", source: Any = None,
 ) -> TraceView:  # fmt: skip
-    """Compare a healthy forward pass with one that has faults, of another file, or on another engine.
+    """Compare a healthy forward pass with one that has faults, of another file, on another engine, or of another program.
 
     Args:
         model: a GGUF or APR file; the embedded model if None.
         faults: ids of faults that the other side runs with.
         other: the file of the other side, instead of the same.
         engine, other_engine: engines of the two sides; '' leaves the choice to the explorer.
+        source: another program as the other side, as `aprlab.source` takes it: ``llama.cpp``, ``mine.yaml``, a recorded
+            ``trace.npz``, a live model of transformers, a source.
     """
     from aprlab.widgets.models.traces import TraceExplorer
     from aprlab.widgets.views import TraceView
 
     path = paths.embedded_model() if model is None else model
-    return TraceView(TraceExplorer(path, faults, other=other, engine=engine, other_engine=other_engine))
+    return TraceView(TraceExplorer(path, faults, other=other, engine=engine, other_engine=other_engine, source=source))
 
 
 def kernel_stepper(

@@ -259,5 +259,5 @@ def test_the_command_line(tiny: Path, capsys: pytest.CaptureFixture[str], tmp_pa
     assert "http://127.0.0.1:9: cannot be reached" in capsys.readouterr().err
     with serving(Session(open_model(tiny), engine="reference")) as server:
         assert run_cli(["trace", str(tiny), "--source", server.url, "-o", str(tmp_path / "t.npz")]) == 2
-    assert "log-probabilities" in capsys.readouterr().err
+    assert "gives no whole values" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -23,6 +23,7 @@ from aprlab.kernels.simd import shipped
 from aprlab.model.content import Held, Rows
 from aprlab.model.model import Model
 from aprlab.quants import types
+from aprlab.quants.nonlinear import iq4_nl_as_q8_0
 
 TOKENS = [5, 250, 17, 99, 3, 3, 120, 64, 299, 0]
 
@@ -115,6 +116,27 @@ def test_instruction_sets_agree(model: Model, simd: str, monkeypatch: pytest.Mon
     got = engine.matmul(x, "blk.0.attn_q.weight", "blk.0.attn_q.bias")
     want = engines.create("reference", model).matmul(x, "blk.0.attn_q.weight", "blk.0.attn_q.bias")
     np.testing.assert_allclose(got, want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("contract", ["f32", "q8"])
+def test_iq4_nl_is_kept_as_q8_0_with_the_same_values(contract: str) -> None:
+    rng = np.random.default_rng(11)
+    w, x = rng.normal(size=(70, 96)).astype(np.float32), rng.normal(size=(FUSED + 2, 96)).astype(np.float32)
+    model = random_model()
+    model.tensors["w"] = tensor("w", w, types.by_name("IQ4_NL"))
+    values = model.tensors["w"].dequantise()
+    model.tensors["same"] = tensor("same", values, types.F32).replace(
+        type=types.Q8_0, raw=iq4_nl_as_q8_0(model.tensors["w"].raw)
+    )
+    np.testing.assert_array_equal(model.tensors["same"].dequantise(), values)
+    engine = JitEngine(model, 1, contract=contract)
+    np.testing.assert_array_equal(engine.embed(np.array([3, 0, 69]), "w"), values[[3, 0, 69]])
+    for part in (x, x[:1]):
+        found = engine.matmul(part, "w")
+        np.testing.assert_array_equal(found, engine.matmul(part, "same"))
+        if contract == "f32":
+            np.testing.assert_allclose(found, part.astype(np.float64) @ values.T.astype(np.float64), atol=1e-4)
+    assert engine.memory()["weights"] == 70 * 3 * 34
 
 
 def test_types_without_a_kernel_are_decoded_once(model: Model) -> None:
