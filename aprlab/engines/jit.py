@@ -2,8 +2,8 @@
 
 Tokens go through fused kernels, prompts four at a time. Where BLAS is faster (contract f32 without AVX-512, types that are not
 packed), prompts go through tiles of decoded rows and BLAS, one thread and one tile at a time each. Nothing is decoded ahead.
-Matrices of the common types are repacked when they are first multiplied with (eight rows interleaved, the same bytes:
-`aprlab.kernels.simd.packed`), and the file's pages they came from are given back.
+Matrices of the common types are repacked, ahead by `warm` or when they are first multiplied with (eight rows interleaved, the
+same bytes: `aprlab.kernels.simd.packed`), and the file's pages they came from are given back.
 """
 
 from __future__ import annotations
