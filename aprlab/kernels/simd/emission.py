@@ -7,6 +7,8 @@ run, so one machine can make the modules for all.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -72,6 +74,14 @@ def products(isa: isas.Isa, name: str) -> list[Any]:
     return [kernels.matmul_f32, kernels.matmul_q8] if by_name(name).quantised else [kernels.matmul_f32]
 
 
+def without_addresses(text: str, key: str) -> str:
+    """A module's text with a name of its own for each loop over threads, which numba names after an address in the process."""
+    loops = dict.fromkeys(re.findall("gufunc_0x([0-9a-f]{12})", text))
+    for n, address in enumerate(loops):
+        text = text.replace(f"gufunc_0x{address}", f"gufunc_0x{hashlib.sha256(f'{key} {n}'.encode()).hexdigest()[:12]}")
+    return text
+
+
 def emit(isa: isas.Isa, count: int | None = None) -> shipped.KernelArchive:
     """The archive of an instruction set, or its first `count` modules; in a process that began with `environment`.
 
@@ -90,6 +100,6 @@ def emit(isa: isas.Isa, count: int | None = None) -> shipped.KernelArchive:
             made.fndesc, made.environment, made.signature, made.objectmode, made.lifted, "", made.reload_init,
             tuple(made._find_referenced_environments()),
         )  # fmt: skip
-        module = shipped.KernelModule(made.library.name, made.library.get_llvm_str(), dumps(rest))
-        modules[shipped.key(kernel.py_func, sig)] = module
+        key = shipped.key(kernel.py_func, sig)
+        modules[key] = shipped.KernelModule(made.library.name, without_addresses(made.library.get_llvm_str(), key), dumps(rest))
     return shipped.KernelArchive(shipped.made_with(cpu_target.target_context.codegen()), modules)

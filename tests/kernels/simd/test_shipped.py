@@ -65,9 +65,11 @@ def test_a_fresh_emission_is_what_is_shipped(own_folder: Path) -> None:
         assert module == there.modules[name], name
 
 
-def test_no_path_of_the_maker_is_shipped() -> None:
+def test_nothing_of_the_makers_process_is_shipped() -> None:
+    """No path, and no address: numba names loops over threads after one, and each emission would differ."""
     for isa in shipped.SHIPPED:
-        for module in shipped.read(isa).modules.values():
+        for key, module in shipped.read(isa).modules.items():
+            assert emission.without_addresses(module.text, key) == module.text, STALE
             assert b"site-packages" not in module.rest and b"/aprlab/" not in module.rest
             assert "/aprlab/" not in module.text
 
