@@ -56,7 +56,8 @@ def source(what: Any, model: Any = None, *, threads: int | None = None) -> Sourc
         said = f"{name} holds arrays; what they are is declared in a mapping (.yaml), and that is the source: see docs/sources.md"
         raise UsageError(said, code="source.needs-mapping")
     if name.partition(":")[0] not in known():
-        raise UsageError(f"unknown source {name!r}; known: {', '.join(known())}, http://…, a file", code="source.unknown")
+        said = f"unknown source {name!r}; known: {', '.join(known())}, http://…, a recording (.npz, .yaml, .txt)"
+        raise UsageError(said, code="source.unknown")
     if model is None:
         raise UsageError(f"source {name!r} needs a model", code="source.no-model")
     allowed = _OPTIONS.get(name, ("contract",))
