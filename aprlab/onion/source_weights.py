@@ -81,7 +81,8 @@ def other_weights(operations: Sequence[Operation], judges: Judges, config: Model
             return None
     same = file.exists() and Path(judges.model.path).exists() and file.samefile(judges.model.path)
     evidence: dict[str, Any] = {
-        "products_off": f"{len(bad)} of {len(products)}", "off": float(np.median([np.median(o.off) for o in bad])), "runs": str(file),
+        "products_off": f"{len(bad)} of {len(products)}", "off": float(np.median([np.median(o.off) for o in bad])),
+        "runs": str(file),
     }  # fmt: skip
     if rounded is None:
         evidence["no_form_gives"] = [probe.point for probe in probes]
