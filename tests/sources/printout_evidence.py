@@ -1,7 +1,7 @@
 """Printouts of llama.cpp on edited files: `python tests/sources/printout_evidence.py [ID …]` prints a line for each.
 
-llama.cpp itself computes with another base, epsilon, bias, norm, weight or row order (`foreign_evidence.FILES`); what it prints, in
-the layout of llama-eval-callback, is compared with the healthy embedded model.
+llama.cpp itself computes with another base, epsilon, bias, norm, weight or row order (`foreign_evidence.FILES`); what it prints,
+in the layout of llama-eval-callback, is compared with the healthy embedded model.
 """
 
 from __future__ import annotations
