@@ -83,7 +83,7 @@ def main() -> None:
         show("whole process: aprlab convert", times["process"])
         code = "m = gguf.open_model(sys.argv[1]); m.config; m.tokenizer"
         print(f"{'memory to open, with tokenizer data':44} {memory_of(code, options.model):7.1f} MiB above the interpreter")
-        code = f"convert.convert(sys.argv[1], {str(apr)!r}, force=True)"
+        code = f"convert(sys.argv[1], {str(apr)!r}, force=True)"
         print(f"{'memory to convert':44} {memory_of(code, options.model):7.1f} MiB above the interpreter")
         print(f"peak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 

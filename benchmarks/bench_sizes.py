@@ -31,6 +31,7 @@ CODE = {
     "copy": "import shutil; shutil.copyfile(gguf, copy); f = open(copy, 'rb+'); os.fsync(f.fileno())",
     "convert": "from aprlab.conversion import convert; r = convert(gguf, apr, force=True); assert r.reversible",
     "check": "from aprlab.formats import open_model; m = open_model(apr); m.config, m.tokenizer; m.check_values()",
+    "peel": "from aprlab.onion import peel; v = peel(gguf, apr); assert v.verdict == 'same', v.verdict",
     "export": "from aprlab.conversion import export; r = export(apr, back, force=True); assert r.reversible",
     "compare": "from aprlab.model.hub import sha256; assert sha256(gguf) == sha256(back)",
     "token": (
@@ -176,7 +177,7 @@ def _figure(results: dict[str, Any]) -> None:
 
     plt.rcParams["svg.hashsalt"] = "aprlab"
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for what, mark in zip(CODE, "osv^D<>P", strict=True):
+    for what, mark in zip(CODE, "osv^XD<>P", strict=True):
         points = sorted((mine["bytes"] / 1e9, mine[what]) for mine in results.values() if what in mine)
         sizes = [x for x, _ in points]
         left.plot(sizes, [p["processor"] for _, p in points], marker=mark, label=what)

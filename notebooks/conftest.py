@@ -21,7 +21,7 @@ import pytest
 from nbval.plugin import IPyNbCell
 from PIL import Image
 
-SKIPPED = ("stderr", "application/vnd.jupyter.widget-view+json")
+SKIPPED = ("stderr", "application/vnd.jupyter.widget-view+json", "application/vnd.aprlab.figure+json")
 TILES = (24, 48)  # a picture is compared by the mean grey of so many tiles, rows and columns
 DIFFERENT = 0.06  # of the way from black to white, in any tile
 

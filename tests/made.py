@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from builders import BYTE_ALPHABET, CONFIG, TEMPLATE, random_model
 
 from aprlab.conversion.provenance import made_fields
-from aprlab.formats import gguf
+from aprlab.formats import gguf, safetensors
 from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.model import Model
 from aprlab.model.vocabulary import byte_token
@@ -86,3 +87,20 @@ def write_gguf(model: Model, path: Path, drop: tuple[str, ...] = (), **keys: Any
             raw = np.ascontiguousarray(tensor.raw)
             file.write(raw.tobytes() + bytes(-len(raw) % gguf.DEFAULT_ALIGNMENT))
     return path
+
+
+def shard(folder: Path, parts: int = 3) -> None:
+    """Spread model.safetensors over shards with an index, as transformers does above a size."""
+    header = safetensors.read_header(folder / "model.safetensors")
+    weight_map = {}
+    for n in range(parts):
+        file = f"model-{n + 1:05}-of-{parts:05}.safetensors"
+        mine = header.entries[n::parts]
+        plans = [
+            safetensors.SafetensorsPlan(e.name, e.type, e.shape, lambda e=e: iter([header.file[e.start : e.stop].tobytes()]))  # type: ignore[misc]
+            for e in mine
+        ]
+        safetensors.write(folder / file, plans, {"format": "pt"})
+        weight_map |= {e.name: file for e in mine}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors").unlink()

@@ -88,12 +88,13 @@ class Oracle:
         count, heads, size = q.shape
         out = np.zeros((count, heads, size))
         for t in range(count):
+            seen = slice(max(0, t + 1 - (self.config.sliding_window or count)), t + 1)
             for head in range(heads):
                 mate = head // (heads // k.shape[1])
-                score = k[: t + 1, mate] @ q[t, head] / np.sqrt(size)
-                score = self.off(score, size, np.abs(k[: t + 1, mate]) @ np.abs(q[t, head]) / np.sqrt(size))
+                score = k[seen, mate] @ q[t, head] / np.sqrt(size)
+                score = self.off(score, size, np.abs(k[seen, mate]) @ np.abs(q[t, head]) / np.sqrt(size))
                 p = np.exp(score - score.max())
-                out[t, head] = self.off(p @ v[: t + 1, mate] / p.sum(), t + 8, p @ np.abs(v[: t + 1, mate]) / p.sum())
+                out[t, head] = self.off(p @ v[seen, mate] / p.sum(), t + 8, p @ np.abs(v[seen, mate]) / p.sum())
         return out.reshape(count, -1)
 
     def logits(self, tokens: list[int]) -> np.ndarray:

@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From left to right; a room imports from rooms on its left alone. `aprlab` itself lists what is public, of all of them.
 ROOMS = (
-    "errors", "in_use", "version", "paths", "published", "display", "quants", "model", "formats", "conversion", "kernels",
-    "engines", "architectures", "inference", "tracing", "sources", "instruments", "faults", "figures", "onion", "forensics",
-    "gates", "lab", "qualification", "widgets", "cli", "aprlab", "__main__",
+    "errors", "in_use", "version", "paths", "published", "cluster", "workers", "display", "quants", "model", "formats",
+    "conversion", "kernels", "engines", "architectures", "inference", "tracing", "sources", "instruments", "faults",
+    "figures", "onion", "forensics", "gates", "lab", "qualification", "widgets", "cli", "aprlab", "__main__",
 )  # fmt: skip
 FILE_LINES, FUNCTION_LINES = 600, 60
 

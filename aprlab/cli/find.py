@@ -213,6 +213,17 @@ def forensics(
         str | None,
         typer.Option("--only", metavar="ID,ID+ID", help="Try only these faults or sets.", show_default=False),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume", metavar="JOURNAL", show_default=False,
+            help="Keep what was tried in this file, and go on from it where it is there already.",
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", help="Processes at a time on this machine.")] = 1,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Search on this Dask cluster instead.", show_default=False)
+    ] = None,
     engine: str = "auto",
     threads: int | None = None,
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="How many rows to print.")] = 12,
@@ -223,13 +234,14 @@ def forensics(
         raise UsageError("forensics needs one of --saw, --statistics and --case", code="cli.saw-or-statistics")
     if statistics is not None:
         return _explain_statistics(file, statistics, as_json)
-    if case is not None:
-        return _rank_cases(file, case, None if only is None else ids(only), engine, threads, top, as_json)
-    assert saw is not None
+    chosen = None if only is None else ids(only)
     rounds = depth if depth is not None else 2 if pairs else 1
-    asked = {"prompt": prompt, "raw": raw, "system": system, "depth": rounds, "width": width}
-    asked |= {"engine": engine, "threads": threads}
-    return _rank_text(file, saw, None if only is None else ids(only), asked, top, as_json)
+    how = {"depth": rounds, "width": width, "journal": resume, "jobs": jobs, "scheduler": scheduler}
+    how |= {"engine": engine, "threads": threads}
+    if case is not None:
+        return _rank_cases(file, case, chosen, how, top, as_json)
+    assert saw is not None
+    return _rank_text(file, saw, chosen, how | {"prompt": prompt, "raw": raw, "system": system}, top, as_json)
 
 
 def _rank_text(file: Path, saw: str, chosen: list[str] | None, options: dict[str, Any], top: int, as_json: bool) -> None:
@@ -256,6 +268,7 @@ def _rank_text(file: Path, saw: str, chosen: list[str] | None, options: dict[str
     if failed:
         out.note(f"{failed} of {len(found.suspects)} sets could not run (refused or not a number)")
     out.say(found.conclusion)
+    out.say(found.belief)
 
 
 def _explain_statistics(file: Path, table: Path, as_json: bool) -> None:
@@ -281,16 +294,20 @@ def _explain_statistics(file: Path, table: Path, as_json: bool) -> None:
 
 
 def _rank_cases(
-    file: Path, path: Path, chosen: list[str] | None, engine: str, threads: int | None, top: int, as_json: bool
+    file: Path, path: Path, chosen: list[str] | None, options: dict[str, Any], top: int, as_json: bool
 ) -> None:
     from aprlab.faults import run_faults
     from aprlab.forensics.cases import rank_cases, read_cases, standing
 
     cases = read_cases(path)
-    with out.progress(len(chosen if chosen is not None else run_faults()), "set", "faults") as bar:
-        found = rank_cases(
-            file, cases, faults=chosen, engine=engine, threads=threads, progress=lambda unit, seconds: bar.update()
-        )
+    count = len(chosen if chosen is not None else run_faults())
+    with out.progress(count * (1 + options["width"] * (options["depth"] - 1)), "set", "faults") as bar:
+
+        def show(unit: str, seconds: float) -> None:
+            bar.set_postfix_str(unit)
+            bar.update()
+
+        found = rank_cases(file, cases, faults=chosen, progress=show, **options)
     if as_json:
         out.say_json({id: each.to_json() for id, each in found.items()})
         return
@@ -301,6 +318,7 @@ def _rank_cases(
         where = standing(each, case.cause)
         known = f"; {' + '.join(case.cause)} comes {where.rank}." if case.cause and where.rank else ""
         out.say(f"{each.conclusion}{known}")
+        out.say(each.belief)
 
 
 def signatures(

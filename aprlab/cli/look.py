@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aprlab.cli import output
-from aprlab.cli.options import FaultIds, ModelFile, Raw, System, ids, numbers
+from aprlab.cli.options import FaultIds, ModelFile, Raw, Scheduler, System, ids, numbers
 from aprlab.errors import NumericError, UsageError
 from aprlab.published import QUESTION
 
@@ -71,6 +71,7 @@ def _facts(found: dict[str, Any]) -> dict[str, Any]:
 def fingerprint(
     file: ModelFile,
     other: Annotated[Path | None, typer.Argument(metavar="[OTHER]", help="Compare with this file.", show_default=False)] = None,
+    scheduler: Scheduler = None,
     as_json: bool = False,
 ) -> int:
     """Print hashes and statistics of every tensor; with OTHER, compare both files tensor by tensor."""
@@ -79,7 +80,7 @@ def fingerprint(
 
     with open_model(file) as model:
         with _bytes_bar(file) as bar:
-            prints = instruments.fingerprint(model, bar.update)
+            prints = instruments.fingerprint(model, bar.update, scheduler=scheduler)
         if other is None:
             found = instruments.fingerprint_table(prints, str(file))
             matrix = next((t for t in model.tensors.values() if len(t.shape) == 2 and t.name.startswith("blk.")), None)
@@ -90,7 +91,7 @@ def fingerprint(
                 output.say(f"{matrix.name} transposed: {words}")
             return 0
     with _bytes_bar(other) as bar:
-        theirs = instruments.fingerprint(other, bar.update)
+        theirs = instruments.fingerprint(other, bar.update, scheduler=scheduler)
     return _show_comparison(instruments.compare_fingerprints(prints, theirs, f"{file} against {other}"), as_json)
 
 
@@ -101,6 +102,7 @@ def diff(
         bool,
         typer.Option("--headers", help="Read no tensor, compare names, types, shapes, keys; URLs always so.", show_default=False),
     ] = False,
+    scheduler: Scheduler = None,
     as_json: bool = False,
 ) -> int:
     """List what differs between two files: tensors, config, tokenizer."""
@@ -110,7 +112,7 @@ def diff(
     headers = headers or url_of(file) is not None or url_of(other) is not None
     if headers:
         output.note("only headers are compared; the bytes of tensors are not read")
-    return _show_comparison(instruments.diff(file, other, headers=headers), as_json, only_differing=True)
+    return _show_comparison(instruments.diff(file, other, headers=headers, scheduler=scheduler), as_json, only_differing=True)
 
 
 def compare(

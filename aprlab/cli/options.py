@@ -45,6 +45,13 @@ Deadline = Annotated[
         help="Longest search for what explains a file, by runs or in the catalogue; what is left untried then is said.",
     ),
 ]  # fmt: skip
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler", metavar="ADDRESS", show_default=False,
+        help="Let the workers of this Dask cluster do it; they need the files under the same paths.",
+    ),
+]  # fmt: skip
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print a line for each tensor.", show_default=False)]
 Reports = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory for the reports.")]
 

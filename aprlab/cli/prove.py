@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aprlab.cli import output as out
-from aprlab.cli.options import Candidate, FaultyInstruments, ModelFile, Prompts, Reference, Reports, ids
+from aprlab.cli.options import Candidate, FaultyInstruments, ModelFile, Prompts, Reference, Reports, Scheduler, ids
 from aprlab.errors import AprlabError, UsageError
 
 if TYPE_CHECKING:
@@ -63,11 +63,16 @@ def verify(
         typer.Option("--out", metavar="DIR", help="Write report.html, certificate.json, junit.xml and summary.md here."),
     ] = None,
     tokens: Annotated[
-        int, typer.Option("--tokens", min=64, metavar="N", help="Let both read so much of the shipped text.")
-    ] = 2048,
+        int | None,
+        typer.Option(
+            "--tokens", min=64, metavar="N", help="Let both read so much of the shipped text.",
+            show_default="as much as the model's size allows, 9,000 at most",
+        ),
+    ] = None,
     modelfile: Annotated[
         Path | None, typer.Option("--modelfile", metavar="FILE", help="Check this Modelfile of Ollama's, too.")
     ] = None,
+    scheduler: Scheduler = None,
     engine: str = "auto",
     threads: int | None = None,
     as_json: bool = False,
@@ -92,7 +97,8 @@ def verify(
 
         try:
             found = certificate.verify(
-                source, model, engine=engine, threads=threads, tokens=tokens, modelfile=modelfile, progress=show
+                source, model, engine=engine, threads=threads, tokens=tokens, modelfile=modelfile, scheduler=scheduler,
+                progress=show,
             )
         except AprlabError:
             if reports is not None and fresh:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aprlab.cli import output as out
-from aprlab.cli.options import Reports, ids
+from aprlab.cli.options import Reports, Scheduler, ids
 from aprlab.errors import UsageError
 from aprlab.published import ANSWER, QUESTION
 
@@ -117,9 +117,7 @@ def sweep(
     matrix: Annotated[Path, typer.Argument(metavar="MATRIX.yaml", help="Notebooks and the values of their parameters.")],
     jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", help="Runs at a time on this machine.")] = 1,
     reports: Reports = Path("reports/sweep"),
-    scheduler: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Run on this Dask cluster instead.", show_default=False)
-    ] = None,
+    scheduler: Scheduler = None,
 ) -> int:
     """Run notebooks over models × faults × engines; an interrupted sweep continues where it stopped."""
     from aprlab.lab import sweeps

@@ -13,7 +13,7 @@ from typing import Any
 import xxhash
 
 from aprlab.conversion import mixes
-from aprlab.conversion.provenance import GAP_LIMIT, describe, header_for, promised
+from aprlab.conversion.provenance import GAP_LIMIT, SourceIdentity, describe, header_for, promised
 from aprlab.conversion.recode import chunks_of, encodable, re_encoded, recoded
 from aprlab.conversion.report import ConversionReport, TensorLine, report_of
 from aprlab.conversion.seams import Seams, healthy_seams
@@ -111,19 +111,22 @@ def _to_apr(
     """Write what the seams make of `model`; `reversible` is said of them as if they were healthy."""
     into = apr.DIALECTS[dialect]
     plans, lines, written = [], [], []
+    identity = SourceIdentity(model.tensors.values())
     for tensor in model.tensors.values():
         out = used.tensor(tensor)
         written.append(out)
         name = used.name(out.name)
-        plans.append(apr.Plan(name, used.code(out.type), used.dims(out.shape), out.nbytes, chunks_of(out)))
+        chunks = chunks_of(out) if out.content is not tensor.content else identity.watched(tensor, chunks_of(out))
+        plans.append(apr.Plan(name, used.code(out.type), used.dims(out.shape), out.nbytes, chunks))
         lines.append(TensorLine(tensor.name, name, out.shape, tensor.type.name, out.type.name, out.nbytes))
-    metadata = used.metadata(describe(model, written, into))
+    metadata = used.metadata(describe(model, written, into, identity))
     flags = into.flags
     flags |= apr.FLAGS["quantized"] * any(t.type.quantised for t in written)
     flags |= apr.FLAGS["has_vocabulary"] * ("tokenizer.vocabulary" in metadata and into.naming == "canonical")
     size = apr.write(
-        output, metadata, used.plans(plans), replace(into, flags=flags), compress=compress, force=force, progress=progress
-    )
+        output, metadata, used.plans(plans), replace(into, flags=flags), compress=compress, force=force, progress=progress,
+        late=apr.Late(identity.placeholder, identity.text),
+    )  # fmt: skip
     return report_of(model, output, dialect, size, lines, written, started, quantize, promised(metadata, written))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+import secrets
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from aprlab.formats import apr, gguf
 from aprlab.formats.gguf_record import header_of, recorded_fields
 from aprlab.formats.identity import file_only
 from aprlab.formats.reading import padding
-from aprlab.model import names, rope
+from aprlab.model import names, rope, window
 from aprlab.model.architecture import architecture_of
 from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.model import Model
@@ -32,9 +33,14 @@ GAP_LIMIT = 1 << 16  # bytes of non-zero padding that a file may keep; more is n
 # ── metadata ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def describe(model: Model, tensors: list[Tensor], dialect: apr.Dialect) -> dict[str, Any]:
-    """The APR metadata of `model` with `tensors` as they will be written, and what an export back needs."""
-    source = {"writer": f"aprlab {__version__}", **_origin_record(model)}
+def describe(
+    model: Model, tensors: list[Tensor], dialect: apr.Dialect, identity: SourceIdentity | None = None
+) -> dict[str, Any]:
+    """The APR metadata of `model` with `tensors` as they will be written, and what an export back needs.
+
+    With `identity` its placeholder stands for the hash of a GGUF file; without, the file is read for it.
+    """
+    source = {"writer": f"aprlab {__version__}", **_origin_record(model, identity)}
     split = isinstance(model.metadata, gguf.FieldView) and model.metadata.header.parts
     if "gguf" not in source and (split or file_only(model) is not None):
         source["gguf"] = _keys_record(model)
@@ -43,7 +49,7 @@ def describe(model: Model, tensors: list[Tensor], dialect: apr.Dialect) -> dict[
     return apr.metadata_of(model, tensors, dialect) | {"source_metadata": source}
 
 
-def _origin_record(model: Model) -> dict[str, Any]:
+def _origin_record(model: Model, identity: SourceIdentity | None) -> dict[str, Any]:
     """What an export needs to give the GGUF back byte for byte: keys, types, order, alignment, tensor order, gaps."""
     if model.format == "safetensors":
         return {}
@@ -69,7 +75,12 @@ def _origin_record(model: Model) -> dict[str, Any]:
         return {}  # there is more than padding between the tensors: such a file cannot be reproduced
     if gaps:
         record["gaps"] = gaps
-    record["xxh3_128"] = gguf_hash(header.bytes_of(0, header.data_offset).tobytes(), model.tensors.values())
+    front = header.bytes_of(0, header.data_offset).tobytes()
+    if identity is None:
+        identity = SourceIdentity(model.tensors.values())
+        record["xxh3_128"] = identity.of(front)
+    else:
+        identity.front, record["xxh3_128"] = front, identity.placeholder
     return {"gguf": record}
 
 
@@ -117,15 +128,43 @@ def _gaps(header: gguf.Header, model: Model) -> list[list[Any]] | None:
     return gaps
 
 
-def gguf_hash(header: bytes, tensors: Iterable[Tensor]) -> str:
-    """One XXH3-128 over the header and each tensor's XXH3-64 in file order: the identity of a GGUF file's content."""
-    total = xxhash.xxh3_128(header)
-    for tensor in tensors:
-        part = xxhash.xxh3_64()
-        for chunk in tensor.content.chunks():  # scales are looked at when the bytes are written
-            part.update(chunk)
-        total.update(part.digest())
-    return total.hexdigest()
+class SourceIdentity:
+    """One XXH3-128 over a GGUF file's header and each tensor's XXH3-64 in file order: the identity of its content.
+
+    Tensors whose bytes pass through `watched` are not read again for it.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self.tensors = list(tensors)
+        self.placeholder = secrets.token_hex(16)  # as long as the hash, and in no file
+        self.front = b""
+        self._parts: dict[str, bytes] = {}
+
+    def watched(self, tensor: Tensor, chunks: Callable[[], Iterator[Any]]) -> Callable[[], Iterator[Any]]:
+        """The same chunks, which are all bytes of `tensor` in order; they are hashed on the way."""
+
+        def passed() -> Iterator[Any]:
+            part = xxhash.xxh3_64()
+            for chunk in chunks():
+                part.update(chunk)
+                yield chunk
+            self._parts[tensor.name] = part.digest()
+
+        return passed
+
+    def of(self, front: bytes) -> str:
+        """The identity with this header, hexadecimal; what did not pass is read now."""
+        total = xxhash.xxh3_128(front)
+        for tensor in self.tensors:
+            if tensor.name not in self._parts:
+                for _ in self.watched(tensor, tensor.content.chunks)():  # scales are looked at when the bytes are written
+                    pass
+            total.update(self._parts[tensor.name])
+        return total.hexdigest()
+
+    def text(self) -> str:
+        """The identity with the header that `describe` saw."""
+        return self.of(self.front)
 
 
 def promised(metadata: dict[str, Any], tensors: list[Tensor]) -> bool:
@@ -222,6 +261,8 @@ def made_fields(config: ModelConfig, tok: TokenizerData, metadata: Any) -> list[
         ("general.quantization_version", "uint32", 2),
     ]
     at = next(n for n, row in enumerate(values) if row[0] == "general.file_type")
+    if config.sliding_window is not None:
+        values.insert(at, (f"{name}.{window.GGUF_KEY}", "uint32", config.sliding_window))
     values[at:at] = [(f"{name}.{key}", type_name, value) for key, type_name, value in rope.to_gguf(config.rope_scaling)]
     if config.head_dim * config.head_count != config.embedding_length:
         values.insert(9, (f"{name}.attention.key_length", "uint32", config.head_dim))

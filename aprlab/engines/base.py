@@ -49,6 +49,7 @@ class Cache:
         k: the engine's own storage of rotated keys, all layers; layout is the engine's choice.
         v: likewise for values.
         capacity: positions it can hold.
+        window: how many of the last positions attention sees, itself included; None: all.
         length: positions it holds; `forward` moves it once a pass, by `advance`, after the last layer.
     """
 
@@ -56,6 +57,7 @@ class Cache:
     v: Any
     capacity: int
     length: int = 0
+    window: int | None = None
 
     def positions(self, count: int) -> np.ndarray:
         """Positions of the next `count` tokens: int64 ``(count,)``; raises UsageError where they do not fit."""

@@ -20,6 +20,7 @@ from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
 from aprlab.model.rope import RopeScaling, frequencies
 from aprlab.model.tensor import Tensor
+from aprlab.model.window import hidden
 
 _BLOCK = 8 << 20  # values of a matrix decoded at a time
 _KEPT = 32 << 20  # values of all matrices of a model up to which they are kept, decoded
@@ -101,7 +102,7 @@ class ContractEngine(Engine):
 
     def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
         shape = (config.block_count, config.head_count_kv, capacity, config.head_dim)
-        return Cache(np.zeros(shape, self.dtype), np.zeros(shape, self.dtype), capacity)
+        return Cache(np.zeros(shape, self.dtype), np.zeros(shape, self.dtype), capacity, window=config.sliding_window)
 
     def memory(self) -> dict[str, int]:
         return {}
@@ -196,7 +197,7 @@ class ContractEngine(Engine):
             scores = scores * self.dtype.type(self.scale_by / math.sqrt(size))
             if not self.rules.flash:
                 scores = self.as_value(scores)
-            scores[..., np.arange(seen) > positions[block, None]] = -np.inf
+            scores[..., hidden(seen, positions[block], cache.window)] = -np.inf
             if self.half_sums:
                 y[block] = _running_softmax(scores, values, self._store).transpose(2, 0, 1, 3)
                 continue

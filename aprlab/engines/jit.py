@@ -9,6 +9,7 @@ Matrices of the common types are repacked when they are first multiplied with (e
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,13 +27,17 @@ from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
 from aprlab.model.rope import RopeScaling, frequencies
 from aprlab.model.tensor import Tensor
-from aprlab.quants.types import BF16, F16, F32, Q8_0
+from aprlab.model.window import hidden
+from aprlab.quants.nonlinear import iq4_nl_as_q8_0
+from aprlab.quants.types import BF16, F16, F32, Q8_0, by_name
 
 _TILE_VALUES = 1 << 19  # most decoded values of a tile, 2 MiB: a quarter of that costs BLAS half its speed
 CONTRACTS = ("f32", "q8")
 FUSED = 4  # most tokens for which fused kernels beat decoding and BLAS, where they do not take tiles of tokens
 _TOKENS = 256  # most tokens of one call: three bytes of each activation are kept meanwhile, a thread
 _PARALLEL_VALUES = 1 << 14  # below this, handing work to threads costs more than it saves
+_QUERIES = 64  # queries whose scores are in memory at once, where attention has a window
+IQ4_NL = by_name("IQ4_NL")
 _NONE = np.empty(0, np.float32)
 Turn = tuple[float, int, RopeScaling | None, str | None]  # base, pairs, scaling, the tensor of factors
 
@@ -87,11 +92,15 @@ class JitEngine(Engine):
     # -- weights -------------------------------------------------------------------------------------------------
 
     def _matrix(self, tensor: Tensor) -> tuple[kernels.Kind, np.ndarray, int]:
-        """(kind, read-only bytes 1-D, bytes a row); types without a kernel are decoded once, to float32."""
+        """(kind, read-only bytes 1-D, bytes a row); types without a kernel are decoded once, to float32 (IQ4_NL: to Q8_0)."""
         found = self._weights.get(tensor.name)
         if found is None:
             kind = kernels.KINDS.get(tensor.type)
-            if kind is None or not tensor.content.as_stored:  # decoded in another way
+            if tensor.type is IQ4_NL and tensor.content.as_stored:
+                raw = self._decoded[tensor.name] = iq4_nl_as_q8_0(tensor.raw)
+                kind, row_bytes = kernels.KINDS[Q8_0], Q8_0.row_bytes(tensor.cols)
+                tensor.release()
+            elif kind is None or not tensor.content.as_stored:  # decoded in another way
                 raw = self._decoded[tensor.name] = tensor.dequantise().reshape(-1).view(np.uint8)
                 kind, row_bytes = kernels.KINDS[F32], 4 * tensor.cols
             else:
@@ -168,7 +177,7 @@ class JitEngine(Engine):
         room = -(-capacity // 8) * 8
         keys = np.zeros((config.block_count, config.head_count_kv, room // 8, config.head_dim, 8), np.float32)
         values = np.zeros((config.block_count, config.head_count_kv, room, config.head_dim), np.float32)
-        return Cache(keys, values, capacity)
+        return Cache(keys, values, capacity, window=config.sliding_window)
 
     # -- arithmetic ----------------------------------------------------------------------------------------------
 
@@ -335,6 +344,8 @@ class JitEngine(Engine):
         start = int(positions[0])
         keys, values = cache.k[layer], cache.v[layer]
         kernels.store_keys_values(_plain(k), _plain(v), keys, values, start)
+        if cache.window is not None and int(positions[-1]) >= cache.window:
+            return _attend_within(q, keys, values, positions, cache.window)
         capacity = values.shape[1]
         out = np.empty((count, heads * size), np.float32)
         args = (
@@ -360,6 +371,29 @@ class JitEngine(Engine):
 
     def add(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return a + b
+
+
+def _attend_within(q: np.ndarray, keys: np.ndarray, values: np.ndarray, positions: np.ndarray, window: int) -> np.ndarray:
+    """Attention to the last `window` positions, by BLAS: the kernels see all positions from the first on.
+
+    q ``(T, H, D)``, keys ``(Hkv, positions / 8, D, 8)``, values ``(Hkv, positions, D)`` -> ``(T, H * D)``.
+    """
+    (count, heads, size), kv_heads = q.shape, len(keys)
+    out = np.empty((count, kv_heads, heads // kv_heads, size), np.float32)
+    for first in range(0, count, _QUERIES):
+        block = slice(first, min(first + _QUERIES, count))
+        start = max(0, int(positions[first]) + 1 - window) // 8
+        stop = int(positions[block.stop - 1]) // 8 + 1
+        k = keys[:, start:stop].transpose(0, 2, 1, 3).reshape(kv_heads, 1, size, -1)
+        v = values[:, None, 8 * start : 8 * stop]
+        asked = q[block].reshape(-1, kv_heads, heads // kv_heads, size).transpose(1, 2, 0, 3)  # (Hkv, group, t, D)
+        with blas_threads(1):
+            scores = asked @ k * np.float32(1 / math.sqrt(size))
+            scores[..., hidden(scores.shape[-1], positions[block], window, 8 * start)] = -np.inf
+            scores = np.exp(scores - scores.max(-1, keepdims=True))
+            scores /= scores.sum(-1, keepdims=True)
+            out[block] = (scores @ v).transpose(2, 0, 1, 3)
+    return out.reshape(count, heads * size)
 
 
 def _tile_rows(rows: int, cols: int) -> int:

@@ -116,7 +116,7 @@ class KernelEngine(Engine):
     def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
         shape = (config.block_count, capacity, config.head_count_kv * config.head_dim)
         self._held["cache"] += 2 * 4 * prod(shape)
-        return Cache(self._empty(shape), self._empty(shape), capacity)
+        return Cache(self._empty(shape), self._empty(shape), capacity, window=config.sliding_window)
 
     def _upload(self, data: np.ndarray) -> DeviceArray:
         """Four-byte elements as they are."""
@@ -206,7 +206,16 @@ class KernelEngine(Engine):
         keys, values = (self._at(part, layer * cache.capacity * n) for part in (cache.k, cache.v))
         y = self._empty((count, heads * size))
         self.device.run(launches.remember(self._at(k), self._at(v), at, keys, values, count, n))
-        self.device.run(launches.attend(self._at(q), keys, values, at, self._at(y), count, heads, kv_heads, size))
+        inside = count if cache.window is None else min(count, max(0, cache.window - int(positions[0])))
+        if inside:
+            self.device.run(launches.attend(self._at(q), keys, values, at, self._at(y), inside, heads, kv_heads, size))
+        for t in range(inside, count):  # the kernel sees all positions from the first on: it is given a later first one
+            assert cache.window is not None
+            skipped = (layer * cache.capacity + int(positions[t]) + 1 - cache.window) * n
+            keys, values = (self._at(part, skipped) for part in (cache.k, cache.v))
+            last = self._at(self._positions(np.array([cache.window - 1])))
+            one = self._at(q, t * heads * size), keys, values, last, self._at(y, t * heads * size)
+            self.device.run(launches.attend(*one, 1, heads, kv_heads, size))
         return y
 
     def swiglu(self, gate: DeviceArray, up: DeviceArray) -> DeviceArray:

@@ -18,6 +18,7 @@ from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
 from aprlab.model.rope import RopeScaling, frequencies
 from aprlab.model.tensor import Tensor
+from aprlab.model.window import hidden
 
 _BLOCK_BYTES = 8 << 20  # float32 bytes decoded at a time
 _QUERY_BLOCK = 128  # queries per block of attention scores: bounds them to 128 * group * positions floats a head
@@ -92,7 +93,7 @@ class ReferenceEngine(Engine):
 
     def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
         shape = (config.block_count, config.head_count_kv, capacity, config.head_dim)
-        return Cache(np.empty(shape, np.float32), np.empty(shape, np.float32), capacity)
+        return Cache(np.empty(shape, np.float32), np.empty(shape, np.float32), capacity, window=config.sliding_window)
 
     # -- arithmetic ----------------------------------------------------------------------------------------------
 
@@ -158,7 +159,7 @@ class ReferenceEngine(Engine):
             queries = q[block].reshape(-1, kv_heads, group, size).transpose(1, 2, 0, 3)  # (Hkv, group, t, D)
             with blas_threads(self._blas_threads):
                 scores = queries @ keys.swapaxes(-1, -2) * np.float32(1 / math.sqrt(size))  # (Hkv, group, t, n)
-            scores[..., np.arange(seen) > positions[block, None]] = -np.inf  # nothing looks ahead
+            scores[..., hidden(seen, positions[block], cache.window)] = -np.inf  # nothing looks ahead
             scores = np.exp(scores - scores.max(-1, keepdims=True))
             scores /= scores.sum(-1, keepdims=True)
             with blas_threads(self._blas_threads):

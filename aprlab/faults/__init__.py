@@ -24,6 +24,7 @@ from aprlab.faults import (
     naming,
     products,
     text,
+    vocabularies,
 )
 from aprlab.faults.apply import convert_faulty, find, session_faulty
 from aprlab.faults.base import LAYERS, SECTIONS, Fault, Layer
@@ -32,7 +33,8 @@ from aprlab.inference.session import Session
 from aprlab.model.model import Model
 
 _MODULES = (
-    naming, dtypes, layout, decode, borrowed_kernels, forward, attention, products, architectures, text, instruments
+    naming, dtypes, layout, decode, borrowed_kernels, forward, attention, products, architectures, text,
+    vocabularies, instruments,
 )  # sections A to G  # fmt: skip
 FAULTS: dict[str, Fault] = {fault.id: fault for module in _MODULES for fault in module.FAULTS}
 OTHER_ARCHITECTURES = frozenset(fault.id for fault in architectures.FAULTS)  # change nothing in an unscaled Qwen2

@@ -52,6 +52,15 @@ def write_without_factors(s: Seams) -> Seams:
     return change_plans(s, lambda plans: [plan for plan in plans if plan.name != FACTORS])
 
 
+def unbounded(config: ModelConfig) -> ModelConfig:
+    return replace(config, sliding_window=None)
+
+
+def write_unbounded(s: Seams) -> Seams:
+    """The same in a file."""
+    return change_metadata(s, sliding_window=None)
+
+
 def in_halves(s: Seams) -> Seams:
     """Rows of Q and K in the order that rotation of halves needs, in a model whose rotation is of adjacent pairs."""
     configs: dict[str, ModelConfig] = {}
@@ -107,6 +116,17 @@ FAULTS = (
         "rope_freqs.weight is missing; queries and keys are right before rotation, wrong after it.",
         seams=write_without_factors, config=without_factors, needs="the tensor rope_freqs.weight (Llama 3.1 and later)",
         fits=lambda model: model.config.rope_factors,
+    ),
+    Fault(
+        "sliding-window-ignored", "Sliding window of attention ignored", "config", "E",
+        lines(
+            "The converter had no key for the window, or the runtime of this architecture does not read it.",
+            "A Mistral 7B 0.1 or a Qwen2 with use_sliding_window was trained to see its last positions alone.",
+            "All is right up to the length of the window; beyond it every layer mixes in what it never saw.",
+        ),
+        "sliding_window is missing; attention differs first at the position of the window's length.",
+        seams=write_unbounded, config=unbounded, needs="a sliding window (Mistral 7B 0.1)",
+        fits=lambda model: model.config.sliding_window is not None,
     ),
     Fault(
         "unpermuted-qk", "Q and K rows left in Hugging Face's order under NORM rotation", "layout", "C",

@@ -55,9 +55,17 @@ def swap_dims(s: Seams) -> Seams:
     return replace(s, dims=lambda shape: s.dims(shape)[::-1])
 
 
+def turned(values: np.ndarray) -> np.ndarray:
+    """(rows, cols) -> (cols, rows) in C order; some rows at a time, since each value would be a cache line of its own."""
+    out = np.empty(values.shape[::-1], values.dtype)
+    for start in range(0, len(values), 256):
+        out[:, start : start + 256] = values[start : start + 256].T
+    return out
+
+
 def transposed(values: np.ndarray) -> np.ndarray:
     """(rows, cols) -> the transpose's values in C order, to be taken for (rows, cols) again."""
-    return np.ascontiguousarray(values.T).reshape(values.shape)
+    return turned(values).reshape(values.shape)
 
 
 def transpose_data(*only: str) -> Callable[[Seams], Seams]:
@@ -85,7 +93,7 @@ def reverse_both(s: Seams) -> Seams:
         if len(tensor.shape) != 2:
             return tensor
         kind = fitting(tensor.type, tensor.rows)
-        return with_values(tensor, lambda values: np.ascontiguousarray(values.T), shape=tensor.shape[::-1], kind=kind)
+        return with_values(tensor, turned, shape=tensor.shape[::-1], kind=kind)
 
     return change_tensors(s, change)
 

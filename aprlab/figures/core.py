@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
 from aprlab.errors import UsageError
-from aprlab.figures.described import describe_in_cells
+from aprlab.figures.in_cells import show_in_cells
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,11 +22,11 @@ STYLE = Path(__file__).with_name("aprlab.mplstyle")
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The house style, for a `with` block; in a notebook, figures are also put into words (`described`)."""
-    describe_in_cells()
+    """The house style, for a `with` block; in a notebook, figures are also put into words and data (`in_cells`)."""
     with mpl.style.context(STYLE):
         yield
         interactive = mpl.is_interactive()
+    show_in_cells()  # now, because a backend that is loaded at its first figure sets formatters of its own
     mpl.interactive(interactive)  # switched on by a backend at its first figure; undone, all later figures would stay unseen
 
 

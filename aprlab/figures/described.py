@@ -7,7 +7,6 @@ shows other data, and few enough to be the same on every processor.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -31,14 +30,6 @@ def described(figure: Figure) -> str:
     for legend in figure.legends:
         lines.append("  legend: " + " | ".join(text.get_text() for text in legend.get_texts()))
     return "\n".join(lines)
-
-
-def describe_in_cells() -> None:
-    """Let IPython print `described` beside each picture; does nothing outside IPython. Called by `style`."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    if shell is not None:
-        formatter = shell.display_formatter.formatters["text/plain"]
-        formatter.for_type(Figure, lambda figure, printer, cycle: printer.text(described(figure)))
 
 
 def _heading(ax: Axes) -> str:
@@ -114,4 +105,4 @@ def _digits(value: float) -> str:
     return "0" if abs(value) < 1e-12 else f"{value:.{DIGITS}g}"
 
 
-__all__ = ["describe_in_cells", "described", "measured"]
+__all__ = ["described", "measured"]

@@ -62,6 +62,43 @@ def norm_plot(sides: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None 
     return ax
 
 
+def residual_plot(
+    sides: Mapping[str, Sequence[Mapping[str, Any]]], ax: Axes | None = None, *, key: str = "mean", scale: str = "linear"
+) -> Axes:
+    """What an overlay hides: each side less the first one, by layer. Equal sides lie on the zero line, in the first colour's.
+
+    Args:
+        sides: label -> rows in layer order, each with `layer` and `key`; the first is the one that others are compared with.
+        key: which figure of the rows: ``mean``, ``std``, ``l2``.
+        scale: ``linear``, or ``relative`` to the first side's figure.
+
+    Raises:
+        UsageError: nothing to draw, sides of other layers, another scale.
+    """
+    if scale not in ("linear", "relative"):
+        raise UsageError(f"scale {scale!r}; expected 'linear' or 'relative'", code="figures.unknown-scale")
+    ax = axes_or_new(ax, 9, 1.4)
+    need_data(sides)
+    (_, first), *others = sides.items()
+    layers, base = [row["layer"] for row in first], np.array([row[key] for row in first], dtype=float)
+    with style():
+        ax.axhline(0, color=nth_colour(0), linewidth=1)
+        equal = True
+        for n, (label, rows) in enumerate(others, 1):
+            if [row["layer"] for row in rows] != layers:
+                raise UsageError(f"{label}: other layers than the first side", code="figures.unlike-shapes")
+            apart = np.array([row[key] for row in rows], dtype=float) - base
+            equal &= not apart.any()
+            values = apart / np.where(base == 0, 1, np.abs(base)) if scale == "relative" else apart
+            ax.plot(layers, values, label=plain(label), color=nth_colour(n), marker="o", markersize=3)
+        if equal:
+            ax.set_ylim(-1, 1)
+            ax.set_yticks([0])
+        layer_axis(ax)
+        ax.set_ylabel("difference" if scale == "linear" else "relative")
+    return ax
+
+
 SNR_RANGE = (-20.0, 160.0)  # dB; below float32's noise (some 150 dB) comes only equality, at the top edge
 COSINE_RANGE = (-0.5, 1.0)
 
@@ -132,6 +169,27 @@ def logits_plot(
     return ax
 
 
+def logit_residuals(a: np.ndarray, b: np.ndarray, labels: tuple[str, str], ax: Axes | None = None) -> Axes:
+    """Under a scatter of logits: b less a, at a's logit. Equal logits lie on the zero line.
+
+    Args:
+        a, b: logits, (vocab,).
+        labels: of both sides.
+    """
+    if a.ndim != 1 or a.shape != b.shape or not a.size:
+        raise UsageError(f"expected two logit vectors of one length, got {a.shape} and {b.shape}", code="figures.unlike-shapes")
+    ax = axes_or_new(ax, 4.5, 1.6)
+    with style():
+        ax.axhline(0, color=nth_colour(7), linewidth=0.8, zorder=1)
+        ax.scatter(a, b.astype(np.float64) - a, s=8, color=nth_colour(1), alpha=0.6, linewidths=0, rasterized=True)
+        if np.array_equal(a, b):
+            ax.set_ylim(-1, 1)
+            ax.set_yticks([0])
+        ax.set_xlabel(f"logit, {whole(labels[0])}")
+        ax.set_ylabel(f"{whole(labels[1])} - {whole(labels[0])}")
+    return ax
+
+
 EQUAL, BROKEN = "0.93", "#D55E00"  # a heat map's cells without any error, and those with NaN or Inf
 
 
@@ -145,6 +203,7 @@ def error_map(
     ylabel: str = "layer",
     label: str = "relative error (l2)",
     limits: tuple[float, float] | None = None,
+    bar: bool | Sequence[Axes] = True,
 ) -> Axes:
     """Errors as a heat map with a logarithmic scale: layer × step of the layer, layer × position.
 
@@ -155,6 +214,7 @@ def error_map(
         rows, columns: labels of the axes; numbers are thinned out, words are all written.
         limits: ends of the colour scale, so that two maps can share one; `error_limits` of the values without. Values beyond
             take the end's colour.
+        bar: whether there is a colour bar; axes that share their limits can share one, beside all of them.
     """
     values = np.asarray(values, np.float64)
     if values.shape != (len(rows), len(columns)) or not values.size or (values < 0).any():
@@ -167,7 +227,7 @@ def error_map(
     colours = mpl.colormaps["viridis"].copy()  # its middle is no grey, which is for equal
     with style():
         finite = np.isfinite(values)
-        inside = np.ma.masked_array(np.clip(values, *limits), mask=(values == 0) | ~finite)
+        inside = np.ma.masked_array(values, mask=(values == 0) | ~finite)
         ax.set_facecolor(EQUAL)
         image = ax.imshow(inside, cmap=colours, norm=mpl.colors.LogNorm(*limits), aspect="auto", interpolation="nearest")
         for row, column in zip(*np.nonzero(~finite), strict=True):
@@ -187,8 +247,10 @@ def error_map(
         ax.set_xlabel(xlabel)
         ax.set_ylabel(ylabel)
         ax.grid(visible=False)
-        signs = [("grey: equal", (values == 0).any()), ("orange: NaN or Inf", not finite.all())]
-        ax.figure.colorbar(image, ax=ax, label="\n".join([plain(label), *(sign for sign, seen in signs if seen)]))
+        if bar is not False:
+            signs = [("grey: equal", (values == 0).any()), ("orange: NaN or Inf", not finite.all())]
+            words = "\n".join([plain(label), *(sign for sign, seen in signs if seen)])
+            ax.figure.colorbar(image, ax=ax if bar is True else list(bar), label=words)
     return ax
 
 

@@ -14,13 +14,13 @@ import numpy as np
 from aprlab.engines.base import Array
 from aprlab.engines.choice import is_small
 from aprlab.forensics.answer_scoring import Suspect
+from aprlab.forensics.likelihood import TextCost
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
 from aprlab.tracing.comparisons import kl_divergence, log_softmax
 
 FLOOR = 2.0**-20  # no token is taken to be rarer than this: the healthy model's tail is noise
-DEAREST = 14.0  # bits that a token costs at most: less likely is as good as impossible, whichever fault it is
 LEAST_TOKENS = 4  # tokens of an answer before it may be left
 NEAR = 1000  # the likeliest of so many tokens is near; the 1.5B's 151,936 have 151 such
 ROUNDING = 2e-5  # of the largest logit: what the same pass differs by where it was cut into other pieces
@@ -111,12 +111,15 @@ class HealthyRun:
         p = (p / p.sum(-1, keepdims=True)).mean(0)  # over the steps
         return -np.log2(np.maximum(p, FLOOR))
 
-    def cost(self, session: Session, text: Sequence[int]) -> float:
-        """Bits a token that `text` costs as an answer, `DEAREST` at most for each."""
-        x = session.follow(session.prompt_tokens(self.prompt, **self.options), text)
-        with np.errstate(all="ignore"):
-            bits = -log_softmax(x)[np.arange(len(text)), list(text)] / np.log(2)
-        return float(np.minimum(np.where(np.isfinite(bits), bits, DEAREST), DEAREST).mean())
+    def cost(self, session: Session, text: Sequence[int]) -> TextCost:
+        """What `text` costs as an answer of `session`."""
+        return TextCost.of(session.follow(session.prompt_tokens(self.prompt, **self.options), text), text)
+
+    def first_logits(self, broken: Session) -> np.ndarray:
+        """Logits of the first step, as `generate` makes it: float32 ``(V,)``; later runs find the prompt in the cache."""
+        first = broken.generate(self.prompt, max_tokens=1, keep_logits=True, **self.options).logits
+        assert first is not None
+        return first[0]
 
     def answer_of(self, broken: Session, faults: tuple[str, ...], telling: Sequence[int] = ()) -> Suspect:
         """What `broken` answers; without `telling` tokens only silence cuts it short."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from aprlab.forensics.likelihood import marginal
 from aprlab.inference.tokenizer import Qwen2Tokenizer
 
 TELLING = 8.0  # bits of surprise from which a token counts as evidence
@@ -76,6 +77,8 @@ class Suspect:
         moved: by how many bits the next token's distribution moved, at most, while the answer was still the healthy one
             (Kullback-Leibler divergence from the healthy distribution); what a gate on logits sees.
         seconds: processor time.
+        costs: bits that the text itself costs under these faults, at each of `likelihood.TEMPERATURES`; empty where unknown.
+        first_rank: of the text's first token at the first step, 0 the likeliest; None where unknown.
     """
 
     faults: tuple[str, ...]
@@ -86,6 +89,13 @@ class Suspect:
     cut: str = ""
     moved: float = 0.0
     seconds: float = 0.0
+    costs: tuple[float, ...] = ()
+    first_rank: int | None = None
+
+    @property
+    def bits(self) -> float | None:
+        """Bits that the text costs at an unknown temperature; None where that is not known."""
+        return marginal(self.costs) if self.costs else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -95,7 +105,20 @@ class Suspect:
         }  # fmt: skip
         if self.match is not None:
             row |= {"score": self.match.score, "why": self.match.why, "shared": list(self.match.shared)}
+            row["parts"] = {name: getattr(self.match, name) for name in WEIGHTS}
+        row |= {"costs": [round(bits, 3) if np.isfinite(bits) else None for bits in self.costs], "first_rank": self.first_rank}
         return row | {"seconds": round(self.seconds, 3)}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Suspect:
+        """What `to_json` gave, but for what it rounds."""
+        match = AnswerScore(row["score"], **row["parts"], shared=tuple(row["shared"])) if "score" in row else None
+        moved = float("inf") if row["moved"] is None else row["moved"]
+        costs = tuple(float("inf") if bits is None else bits for bits in row["costs"])
+        return cls(
+            tuple(row["faults"]), row["text"], tuple(row["tokens"]), match, row["error"], row["cut"], moved, row["seconds"],
+            costs, row["first_rank"],
+        )  # fmt: skip
 
 
 class AnswerScorer:

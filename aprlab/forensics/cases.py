@@ -9,24 +9,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aprlab.errors import AprlabError, FormatError, NumericError, UsageError
-from aprlab.faults import FAULTS, run_faults, session_with
-from aprlab.faults.text import CHATML
-from aprlab.forensics.answer_runs import HealthyRun, collect_after, healthy_session
-from aprlab.forensics.answer_scoring import AnswerScorer, Suspect
+from aprlab.errors import AprlabError, FormatError, UsageError
+from aprlab.faults import FAULTS, run_faults
+from aprlab.forensics.answer_runs import healthy_session
+from aprlab.forensics.answer_scoring import Suspect
+from aprlab.forensics.bench import FaultBench, Question
 from aprlab.forensics.logprob_evidence import Figures, figures_suspects
-from aprlab.forensics.ranking import Forensics, not_numbers, ranked
+from aprlab.forensics.outcome import Forensics, ranked
+from aprlab.forensics.search import search
 from aprlab.formats.reading import read_bytes
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
 
 TEMPLATES = ("file", "chatml-without-system", "none")  # how the prompt goes in: by the file's template, by bare ChatML, as it is
-NAN_FAULTS = {"argmax-nan", "nan-sampled"}  # their logits are no numbers, and they bring one sampler along
-_NOT_FINITE = NumericError("logits are not finite", code="session.logits-not-finite")
 LONGEST = 24  # tokens of an answer that are compared at most
 FILE_LIMIT = 16 << 20  # bytes of a file of cases
 MOST = 500  # cases of a file
@@ -80,6 +79,11 @@ class Case:
     def saw(self) -> str | list[int]:
         """What was seen: ids where they are known."""
         return list(self.token_ids) if self.token_ids else self.text
+
+    @property
+    def question(self) -> Question:
+        """What the bench is asked."""
+        return Question(self.id, self.prompt, self.token_ids or self.text, self.template, self.system, LONGEST)
 
     @classmethod
     def of_json(cls, data: Mapping[str, Any]) -> Case:
@@ -154,24 +158,18 @@ def read_cases(path: str | Path) -> list[Case]:
 # ── ranking several at once ───────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass
-class _SharedPrompt:
-    """What cases with the same prompt and template share."""
-
-    run: HealthyRun
-    cases: list[Case]
-    scorers: list[AnswerScorer]
-    costs: list[float]
-    tried: list[list[Suspect]] = field(default_factory=list)  # by case
-
-
 def rank_cases(
     model: Model | str | Path | Session,
     cases: Sequence[Case],
     *,
     faults: Iterable[str] | None = None,
+    depth: int = 1,
+    width: int = 4,
     engine: str | None = "auto",
     threads: int | None = None,
+    journal: str | Path | None = None,
+    jobs: int = 1,
+    scheduler: str | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, Forensics]:
     """Rank faults for each case, all cases of one model together.
@@ -180,46 +178,30 @@ def rank_cases(
         model: a healthy model of which the cases are.
         cases: what was seen.
         faults: ids or sets, ``a+b``; without it every single fault that a run can have.
+        depth, width, journal, jobs, scheduler: how far and where to search, see `aprlab.forensics.search.search`.
         engine, threads: which engine runs.
-        progress: called after each set with its name and its seconds.
+        progress: called after each set with its name and its seconds of processor time.
 
     Returns:
         Case id -> ranking.
     """
-    started = time.process_time()
-    own = healthy_session(model, engine, threads)
-    by_figures = _rank_figures(own, [case for case in cases if case.response is not None], faults, progress)
+    if len({case.id for case in cases}) < len(cases):
+        raise UsageError("two cases have one id", code="cases.id-twice")
+    faults = None if faults is None else list(faults)
+    session = healthy_session(model, engine, threads)
+    by_figures = _rank_figures(session, [case for case in cases if case.response is not None], faults, progress)
     cases = [case for case in cases if case.response is None]
     if not cases:
         return by_figures
-    bare = with_template(own, CHATML)
-    asked: dict[tuple[str, str, str | None], _SharedPrompt] = {}
-    for case in cases:
-        key = (case.prompt, case.template, case.system)
-        if key not in asked:
-            session = own if case.template == "file" else bare
-            options = {"raw": case.template == "none", "system": case.system}
-            asked[key] = _SharedPrompt(HealthyRun.of(session, case.prompt, LONGEST, **options), [], [], [])
-        group = asked[key]
-        scorer = AnswerScorer(case.saw, group.run.surprise(), own.tokenizer)
-        group.cases.append(case)
-        group.scorers.append(scorer)
-        group.costs.append(group.run.cost(group.run.session, scorer.saw))
-        group.tried.append([])
-    for unit in run_faults() if faults is None else faults:
-        before = time.process_time()
-        _try_everywhere(list(asked.values()), tuple(unit.split("+")))
+    bench = FaultBench(session, [case.question for case in cases])
+
+    def show(chosen: tuple[str, ...], found: dict[str, Suspect]) -> None:
         if progress is not None:
-            progress(unit, time.process_time() - before)
-    found = by_figures
-    for group in asked.values():
-        for case, scorer, tried in zip(group.cases, group.scorers, group.tried, strict=True):
-            healthy = replace(group.run.healthy, match=scorer.judge(group.run.healthy))
-            found[case.id] = Forensics(
-                case.text or own.tokenizer.decode(scorer.saw), scorer.saw, case.prompt, healthy, ranked(tried),
-                time.process_time() - started,
-            )  # fmt: skip
-    return found
+            progress("+".join(chosen), sum(suspect.seconds for suspect in found.values()))
+
+    return by_figures | search(
+        bench, faults, depth=depth, width=width, journal=journal, jobs=jobs, scheduler=scheduler, progress=show
+    )  # fmt: skip
 
 
 def _rank_figures(
@@ -238,60 +220,6 @@ def _rank_figures(
         found[case.id] = Forensics(
             figures.text, list(figures.tokens), case.prompt, healthy, ranked(tried), spent, used.spec, used.asked or used.spec
         )
-    return found
-
-
-def with_template(session: Session, template: str) -> Session:
-    """The same model, engine and weights behind another chat template."""
-    from aprlab.engines.delegating import BorrowedEngine
-
-    model = session.model.with_changes(tokenizer=replace(session.model.tokenizer, chat_template=template))
-    return Session(BorrowedEngine(session.engine, model), config=session.config, tokenizer=session.tokenizer)
-
-
-def _try_everywhere(asked: list[_SharedPrompt], faults: tuple[str, ...]) -> None:
-    """One set of faults, on every prompt: a session is made for each healthy one, and answers once for all of its cases."""
-    sessions: dict[int, Session | AprlabError] = {}
-    for group in asked:
-        healthy = group.run.session
-        if id(healthy) not in sessions:
-            try:
-                sessions[id(healthy)] = session_with(healthy, faults)
-            except AprlabError as error:
-                sessions[id(healthy)] = error
-        broken = sessions[id(healthy)]
-        for tried, suspect in zip(group.tried, _answers(group, broken, faults), strict=True):
-            tried.append(suspect)
-    for broken in sessions.values():
-        if isinstance(broken, Session):
-            broken.engine.close()
-    sessions.clear()
-    collect_after(asked[0].run.session.model)
-
-
-def _answers(group: _SharedPrompt, broken: Session | AprlabError, faults: tuple[str, ...]) -> list[Suspect]:
-    """What a broken session says to one prompt, judged for each of its cases."""
-    if isinstance(broken, AprlabError):
-        return [Suspect(faults, "", (), None, broken.message) for _ in group.cases]
-    telling = sorted({t for scorer in group.scorers for t in scorer.telling})
-    started = time.process_time()
-    try:
-        said = group.run.answer_of(broken, faults, telling)
-    except AprlabError as error:
-        return [not_numbers(group.run, faults, scorer, error) for scorer in group.scorers]
-    found = []
-    for scorer, cost in zip(group.scorers, group.costs, strict=True):
-        gain = 0.0  # an answer that was left led elsewhere, or is the healthy one: no second pass for the text itself
-        if not said.cut:
-            try:
-                gain = cost - group.run.cost(broken, scorer.saw)
-            except AprlabError:
-                gain = 0.0
-        heard = replace(said, match=scorer.judge(said, gain))
-        if set(faults) & NAN_FAULTS:  # of which sampler the text is, is not their business
-            other = not_numbers(group.run, faults, scorer, _NOT_FINITE)
-            heard = other if other.match is not None else heard
-        found.append(replace(heard, seconds=time.process_time() - started))
     return found
 
 

@@ -168,13 +168,14 @@ Gains = dict[tuple[str, int, str, int], float]  # candidate, its prompt, fault w
 def _gains(session: Session, runs: list[HealthyRun], candidates: list[str], scorers: Scorers) -> Gains:
     """By how many bits a token each candidate makes each text likelier, as an answer to each other prompt."""
     gains: Gains = {}
-    sound = {(prompt, *key): run.cost(session, scorer.saw) for prompt, run in enumerate(runs) for key, scorer in scorers.items()}
+    texts = {key: scorer.saw for key, scorer in scorers.items()}
+    sound = {(n, *key): run.cost(session, saw).mean for n, run in enumerate(runs) for key, saw in texts.items()}
     for candidate in candidates:
         broken = session_with(session, [candidate])
         for prompt, run in enumerate(runs):
             for (id, n), scorer in scorers.items():
                 if n != prompt:
-                    gains[candidate, prompt, id, n] = sound[prompt, id, n] - run.cost(broken, scorer.saw)
+                    gains[candidate, prompt, id, n] = sound[prompt, id, n] - run.cost(broken, scorer.saw).mean
         broken.engine.close()
         collect_after(session.model)
     return gains

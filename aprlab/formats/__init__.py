@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from aprlab.errors import UsageError
-from aprlab.formats import apr, gguf
+from aprlab.formats import apr, gguf, huggingface_files
 from aprlab.formats.identity import Identity, identify, refusing
+from aprlab.formats.reading import beginning
 from aprlab.model import Model
 from aprlab.model.remote import url_of
 
@@ -27,13 +28,8 @@ def open_model(path: str | Path, found: Identity | None = None) -> Model:
         UnsupportedError: a kind of file that is known by name and not handled (APR1, APRN, split, a pointer, a page…).
     """
     path = Path(path)
-    if url_of(path) is not None:
-        found = identify(path)
-        if found.header is None or found.kind not in ("model", "layers"):
-            raise found.error or UsageError(str(found), code="reading.unreadable", path=path)
-        return _named(gguf.model_of(found.header), found)
     try:
-        if not path.is_dir():
+        if url_of(path) is None and not path.is_dir():
             open(path, "rb").close()
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", code="reading.unreadable", path=path) from None
@@ -50,10 +46,8 @@ def open_model(path: str | Path, found: Identity | None = None) -> Model:
 
 
 def _is_apr(path: Path) -> bool:
-    if path.is_dir():
-        return False
-    with open(path, "rb") as file:
-        return file.read(3) == b"APR"
+    folder = huggingface_files.folder_of(path) == path
+    return not folder and beginning(path, 3) == b"APR"
 
 
 def _named(model: Model, found: Identity) -> Model:

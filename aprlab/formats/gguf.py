@@ -34,7 +34,7 @@ from aprlab.formats.reading import Cursor, Span, check_spans, padding
 from aprlab.model import keys
 from aprlab.model.content import map_file
 from aprlab.model.model import Model
-from aprlab.model.remote import Remote, RemoteFile, open_url, url_of
+from aprlab.model.remote import RemoteFile, content_at, open_url, url_of
 from aprlab.model.tensor import Origin, Tensor
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
@@ -288,8 +288,7 @@ def _add_tensors(header: Header, tensors: dict[str, Tensor]) -> list[Span]:
         shape = info.ne[::-1]
         start = header.data_offset + info.offset
         spans.append(Span(info.name, start, start + kind.nbytes(shape)))
-        remote = header.remote
-        raw = header.file[start : spans[-1].stop] if remote is None else Remote(remote, start, kind.nbytes(shape))
+        raw = content_at(header.file, header.remote, start, spans[-1].stop)
         tensors[info.name] = Tensor(info.name, kind, shape, raw, Origin(header.path, info.name, start))
     check_spans(spans, header.file_size, header.path)
     _check_layout(header, spans)

@@ -14,7 +14,7 @@ from aprlab.formats.gguf_header import (
     Header,
     Strings,
 )
-from aprlab.model import keys, rope
+from aprlab.model import keys, rope, window
 from aprlab.model.architecture import Architecture, architecture_of
 from aprlab.model.config import ModelConfig, TokenizerData, check_config
 from aprlab.model.vocabulary import CONTROL, END_OF_GENERATION, NORMAL
@@ -104,6 +104,7 @@ def config(header: Header) -> ModelConfig:
             tied_embeddings=all(i.name != "output.weight" for i in header.infos),
             rope_scaling=_rope_scaling(header, kind, number["context_length"]),
             rope_factors=kind.rope_factors and any(i.name == rope.FACTORS for i in header.infos),
+            sliding_window=_window(header, kind, number["context_length"]),
         ),
         header.path,
     )
@@ -112,6 +113,11 @@ def config(header: Header) -> ModelConfig:
         at = header.fields[problem.key].offset
         raise UnsupportedError(str(problem), code="keys.not-handled", path=header.path, offset=at)
     return found
+
+
+def _window(header: Header, kind: Architecture, context_length: int) -> int | None:
+    key = f"{kind.name}.{window.GGUF_KEY}"
+    return window.from_gguf(optional(header, key, int), context_length)
 
 
 def _rope_scaling(header: Header, kind: Architecture, context_length: int) -> rope.RopeScaling | None:

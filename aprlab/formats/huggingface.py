@@ -20,17 +20,20 @@ from aprlab.formats.huggingface_files import (
     CONFIG,
     GENERATION,
     INDEX,
+    INDEX_SUFFIX,
     SINGLE,
     TOKENIZER,
     TOKENIZER_CONFIG,
+    folder_of,
     read_json,
 )  # fmt: skip
 from aprlab.formats.huggingface_tokenizer import tokenizer
-from aprlab.model import keys, names, rope
+from aprlab.formats.reading import exists
+from aprlab.model import keys, names, rope, window
 from aprlab.model.architecture import ARCHITECTURES, architecture_of, of_model_type
 from aprlab.model.config import ModelConfig, TokenizerData, check_config
-from aprlab.model.content import drop_pages
 from aprlab.model.model import Model
+from aprlab.model.remote import url_of
 from aprlab.model.row_order import as_halves, as_pairs, reordered
 from aprlab.model.tensor import Origin, Tensor
 from aprlab.model.vocabulary import CONTROL, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED, first_token
@@ -48,7 +51,7 @@ def open_model(path: str | Path) -> Model:
         UnsupportedError: a kind that is known and not handled (other architectures, quantised checkpoints, scaled RoPE…).
     """
     path = Path(path)
-    folder = path if path.is_dir() else path.parent
+    folder = folder_of(path)
     headers = _headers(path)
     tensors: dict[str, Tensor] = {}
     for header in headers:
@@ -58,7 +61,7 @@ def open_model(path: str | Path) -> Model:
                 example = names.from_gguf("blk.0.attn_q.weight")
                 raise FormatError(f"unknown tensor name; names look like {example!r}", code="names.unknown-tensor",
                                   path=header.path, tensor=entry.name, offset=entry.start)  # fmt: skip
-            raw = header.file[entry.start : entry.stop]
+            raw = header.content(entry)
             tensors[gguf] = Tensor(gguf, entry.type, entry.shape, raw, Origin(header.path, entry.name, entry.start))
     raw_config = read_json(folder / CONFIG)
     _as_gguf_has_them(raw_config, tensors, folder / CONFIG)
@@ -98,13 +101,13 @@ def look(path: str | Path, meaning: Callable[[str], str | None]) -> tuple[list[t
         FormatError, UnsupportedError: as `open_model`.
     """
     path = Path(path)
-    folder = path if path.is_dir() else path.parent
+    folder = folder_of(path)
     found: list[tuple[Tensor, str | None]] = []
     known: dict[str, Tensor] = {}
     for header in _headers(path):
         for entry in header.entries:
             name = meaning(entry.name)
-            raw = header.file[entry.start : entry.stop]
+            raw = header.content(entry)
             tensor = Tensor(name or entry.name, entry.type, entry.shape, raw, Origin(header.path, entry.name, entry.start))
             found.append((tensor, name))
             if name is not None:
@@ -157,13 +160,15 @@ def _scaling(raw: dict[str, Any]) -> Any:
 
 def _headers(path: Path) -> list[safetensors.SafetensorsHeader]:
     """The weight files, each checked against the index where there is one."""
-    if not path.is_dir():
+    if path.name.endswith(INDEX_SUFFIX) and url_of(path) is not None:
+        return _shards(path)
+    if folder_of(path) != path:
         return [safetensors.read_header(path)]
-    if (path / SINGLE).is_file():
+    if exists(path / SINGLE):
         return [safetensors.read_header(path / SINGLE)]
-    if (path / INDEX).is_file():
+    if exists(path / INDEX):
         return _shards(path / INDEX)
-    loose = sorted(p.name for p in path.glob("*.safetensors"))
+    loose = sorted(p.name for p in path.glob("*.safetensors"))  # none of a URL, which cannot be listed
     if len(loose) == 1:
         return [safetensors.read_header(path / loose[0])]
     found = f"; it has {', '.join(loose[:3])}" if loose else ""
@@ -204,25 +209,14 @@ def _tie(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> list[st
         )
     if not tied or output is None or embedding is None:
         return []
-    if output.type is not embedding.type or not _same(output.raw, embedding.raw):
+    if not output.at_hand:  # a difference would be found by reading both, the largest there are
+        del tensors["output.weight"]
+        return ["lm_head.weight is left out, since config.json ties it to the embedding; by URL they are not compared"]
+    if output.type is not embedding.type or not output.same_bytes(embedding):
         raise FormatError("tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight",
                           code="huggingface.tied-head-differs", path=output.origin.path, tensor=output.origin.name)  # fmt: skip
     del tensors["output.weight"]
     return ["lm_head.weight is a copy of the embedding, which config.json ties; it is left out"]
-
-
-def _same(a: np.ndarray, b: np.ndarray, step: int = 1 << 24) -> bool:
-    """Whether two views on files hold the same bytes, looked at in parts."""
-    if a.size != b.size:
-        return False
-    for at in range(0, a.size, step):
-        x, y = a[at : at + step], b[at : at + step]
-        same = np.array_equal(x, y)
-        drop_pages(x)
-        drop_pages(y)
-        if not same:
-            return False
-    return True
 
 
 _NUMBERS = {
@@ -274,6 +268,7 @@ def config(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Model
         tied_embeddings="output.weight" not in tensors,
         rope_scaling=_rope_scaling(scaling, number["context_length"], path),
         rope_factors=rope.FACTORS in tensors,
+        sliding_window=_window(raw, number["context_length"], number["block_count"], path),
     )
     for problem in keys.huggingface_problems(raw, found):
         raise UnsupportedError(str(problem), code="keys.not-handled", path=path)
@@ -292,6 +287,14 @@ def config_of(raw: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], path: 
     tensors = {name: Tensor(name, types.F32, shape, nothing, Origin(path, name, -1)) for name, shape in shapes.items()}
     _as_gguf_has_them(raw, tensors, path)
     return config(raw, tensors, path)
+
+
+def _window(raw: dict[str, Any], context_length: int, layers: int, path: Path) -> int | None:
+    try:
+        return window.from_huggingface(raw, context_length, layers)
+    except AprlabError as error:
+        error.path = path
+        raise
 
 
 def _rope_scaling(said: Any, context_length: int, path: Path) -> rope.RopeScaling | None:
@@ -322,6 +325,7 @@ def companions(
     head: dict[str, Any] = {} if usual else {"head_dim": config.head_dim}
     if kind.name != "qwen2":
         head["attention_bias"] = False
+    bounded = config.sliding_window is not None
     scaling = None if config.rope_scaling is None else rope.to_huggingface(config.rope_scaling)
     if factors is not None:
         scaling = rope.llama3_of(factors, config.rope_theta)
@@ -329,7 +333,7 @@ def companions(
     ids = {key: id for key, id in ids.items() if id is not None}
     return {
         CONFIG: {
-            "architectures": [kind.class_name],
+            "architectures": ["MistralForCausalLM" if bounded and kind.name == "llama" else kind.class_name],
             "attention_dropout": 0.0,
             **ids,
             **head,
@@ -338,7 +342,7 @@ def companions(
             "initializer_range": 0.02,
             "intermediate_size": config.feed_forward_length,
             "max_position_embeddings": config.context_length,
-            "model_type": kind.model_types[0],
+            "model_type": "mistral" if bounded and kind.name == "llama" else kind.model_types[0],
             "num_attention_heads": config.head_count,
             "num_hidden_layers": config.block_count,
             "num_key_value_heads": config.head_count_kv,
@@ -348,7 +352,9 @@ def companions(
             "tie_word_embeddings": config.tied_embeddings,
             "torch_dtype": dtype,
             "use_cache": True,
-            **({"use_sliding_window": False} if kind.name.startswith("qwen") else {}),
+            **({"sliding_window": config.sliding_window} if bounded else {}),
+            **({"use_sliding_window": bounded} if kind.name.startswith("qwen") else {}),
+            **({"max_window_layers": 0} if bounded and kind.name.startswith("qwen") else {}),
             "vocab_size": config.vocab_size,
         },
         GENERATION: {**ids, "eos_token_id": eog, "do_sample": False},

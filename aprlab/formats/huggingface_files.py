@@ -8,15 +8,42 @@ from typing import Any
 
 from aprlab.errors import FormatError, UsageError
 from aprlab.formats.reading import json_object, read_bytes
+from aprlab.model.remote import is_there, open_url, url_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
 )  # fmt: skip
+INDEX_SUFFIX = ".safetensors.index.json"
+_FILES = (".safetensors", INDEX_SUFFIX, ".gguf", ".apr")
 TEMPLATE, PIECES = "chat_template.jinja", "tokenizer.model"
 WRITTEN = (SINGLE, CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION)
 READ = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, PIECES, INDEX)  # next to the weights
 JSON_LIMIT = 64 * 2**20  # the largest text file that is read at all; Qwen2's tokenizer.json has 7 MB
+
+
+def folder_of(path: Path) -> Path:
+    """The folder that a model's files lie in: `path`, or that of a weight file."""
+    url = url_of(path)
+    folder = path.is_dir() if url is None else is_folder(url)
+    return path if folder else path.parent
+
+
+def is_folder(url: str) -> bool:
+    """Whether a URL is that of a model's folder: nothing that can be read is there, but a config.json below it is."""
+    if url.endswith(_FILES):
+        return False
+    try:
+        remote = open_url(url)
+        if remote.size and remote.read(0, 1).tobytes() != b"<":  # else perhaps a page that lists the folder
+            return False
+    except UsageError as error:
+        if error.code not in ("remote.not-found", "remote.no-ranges", "remote.refused"):
+            raise
+    try:
+        return is_there(f"{url.rstrip('/')}/{CONFIG}")
+    except UsageError:
+        return False
 
 
 def read_json(path: Path) -> dict[str, Any]:

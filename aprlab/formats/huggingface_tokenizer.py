@@ -16,6 +16,7 @@ from aprlab.formats.huggingface_files import (
     read_text,
     short,
 )  # fmt: skip
+from aprlab.formats.reading import exists
 from aprlab.formats.sentencepiece_model import read_pieces
 from aprlab.model.config import TokenizerData
 from aprlab.model.tensor import Tensor
@@ -28,9 +29,9 @@ def tokenizer(folder: Path, raw_config: dict[str, Any], tensors: dict[str, Tenso
     Byte-level BPE is in tokenizer.json; SentencePiece's scores are in tokenizer.model alone.
     """
     path = folder / TOKENIZER
-    settings = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).exists() else {}
-    pieces = (folder / PIECES).is_file()
-    if pieces and not path.exists():
+    settings = read_json(folder / TOKENIZER_CONFIG) if exists(folder / TOKENIZER_CONFIG) else {}
+    pieces = exists(folder / PIECES)
+    if pieces and not exists(path):
         return _sentencepiece(folder, {}, settings, raw_config, tensors)
     raw = read_json(path)
     model = raw.get("model")
@@ -234,7 +235,7 @@ def _special(name: str, settings: dict[str, Any], raw_config: dict[str, Any], id
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     """The template in its own file first, as transformers has it, else in tokenizer_config.json."""
-    if (folder / TEMPLATE).is_file():
+    if exists(folder / TEMPLATE):
         return read_text(folder / TEMPLATE)
     found = settings.get("chat_template")
     if isinstance(found, list):  # several by name

@@ -20,7 +20,8 @@ import numpy as np
 from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats import gguf
 from aprlab.formats.gguf import Header, Strings
-from aprlab.formats.reading import open_regular, padding
+from aprlab.formats.huggingface_files import INDEX_SUFFIX, is_folder
+from aprlab.formats.reading import beginning, open_regular, padding
 from aprlab.formats.split import SHARD, count_of, joined, number, says, siblings
 from aprlab.model import keys
 from aprlab.model.architecture import ARCHITECTURES
@@ -140,17 +141,24 @@ def _of_file(path: Path) -> Identity:
 
 
 def _of_url(url: str) -> Identity:
-    """What a file at a URL is: GGUF by its header; anything else is named by its first bytes."""
+    """What a file or a model's folder at a URL is: by its header, or named by its first bytes."""
+    if is_folder(url):
+        return _model("is a folder")
     remote = open_url(url)
-    head = remote.read(0, min(_HEAD, remote.size)).tobytes()
+    head = beginning(remote.path, _HEAD)
     if head[:4] == gguf.MAGIC:
         return _of_gguf_bytes(remote.path, head)
-    if head[:3] == b"APR" or head[8:9] == b"{":
-        what = "an APR" if head[:3] == b"APR" else "a SafeTensors"
-        return _foreign(f"is {what} file at a URL", "download it; only GGUF is read by URL", code="identity.not-by-url")
+    if head[:3] == b"APR":
+        return _model("is an APR file")
+    if url.endswith(INDEX_SUFFIX) and head[:1] == b"{":
+        return _model("is the index of a sharded model")
+    if (found := _safetensors(remote.path, head, remote.size)) is not None:
+        return found
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return _foreign("is an HTML page, not a model", "give the file's own address", code="identity.html-page")
-    return _broken(f"is not GGUF: starts with {head[:4].hex(' ')}", "only GGUF is read by URL", code="formats.unknown-format")
+    return _broken(
+        f"neither GGUF nor APR nor SafeTensors: the file starts with {head[:4].hex(' ')}", "", code="formats.unknown-format"
+    )
 
 
 # ── makers: each says with which error an identity is refused ────────────────────────────────────────────────────
@@ -307,8 +315,7 @@ def _safetensors(path: Path, head: bytes, size: int) -> Identity | None:
             code="identity.part-of-several",
         )  # fmt: skip
     if 0 < length <= _JSON_LIMIT:
-        with open_regular(path) as file:
-            text = file.read(8 + length)[8:]
+        text = beginning(path, 8 + length)[8:]
         try:
             listed = json.loads(text)
         except (ValueError, RecursionError):

@@ -24,7 +24,7 @@ from aprlab.formats import apr, gguf, huggingface, open_model
 from aprlab.formats.gguf_record import header_of, keeps_names, plain_value, recorded_header
 from aprlab.formats.identity import file_only, of_keys, unpadded
 from aprlab.formats.split import joined
-from aprlab.model import names, rope
+from aprlab.model import names, rope, window
 from aprlab.model.architecture import ARCHITECTURES
 from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.content import drop_pages, map_file
@@ -469,6 +469,7 @@ def needed(model: Any) -> tuple[str, ...]:
 
 _DOORS: dict[str, Callable[[Any], Any]] = dict.fromkeys(CONFIG_FIELDS, whole) | {
     "architecture": text, "rope_type": text, "rope_theta": number, "rms_norm_eps": number, "rope_scaling": lambda found: found,
+    "sliding_window": lambda found: found,
 }  # fmt: skip
 _TOKENIZER_DOORS: dict[str, Callable[[Any], Any]] = {
     "model": text, "pre": text, "tokens": texts, "token_types": wholes, "merges": texts, "bos_token_id": whole,
@@ -492,6 +493,9 @@ def config_fields(seen: Seen) -> dict[str, Any]:
         found["rope_scaling"] = _scaling(
             lambda context: rope.from_huggingface(seen.metadata.get("rope_scaling"), context), found["context_length"]
         )
+        found["sliding_window"] = _scaling(
+            lambda context: window.from_huggingface(seen.metadata, context, 0), found["context_length"]
+        )
     else:
         found = {"architecture": seen.metadata.get("general.architecture", MISSING)}
         prefix = found["architecture"] if isinstance(found["architecture"], str) else ""
@@ -507,14 +511,17 @@ def config_fields(seen: Seen) -> dict[str, Any]:
         found["rope_scaling"] = _scaling(
             lambda context: rope.from_gguf(lambda key: seen.metadata.get(f"{prefix}.{key}"), context), found["context_length"]
         )
+        found["sliding_window"] = _scaling(
+            lambda context: window.from_gguf(seen.metadata.get(f"{prefix}.{window.GGUF_KEY}"), context), found["context_length"]
+        )
     found = {name: _DOORS[name](value) for name, value in found.items()}
     if found["head_dim"] == MISSING and isinstance(found["head_count"], int) and isinstance(found["embedding_length"], int):
         found["head_dim"] = found["embedding_length"] // max(found["head_count"], 1)
     return found
 
 
-def _scaling(read: Callable[[int], rope.RopeScaling | None], context_length: Any) -> Any:
-    """Rotary scaling as `read` finds it, None for none, `Wrong` for one that cannot be read."""
+def _scaling(read: Callable[[int], Any], context_length: Any) -> Any:
+    """Rotary scaling or a window as `read` finds it, None for none, `Wrong` for one that cannot be read."""
     try:
         return read(context_length if type(context_length) is int else 0)
     except AprlabError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from aprlab.errors import FormatError, UsageError
+from aprlab.model.remote import is_there, open_url, url_of
 
 
 class Cursor:
@@ -96,17 +97,39 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """All bytes of a regular file that has at most `limit`.
+    """All bytes of a regular file, or one at a URL, that has at most `limit`.
 
     Raises:
-        OSError, UsageError: as `open_regular`.
+        OSError, UsageError: as `open_regular`; FileNotFoundError, too, where there is nothing at the URL.
         FormatError: it has more bytes.
     """
+    if (url := url_of(path)) is not None:
+        if not is_there(url):
+            raise FileNotFoundError(2, "No such file", url)
+        remote = open_url(url)
+        if remote.size > limit:
+            raise FormatError(f"has too many bytes; at most {limit} are read", code="reading.file-limit", path=path)
+        return remote.read(0, remote.size).tobytes()
     with open_regular(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise FormatError(f"has too many bytes; at most {limit} are read", code="reading.file-limit", path=path)
     return data
+
+
+def beginning(path: Path, nbytes: int) -> bytes:
+    """The first bytes of a regular file, or of one at a URL; fewer where it is shorter."""
+    if (url := url_of(path)) is not None:
+        remote = open_url(url)
+        return remote.read(0, min(nbytes, remote.size)).tobytes()
+    with open_regular(path) as file:
+        return file.read(nbytes)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file, here or at a URL; UsageError where a server does not tell."""
+    url = url_of(path)
+    return path.is_file() if url is None else is_there(url)
 
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")

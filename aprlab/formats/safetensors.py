@@ -20,11 +20,13 @@ import numpy as np
 from aprlab.errors import FormatError, UnsupportedError
 from aprlab.formats.reading import Cursor, json_object, padding
 from aprlab.formats.writing import atomic, write_all
-from aprlab.model.content import map_file
+from aprlab.model.content import Content, map_file
+from aprlab.model.remote import RemoteFile, content_at, open_url, url_of
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
 HEADER_LIMIT = 16 * 2**20  # the package allows 100 MB; a Qwen2's has 50 kB, and Python needs ten times a header to parse it
+FIRST_READ = 1 << 16  # bytes of a remote file that are fetched for its header; the rest of it is fetched next
 ALIGNMENT = 8  # of the data, by padding the header
 
 # Name in the header -> type. The others are known by name and refused: no Qwen2 weight is a whole number or a quarter byte.
@@ -56,6 +58,11 @@ class SafetensorsHeader:
     metadata: dict[str, str]
     data_offset: int
     file: np.ndarray = field(repr=False)
+    remote: RemoteFile | None = None  # where the file is at a URL: `file` then holds its beginning alone
+
+    def content(self, entry: SafetensorsEntry) -> Content | np.ndarray:
+        """What a tensor is made of: a view on the file, or ranges of the remote one."""
+        return content_at(self.file, self.remote, entry.start, entry.stop)
 
 
 def read_header(path: str | Path) -> SafetensorsHeader:
@@ -66,7 +73,8 @@ def read_header(path: str | Path) -> SafetensorsHeader:
         UnsupportedError: a dtype that is known by name and that no weight of a Qwen2 has.
     """
     path = Path(path)
-    file = map_file(path)
+    remote = None if (url := url_of(path)) is None else open_url(url)
+    file = map_file(path) if remote is None else remote.read(0, min(FIRST_READ, remote.size))
     at = Cursor(file.data, path)
     size = at.unpack("Q", "the length of the header")
     if size > HEADER_LIMIT:
@@ -74,6 +82,10 @@ def read_header(path: str | Path) -> SafetensorsHeader:
             f"claims a header of {size} bytes; at most {HEADER_LIMIT} are allowed",
             code="safetensors.header-too-large", path=path, offset=0,
         )  # fmt: skip
+    if remote is not None and 8 + size > len(file):
+        file = np.concatenate([file, remote.read(len(file), min(8 + size, remote.size))])
+        at = Cursor(file.data, path, at.offset)
+    file_size = len(file) if remote is None else remote.size
     text = at.text(size, "the header")
     if not text.startswith("{"):
         raise FormatError(
@@ -93,13 +105,13 @@ def read_header(path: str | Path) -> SafetensorsHeader:
                 code="safetensors.not-contiguous", path=path, tensor=entry.name, offset=entry.start,
             )  # fmt: skip
         end = entry.stop
-    if end > at.size:
-        last = next(e for e in entries if e.stop > at.size)
-        raise FormatError(f"needs bytes {last.start}..{last.stop}, the file ends at {at.size}",
+    if end > file_size:
+        last = next(e for e in entries if e.stop > file_size)
+        raise FormatError(f"needs bytes {last.start}..{last.stop}, the file ends at {file_size}",
                           code="reading.tensor-beyond-end", path=path, tensor=last.name, offset=last.start)  # fmt: skip
-    if end < at.size:
-        raise FormatError(f"{at.size - end} bytes follow the last tensor", code="reading.trailing-bytes", path=path, offset=end)
-    return SafetensorsHeader(path, entries, metadata, at.offset, file)
+    if end < file_size:
+        raise FormatError(f"{file_size - end} bytes follow the last tensor", code="reading.trailing-bytes", path=path, offset=end)
+    return SafetensorsHeader(path, entries, metadata, at.offset, file, remote)
 
 
 def _entry(name: str, item: Any, at: Cursor) -> SafetensorsEntry:

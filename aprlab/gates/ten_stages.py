@@ -33,6 +33,7 @@ from aprlab.model.content import map_file
 from aprlab.model.inventory import output_weight, shapes
 from aprlab.model.model import Model
 from aprlab.model.rope import FACTORS, frequencies
+from aprlab.model.window import hidden
 from aprlab.published import ANSWER, QUESTION, known_models
 from aprlab.tracing.traces import Trace, trace
 
@@ -302,7 +303,7 @@ def _attention(p: CheckedFile) -> Found:
         _want(q.shape[1] == config.head_count and k.shape[1] == config.head_count_kv, "stage.attention.head-counts")
         k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)  # (T, H, D): head h looks at kv head h // group
         scores = np.einsum("thd,shd->hts", q, k) / np.sqrt(config.head_dim)
-        scores = np.where(np.tri(len(q), dtype=bool), scores, -np.inf)
+        scores = np.where(hidden(len(q), np.arange(len(q)), config.sliding_window), -np.inf, scores)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
         expected = np.einsum("hts,shd->thd", weights, v).reshape(len(q), -1)

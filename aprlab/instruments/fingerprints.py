@@ -6,22 +6,28 @@ import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from aprlab import cluster
 from aprlab.engines.blas import blas_threads
 from aprlab.errors import FormatError, UsageError
 from aprlab.formats import open_model
 from aprlab.formats.identity import something_else
 from aprlab.instruments.hashes import checksum
-from aprlab.instruments.summary_statistics import PERCENTILES, SAMPLE, Statistics, statistics
+from aprlab.instruments.shares import Share, shares
+from aprlab.instruments.summary_statistics import PERCENTILES, RunningFigures, Statistics, statistics
 from aprlab.model.content import drop_pages
+from aprlab.model.decode_hooks import notify
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 from aprlab.paths import cores
+from aprlab.quants import dequantise
 from aprlab.tracing.comparisons import Comparison, compare_models
 
 SCHEMA = 2  # of the JSON of `fingerprint` and `diff`; see docs/gates.md
@@ -60,34 +66,67 @@ class Fingerprint:
 COLUMNS = ("name", "type", "shape", "raw", "values", "mean", "std", "min", "max", "p50", "zeros", "nan", "inf", "total")
 
 
-def fingerprint(thing: Model | Tensor | str | Path, progress: Callable[[int], object] | None = None) -> list[Fingerprint]:
+def fingerprint(
+    thing: Model | Tensor | str | Path, progress: Callable[[int], object] | None = None, *, scheduler: str | None = None
+) -> list[Fingerprint]:
     """Fingerprints of every tensor of a model (or of one tensor); decodes each once, some tensors at a time.
 
     Args:
         thing: a model, its path, or a tensor.
-        progress: called with the bytes of each tensor that is done, in the file's order.
+        progress: called with the bytes of each tensor that is done (on a cluster: of those that became done together).
+        scheduler: address of a Dask scheduler (``tcp://host:8786``) whose workers do it instead, each a share of the tensors;
+            they need the file under the same path. The result is the same.
 
     Raises:
         FormatError: the strict reader refuses the file, or there is nothing in it.
+        UsageError: no cluster at that address, or a worker that cannot do it; see `aprlab.cluster.connect`.
     """
     if isinstance(thing, Tensor):
         return [_fingerprint(thing)]
     model = thing if isinstance(thing, Model) else open_model(thing)
     if not model.tensors:
         raise FormatError("holds no tensors", code="instruments.no-tensors", path=model.path)
+    if scheduler is not None:
+        return _on_cluster(model, scheduler, progress)
+    one = partial(_fingerprint, kernels=_kernels(model))
     found = []
     # A second BLAS thread would have nothing to do but spin; each of ours holds some 30 MiB.
     with blas_threads(1), ThreadPoolExecutor(min(4, cores()), "aprlab-fingerprint") as pool:
-        for tensor, seen in zip(model.tensors.values(), pool.map(_fingerprint, model.tensors.values()), strict=True):
+        for tensor, seen in zip(model.tensors.values(), pool.map(one, model.tensors.values()), strict=True):
             found.append(seen)
             if progress is not None:
-                progress(tensor.raw.nbytes)
+                progress(tensor.nbytes)
     return found
 
 
-def _fingerprint(tensor: Tensor) -> Fingerprint:
-    if tensor.size > LARGE and tensor.rows > 1:
-        return _in_parts(tensor)
+def _on_cluster(model: Model, scheduler: str, progress: Callable[[int], object] | None) -> list[Fingerprint]:
+    with cluster.connect(scheduler, [model.path]) as workers:
+        parts = shares([cluster.path_on_all(model.path)], model.tensors.values(), workers.workers)
+        sizes = [sum(model.tensors[name].nbytes for name in part.names) for part in parts]
+        found = workers.map(fingerprint_share, parts, None if progress is None else lambda n: progress(sizes[n]))
+    by_name = {seen.name: seen for part in found for seen in part}
+    return [by_name[name] for name in model.tensors]
+
+
+def fingerprint_share(share: Share) -> list[Fingerprint]:
+    """What a worker does of `fingerprint`."""
+    (model,) = share.models()
+    kernels = _kernels(model)
+    with blas_threads(1):
+        return [_fingerprint(model.tensors[name], kernels) for name in share.names]
+
+
+def equal_share(share: Share) -> list[bool]:
+    """What a worker does of `diff`: whether the bytes of each tensor are the same in both files."""
+    a, b = share.models()
+    return [a.tensors[name].same_bytes(b.tensors[name]) for name in share.names]
+
+
+def _fingerprint(tensor: Tensor, kernels: ModuleType | None = None) -> Fingerprint:
+    if tensor.size > (LARGE if kernels is None else PART) and tensor.rows > 1:
+        return _in_parts(tensor, kernels)
+    if not tensor.at_hand and tensor.content.as_stored:
+        tensor = tensor.replace(raw=tensor.raw)  # its bytes are fetched or made once
     values = tensor.dequantise()
     flat = np.ascontiguousarray(values).reshape(-1)
     hashes = [xxhash.xxh3_64_hexdigest(np.ascontiguousarray(part).data) for part in (tensor.raw, flat.view(np.uint8))]
@@ -96,49 +135,74 @@ def _fingerprint(tensor: Tensor) -> Fingerprint:
 
 
 LARGE = 1 << 22  # values of a tensor that is looked at in parts, so that memory does not grow with it
-PART = 1 << 20
+PART = 1 << 18  # values of a part, which stay in a core's cache
+MANY = 1 << 27  # values of a model that repay loading compiled kernels
 
 
-def _in_parts(tensor: Tensor) -> Fingerprint:
+def _kernels(model: Model) -> ModuleType | None:
+    """The compiled kernels; None for a small model, and where they do not load: NumPy gives the same fingerprint, later."""
+    if sum(tensor.size for tensor in model.tensors.values()) <= MANY:
+        return None
+    try:
+        from aprlab.kernels.simd import kernels
+    except Exception:
+        return None
+    return kernels
+
+
+def _in_parts(tensor: Tensor, kernels: ModuleType | None) -> Fingerprint:
     """The same fingerprint, a few rows at a time. Hashes are equal to the bit, mean and spread to a rounding of float64."""
     raw, hashed = xxhash.xxh3_64(), xxhash.xxh3_64()
-    raw.update(np.ascontiguousarray(tensor.raw[: tensor.type.tensor_bytes]).data)
-    step, stride = max(1, PART // tensor.cols), max(1, tensor.size // SAMPLE)
-    count = nan = inf = zeros = 0
-    mean = squares = 0.0
-    least, most = float("inf"), float("-inf")
-    sample: list[np.ndarray] = []
+    raw.update(np.ascontiguousarray(tensor.content.read(0, tensor.type.tensor_bytes)).data)
+    step, figures, decoded = max(1, PART // tensor.cols), RunningFigures(tensor.size, kernels), _decoder(tensor, kernels)
     for start in range(0, tensor.rows, step):
         rows = slice(start, min(start + step, tensor.rows))
-        blocks, values = tensor.blocks()[rows], np.ascontiguousarray(tensor.dequantise(rows)).reshape(-1)
-        raw.update(np.ascontiguousarray(blocks).reshape(-1).data)
+        blocks, values = decoded(rows)
+        raw.update(np.ascontiguousarray(blocks).data)
         hashed.update(values.view(np.uint8).data)
-        drop_pages(tensor.blocks()[: rows.stop])  # from the start: reading on maps the rest again
-        finite = values
-        if not np.isfinite(values).all():
-            nan, inf = nan + int(np.isnan(values).sum()), inf + int(np.isinf(values).sum())
-            finite = values[np.isfinite(values)]
-        if not finite.size:
-            continue
-        sample.append(finite[-count % stride :: stride].copy())  # a view would keep all of it
-        zeros += int(finite.size - np.count_nonzero(finite))
-        least, most = min(least, float(finite.min())), max(most, float(finite.max()))
-        wide = finite.astype(np.float64)
-        here = float(wide.mean())
-        wide -= here
-        apart, total = here - mean, count + finite.size
-        squares += float(wide @ wide) + apart * apart * count * finite.size / total  # Chan, Golub and LeVeque
-        mean += apart * finite.size / total
-        count = total
-    drop_pages(tensor.raw)
-    if not count:
-        return Fingerprint(tensor.name, tensor.type.name, tensor.shape, raw.hexdigest(), hashed.hexdigest(),
-                           Statistics(tensor.size, None, None, None, None, (), 0, nan, inf, float("nan")))  # fmt: skip
-    seen = Statistics(
-        tensor.size, mean, (squares / count) ** 0.5, least, most,
-        tuple(float(p) for p in np.percentile(np.concatenate(sample), PERCENTILES)), zeros, nan, inf, mean * count,
-    )  # fmt: skip
-    return Fingerprint(tensor.name, tensor.type.name, tensor.shape, raw.hexdigest(), hashed.hexdigest(), seen)
+        tensor.release(slice(0, rows.stop))  # from the start: reading on maps the rest again
+        figures.add(values)
+    tensor.release()
+    return Fingerprint(
+        tensor.name, tensor.type.name, tensor.shape, raw.hexdigest(), hashed.hexdigest(), figures.statistics()
+    )
+
+
+RowsDecoder = Callable[[slice], tuple[np.ndarray, np.ndarray]]
+
+
+def _decoder(tensor: Tensor, kernels: ModuleType | None) -> RowsDecoder:
+    """What gives bytes and values of rows: the kernels, where they have the type and decode the first row to NumPy's bits."""
+    kind = kernels.KINDS.get(tensor.type) if kernels is not None and tensor.in_file else None
+    by_numpy = partial(_rows_of, tensor)
+    if kind is None:
+        return by_numpy
+    space = np.empty(max(PART, tensor.cols), np.float32)
+
+    def by_kernel(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        notify(tensor.name)
+        blocks, values = _bytes_of(tensor, rows), space[: (rows.stop - rows.start) * tensor.cols]
+        kernels.decode(kind, kernels.frozen(blocks), values.size, values)  # type: ignore[union-attr]
+        return blocks, values
+
+    first = slice(0, 1)
+    seen, expected = (decoder(first)[1].view(np.uint32) for decoder in (by_kernel, by_numpy))
+    return by_kernel if np.array_equal(seen, expected) else by_numpy
+
+
+def _bytes_of(tensor: Tensor, rows: slice) -> np.ndarray:
+    head, size = tensor.type.tensor_bytes, tensor.type.row_bytes(tensor.cols)
+    return tensor.content.read(head + rows.start * size, head + rows.stop * size)
+
+
+def _rows_of(tensor: Tensor, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes ``uint8`` and values ``float32`` of some rows, both 1-D; bytes that are not at hand are asked for once."""
+    blocks = _bytes_of(tensor, rows)
+    if tensor.at_hand or tensor.type.tensor_bytes or not tensor.content.as_stored:
+        values = tensor.dequantise(rows)
+    else:
+        values = dequantise(blocks, tensor.type, (rows.stop - rows.start, tensor.cols))
+    return blocks, np.ascontiguousarray(values).reshape(-1)
 
 
 def fingerprint_table(prints: Sequence[Fingerprint], title: str) -> Comparison:
@@ -215,15 +279,32 @@ def transposed_unseen(tensor: Tensor) -> dict[str, bool]:
     }  # fmt: skip
 
 
-def diff(a: Model | str | Path, b: Model | str | Path, *, headers: bool = False) -> Comparison:
+def diff(
+    a: Model | str | Path, b: Model | str | Path, *, headers: bool = False, scheduler: str | None = None
+) -> Comparison:
     """Every tensor of the union, every config value, every part of the tokenizer: `aprlab.compare.compare_models`.
 
-    `headers`: compare what the headers say alone, and read no tensor.
+    Args:
+        a, b: models or their paths.
+        headers: compare what the headers say alone, and read no tensor.
+        scheduler: as in `fingerprint`; the headers are compared here.
     """
     with contextlib.ExitStack() as stack:
         left, right = (s if isinstance(s, Model) else stack.enter_context(open_model(s)) for s in (a, b))
         _check_kinds(left, right)
-        return compare_models(left, right, headers=headers)
+        same = None if scheduler is None or headers else _equal_on_cluster(left, right, scheduler)
+        return compare_models(left, right, headers=headers, same=same)
+
+
+def _equal_on_cluster(a: Model, b: Model, scheduler: str) -> dict[str, bool]:
+    """Whether the bytes are the same, of each tensor whose type and shape are."""
+    pairs = [(t, b.tensors.get(name)) for name, t in a.tensors.items()]
+    both = [t for t, other in pairs if other is not None and (t.type, t.shape) == (other.type, other.shape)]
+    paths = [a.path, b.path]
+    with cluster.connect(scheduler, paths) as workers:
+        parts = shares([cluster.path_on_all(path) for path in paths], both, workers.workers)
+        found = workers.map(equal_share, parts)
+    return {name: same for part, flags in zip(parts, found, strict=True) for name, same in zip(part.names, flags, strict=True)}
 
 
 def _check_kinds(a: Model, b: Model) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
 from aprlab.errors import UsageError
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
+_PART = 1 << 18  # values that are looked at together: they stay in a core's cache
 SAMPLE = 1 << 20  # percentiles of larger tensors are of about so many values, evenly spaced
 
 
@@ -36,15 +38,73 @@ def statistics(values: np.ndarray) -> Statistics:
     flat = np.asarray(values).reshape(-1)
     if not flat.size:
         raise UsageError("statistics of nothing: the array is empty", code="instruments.nothing-measured")
-    nan, inf = int(np.isnan(flat).sum()), int(np.isinf(flat).sum())
-    finite = flat[np.isfinite(flat)] if nan or inf else flat
-    if not finite.size:
-        return Statistics(flat.size, None, None, None, None, (), 0, nan, inf, float("nan"))
-    sample = finite[:: max(1, finite.size // SAMPLE)]
-    mean = float(np.mean(finite, dtype=np.float64))
-    variance = float(np.mean(np.square(finite - np.float32(mean), dtype=np.float64))) - (mean - float(np.float32(mean))) ** 2
-    return Statistics(
-        flat.size, mean, max(variance, 0.0) ** 0.5, float(finite.min()), float(finite.max()),
-        tuple(float(p) for p in np.percentile(sample, PERCENTILES)),
-        int(finite.size - np.count_nonzero(finite)), nan, inf, mean * finite.size,
-    )  # fmt: skip
+    figures = RunningFigures(flat.size)
+    for start in range(0, flat.size, _PART):
+        figures.add(flat[start : start + _PART])
+    return figures.statistics()
+
+
+def percentiles(values: np.ndarray) -> tuple[float, ...]:
+    """`PERCENTILES` of finite values, 1-D, interpolated as NumPy does; one sort is a fifth of its cost."""
+    ordered = np.sort(values)
+    at = np.array(PERCENTILES) / 100 * (ordered.size - 1)
+    below = at.astype(np.int64)
+    low, high = (ordered[np.minimum(i, ordered.size - 1)].astype(np.float64) for i in (below, below + 1))
+    return tuple(map(float, low + (high - low) * (at - below)))
+
+
+class RunningFigures:
+    """`statistics` of values that come in parts.
+
+    Args:
+        size: how many values there will be.
+        kernels: `aprlab.kernels.simd.kernels`, for sums in one pass; None for NumPy's.
+    """
+
+    def __init__(self, size: int, kernels: ModuleType | None = None) -> None:
+        self.size, self._kernels = size, kernels
+        self._stride = max(1, size // SAMPLE)
+        self._count = self._nan = self._inf = self._zeros = 0
+        self._mean = self._squares = 0.0
+        self._least, self._most = float("inf"), float("-inf")
+        self._sample: list[np.ndarray] = []
+
+    def add(self, values: np.ndarray) -> None:
+        """The next values, float32 1-D; they are not kept."""
+        if not values.size:
+            return
+        bad, zeros, mean, squares = self._sums(values)
+        if bad:
+            self._nan, self._inf = self._nan + int(np.isnan(values).sum()), self._inf + int(np.isinf(values).sum())
+            return self.add(values[np.isfinite(values)])
+        self._sample.append(values[-self._count % self._stride :: self._stride].copy())  # a view would keep all of it
+        self._zeros += zeros
+        self._least, self._most = min(self._least, float(values.min())), max(self._most, float(values.max()))
+        apart, total = mean - self._mean, self._count + values.size
+        self._squares += squares + apart * apart * self._count * values.size / total  # Chan, Golub and LeVeque
+        self._mean += apart * values.size / total
+        self._count = total
+
+    def _sums(self, values: np.ndarray) -> tuple[int, int, float, float]:
+        """How many are not finite, how many are zero; mean, and the sum of squares about it, if all are finite."""
+        if self._kernels is not None:
+            shift = float(np.mean(values[:: max(1, values.size // 256)], dtype=np.float64))  # near the mean: nothing cancels
+            bad, zeros, first, second = self._kernels.summed(values, values.view(np.uint32), shift if np.isfinite(shift) else 0.0)
+            return int(bad), int(zeros), shift + first / values.size, second - first * first / values.size
+        bad = values.size - int(np.isfinite(values).sum())
+        if bad:
+            return bad, 0, 0.0, 0.0
+        wide = values.astype(np.float64)
+        mean = float(wide.mean())
+        wide -= mean
+        return 0, int(values.size - np.count_nonzero(values)), mean, float(wide @ wide)
+
+    def statistics(self) -> Statistics:
+        """Of all that came."""
+        if not self._count:
+            return Statistics(self.size, None, None, None, None, (), 0, self._nan, self._inf, float("nan"))
+        return Statistics(
+            self.size, self._mean, (max(self._squares, 0.0) / self._count) ** 0.5, self._least, self._most,
+            percentiles(np.concatenate(self._sample)),
+            self._zeros, self._nan, self._inf, self._mean * self._count,
+        )  # fmt: skip

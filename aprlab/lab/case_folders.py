@@ -148,7 +148,7 @@ def make_case(of: Subject, output: Path, *, force: bool = False, progress: bool 
     """
     archive = output.with_name(f"{output.name}.zip")
     check_output(archive, list(of.files.values()), force=force)
-    words = PrivateWords(path.parent for path in of.files.values())
+    words = PrivateWords((path.parent for path in of.files.values()), of.sources)
     with atomic_folder(output, force=force, ours=NAMES.__contains__) as made:
         with temporary_folder("aprlab-case-") as work:
             names = _laid_out(of, work)

@@ -11,6 +11,7 @@ import nbformat
 from aprlab.display.html import facts as facts_line
 from aprlab.display.html import size, table
 from aprlab.display.page import REPORT_STYLE, page
+from aprlab.lab.live_pages import figure_html
 
 
 def case_page(notebook: nbformat.NotebookNode, facts: Mapping[str, Any]) -> str:
@@ -41,8 +42,7 @@ def _cell(cell: nbformat.NotebookNode) -> list[str]:
         if output.output_type == "stream":
             parts.append(f"<pre>{html.escape(output.text)}</pre>")
         elif "image/png" in data:
-            alt = html.escape(data.get("text/plain", "figure"))
-            parts.append(f'<img alt="{alt}" src="data:image/png;base64,{"".join(data["image/png"].split())}">')
+            parts.append(figure_html(output, live=False))
         elif "text/html" in data:
             parts.append(f"<div>{data['text/html']}</div>")
         elif "text/plain" in data:

@@ -333,5 +333,6 @@ def inherited_and_introduced(
     left, right = _pair(axes)
     limits = figures.error_limits(total, alone)
     for ax, errors, title in ((left, total, "inherited and introduced"), (right, alone, "introduced by each step")):
-        figures.error_map(errors, range(len(errors)), steps, ax, xlabel="", limits=limits).set_title(title)
+        bar = (left, right) if ax is right else False  # one for both
+        figures.error_map(errors, range(len(errors)), steps, ax, xlabel="", limits=limits, bar=bar).set_title(title)
     return left, right

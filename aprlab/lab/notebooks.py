@@ -24,6 +24,7 @@ from aprlab import engines, paths
 from aprlab.display.page import page
 from aprlab.errors import AprlabError, UsageError
 from aprlab.formats.writing import drafted, write_json, write_text
+from aprlab.lab import live_pages
 from aprlab.version import __version__
 
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
@@ -33,7 +34,7 @@ TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 _PAGE = "{% extends 'lab/index.html.j2' %}" + "".join(
     f"{{% block {name} %}}{{% endblock %}}"
     for name in ("html_head_js_requirejs", "html_head_js_mathjax", "html_head_js_mermaidjs", "jupyter_widgets")
-)
+) + "{% block data_png scoped %}{{ output | aprlab_figure }}{% endblock %}"
 
 
 class NotebookError(AprlabError):
@@ -345,9 +346,10 @@ def index_page(steps: Sequence[Step], parameters: Mapping[str, Any]) -> str:
     models = " and ".join(Path(name).name for name in named if name) or "the embedded model"
     made = datetime.now(UTC).strftime("%Y-%m-%d")
     versions = f"aprlab {__version__}, Python {platform.python_version()}, NumPy {metadata.version('numpy')}"
-    head = f"<h1>{held} of {len(steps)} notebooks hold</h1><p>{html.escape(models)} · {made} · {versions}</p>"
+    conclusion = steps[0].headline or steps[0].verdict if len(steps) == 1 else f"{held} of {len(steps)} notebooks hold"
+    head = f"<h1>{html.escape(models)}</h1><p><strong>{html.escape(conclusion)}</strong></p><p>{made} · {versions}</p>"
     asked = f"<p>Run with <code>{html.escape(shown)}</code>.</p>"
-    return page("aprlab: the walk", head, asked, contents(steps), *(section(step) for step in steps))
+    return page(f"aprlab: {models}, {made}", head, asked, contents(steps), *(section(step) for step in steps))
 
 
 def contents(steps: Sequence[Step]) -> str:
@@ -411,8 +413,9 @@ def _write_page(executed: Path, page: Path) -> None:
 
     exporter = HTMLExporter(embed_images=True)
     exporter.raw_template = _PAGE
+    exporter.register_filter("aprlab_figure", live_pages.figure_html)
     body, _ = exporter.from_filename(str(executed))
-    write_text(page, body)
+    write_text(page, live_pages.with_script(body))
 
 
 def write_findings(notebook: str, findings: Mapping[str, Any], out: str | Path) -> Path | None:

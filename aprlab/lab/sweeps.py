@@ -13,22 +13,17 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
-from multiprocessing import get_context
 from pathlib import Path
 from urllib.parse import quote
 
 from aprlab.display.page import page
-from aprlab.errors import AprlabError, UsageError
 from aprlab.formats.leftovers import sweep_temporary, temporary_folder
 from aprlab.formats.writing import write_json, write_text, write_whole
 from aprlab.lab import notebooks as lab
 from aprlab.lab.sweep_matrix import SweepCell, read_matrix
-from aprlab.paths import cores, leave_with_parent
+from aprlab.workers import THREAD_LIMITS, check_jobs, results, threads_each
 
 TEMPORARY = "aprlab-sweep-"  # folders in TMPDIR
 RECORD = "cell.json"  # written last: a folder that has it is done
@@ -87,7 +82,7 @@ def run_cell(cell: SweepCell, source: bytes | None = None, threads: int | None =
 
 @contextmanager
 def _limited(threads: int | None) -> Iterator[None]:
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS") if threads is not None else ()
+    names = THREAD_LIMITS if threads is not None else ()
     kept = {name: os.environ.get(name) for name in names}
     os.environ.update({name: str(threads) for name in names})
     try:
@@ -126,8 +121,7 @@ def sweep(
     """
     from tqdm import tqdm
 
-    if jobs < 1:
-        raise UsageError(f"jobs {jobs}: at least 1 is needed", code="sweep.jobs")
+    check_jobs(jobs)
     sweep_temporary(TEMPORARY)
     cells, folder = read_matrix(matrix), lab.reports_folder(out)
     done = {cell.id: outcome for cell in cells if (outcome := _done(cell, folder)) is not None}
@@ -156,46 +150,15 @@ def sweep(
 
 
 def _results(cells: Sequence[SweepCell], jobs: int, scheduler: str | None) -> Iterator[CellResult]:
-    """The results as they come."""
-    if scheduler is not None:
-        yield from _on_cluster(cells, scheduler)
-    elif jobs == 1 or len(cells) < 2:
-        yield from (run_cell(cell) for cell in cells)
-    else:
-        threads = max(1, cores() // jobs)
-        with ProcessPoolExecutor(
-            jobs, mp_context=get_context("spawn"), initializer=leave_with_parent, initargs=(os.getpid(),)
-        ) as pool:
-            try:
-                futures: list[Future[CellResult]] = [pool.submit(run_cell, cell, None, threads) for cell in cells]
-                for future in as_completed(futures):
-                    yield future.result()
-            except BrokenProcessPool:
-                raise AprlabError(
-                    "a worker process was killed; run again to go on from here", code="sweep.worker-killed"
-                ) from None
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+    """The results as they come; each notebook's content goes along to a cluster."""
+    threads = threads_each(jobs) if jobs > 1 and scheduler is None else None
+    parts = [(cell, cell.notebook.read_bytes() if scheduler else None, threads) for cell in cells]
+    yield from results(_run_part, parts, jobs=jobs, scheduler=scheduler, names=[cell.id for cell in cells])
 
 
-def _on_cluster(cells: Sequence[SweepCell], address: str) -> Iterator[CellResult]:
-    try:
-        distributed = import_module("distributed")
-    except ImportError:
-        raise UsageError(
-            "a Dask scheduler needs the extra `cluster`: pip install 'aprlab[cluster]'", code="sweep.cluster-extra"
-        ) from None
-    try:
-        client = distributed.Client(address, timeout="10s", set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"no Dask scheduler at {address!r}: {error}", code="sweep.no-scheduler") from None
-    with client:
-        if not client.scheduler_info()["workers"]:
-            raise UsageError(f"the Dask scheduler at {address!r} has no workers", code="sweep.no-workers")
-        futures = [
-            client.submit(run_cell, cell, cell.notebook.read_bytes(), pure=False, key=f"aprlab-{cell.id}") for cell in cells
-        ]
-        yield from (future.result() for future in distributed.as_completed(futures, loop=client.loop))
+def _run_part(part: tuple[SweepCell, bytes | None, int | None]) -> CellResult:
+    cell, source, threads = part
+    return run_cell(cell) if source is None and threads is None else run_cell(cell, source, threads)
 
 
 def _keep(cell: SweepCell, key: str, result: CellResult, folder: Path) -> CellOutcome:

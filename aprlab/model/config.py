@@ -18,7 +18,7 @@ class ModelConfig:
     `rope_type` is ``neox`` (split halves, as in Qwen) or ``norm`` (adjacent pairs, as in Llama). `rms_norm_eps` has no unit,
     `rope_theta` is the base of the rotary frequencies, `rope_scaling` how they are scaled (None: not at all). As
     `tied_embeddings` says that there is no tensor for the head, `rope_factors` says that there is one that divides the
-    frequencies.
+    frequencies. `sliding_window` is how many positions attention sees, itself included, where that is less than the context.
     """
 
     architecture: str
@@ -36,6 +36,7 @@ class ModelConfig:
     tied_embeddings: bool
     rope_scaling: RopeScaling | None = None
     rope_factors: bool = False
+    sliding_window: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.model import rope
+from aprlab.model import rope, window
 from aprlab.model.architecture import ARCHITECTURES
 from aprlab.model.config import ModelConfig
 
@@ -27,7 +27,7 @@ USED = frozenset(
         "general.architecture", "general.alignment", "*.block_count", "*.context_length", "*.embedding_length",
         "*.feed_forward_length", "*.attention.head_count", "*.attention.head_count_kv", "*.attention.key_length",
         "*.rope.freq_base", "*.attention.layer_norm_rms_epsilon",
-        *(f"*.{key}" for key in rope.GGUF_KEYS if key != "rope.scaling.attn_factor"),
+        *(f"*.{key}" for key in (*rope.GGUF_KEYS, window.GGUF_KEY) if key != "rope.scaling.attn_factor"),
         "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type",
         "tokenizer.ggml.merges", "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id",
         "tokenizer.ggml.padding_token_id", "tokenizer.ggml.add_bos_token", "tokenizer.chat_template",
@@ -83,11 +83,6 @@ def _anything(value: Any, config: ModelConfig) -> bool:
     return True
 
 
-def _wide(value: Any, config: ModelConfig) -> bool:
-    """Whether a window never ends before the context does."""
-    return isinstance(value, int) and value >= config.context_length
-
-
 def _head_dim(value: Any, config: ModelConfig) -> bool:
     return _same(value, config.head_dim)
 
@@ -104,10 +99,6 @@ ARCHITECTURE_KEYS: dict[str, _KeyRule] = {
     "rope.dimension_count": _KeyRule(_head_dim, "only a part of each head is rotated"),
     "attention.value_length": _KeyRule(_head_dim, "values have a length of their own"),
     "attention.causal": _KeyRule(_is(True), "every position sees every other"),
-    "attention.sliding_window": _KeyRule(
-        lambda value, config: _same(value, 0) or _wide(value, config),
-        "attention sees only a window of the last positions",
-    ),
     "attention.sliding_window_pattern": _KeyRule(_is(0, 1), "some layers see only a window of the last positions"),
     "attention.scale": _KeyRule(
         lambda value, config: isinstance(value, float) and bool(np.float32(value) == np.float32(config.head_dim**-0.5)),
@@ -222,7 +213,6 @@ def gguf_type(key: str) -> str | None:
 # Of config.json and of APR's metadata, which has Hugging Face's names: key -> rule.
 HUGGINGFACE_KEYS: dict[str, _KeyRule] = {
     "hidden_act": _KeyRule(_is("silu"), "another activation than SiLU"),
-    "use_sliding_window": _KeyRule(_is(False), "attention sees only a window of the last positions"),
     "quantization_config": _KeyRule(_is(None), "weights are quantised in a way of their own"),
     "partial_rotary_factor": _KeyRule(_is(1.0), "only a part of each head is rotated"),
     "final_logit_softcapping": _KeyRule(_is(0.0), "logits are soft-capped"),
@@ -237,7 +227,8 @@ HUGGINGFACE_KEYS: dict[str, _KeyRule] = {
     ),
     "mlp_bias": _KeyRule(_is(False), "the feed forward has biases"),
     "layer_types": _KeyRule(
-        lambda value, config: isinstance(value, list) and all(kind == "full_attention" for kind in value),
+        lambda value, config: isinstance(value, list)
+        and all(kind == f"{'full' if config.sliding_window is None else 'sliding'}_attention" for kind in value),
         "some layers have another attention",
     ),
 }
@@ -275,9 +266,14 @@ def huggingface_problems(raw: Mapping[str, Any], config: ModelConfig) -> Iterato
     for key, rule in HUGGINGFACE_KEYS.items():
         if raw.get(key) is not None and not rule.neutral(raw[key], config):
             yield KeyProblem(key, raw[key], rule.reason)
-    window = raw.get("sliding_window")
-    if raw.get("use_sliding_window") is None and window is not None and not _wide(window, config):
-        yield KeyProblem("sliding_window", window, "attention sees only a window of the last positions")
+    first = window.first_layer(raw)
+    if raw.get("sliding_window") is not None and 0 < first < config.block_count:
+        yield KeyProblem("max_window_layers", first, "the layers from there on see only a window of the last positions")
+    chunks = raw.get("dual_chunk_attention_config")
+    if chunks is not None:  # of Qwen2.5-1M: as others up to so many positions, in chunks beyond
+        upto = chunks.get("original_max_position_embeddings") if isinstance(chunks, dict) else None
+        if type(upto) is not int or upto < config.context_length:
+            yield KeyProblem("dual_chunk_attention_config", upto, "beyond so many positions attention is in chunks")
     for key in ("rope_scaling", "rope_parameters"):
         kind = rope.kind_of(raw.get(key))
         if kind == "llama3" and not ARCHITECTURES[config.architecture].rope_factors:

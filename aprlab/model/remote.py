@@ -128,6 +128,8 @@ class HttpFile(RemoteFile):
             error.close()
             if status in _AGAIN:
                 raise OSError(f"the server says {status} {why}") from None
+            if status in (404, 410):
+                raise UsageError(f"the server says {status} {why}", code="remote.not-found", path=self.url) from None
             if status == 416:
                 raise FormatError("is empty, or became shorter", code="remote.beyond-end", path=self.url) from None
             raise UsageError(f"the server says {status} {why}", code="remote.refused", path=self.url) from None
@@ -171,6 +173,9 @@ class FsspecFile(RemoteFile):
             ) from None  # fmt: skip
         try:
             self.size = int(self._system.size(self._name) or 0)
+        except (FileNotFoundError, IsADirectoryError) as error:
+            said = f"cannot be opened: {error or type(error).__name__}"
+            raise UsageError(said, code="remote.not-found", path=self.url) from None
         except Exception as error:  # each file system has errors of its own
             said = f"cannot be opened: {error or type(error).__name__}"
             raise UsageError(said, code="remote.refused", path=self.url) from None
@@ -204,6 +209,11 @@ class Remote(Content):
             yield from (part[n : n + step].data for n in range(0, len(part), step))
 
 
+def content_at(file: np.ndarray, remote: RemoteFile | None, start: int, stop: int) -> Content | np.ndarray:
+    """Bytes ``start … stop`` of a file as what a tensor is made of: a view on the local one, or ranges of the remote one."""
+    return file[start:stop] if remote is None else Remote(remote, start, max(0, stop - start))
+
+
 _OPEN: dict[str, RemoteFile] = {}
 
 
@@ -220,6 +230,21 @@ def open_url(url: str) -> RemoteFile:
     return _OPEN[url]
 
 
+def is_there(url: str) -> bool:
+    """Whether there is a file at a URL.
+
+    Raises:
+        UsageError: that cannot be told: the server cannot be reached, refuses, or does not give ranges.
+    """
+    try:
+        open_url(url)
+    except UsageError as error:
+        if error.code != "remote.not-found":
+            raise
+        return False
+    return True
+
+
 def forget() -> None:
     """Ask again for everything: files may have changed."""
     _OPEN.clear()
@@ -234,4 +259,4 @@ def refuse_remote(contents: Iterator[Content], path: Path) -> None:
         )  # fmt: skip
 
 
-__all__ = ["Remote", "RemoteFile", "forget", "open_url", "refuse_remote", "url_of"]
+__all__ = ["Remote", "RemoteFile", "content_at", "forget", "is_there", "open_url", "refuse_remote", "url_of"]

@@ -38,7 +38,12 @@ class Reordered(Content):
     def read(self, start: int, stop: int) -> np.ndarray:
         size = self.row_bytes
         first, last = start // size, -(-stop // size)
-        rows = [self.source.read(row * size, (row + 1) * size) for row in self.order[first:last].tolist()]
+        wanted = self.order[first:last]
+        if not self.source.at_hand and len(wanted) > 1:  # one request for all: rows move within a head alone
+            low, high = int(wanted.min()), int(wanted.max()) + 1
+            rows = list(self.source.read(low * size, high * size).reshape(-1, size)[wanted - low])
+        else:
+            rows = [self.source.read(row * size, (row + 1) * size) for row in wanted.tolist()]
         together = np.concatenate(rows) if rows else np.zeros(0, np.uint8)
         return together[start - first * size : stop - first * size]
 

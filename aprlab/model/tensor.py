@@ -92,6 +92,11 @@ class Tensor:
         """Whether the bytes are those of a file at the tensor's origin, and not changed, decompressed or made in memory."""
         return isinstance(self.content, Mapped) and self.origin.offset >= 0
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether bytes cost nothing to look at: in memory, or in a mapped file."""
+        return self.content.at_hand
+
     def blocks(self) -> np.ndarray:
         """Raw bytes by row: ``uint8 (rows, row_bytes)``, a view. AprQ8's leading scale is not part of a row."""
         return self.raw[self.type.tensor_bytes :].reshape(self.rows, self.type.row_bytes(self.cols))
@@ -108,6 +113,19 @@ class Tensor:
         else:
             head, size = self.type.tensor_bytes, self.type.row_bytes(self.cols)
             self.content.release(head + rows.start * size, head + rows.stop * size)
+
+    def same_bytes(self, other: Tensor, step: int = 1 << 24) -> bool:
+        """Whether both hold the same bytes, read in parts of `step` bytes; their types are not looked at."""
+        if self.nbytes != other.nbytes:
+            return False
+        for start in range(0, self.nbytes, step):
+            stop = min(start + step, self.nbytes)
+            same = np.array_equal(self.content.read(start, stop), other.content.read(start, stop))
+            for content in (self.content, other.content):
+                content.release(start, stop)
+            if not same:
+                return False
+        return True
 
     def check_values(self, part: np.ndarray | None = None, start: int = 0) -> None:
         """Raise FormatError, with the byte offset of the block, where a scale (or a plain float) is NaN or infinite.

@@ -19,7 +19,7 @@ from aprlab.formats.raw import (
     needed,
     unusable,
 )
-from aprlab.model import names, rope
+from aprlab.model import names, rope, window
 from aprlab.model.architecture import architecture_of
 from aprlab.model.config import ModelConfig, TokenizerData, check_config
 from aprlab.model.model import Model
@@ -142,6 +142,11 @@ class Draft:
                 fields.pop(f"{prefix}.{key}", None)
             for key, kind, value in rope.to_gguf(self.config["rope_scaling"]):
                 fields[f"{prefix}.{key}"] = gguf.field_of(f"{prefix}.{key}", kind, value)
+        if self.config["sliding_window"] != file.config["sliding_window"]:
+            key, value = f"{prefix}.{window.GGUF_KEY}", self.config["sliding_window"]
+            fields.pop(key, None)
+            if value is not None:
+                fields[key] = gguf.field_of(key, "uint32", value)
         for mine, found, keys in (
             (self.config, file.config, config_keys),
             (self.tokenizer, file.tokenizer, {name: key for name, (_, key) in TOKENIZER_KEYS.items()}),
@@ -171,7 +176,7 @@ def made_config(found: dict[str, Any], tensors: dict[str, Tensor], path: Any) ->
         value = found.get(name, MISSING)
         if unusable(value):
             raise FormatError(f"config field {name!r} is {value!r}", code="onion.config-field", path=path)
-        others = name in ("architecture", "rope_type", "rope_scaling")
+        others = name in ("architecture", "rope_type", "rope_scaling", "sliding_window")
         if not others and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise FormatError(f"config field {name!r} is {value!r}, not a number", code="onion.config-field", path=path)
     kind = architecture_of(str(found["architecture"]), path)

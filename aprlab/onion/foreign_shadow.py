@@ -211,7 +211,7 @@ class TraceShadow(Engine):
 
     def new_cache(self, config: ModelConfig, capacity: int) -> Cache:
         caches = [judge.new_cache(config, capacity) for judge in self.judges.three]
-        return Cache([c.k for c in caches], [c.v for c in caches], capacity)
+        return Cache([c.k for c in caches], [c.v for c in caches], capacity, window=config.sliding_window)
 
     def memory(self) -> dict[str, int]:
         return {}
@@ -260,12 +260,12 @@ class TraceShadow(Engine):
         self._note("attend", q, k, v, layer, positions)
         out = []
         for n, judge in enumerate(self.judges.three):
-            own = Cache(cache.k[n], cache.v[n], cache.capacity, cache.length)
+            own = Cache(cache.k[n], cache.v[n], cache.capacity, cache.length, cache.window)
             out.append(judge.attend(q.ways[n], k.ways[n], v.ways[n], own, layer, positions))
         simulated = self.judges.simulated
         if simulated.half_sums:  # for many queries at once ggml keeps its sums in float32: that is allowed, too
             simulated.half_sums = False
-            own = Cache(cache.k[1], cache.v[1], cache.capacity, cache.length)
+            own = Cache(cache.k[1], cache.v[1], cache.capacity, cache.length, cache.window)
             self._second = simulated.attend(q.ways[1], k.ways[1], v.ways[1], own, layer, positions)
             simulated.half_sums = True
         return Streams(out)

@@ -41,7 +41,7 @@ class PairCache(Cache):
     """The reference's cache together with the other side's; what the other says of positions is noted."""
 
     def __init__(self, mine: Cache, other: Cache, note: Callable[[Any, Any], None]) -> None:
-        super().__init__(mine.k, mine.v, mine.capacity, mine.length)
+        super().__init__(mine.k, mine.v, mine.capacity, mine.length, mine.window)
         self.other, self.note = other, note
 
     def positions(self, count: int) -> np.ndarray:

@@ -24,9 +24,10 @@ TEMPLATES: dict[str, str] = {
     "verify.tensors-off": "{off} of {of} tensors: {names}",
     "verify.prompts-same": "{prompts} prompts, ends {ends}",
     "verify.prompts-differ": "{names}",
-    "verify.text-same": "{tokens} positions: every logit the same",
-    "verify.text-near": "{tokens} positions: {kl_words}; top-1 {same_words}; at most {allowed:.2g} nats are allowed",
-    "verify.text-off": "{tokens} positions: {kl_words}; top-1 {same_words}; at most {allowed:.2g} nats are allowed",
+    "verify.text-same": "{positions}: every logit the same",
+    "verify.text-near": "{positions}: {kl_words}; top-1 {same_words}; at most {allowed:.2g} nats are allowed",
+    "verify.text-off": "{positions}: {kl_words}; top-1 {same_words}; at most {allowed:.2g} nats are allowed",
+    "verify.text-unbounded": "{positions}: {kl_words}; top-1 {same_words}; how much is allowed could not be measured",
     "verify.vocabulary-differs": "{expected} rows of vocabulary became {found}",
     "verify.run-refused": "{message}",
     "verify.needs-a-run": "not asked, since it needs a run: {message}",
@@ -60,6 +61,8 @@ def words(code: str, parameters: Mapping[str, Any]) -> str:
     if "first" in shown:
         shown["names"] = ", ".join(shown["first"])
     if "kl" in shown:
+        beyond = f" from position {shown['from_position']} on" if shown["from_position"] else f" of {shown['of']} in the text"
+        shown["positions"] = f"{shown['tokens']} positions{beyond}"
         low, high = shown["kl_interval"]
         shown["kl_words"] = f"KL {shown['kl']:.2g} nats (95 %: {low:.2g} to {high:.2g})"
         low, high = shown["same_interval"]

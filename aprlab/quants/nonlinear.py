@@ -18,6 +18,7 @@ TRIES = 7  # roundings that are tried on either side of the largest value's
 
 # Index of the nearest value, by twice a number, rounded down: midpoints are multiples of a half, so this is exact. A number
 # in the middle goes up, as in ggml's `best_index_int8`.
+_KVALUE_BYTES = KVALUES.astype(np.int8).view(np.uint8)
 _TWICE = np.arange(2 * int(KVALUES[0]), 2 * int(KVALUES[-1]) + 1)
 _NEAREST = np.searchsorted(KVALUES[1:] + KVALUES[:-1], _TWICE, side="right").astype(np.uint8)
 _NEAREST_VALUE = KVALUES[_NEAREST]
@@ -81,6 +82,22 @@ class IQ4_NL(Quant):
         scale = scale_of(columns)[:n]
         b["d"] = to_half(scale, self.type)
         b["qs"] = pack_halves(nearest(inverse(scale)[:, None] * x))
+
+
+def iq4_nl_as_q8_0(raw: np.ndarray) -> np.ndarray:
+    """Blocks of IQ4_NL as blocks of Q8_0 with the same values to the bit: both are a half times a signed byte.
+
+    Args:
+        raw: ``uint8 (n * 18,)``.
+
+    Returns:
+        ``uint8 (n * 34,)``.
+    """
+    b = raw.reshape(-1, 18)
+    out = np.empty((len(b), 34), np.uint8)
+    out[:, :2] = b[:, :2]
+    out[:, 2:] = _KVALUE_BYTES[halves(b[:, 2:])]
+    return out.reshape(-1)
 
 
 class IQ4_XS(Quant):

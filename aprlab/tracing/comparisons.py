@@ -213,15 +213,16 @@ DIFFERENCES = {  # code of a row of `compare_models` -> what a table shows
 }  # fmt: skip
 
 
-def compare_models(a: Model, b: Model, *, headers: bool = False) -> Comparison:
+def compare_models(a: Model, b: Model, *, headers: bool = False, same: Mapping[str, bool] | None = None) -> Comparison:
     """Two opened files: every tensor of the union, every config value, every part of the tokenizer.
 
     A tensor's `finding` is ``same``, or the first of ``only in a``, ``only in b``, ``type``, ``shape``, ``bytes`` that
     holds. Names are GGUF's, so a rename between formats is not a difference; bytes are the raw blocks. Two models that
     cannot be run have no config: there every key of the files is compared. `headers`: no byte of a tensor is read, and its
-    finding is ``not read`` where nothing else differs.
+    finding is ``not read`` where nothing else differs. `same`: whether the bytes of a tensor are the same, where somebody
+    else has looked; the others are looked at here.
     """
-    tensors = _tensor_rows(a, b, headers=headers)
+    tensors = _tensor_rows(a, b, headers=headers, same=same or {})
     if file_only(a) is not None and file_only(b) is not None:
         rows = [*tensors, *_key_rows(header_of(a).fields, header_of(b).fields)]
     else:
@@ -229,7 +230,7 @@ def compare_models(a: Model, b: Model, *, headers: bool = False) -> Comparison:
     return _comparison(f"{a.path.name} against {b.path.name}", ("what", "finding", "a", "b", "equal"), rows, "things")
 
 
-def _tensor_rows(a: Model, b: Model, *, headers: bool) -> Iterator[dict[str, Any]]:
+def _tensor_rows(a: Model, b: Model, *, headers: bool, same: Mapping[str, bool]) -> Iterator[dict[str, Any]]:
     for name in [*a.tensors, *(name for name in b.tensors if name not in a.tensors)]:
         left, right = a.tensors.get(name), b.tensors.get(name)
         if left is None or right is None:
@@ -241,7 +242,7 @@ def _tensor_rows(a: Model, b: Model, *, headers: bool) -> Iterator[dict[str, Any
         elif headers:
             kind = "not-read"
         else:
-            kind = "same" if np.array_equal(left.raw, right.raw) else "bytes"
+            kind = "same" if (same[name] if name in same else left.same_bytes(right)) else "bytes"
         shown = [None if t is None else f"{t.type.name} {format_cell(t.shape)}" for t in (left, right)]
         yield _difference_row(name, kind, *shown)
 
@@ -319,10 +320,10 @@ def compare_traces(a: Trace, b: Trace, title: str = "trace, a against b") -> Com
 
 def layer_rows(trace: Trace, step: str = "out") -> list[dict[str, Any]]:
     """Summaries of one step of every layer (``layers.N.<step>``) in layer order: ``layer``, ``mean``, ``std``, ``l2``, …"""
-    return [{"layer": n, **asdict(trace[name].summary())} for n, name in _layers(trace, step)]
+    return [{"layer": n, **asdict(trace[name].summary())} for n, name in layer_steps(trace, step)]
 
 
-def _layers(trace: Trace, step: str) -> list[tuple[int, str]]:
+def layer_steps(trace: Trace, step: str) -> list[tuple[int, str]]:
     """Number and point of each layer that the trace has this step of; raises UsageError where it has none."""
     names = [(n, f"layers.{n}.{step}") for n in range(trace.config.block_count)]
     found = [(n, name) for n, name in names if name in trace]
@@ -354,8 +355,8 @@ def agreement_rows(a: Trace, b: Trace, step: str = "out") -> list[dict[str, Any]
         UsageError: b gives this step of no layer.
     """
     rows = []
-    given = {name for _, name in _layers(b, step)}
-    for n, name in _layers(a, step):
+    given = {name for _, name in layer_steps(b, step)}
+    for n, name in layer_steps(a, step):
         if name not in given:
             continue
         d = difference(a[name].values, b[name].values)

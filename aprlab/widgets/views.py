@@ -217,14 +217,16 @@ class TraceView(View):
         _observed(self.prompt, lambda text: self.try_(lambda: explorer.choose(prompt=text)))
         _observed(self.mode, lambda mode: self.try_(lambda: explorer.set_mode(mode)))
         pictures = w.HBox([self.histogram, self.positions], layout=w.Layout(flex_flow="row wrap", overflow="visible"))
-        top = w.VBox([self.faults, self.stories, self.prompt, w.HBox([self.run])], layout=w.Layout(width="100%"))
+        paths = [shown(path) for path in (explorer.model, explorer.other) if path is not None]
+        self.files = _Sides(paths, lambda *files: self.try_(lambda: explorer.open(*files)))
+        top = w.VBox([self.files, self.faults, self.stories, self.prompt, w.HBox([self.run])], layout=w.Layout(width="100%"))
         super().__init__(explorer, [top, self.words, self.mode, self.map, self.detail, pictures])
 
     def refresh(self) -> None:
         explorer = self.explorer
         self.faults.currents = list(explorer.faults)
         self.stories.html = pages.fault_stories(FAULTS[id] for id in explorer.faults)
-        _lock(explorer.work.busy, self.run, self.prompt)
+        _lock(explorer.work.busy, self.run, self.prompt, self.files.opener)
         self.words.html = pages.para(explorer.words)
         self.map.html = pages.heat_map(explorer)
         self.map.currents = [explorer.chosen] if explorer.chosen else []

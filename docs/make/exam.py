@@ -2,7 +2,8 @@
 
 `python docs/make/exam.py` runs all cases of data/evidence.json whose model is here and writes the record data/exam.json;
 `python docs/make/exam.py --page` writes the table of docs/evidence.md from it. `--model NAME` runs those of one model, `--only
-ID,…` only these faults; without it all run faults that are not silent.
+ID,…` only these faults; without it all run faults that are not silent. `--journal FILE` keeps what was judged, so that an exam
+that is cut goes on where it stopped; `--jobs N` and `--scheduler ADDRESS` as `aprlab forensics` has them.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ SINGLE = 2  # causes at most of a case that counts as having one: the fault, and
 KEPT = 5  # suspects of each case in the record
 
 
-def run(names: Iterable[str], only: list[str] | None, engine: str, chosen: list[str] | None = None) -> dict[str, Any]:
-    """The record of all cases of these models, or of the chosen ones."""
+def run(
+    names: Iterable[str], only: list[str] | None, engine: str, chosen: list[str] | None = None, journal: str | None = None,
+    **where: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """The record of all cases of these models, or of the chosen ones; `journal` is kept for each model in a file of its own."""
     cases = [c for c in read_cases(paths.data_dir() / "evidence.json") if chosen is None or c.id in chosen]
     record = kept()
     for name in names:
@@ -43,8 +47,9 @@ def run(names: Iterable[str], only: list[str] | None, engine: str, chosen: list[
         started = time.monotonic()
         units = only or [id for id, fault in run_faults().items() if not fault.silent]
         found = rank_cases(
-            path, mine, faults=units, engine=engine, progress=lambda unit, s: print(f"{unit} {s:.1f}", file=sys.stderr)
-        )
+            path, mine, faults=units, engine=engine, journal=journal and f"{journal}-{name}.jsonl", **where,
+            progress=lambda unit, s: print(f"{unit} {s:.1f}", file=sys.stderr),
+        )  # fmt: skip
         record["seconds"][name] = round(time.monotonic() - started)
         for case in mine:
             record["cases"][case.id] = row(case, found[case.id])
@@ -66,9 +71,19 @@ def row(case: Case, found: Any) -> dict[str, Any]:
     return {
         "rank": where.rank, "level": where.level, "score": round(where.score, 3), "first": where.first,
         "first_score": round(where.first_score, 3), "margin": round(found.margin, 3), "healthy": round(healthy, 3),
-        "sets": len(found.suspects), "suspects": [[" + ".join(s.faults), round(s.match.score, 3), s.text[:60]]
+        "sets": len(found.suspects), **believed(found), "suspects": [[" + ".join(s.faults), round(s.match.score, 3), s.text[:60]]
                                                   for s in found.suspects[:KEPT] if s.match is not None],
     }  # fmt: skip
+
+
+def believed(found: Any) -> dict[str, Any]:
+    """How sure the ranking is, and how near the nearest comes: bits a token of the text under it, and its first token's rank."""
+    near, tokens = found.nearest, max(1, len(found.saw_tokens))
+    if near is None or near.bits is None or found.posterior is None:
+        return {}
+    chances = {name: chance for name, chance in found.posterior.to_json().items() if name != "sets"}
+    nearest = [" + ".join(near.faults), round(near.bits / tokens, 2), near.first_rank]
+    return {"posterior": chances, "nearest": nearest, "null": round(found.null_bits / tokens, 2)}
 
 
 def table(record: dict[str, Any], cases: list[Case]) -> str:
@@ -133,10 +148,14 @@ if __name__ == "__main__":
     parser.add_argument("--only")
     parser.add_argument("--cases", help="only these, by id")
     parser.add_argument("--engine", default="jit")
+    parser.add_argument("--journal", metavar="FILE", help="beginning of the journals' names")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--scheduler", metavar="ADDRESS")
     given = parser.parse_args()
     if not given.page:
         made = run(given.model or list(known_models()), given.only.split(",") if given.only else None, given.engine,
-                   given.cases.split(",") if given.cases else None)  # fmt: skip
+                   given.cases.split(",") if given.cases else None, given.journal,
+                   jobs=given.jobs, scheduler=given.scheduler)  # fmt: skip
         write_text(RECORD, json.dumps(made, ensure_ascii=False, indent=1) + "\n")
     else:
         made = kept()

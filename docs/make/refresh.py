@@ -6,6 +6,7 @@ changes nothing.
 
 from __future__ import annotations
 
+import ast
 import base64
 import os
 import sys
@@ -16,6 +17,7 @@ from nbclient import NotebookClient
 
 from aprlab import paths
 
+WIDGET = "application/vnd.jupyter.widget-view+json"  # lives as long as its kernel
 DOCS = Path(__file__).resolve().parents[1]
 
 
@@ -31,13 +33,22 @@ def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
     return whole
 
 
+def collapse(cell: nbformat.NotebookNode) -> None:
+    """Imports, and the bookkeeping at the end, are closed to begin with: a click opens them."""
+    statements = ast.parse(cell.source).body
+    imports = all(isinstance(statement, ast.Import | ast.ImportFrom) for statement in statements)
+    if imports or cell.source.startswith(("checks ", "findings ")):
+        cell.metadata["jupyter"] = {"source_hidden": True}
+
+
 def run_in_place(path: Path) -> None:
     """Execute with the defaults; keep outputs and counts, drop what differs from run to run."""
     notebook = nbformat.read(path, 4)
-    NotebookClient(notebook, kernel_name="python3", record_timing=False, timeout=600).execute()
+    NotebookClient(notebook, kernel_name="python3", record_timing=False, timeout=600, store_widget_state=False).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = joined(cell.outputs)
+            collapse(cell)
+            cell.outputs = joined([output for output in cell.outputs if WIDGET not in output.get("data", {})])
     notebook.metadata["language_info"] = {"name": "python"}
     nbformat.write(notebook, path)
 

@@ -35,6 +35,8 @@ CONFIGS: dict[str, ModelConfig] = {
     "qwen2, yarn": replace(SMALL, rope_scaling=YARN),
     "qwen2, linear": replace(SMALL, rope_scaling=LINEAR),
     "qwen3, yarn": replace(SMALL, architecture="qwen3", rope_scaling=replace(YARN, attention_factor=1.25, beta_fast=8.0)),
+    "mistral": replace(SMALL, architecture="llama", rope_type="norm", sliding_window=5),
+    "qwen2, window": replace(SMALL, sliding_window=9),
     "llama, linear": replace(SMALL, architecture="llama", rope_type="norm", rope_scaling=LINEAR),
 }  # fmt: skip
 
@@ -62,8 +64,10 @@ def test_logits_are_those_of_float64(what: str) -> None:
 
 def test_the_kernels_of_the_gpu_do_it_too() -> None:
     """On the PTX machine, one layer of each architecture; the table of angles carries every scaling."""
-    for what in ("qwen3, yarn", "llama 3"):
+    for what in ("qwen3, yarn", "llama 3", "mistral"):
         config = replace(CONFIGS[what], block_count=1)
+        if config.sliding_window is not None:
+            config = replace(config, sliding_window=2)
         model = random_model(3, config)
         logits, tolerance = logits_and_tolerance(model, config, TOKENS[:3])
         engine = engines.create("ptx", model)
@@ -76,6 +80,8 @@ LOST: dict[str, tuple[str, dict[str, Any]]] = {
     "scaling by the other rule": ("qwen2, linear", {"rope_scaling": replace(YARN, factor=3.0)}),
     "original context ignored": ("qwen2, yarn", {"rope_scaling": replace(YARN, original_context=128)}),
     "factors lost": ("llama 3", {"rope_factors": False}),
+    "window ignored": ("mistral", {"sliding_window": None}),
+    "window of another length": ("mistral", {"sliding_window": 4}),
     "halves rotated": ("llama", {"rope_type": "neox"}),
 }
 

@@ -11,6 +11,7 @@ from builders import CONFIG
 from made import bpe_data, made_model, pieces_data, write_gguf
 from peer import llama_says
 
+from aprlab.faults import session_with
 from aprlab.formats import open_model
 from aprlab.inference import Session
 from aprlab.model.config import ModelConfig, TokenizerData
@@ -49,6 +50,17 @@ def test_ids_and_tokens_are_llama_cpps(tmp_path: Path, what: str) -> None:
     ids = session.raw_tokens(TEXT)
     assert ids == said["ids"]
     assert session.generate(ids, max_tokens=len(said["answer"])).tokens == said["answer"]
+
+
+def test_llama_cpp_ignores_the_window_of_a_mistral(tmp_path: Path) -> None:
+    """The catalogue's `sliding-window-ignored`, as a real program has it: its tokens are those of attention without a window."""
+    path = write_gguf(made_model(replace(LLAMA, sliding_window=4), bpe_data("llama-bpe")), tmp_path / "m.gguf")
+    said = llama_says(path, TEXT)
+    assert "refused" not in said, said
+    session = Session(open_model(path))
+    of_window = session.generate(said["ids"], max_tokens=len(said["answer"])).tokens
+    unbounded = session_with(open_model(path), ["sliding-window-ignored"])
+    assert unbounded.generate(said["ids"], max_tokens=len(said["answer"])).tokens == said["answer"] != of_window
 
 
 @pytest.mark.parametrize("scaling", [YARN, RopeScaling("linear", 4.0)], ids=["yarn", "linear"])

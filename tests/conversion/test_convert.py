@@ -444,3 +444,16 @@ def test_the_real_model_there_and_back(real_05b: Path, tmp_path: Path) -> None:
         while chunk := a.read(1 << 22):
             assert chunk == b.read(1 << 22)
         assert not b.read(1)
+
+
+def test_a_conversion_reads_its_source_once(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    preadv = os.preadv
+
+    def counted(handle: int, views: list[memoryview], offset: int) -> int:
+        read.extend(range(offset, offset + len(views[0])))
+        return preadv(handle, views, offset)
+
+    monkeypatch.setattr(os, "preadv", counted)
+    convert(tiny, tmp_path / "m.apr")
+    assert len(read) == len(set(read)) == sum(t.nbytes for t in open_model(tiny).tensors.values())

@@ -43,6 +43,8 @@ MADE: dict[str, Any] = {
     "qwen2, yarn": lambda: made_model(replace(SMALL, rope_scaling=YARN)),
     "qwen2, yarn, more": lambda: made_model(replace(SMALL, rope_scaling=replace(YARN, attention_factor=1.25, beta_slow=2.0))),
     "qwen2, linear": lambda: made_model(replace(SMALL, rope_scaling=RopeScaling("linear", 3.0))),
+    "mistral": lambda: made_model(replace(LLAMA, sliding_window=5), bpe_data("tekken")),
+    "qwen2, window": lambda: made_model(replace(SMALL, sliding_window=5)),
     "llama 2": lambda: made_model(replace(LLAMA, rope_theta=10_000.0), pieces_data()),
 }  # fmt: skip
 FOR_HUGGING_FACE = [what for what in MADE if what != "llama 2"]
@@ -180,7 +182,9 @@ def test_mistral_is_a_llama_without_a_window(files: dict[str, Path], tmp_path: P
     assert open_model(tmp_path / "hf").config.architecture == "llama"
     alike(tmp_path / "hf", files["smollm"])
     path.write_text(json.dumps(config | {"sliding_window": 64}))
-    with pytest.raises(AprlabError, match=r"sliding_window.*window of the last positions"):
+    assert open_model(tmp_path / "hf").config.sliding_window == 64
+    path.write_text(json.dumps(config | {"sliding_window": "wide"}))
+    with pytest.raises(AprlabError, match=r"sliding_window is 'wide'"):
         open_model(tmp_path / "hf").config  # noqa: B018
 
 

@@ -27,6 +27,7 @@ MODELS = {
     "qwen3": (replace(SMALL, architecture="qwen3"), "qwen2"),
     "yarn": (replace(SMALL, rope_scaling=RopeScaling("yarn", 4.0, original_context=16)), "qwen2"),
     "llama": (replace(LLAMA, rope_factors=True), "llama-bpe"),
+    "mistral": (replace(LLAMA, sliding_window=6), "llama-bpe"),
 }
 # fault -> model that it needs, where its run differs first, what peel calls the file's finding
 EXPECTED = {
@@ -34,6 +35,7 @@ EXPECTED = {
     "rope-scaling-ignored": ("yarn", "layers.0.q_rope"),
     "rope-factors-lost": ("llama", "layers.0.q_rope"),
     "unpermuted-qk": ("llama", "layers.0.q"),
+    "sliding-window-ignored": ("mistral", "layers.0.attn"),
 }
 FORMS = [(id, form) for id in EXPECTED for form in ("file", "run") if getattr(FAULTS[id], f"{form}_seam")]
 

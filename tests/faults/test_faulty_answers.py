@@ -54,6 +54,19 @@ def test_gpt2_cuts_words_otherwise(model: Model) -> None:
     assert right.decode(wrong.encode("is 12):\n")) == "is 12):\n"
 
 
+def test_a_foreign_vocabulary_agrees_with_itself_alone(model: Model) -> None:
+    """Text comes back whole, through other ids; special tokens and single bytes stay, the model's own words do not."""
+    right, wrong = session_with(model, []), session_with(model, ["foreign-tokenizer"])
+    ids, foreign = right.prompt_tokens(QUESTION), wrong.prompt_tokens(QUESTION)
+    assert foreign != ids
+    assert len(foreign) == len(ids)
+    assert wrong.tokenizer.decode(foreign) == right.tokenizer.decode(ids)
+    control = {id for id, kind in enumerate(model.tokenizer.token_types) if kind == 3}
+    assert [id for id in foreign if id in control] == [id for id in ids if id in control]
+    assert sorted(wrong.tokenizer.data.tokens) == sorted(model.tokenizer.tokens)
+    assert wrong.generate(QUESTION, max_tokens=8).text != right.generate(QUESTION, max_tokens=8).text
+
+
 def test_spelled_tokens_are_the_same_tokens(model: Model) -> None:
     right = session_with(model, []).generate(QUESTION, max_tokens=12)
     wrong = session_with(model, ["byte-level-text"]).generate(QUESTION, max_tokens=12)

@@ -40,11 +40,5 @@ def test_error_map() -> Figure:
 
 
 @image
-def test_state_map_with_an_alarm() -> Figure:
-    cells = [["fine", "fine", "odd"], ["bad", "fine", "fine"], ["fine", "bad", "odd"]]
-    return figures.state_map(cells, list("abc"), list("xyz"), ("fine", "odd", "bad"), alarm="bad").figure
-
-
-@image
 def test_distance_bars() -> Figure:
     return figures.distance_bars({"both": 0.9, "one": 1.1, "other": 0.6, "none": 0.0}, xlabel="distance").figure

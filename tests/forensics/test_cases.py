@@ -12,7 +12,8 @@ from aprlab.cli.app import run_cli
 from aprlab.errors import AprlabError
 from aprlab.faults import FAULTS, session_with
 from aprlab.faults.text import CHATML
-from aprlab.forensics.cases import Case, rank_cases, read_cases, standing, with_template
+from aprlab.forensics.bench import with_template
+from aprlab.forensics.cases import Case, rank_cases, read_cases, standing
 from aprlab.forensics.ranking import FITS, forensics
 from aprlab.formats import open_model
 from aprlab.inference.session import Session

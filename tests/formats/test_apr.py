@@ -451,3 +451,10 @@ def test_bombs_are_refused(kind: str, tmp_path: Path) -> None:
     path.write_bytes(bytes(head) + struct.pack("<I", 2**32 - 1) + packed[4:200])
     with pytest.raises(FormatError, match=r"LZ4 can pack|damaged|ends inside"):
         open_model(path)
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (1, 0), (0, 5), (3, 1 << 16), (70000, 70001)])
+def test_the_checksum_of_two_runs_is_that_of_both_together(sizes) -> None:
+    draw = np.random.default_rng(3)
+    first, second = (draw.bytes(size) for size in sizes)
+    assert apr.crc32_of_both(zlib.crc32(first), zlib.crc32(second), len(second)) == zlib.crc32(first + second)

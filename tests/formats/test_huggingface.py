@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made import shard
 
 from aprlab import paths, quants
 from aprlab.conversion.converter import convert, export
 from aprlab.errors import AprlabError, FormatError, UsageError
-from aprlab.formats import huggingface_files, huggingface_tokenizer, open_model, safetensors
+from aprlab.formats import huggingface_files, huggingface_tokenizer, open_model
 from aprlab.inference.session import Session
 from aprlab.published import ANSWER, QUESTION
 from aprlab.quants import types
@@ -78,23 +79,6 @@ def test_the_tokenizer_file_is_one(tiny: Path, folders: dict[str, Path]) -> None
         ids = theirs.encode(text).ids
         assert ids == ours.encode(text) and theirs.decode(ids, skip_special_tokens=False) == text
     assert theirs.get_vocab_size() == 835  # without the five that only pad
-
-
-def shard(folder: Path, parts: int = 3) -> None:
-    """Spread model.safetensors over shards with an index, as transformers does above a size."""
-    header = safetensors.read_header(folder / "model.safetensors")
-    weight_map = {}
-    for n in range(parts):
-        file = f"model-{n + 1:05}-of-{parts:05}.safetensors"
-        mine = header.entries[n::parts]
-        plans = [
-            safetensors.SafetensorsPlan(e.name, e.type, e.shape, lambda e=e: iter([header.file[e.start : e.stop].tobytes()]))  # type: ignore[misc]
-            for e in mine
-        ]
-        safetensors.write(folder / file, plans, {"format": "pt"})
-        weight_map |= {e.name: file for e in mine}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    (folder / "model.safetensors").unlink()
 
 
 def test_shards_are_one_model(folder: Path, folders: dict[str, Path], tmp_path: Path) -> None:
@@ -164,7 +148,17 @@ BAD_FILES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("config.json", lambda c: c.update(num_hidden_layers=True), "'num_hidden_layers' is True"),
     ("config.json", lambda c: c.update(rope_scaling={"type": "dynamic", "factor": 4.0}), "rotary scaling 'dynamic'"),
     ("config.json", lambda c: c.update(quantization_config={"quant_method": "awq"}), "quantization_config"),
-    ("config.json", lambda c: c.update(use_sliding_window=True), "'use_sliding_window' is true"),
+    (
+        "config.json", lambda c: c.update(use_sliding_window=True, sliding_window=64, max_window_layers=2),
+        "'max_window_layers' is 2",
+    ),
+    ("config.json", lambda c: c.update(sliding_window=-1, use_sliding_window=None), "sliding_window is -1"),
+    ("config.json", lambda c: c.update(layer_types=["sliding_attention"]), "'layer_types'"),
+    (
+        "config.json",
+        lambda c: c.update(dual_chunk_attention_config={"chunk_size": 64, "original_max_position_embeddings": 128}),
+        "'dual_chunk_attention_config' is 128: beyond so many positions attention is in chunks",
+    ),
     ("config.json", lambda c: c.update(tie_word_embeddings="no"), "tie_word_embeddings is 'no'"),
     ("config.json", lambda c: [c], "not an object"),
     ("config.json", lambda c: c.update(rope_theta=10**400), "more than a float32 can hold"),

@@ -86,11 +86,13 @@ def test_the_healthy_conversion_passes_every_gate_whatever_its_types(matrix) -> 
 
 
 def test_the_matrix_is_the_same_with_every_sentence_replaced_by_noise(model, matrix) -> None:
+    """Every fourth fault; all of them would take half a minute, and the gates are the same."""
+    chosen = [id for id in FAULTS if id not in OTHER_ARCHITECTURES][::4]
     with noise(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "unknown dtype")
-        noisy = kill_matrix(model)
-    rows = [[*m.control, *m.rows] for m in (matrix, noisy)]
-    for a, b in zip(*rows, strict=True):
+        noisy = kill_matrix(model, chosen)
+    before = [*matrix.control, *(row for row in matrix.rows if row.fault in chosen)]
+    for a, b in zip(before, [*noisy.control, *noisy.rows], strict=True):
         assert replace(a, figures={}) == replace(b, figures={})
         assert all(a.figures[id] != b.figures[id] for id in GATES), "every figure was noise"
 

@@ -102,9 +102,16 @@ def test_nothing_private_is_in_any_part(made: MadeCase) -> None:
         assert len(host) < 4 or host == "localhost" or not re.search(rf"\b{re.escape(host)}\b", text)
 
 
-def test_words_that_tell_of_a_machine_are_taken_out(tmp_path: Path) -> None:
-    words = PrivateWords([tmp_path / "models"])
+def test_words_that_tell_of_a_machine_are_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"USER": "mallory", "HOSTNAME": "hal9000", "LOGNAME": "root"}.items():
+        monkeypatch.setenv(name, value)
+    words = PrivateWords([tmp_path / "models"], ["http://bench.example.org:8080/v1", "llama.cpp"])
     for text, told in {
+        "http://gpu-box:8080/v1 and https://ci@build.corp.lan/x": "http://HOST/v1 and https://HOST/x",
+        "bench.example.org said no; benches": "HOST said no; benches",
+        "mallory@hal9000:~/m.gguf, hal9000, by mallory; the root": "USER@HOST:~/m.gguf, HOST, by USER; the root",
+        r"\\server\share\m.gguf": "m.gguf",
+        "VILLE@VILLE: a@b and 'https://huggingface.co/Qwen'": "VILLE@VILLE: a@b and 'https://huggingface.co/Qwen'",
         f"{tmp_path}/models/a.gguf: bad": "a.gguf: bad",
         "'/home/bob/x/m.gguf'": "'m.gguf'",
         "File /Users/bob/git/aprlab/run.py, line 3": "File run.py, line 3",

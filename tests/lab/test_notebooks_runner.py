@@ -222,7 +222,7 @@ def test_a_walk_that_holds_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(lab.paths, "notebooks_dir", lambda: tmp_path)
     (step,) = lab.walk(["b"], {}, tmp_path / "out")
     assert (step.holds, step.verdict, step.title) == (True, "1 of 1 checks hold", "All about <b>")
-    assert "1 of 1 notebooks hold" in (tmp_path / "out" / "index.html").read_text()
+    assert "<strong>1 of 1 checks hold</strong>" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_investigate_with_a_fault_or_a_candidate_is_notebook_07_or_07b(

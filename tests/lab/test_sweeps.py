@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from aprlab import lab
+from aprlab import lab, workers
 from aprlab.cli.app import run_cli
 from aprlab.errors import AprlabError, FormatError, UsageError
 from aprlab.lab import sweeps as sweep
@@ -209,7 +209,7 @@ def test_a_killed_process_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPa
 
         def shutdown(self, **options: object) -> None: ...
 
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Pool)
     matrix = write(folder, "notebooks: [sample.ipynb]\nmatrix:\n  fault: [good, bad]\n")
     with pytest.raises(AprlabError, match="a worker process was killed; run again"):
         sweep.sweep(matrix, folder / "out", jobs=2)

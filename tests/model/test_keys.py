@@ -21,7 +21,7 @@ from aprlab.quants import types
 # Values that change numbers, and values under which the same key changes nothing.
 CHANGING: dict[str, Any] = {
     "qwen2.vocab_size": 839, "qwen2.rope.dimension_count": 16, "qwen2.attention.value_length": 16,
-    "qwen2.attention.causal": False, "qwen2.attention.sliding_window": 64, "qwen2.attention.scale": 0.5,
+    "qwen2.attention.causal": False, "qwen2.attention.scale": 0.5,
     "qwen2.attention.clamp_kqv": 8.0, "qwen2.attention.max_alibi_bias": 8.0, "qwen2.rope.scaling.type": "longrope",
     "qwen2.rope.scaling.attn_factor": 1.1,
     "qwen2.attn_logit_softcapping": 50.0, "qwen2.final_logit_softcapping": 30.0, "qwen2.logit_scale": 0.0625,

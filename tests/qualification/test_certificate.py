@@ -21,8 +21,9 @@ from aprlab.formats import open_model
 from aprlab.inference import Session
 from aprlab.onion.verdict import Verdict
 from aprlab.qualification import certificate, certificate_page
-from aprlab.qualification.certificate import Certificate, CertificateCheck, interval, read, verify
+from aprlab.qualification.certificate import Certificate, CertificateCheck, verify
 from aprlab.qualification.certificate_words import PROBLEMS, TEMPLATES, TITLES, words
+from aprlab.qualification.text_reading import affordable, interval, long_window, read, sensitivity, windows
 
 TOKENS = 64
 
@@ -83,8 +84,34 @@ def test_the_text_alone_refuses_a_model_that_computes_otherwise(tiny: Path) -> N
         assert [check.passed for check in checks] == [False, False] and checks[0].code == "verify.text-off"
         exact = certificate._of_text(a, a, TOKENS, exact=True, lost=0.0)
         assert [check.code for check in exact] == ["verify.text-same"] * 2
-        near = read(a, b, certificate.windows(a, TOKENS))
+        near = read(a, b, windows(a, TOKENS))
         assert near.kl.shape == near.same.shape and (near.kl > 0).any() and not near.same.all()
+
+
+def test_what_a_type_costs_is_foretold_by_the_source_alone(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sensitivity`, where no right conversion is at hand: as for a model that would take minutes to encode."""
+    monkeypatch.setattr(certificate, "is_small", lambda model: False)
+    with open_model(tiny) as model:
+        per_square = sensitivity(Session(model), windows(Session(model), 256)[0])
+    for kind, error in (("q8_0", 0.0055), ("q6_k", 0.018), ("q4_0", 0.09)):
+        convert(tiny, tmp_path / f"{kind}.gguf", quantize=kind)
+        found = by_id(verify(tiny, tmp_path / f"{kind}.gguf", tokens=384))
+        for id in ("text", "long context"):
+            figures = found[id].parameters
+            assert found[id].passed and figures["kl"] > figures["allowed"] / 10  # three times what is right
+        assert per_square is not None and figures["allowed"] == pytest.approx(3 * per_square * error**2, rel=0.1)
+
+
+def test_long_windows_and_short_ones(tiny: Path) -> None:
+    with open_model(tiny) as model:
+        session = Session(model)
+        near, long = affordable(session, 96)
+        assert (near, long) == (64, 32) and len(long_window(session, long)) == 32
+        assert [len(ids) for ids in windows(session, near)] == [64]
+        assert affordable(session, None) == (8192, 2048)
+        all_of_it = windows(session, 8192)
+        assert len({tuple(ids) for ids in all_of_it}) == len(all_of_it) > 10
+        assert windows(session, 1100)[-1] != windows(session, 512)[0]  # from all over the text
 
 
 def test_other_prompts_are_named(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from aprlab.widgets.models.blocks import BlockMicroscope
 from aprlab.widgets.models.files import Side, nearby, shown
 from aprlab.widgets.models.onion import OnionExplorer
 from aprlab.widgets.models.tensors import TensorBrowser
+from aprlab.widgets.models.traces import TraceExplorer
 
 
 def test_the_repaired_file_is_saved_and_is_healthy(mislabelled: Path, tiny: Path, tmp_path: Path) -> None:
@@ -64,6 +65,21 @@ def test_pickers_offer_what_is_near(tmp_path: Path, mislabelled: Path, one_scale
     assert scope.row == 1
     scope.open(str(mislabelled))
     assert (list(scope.sides), scope.row) == ([mislabelled.name], 0)
+
+
+def test_the_trace_explorer_runs_other_files(tiny: Path, one_scale: Path) -> None:
+    explorer = TraceExplorer(tiny)
+    for refused in ("nothing.apr", ""):
+        with pytest.raises(AprlabError):
+            explorer.open(refused, str(one_scale))
+    assert (explorer.model, explorer.other) == (tiny, None)
+    explorer.open("embedded (tiny)", f" {one_scale} ")
+    assert (explorer.model, explorer.other) == (paths.embedded_model(), one_scale)
+    explorer.run()
+    explorer.work.wait()
+    assert explorer.first().startswith("layers.0.")
+    explorer.open(str(tiny))
+    assert (explorer.other, explorer.ready) == (None, False)
 
 
 def test_the_scales_of_a_block_are_decoded(tiny: Path) -> None:

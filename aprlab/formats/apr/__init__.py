@@ -21,10 +21,10 @@ from aprlab.formats.apr.layout import (
 from aprlab.formats.apr.metadata import SHARED_LISTS, config, file_only_metadata, metadata_of, text_of, tokenizer
 from aprlab.formats.apr.reader import model_of, open_model
 from aprlab.formats.apr.scanner import scan
-from aprlab.formats.apr.writer import Plan, write
+from aprlab.formats.apr.writer import Late, Plan, crc32_of_both, write
 
 __all__ = [
     "ALIGNMENT", "CONFIG_KEYS", "DIALECTS", "FLAGS", "HEADER", "HEADER_SIZE", "ROPE_TYPES", "SHARED_LISTS", "Container",
-    "Dialect", "Entry", "Plan", "candidates", "config", "file_only_metadata", "header_crc", "metadata_of", "model_of",
-    "naming_of", "open_model", "scan", "text_of", "tokenizer", "type_of", "write",
+    "Dialect", "Entry", "Late", "Plan", "candidates", "config", "crc32_of_both", "file_only_metadata",
+    "header_crc", "metadata_of", "model_of", "naming_of", "open_model", "scan", "text_of", "tokenizer", "type_of", "write",
 ]  # fmt: skip

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from aprlab.errors import AprlabError
+from aprlab.model.content import Content
+from aprlab.model.remote import RemoteFile, content_at
 from aprlab.quants import types
 from aprlab.quants.types import TensorType
 
@@ -147,6 +149,21 @@ class Container:
     footer: int | None = None
     compression: str | None = None
     problems: list[AprlabError] = field(default_factory=list)
+    remote: RemoteFile | None = None  # where the file is at a URL: `image` then holds its beginning alone
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole image."""
+        return len(self.image) if self.remote is None else self.remote.size
+
+    def from_(self, start: int) -> np.ndarray:
+        """The last bytes of the image, ``uint8``, fetched where it is remote."""
+        return self.image[start:] if self.remote is None else self.remote.read(start, self.remote.size)
+
+    def content(self, entry: Entry) -> Content | np.ndarray:
+        """What a tensor is made of: `bytes_of`, or ranges of the remote file."""
+        start = self.data_offset + entry.offset
+        return content_at(self.image, self.remote, start, start + entry.size)
 
     @property
     def flag_names(self) -> list[str]:

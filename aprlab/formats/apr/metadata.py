@@ -11,7 +11,7 @@ import numpy as np
 from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats.apr.layout import CONFIG_KEYS, ROPE_TYPES, WHOLE, Dialect
 from aprlab.model import keys as known_keys
-from aprlab.model import rope
+from aprlab.model import rope, window
 from aprlab.model.architecture import architecture_of
 from aprlab.model.config import ModelConfig, TokenizerData, check_config
 from aprlab.model.model import Model
@@ -81,10 +81,20 @@ def config(metadata: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> 
         tied_embeddings="output.weight" not in tensors,
         rope_scaling=_rope_scaling(metadata, number["context_length"], path),
         rope_factors=kind.rope_factors and rope.FACTORS in tensors,
+        sliding_window=_window(metadata, number["context_length"], number["block_count"], path),
     )
     for problem in known_keys.huggingface_problems(metadata, check_config(found, path)):
         raise UnsupportedError(f"metadata {problem}", code="keys.not-handled", path=path)
     return found
+
+
+def _window(metadata: dict[str, Any], context_length: int, layers: int, path: Path) -> int | None:
+    """As config.json says it."""
+    try:
+        return window.from_huggingface(metadata, context_length, layers)
+    except AprlabError as error:
+        error.path = path
+        raise
 
 
 def _rope_scaling(metadata: dict[str, Any], context_length: int, path: Path) -> rope.RopeScaling | None:
@@ -199,6 +209,8 @@ def metadata_of(model: Model, tensors: list[Tensor], dialect: Dialect) -> dict[s
         metadata[key] = rope_types[value] if field_name == "rope_type" else value
     metadata["tied_embeddings"] = config.tied_embeddings
     metadata["rope_scaling"] = None if config.rope_scaling is None else rope.to_huggingface(config.rope_scaling)
+    if config.sliding_window is not None:
+        metadata["sliding_window"] = config.sliding_window
     metadata["chat_template"] = tok.chat_template
     metadata |= {
         "tokenizer.model": tok.model,

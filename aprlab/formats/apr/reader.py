@@ -61,7 +61,7 @@ def model_of(box: Container) -> Model:
         kind = type_of(box, entry, shape)
         start = box.data_offset + entry.offset
         origin = Origin(box.path, entry.name, start if box.compression is None else -1)
-        tensors[gguf] = Tensor(gguf, kind, shape, box.bytes_of(entry), origin)
+        tensors[gguf] = Tensor(gguf, kind, shape, box.content(entry), origin)
     footer = "" if box.footer is not None or not dialect.footer else " without footer"
     model = Model(
         path=box.path,
@@ -71,7 +71,7 @@ def model_of(box: Container) -> Model:
         metadata=box.metadata,
         make_config=lambda: config(box.metadata, tensors, box.path),
         make_tokenizer=lambda: tokenizer(box.metadata, box.path),
-        warnings=_false_flags(box, tensors),
+        warnings=[*_false_flags(box, tensors), *_not_checked(box)],
         header={
             "version": ".".join(map(str, box.version)), "flags": box.flag_names, "compression": box.compression,
             "data_offset": box.data_offset, "footer_crc": box.footer,
@@ -96,6 +96,13 @@ def _refusing(model: Model) -> Model:
     refusing(model, found.error)
     model.warnings.append(str(found))
     return model
+
+
+def _not_checked(box: Container) -> list[str]:
+    """What would need the whole of a file that is read in ranges."""
+    if box.remote is None or box.footer is None:
+        return []
+    return ["the footer's CRC-32 is not checked by URL: it is of every byte of the file"]
 
 
 def _false_flags(box: Container, tensors: dict[str, Tensor]) -> list[str]:

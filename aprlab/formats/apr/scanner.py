@@ -27,6 +27,9 @@ from aprlab.formats.apr.layout import (
 )
 from aprlab.formats.reading import Cursor, Span, check_spans, json_object, padding
 from aprlab.model.content import map_file
+from aprlab.model.remote import RemoteFile, open_url, url_of
+
+FIRST_READ, MOST_READ = 1 << 18, 1 << 28  # bytes of a remote file that are fetched for all in front of its data
 
 
 def scan(path: str | Path, *, verify: bool = True) -> Container:
@@ -34,10 +37,11 @@ def scan(path: str | Path, *, verify: bool = True) -> Container:
 
     Args:
         path: the file.
-        verify: also compute the footer's CRC-32, which reads the whole file once.
+        verify: also compute the footer's CRC-32, which reads the whole file once; never of a file at a URL.
     """
     path = Path(path)
-    file = map_file(path)
+    remote = None if (url := url_of(path)) is None else open_url(url)
+    file = map_file(path) if remote is None else remote.read(0, min(FIRST_READ, remote.size))
     _refuse_version_1(file, path)
     at = Cursor(file.data, path)
     head = bytes(at.data[at.need(HEADER_SIZE, "the header") : HEADER_SIZE])
@@ -66,6 +70,8 @@ def scan(path: str | Path, *, verify: bool = True) -> Container:
         problems.append(FormatError(f"flags {unknown:#06x} are not known", code="apr.unknown-flags", path=path, offset=6))
     _check_parts(count, metadata_offset, metadata_size, index_offset, data_offset, path)
     compression = "lz4" if flags & FLAGS["lz4"] else "zstd" if flags & FLAGS["zstd"] else None
+    if remote is not None:
+        file = _rest_of_head(file, remote, data_offset, compression)
     image = file if compression is None else _decompress(path, file, compression, data_offset, count)
 
     at = Cursor(image.data, path)
@@ -79,11 +85,22 @@ def scan(path: str | Path, *, verify: bool = True) -> Container:
     entries = read_index(at, count, data_offset)
     box = Container(
         path, magic, (major, minor), flags, metadata_offset, metadata_size, index_offset, data_offset,
-        metadata, entries, image, compression=compression, problems=problems,
+        metadata, entries, image, compression=compression, problems=problems, remote=remote,
     )  # fmt: skip
     _check_index(box)
     _check_end(box, verify=verify)
     return box
+
+
+def _rest_of_head(file: np.ndarray, remote: RemoteFile, data_offset: int, compression: str | None) -> np.ndarray:
+    """Everything in front of the data of a file at a URL, ``uint8``, given its first bytes."""
+    if compression is not None:
+        raise UnsupportedError(
+            f"is compressed as a whole ({compression}): it cannot be read in ranges; download it", code="apr.compressed-by-url",
+            path=remote.path, offset=6,
+        )  # fmt: skip
+    stop = min(data_offset, remote.size, MOST_READ)
+    return file if stop <= len(file) else np.concatenate([file, remote.read(len(file), stop)])
 
 
 def _refuse_version_1(file: np.ndarray, path: Path) -> None:
@@ -193,7 +210,7 @@ def _check_index(box: Container) -> None:
         )  # fmt: skip
     spans = [Span(e.name, box.data_offset + e.offset, box.data_offset + e.offset + e.size) for e in box.entries]
     try:
-        check_spans(spans, len(box.image), box.path)
+        check_spans(spans, box.size, box.path)
     except FormatError as error:
         box.problems.append(error)
 
@@ -201,10 +218,10 @@ def _check_index(box: Container) -> None:
 def _check_end(box: Container, *, verify: bool) -> None:
     """What follows the last tensor: nothing, padding, a CRC-32 of all before it, or padding and the CRC."""
     stop = max((box.data_offset + e.offset + e.size for e in box.entries), default=box.data_offset)
-    pad, rest = padding(stop, ALIGNMENT), len(box.image) - stop
+    pad, rest = padding(stop, ALIGNMENT), box.size - stop
     promised = box.metadata.get("source_metadata")
     promised = promised.get("body_bytes") if isinstance(promised, dict) else None
-    body = len(box.image) - box.data_offset
+    body = box.size - box.data_offset
     if isinstance(promised, int) and promised != body:
         box.problems.append(
             FormatError(f"its writer wrote {promised} bytes of data, {body} are there", code="apr.body-length", path=box.path)
@@ -216,7 +233,7 @@ def _check_end(box: Container, *, verify: bool) -> None:
             FormatError(f"{rest} bytes follow the last tensor", code="reading.trailing-bytes", path=box.path, offset=stop)
         )
         return
-    tail = box.image[stop:].tobytes()
+    tail = box.from_(stop).tobytes()
     if rest in (0, pad) and not any(tail) and not (rest == 4 and box.flags & FLAGS["row_major"]):
         return
     stored = int.from_bytes(tail[-4:], "little")
@@ -225,7 +242,7 @@ def _check_end(box: Container, *, verify: bool) -> None:
         box.problems.append(
             FormatError("the padding after the last tensor is not zero", code="apr.padding-not-zero", path=box.path, offset=stop)
         )
-    if verify and stored != (found := _crc_of(box)):
+    if verify and box.remote is None and stored != (found := _crc_of(box)):
         box.problems.append(
             FormatError(
                 f"footer CRC is {stored:08x}, the file's bytes give {found:08x}: the file is damaged",

@@ -44,6 +44,35 @@ class Plan:
     chunks: Callable[[], Iterator[Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class Late:
+    """A string of the metadata that is known only when all tensors were read: `placeholder` stands for it until then.
+
+    `text()` is asked once, after the last tensor, and must be as long as the placeholder in UTF-8.
+    """
+
+    placeholder: str
+    text: Callable[[], str]
+
+
+def crc32_of_both(first: int, second: int, length: int) -> int:
+    """CRC-32 of two runs of bytes from the CRC-32 of each and the `length` of the second, as zlib's ``crc32_combine``."""
+
+    def times(a: int, b: int) -> int:  # polynomials over GF(2) modulo the CRC's, bits reflected: x^0 is the highest bit
+        product = 0
+        for bit in range(31, -1, -1):
+            product ^= b if a >> bit & 1 else 0
+            b = b >> 1 ^ (0xEDB88320 if b & 1 else 0)
+        return product
+
+    shift, power = 1 << 31, 1 << 23  # x^0; x^8, squared again and again
+    while length:
+        if length & 1:
+            shift = times(power, shift)
+        power, length = times(power, power), length >> 1
+    return times(shift, first) ^ second
+
+
 class _Crc:
     """Writes to a file and computes the CRC-32 of what was written in a second thread.
 
@@ -85,6 +114,7 @@ def write(
     compress: str | None = None,
     force: bool = True,
     progress: Callable[[int], None] | None = None,
+    late: Late | None = None,
 ) -> int:
     """Write an APR file under a temporary name and rename it when it is whole.
 
@@ -96,6 +126,7 @@ def write(
         compress: None, ``lz4`` or ``zstd`` for everything after the header.
         force: replace a file of that name.
         progress: called with the number of data bytes written since the last call.
+        late: a string of the metadata that is put in at the end; nothing happens where its placeholder is not in them.
 
     Returns:
         The size of the file in bytes.
@@ -104,9 +135,9 @@ def write(
     header, front = _front(metadata, plans, dialect, compress, output)
     with atomic(Path(output), force=force) as file:
         if compress is None:
-            return _write_body(_Crc(file), header, front, plans, dialect, progress)
+            return _write_body(file, header, front, plans, dialect, progress, late)
         with tempfile.TemporaryFile(dir=Path(output).resolve().parent) as plain:
-            size = _write_body(_Crc(plain), header, front, plans, dialect, progress)
+            size = _write_body(plain, header, front, plans, dialect, progress, late)
             image = np.memmap(plain, np.uint8, "r", shape=(size,))
             file.write(header)
             compress_body(image[HEADER_SIZE:], compress, file)
@@ -150,16 +181,17 @@ def _front(
 
 
 def _write_body(
-    out: _Crc,
+    file: IO[bytes],
     header: bytes | bytearray,
     front: list[bytes],
     plans: list[Plan],
     dialect: Dialect,
     progress: Callable[[int], None] | None,
+    late: Late | None,
 ) -> int:
+    write_all(file, memoryview(head := b"".join([header, *front])))
+    out = _Crc(file)
     try:
-        for part in (header, *front):
-            out.write(part)
         for plan in plans:
             before = out.size
             for chunk in plan.chunks():
@@ -173,9 +205,16 @@ def _write_body(
             out.write(bytes(padding(plan.nbytes, ALIGNMENT)))
     finally:
         crc = out.settle()
+    if late is not None and (stands := late.placeholder.encode()) in head:
+        at, text = head.index(stands), late.text().encode()
+        assert len(text) == len(stands), "the text is not as long as its placeholder"
+        head = head.replace(stands, text)
+        file.seek(at)
+        write_all(file, memoryview(text))
+        file.seek(0, 2)
     if dialect.footer:
-        out.file.write(crc.to_bytes(4, "little"))
-    return out.size + (4 if dialect.footer else 0)
+        file.write(crc32_of_both(zlib.crc32(head), crc, out.size).to_bytes(4, "little"))
+    return len(head) + out.size + (4 if dialect.footer else 0)
 
 
 def compress_body(body: np.ndarray, kind: str, file: IO[bytes], step: int = 1 << 22) -> None:

@@ -7,13 +7,16 @@ the number of roundings a term passes through).
 
 from __future__ import annotations
 
+import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from importlib import resources
+from typing import Any, Final
 
 import numpy as np
+import xxhash
 
 from aprlab import quants
 from aprlab.kernels.cuda import launch as launches
@@ -68,21 +71,31 @@ class Bench:
     def __init__(self, device: Device) -> None:
         self.device = device
         self._alive: list[Any] = []  # launches may be under way when a case's own names are gone
+        self._given, self._gotten = xxhash.xxh3_64(), xxhash.xxh3_64()
 
     def put(self, array: np.ndarray) -> Any:
         """Pointer to a copy, padded to 16 bytes."""
         raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self._given.update(raw.data)
         return self._pointer(self.device.upload(raw, launches.padded(raw.nbytes)))
 
     def room(self, nbytes: int) -> tuple[Any, Any]:
-        """(pointer, buffer) of room for a result, padded to 16 bytes."""
-        buffer = self.device.empty(launches.padded(nbytes))
+        """(pointer, buffer) of zeros, room for a result, padded to 16 bytes."""
+        size = launches.padded(nbytes)
+        buffer = self.device.upload(np.zeros(size, np.uint8), size)
         return self._pointer(buffer), buffer
 
     def get(self, buffer: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """What a buffer holds."""
         dtype = np.dtype(dtype)
-        return self.device.download(buffer, 0, int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
+        got = self.device.download(buffer, 0, int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
+        plain = np.where(np.isnan(got), dtype.type(np.nan), got) if dtype.kind == "f" else got  # any NaN is any other
+        self._gotten.update(np.ascontiguousarray(plain).reshape(-1).view(np.uint8).data)
+        return got
+
+    def bits(self) -> dict[str, str]:
+        """XXH3-64 of all that was put in and of all that was taken out; two devices with one `given` must have one `got`."""
+        return {"given": self._given.hexdigest(), "got": self._gotten.hexdigest()}
 
     def run(self, *many: Launch) -> None:
         """Launch, in order."""
@@ -403,52 +416,72 @@ def cases() -> Iterator[KernelCase]:
     yield argmax_case(1000)
 
 
+def machine_bits() -> dict[str, dict[str, str]]:
+    """What the PTX machine puts in and gets out in each case, by name of the case (`docs/make/kernel_bits.py` makes the file)."""
+    text = resources.files("aprlab.kernels.cuda").joinpath("ptx", "bits.json").read_text(encoding="utf-8")
+    found: dict[str, dict[str, str]] = json.loads(text)
+    return found
+
+
+def as_the_machine(case: str, bits: dict[str, str], known: Mapping[str, dict[str, str]]) -> bool | None:
+    """Whether the results are the PTX machine's bit for bit; None where the inputs already differ (another NumPy's numbers)."""
+    expected = known.get(case)
+    return bits["got"] == expected["got"] if expected is not None and bits["given"] == expected["given"] else None
+
+
 def verify(device: Device) -> list[dict[str, Any]]:
     """Runs all cases. A kernel that fails to run fails its case, and the next one goes on."""
-    results = []
+    results, known = [], machine_bits()
     for case in cases():
-        start = time.perf_counter()
+        start, bench, fault = time.perf_counter(), Bench(device), None
         try:
-            outcome, fault = case.run(Bench(device)), None
+            outcome = case.run(bench)
         except Exception as error:  # a launch may die in as many ways as there are drivers
             outcome, fault = KernelOutcome(float("inf"), False), f"{type(error).__name__}: {error}"
-        seconds = time.perf_counter() - start
-        results.append(
-            {"case": case.name, "passed": outcome.passed, "fault": fault, "seconds": round(seconds, 4), **asdict(outcome)}
-        )
+        seconds, bits = time.perf_counter() - start, bench.bits()
+        same = None if fault else as_the_machine(case.name, bits, known)
+        results.append({
+            "case": case.name, "passed": outcome.passed and same is not False, "as_the_machine": same, "fault": fault,
+            "seconds": round(seconds, 4), **asdict(outcome), "bits": bits,
+        })  # fmt: skip
     return results
 
 
 # ---- timings, on a GPU only ----------------------------------------------------------------------------------------
 
 TIMED_BYTES = 256 << 20
-"""Weights of a timed mat-vec: more than any cache holds, so that they come from memory."""
+"""Weights of a timed mat-vec, or of its copies in turn: more than any cache holds, so that they come from memory."""
+LONG: Final = ((0, 8960),)
+"""One shape, rows and columns: as many rows as make `TIMED_BYTES`."""
 
 
-def timings(device: Any, cols: int = 8960) -> list[dict[str, Any]]:
-    """Mat-vecs of one token: seconds (the best of five rounds) and bytes of weights a second, by type and contract."""
+def timings(device: Any, shapes: Sequence[tuple[int, int]] = LONG) -> list[dict[str, Any]]:
+    """Mat-vecs of one token: seconds (the best of five rounds) and bytes of weights a second, by type, contract and shape."""
     results = []
     for kind in (*launches.PACKED, types.F16, types.BF16):
-        rows = TIMED_BYTES // kind.row_bytes(cols)
-        bench = Bench(device)
-        one = random_weights(kind, 8, cols)
-        w = bench.put(np.resize(one, rows * kind.row_bytes(cols)))
-        x, (y, _) = bench.put(random_activations(1, cols)), bench.room(4 * rows)
-        for contract in launches.CONTRACTS if kind in launches.PACKED else ("f32",):
-            ready = x
-            if kind in launches.PACKED:
-                ready, _ = bench.room(launches.prepared_bytes(contract, 1, cols))
-                bench.run(launches.prepare(contract, x, ready, 1, cols))
-            launch = launches.matvec(kind, contract, w, ready, launches.NULL, y, 1, rows, cols)
-            seconds = device.seconds(launch)
-            rate = rows * kind.row_bytes(cols) / seconds
-            results.append(
-                {"type": kind.name, "contract": contract, "rows": rows, "cols": cols, "seconds": seconds, "bytes_a_second": rate}
-            )
+        for rows, cols in shapes:
+            if cols % kind.block_elements == 0:
+                results += _timed(device, kind, rows or TIMED_BYTES // kind.row_bytes(cols), cols)
     return results
 
 
-def report(device: Any) -> dict[str, Any]:
+def _timed(device: Any, kind: TensorType, rows: int, cols: int) -> Iterator[dict[str, Any]]:
+    """One type and shape under each contract."""
+    bench, nbytes = Bench(device), rows * kind.row_bytes(cols)
+    matrix = np.resize(random_weights(kind, 8, cols), nbytes)
+    copies = [bench.put(matrix) for _ in range(max(1, TIMED_BYTES // nbytes))]
+    x, (y, _) = bench.put(random_activations(1, cols)), bench.room(4 * rows)
+    for contract in launches.CONTRACTS if kind in launches.PACKED else ("f32",):
+        ready = x
+        if kind in launches.PACKED:
+            ready, _ = bench.room(launches.prepared_bytes(contract, 1, cols))
+            bench.run(launches.prepare(contract, x, ready, 1, cols))
+        seconds = device.seconds(*(launches.matvec(kind, contract, w, ready, launches.NULL, y, 1, rows, cols) for w in copies))
+        yield {"type": kind.name, "contract": contract, "rows": rows, "cols": cols, "seconds": seconds,
+               "bytes_a_second": nbytes / seconds}  # fmt: skip
+
+
+def report(device: Any, shapes: Sequence[tuple[int, int]] = LONG) -> dict[str, Any]:
     """Everything about one run on a GPU, ready for JSON; `passed` says whether every case did."""
     results = verify(device)
     return {
@@ -459,5 +492,5 @@ def report(device: Any) -> dict[str, Any]:
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "passed": all(result["passed"] for result in results),
         "cases": results,
-        "timings": timings(device),
+        "timings": timings(device, shapes),
     }

@@ -16,6 +16,7 @@ import numpy as np
 from aprlab.errors import UsageError
 from aprlab.kernels.simd.blocks import KINDS, Kind
 from aprlab.kernels.simd.decode import decode
+from aprlab.kernels.simd.figures import summed
 from aprlab.kernels.simd.matmul_f32 import matmul_f32
 from aprlab.kernels.simd.ops import (
     attend_one_parallel,
@@ -72,6 +73,7 @@ __all__ = [
     "rotate",
     "rounded",
     "store_keys_values",
+    "summed",
     "swiglu_parallel",
     "swiglu_serial",
 ]

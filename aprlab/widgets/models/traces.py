@@ -22,6 +22,7 @@ from aprlab.published import QUESTION
 from aprlab.tracing.comparisons import compare_traces, layer_errors
 from aprlab.tracing.traces import Trace, replay, trace
 from aprlab.widgets.models.base import Observable
+from aprlab.widgets.models.files import known_files
 
 MODES = {
     "whole": "error of each side's own run (inherited and introduced)",
@@ -93,6 +94,23 @@ class TraceExplorer(Observable):
         self.source = self.source if faults is None else None
         self.faults = self.faults if faults is None else tuple(faults)
         self.prompt = self.prompt if prompt is None else prompt
+        self._forget()
+        self.changed()
+
+    def open(self, reference: str, suspect: str = "") -> None:
+        """Run other files next: by path or by the label of a known one; without `suspect` both sides run `reference`.
+
+        Raises:
+            UsageError, FormatError, UnsupportedError: a file that is not there or cannot be opened; nothing has changed.
+        """
+        self.work.free()
+        known = known_files()
+        given = [known.get(name.strip(), Path(name.strip())) for name in (reference, suspect) if name.strip()]
+        if not reference.strip():
+            raise UsageError("the reference is the path of a file", code="widgets.no-reference")
+        for path in given:
+            open_model(path).close()
+        self.model, self.other = given[0], given[1] if len(given) > 1 else None
         self._forget()
         self.changed()
 

@@ -27,9 +27,21 @@ def device() -> PtxDevice:
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_a_kernel_agrees_with_its_oracle_and_commits_no_offence(case: verify.KernelCase, device: PtxDevice) -> None:
-    outcome = case.run(verify.Bench(device))
+    bench = verify.Bench(device)
+    outcome = case.run(bench)
     assert outcome.passed, outcome
     assert device.findings == []
+    # what a GPU is compared with; None: this NumPy gives other random numbers than the one that made the file
+    assert verify.as_the_machine(case.name, bench.bits(), verify.machine_bits()) in (True, None)
+
+
+def test_what_a_gpu_is_compared_with_covers_all_cases_and_one_bit_is_seen() -> None:
+    known = verify.machine_bits()
+    assert set(known) == {case.name for case in CASES}
+    bits = known["add"]
+    assert verify.as_the_machine("add", bits, known) is True
+    assert verify.as_the_machine("add", {**bits, "got": bits["got"][::-1]}, known) is False
+    assert verify.as_the_machine("add", {**bits, "given": "0"}, known) is None
 
 
 def test_the_cases_launch_every_kernel_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ class FakeGpu(PtxDevice):
     def describe(self) -> dict[str, Any]:
         return {"device": "none at all"}
 
-    def seconds(self, launch: Launch) -> float:
+    def seconds(self, *launches: Launch) -> float:
         return 0.5
 
 
@@ -61,6 +61,14 @@ def test_verify_writes_device_versions_results_and_timings(tmp_path: Path, monke
     (timed,) = [t for t in report["timings"] if (t["type"], t["contract"]) == ("Q4_K", "f32")]
     assert timed["bytes_a_second"] == timed["rows"] * types.Q4_K.row_bytes(timed["cols"]) / 0.5
     assert len(report["timings"]) == 18
+    assert [case["as_the_machine"] for case in report["cases"]] == [None, None, True]  # the first two are no cases of the file
+
+
+def test_each_shape_is_timed_for_the_types_that_have_it() -> None:
+    timed = verify.timings(FakeGpu(), [(4, 256), (8, 96)])
+    assert len(timed) == 18 + 12  # rows of 96 are no whole blocks of a K type
+    assert {(t["rows"], t["cols"]) for t in timed if t["type"] == "Q4_K"} == {(4, 256)}
+    assert all(t["bytes_a_second"] == t["rows"] * types.by_name(t["type"]).row_bytes(t["cols"]) / 0.5 for t in timed)
 
 
 def test_verify_fails_with_a_faulty_kernel_and_names_the_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

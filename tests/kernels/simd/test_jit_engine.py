@@ -19,9 +19,11 @@ from aprlab.engines.jit import FUSED, JitEngine
 from aprlab.errors import UsageError
 from aprlab.formats import open_model
 from aprlab.kernels.simd import isa as isas
+from aprlab.kernels.simd import shipped
 from aprlab.model.content import Held, Rows
 from aprlab.model.model import Model
 from aprlab.quants import types
+from aprlab.quants.nonlinear import iq4_nl_as_q8_0
 
 TOKENS = [5, 250, 17, 99, 3, 3, 120, 64, 299, 0]
 
@@ -101,6 +103,27 @@ def test_instruction_sets_agree(model: Model, simd: str, monkeypatch: pytest.Mon
     got = engine.matmul(x, "blk.0.attn_q.weight", "blk.0.attn_q.bias")
     want = engines.create("reference", model).matmul(x, "blk.0.attn_q.weight", "blk.0.attn_q.bias")
     np.testing.assert_allclose(got, want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("contract", ["f32", "q8"])
+def test_iq4_nl_is_kept_as_q8_0_with_the_same_values(contract: str) -> None:
+    rng = np.random.default_rng(11)
+    w, x = rng.normal(size=(70, 96)).astype(np.float32), rng.normal(size=(FUSED + 2, 96)).astype(np.float32)
+    model = random_model()
+    model.tensors["w"] = tensor("w", w, types.by_name("IQ4_NL"))
+    values = model.tensors["w"].dequantise()
+    model.tensors["same"] = tensor("same", values, types.F32).replace(
+        type=types.Q8_0, raw=iq4_nl_as_q8_0(model.tensors["w"].raw)
+    )
+    np.testing.assert_array_equal(model.tensors["same"].dequantise(), values)
+    engine = JitEngine(model, 1, contract=contract)
+    np.testing.assert_array_equal(engine.embed(np.array([3, 0, 69]), "w"), values[[3, 0, 69]])
+    for part in (x, x[:1]):
+        found = engine.matmul(part, "w")
+        np.testing.assert_array_equal(found, engine.matmul(part, "same"))
+        if contract == "f32":
+            np.testing.assert_allclose(found, part.astype(np.float64) @ values.T.astype(np.float64), atol=1e-4)
+    assert engine.memory()["weights"] == 70 * 3 * 34
 
 
 def test_types_without_a_kernel_are_decoded_once(model: Model) -> None:
@@ -207,8 +230,47 @@ def test_kernels_are_cached_on_disk_for_each_instruction_set(tmp_path: Path) -> 
     first, again, other = run("portable"), run("portable"), run("avx512")
     assert first[:2] == ["0", "1"]
     assert again[:2] == ["1", "0"], "the second start compiles again"
-    assert other[:2] == ["0", "1"], "one set's kernel was taken for another's"
+    assert len(list(tmp_path.rglob("*.matmul_q8-*.nbc"))) == 2, "one set's kernel was taken for another's"
     assert first[2] == again[2] == other[2]
+
+
+COUNTED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from numba.core import event
+from builders import CONFIG, random_model
+from aprlab.architectures import forward
+from aprlab.engines.jit import JitEngine
+from aprlab.quants import types
+
+compiled = []
+
+class Listener(event.Listener):
+    def on_start(self, event):
+        compiled.append(f"{event.data['dispatcher'].py_func.__name__}{event.data['args']}")
+    def on_end(self, event):
+        pass
+
+event.register("numba:compile", Listener())
+model = random_model(mix=(types.Q4_K, types.Q5_0, types.Q8_0, types.Q3_K, types.F16))
+for contract in ("f32", "q8"):
+    for threads in (1, 2):
+        engine = JitEngine(model, threads, contract=contract)
+        cache = engine.new_cache(CONFIG, 300)
+        for tokens in [list(range(260)), [8], [9, 10]]:
+            forward(engine, CONFIG, tokens, cache)
+print("\\n".join(compiled))
+"""
+
+
+def test_the_engine_compiles_nothing(tmp_path: Path) -> None:
+    """All that it calls is shipped, with the very types that it is called with."""
+    if not shipped.fits():
+        pytest.skip("the shipped modules are for another release of numba, or another platform")
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", COUNTED, str(Path(__file__).parents[2])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
 
 @pytest.mark.real

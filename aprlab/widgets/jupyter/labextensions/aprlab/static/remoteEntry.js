@@ -279,12 +279,55 @@
     };
   }
 
+  // Another file of this folder.
+  const folder = document.currentScript.src.replace(/[^/]*$/, "");
+
+  function script(name) {
+    return new Promise((resolve, reject) => {
+      const failed = () => reject(new Error(`aprlab: ${name} cannot be loaded`));
+      document.head.append(element("script", { src: folder + name, onload: resolve, onerror: failed }));
+    });
+  }
+
+  // Figures of aprlab in a notebook: the picture of the cell, and its data for hover and zoom. Data alone, so it is safe.
+  function figures({ Widget }) {
+    const kind = "application/vnd.aprlab.figure+json";
+
+    class Figure extends Widget {
+      renderModel(model) {
+        const size = model.metadata["image/png"] || {};
+        const words = String(model.data["text/plain"] || "");
+        const titles = [...words.matchAll(/^ {2}\d+\. (['"])(.+?)\1/gm)].map((match) => match[2]);
+        const picture = element("img", {
+          src: `data:image/png;base64,${model.data["image/png"] || ""}`, alt: `Figure: ${titles.join("; ") || "without a title"}.`,
+          style: "max-width:100%;height:auto;display:block",
+        });
+        for (const side of ["width", "height"]) {
+          if (Number.isInteger(size[side])) {
+            picture.setAttribute(side, String(size[side]));
+          }
+        }
+        window.aprlabLive.show(this.node, picture, model.data[kind]);
+        this.node.style.overflow = "auto";
+        return Promise.resolve();
+      }
+    }
+
+    const rendererFactory = { safe: true, mimeTypes: [kind], createRenderer: () => new Figure() };
+    return { id: "aprlab:figures", rendererFactory, rank: 10, dataType: "json" };
+  }
+
   window._JUPYTERLAB = window._JUPYTERLAB || {};
   window._JUPYTERLAB.aprlab = {
     init(given) {
       scope = given;
     },
     async get(module) {
+      if (module === "./figures") {
+        const [widgets] = await Promise.all([shared("@lumino/widgets"), script("live.js")]);
+        const renderer = figures(widgets);
+        return () => ({ __esModule: true, default: renderer });
+      }
       if (module !== "./extension") {
         throw new Error(`aprlab has no module ${module}`);
       }
