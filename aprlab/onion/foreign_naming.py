@@ -62,7 +62,7 @@ def _gives(form: Form, operation: Operation, judges: Judges, engine: ContractEng
         return False
     order, rounding = distance(single, exact, exact), distance(values, exact, exact)
     allowed = ORDERS * np.maximum(order, max(UNIT, float(np.median(order))))
-    more = chained(operation.op, engine.rules)
+    more = chained(operation.op, engine.rules, alone=False)  # ties are settled where an operation is judged, not for each form
     if engine.rules.values != "f32" and form.compute is not again:
         more = max(more, FUSED)  # a form changes a value that is rounded already, and it is rounded again
     with np.errstate(invalid="ignore"):  # of an operation without values there is no rounding

@@ -215,7 +215,8 @@ def _judge_printout(
 ) -> list[int]:
     """Findings about a printout, added to the verdict; the ids that were run."""
     run = compare_printout(source, model, prompt, threads)
-    first, facts = run.first, {"source": label, "contract": str(source.contract)}
+    first = run.first
+    facts: dict[str, Any] = {"source": label, "contract": str(source.contract)}
     values = sum(len(one.printed.at) for one in run.compared)
     figures = {"tensors": len(run.compared), "values": values, "sums": sum(one.printed.sum is not None for one in run.compared)}
     if first is None:

@@ -81,9 +81,11 @@ def other_weights(operations: Sequence[Operation], judges: Judges, config: Model
             return None
     same = file.exists() and Path(judges.model.path).exists() and file.samefile(judges.model.path)
     evidence: dict[str, Any] = {
-        "products_off": f"{len(bad)} of {len(products)}", "tried": [probe.point for probe in probes], "runs": str(file),
-        "off": float(np.median([np.median(o.off) for o in bad])),
+        "products_off": f"{len(bad)} of {len(products)}", "off": float(np.median([np.median(o.off) for o in bad])),
+        "runs": str(file),
     }  # fmt: skip
+    if rounded is None:
+        evidence["no_form_gives"] = [probe.point for probe in probes]
     norms = [o for o in operations if o.op == "norm" and o.alone and not o.fits and _other_norm(o)]
     if norms:
         evidence["norms_with_other_weights"] = len(norms)

@@ -206,8 +206,8 @@ TEMPLATES: dict[str, str] = {
     # ── instrument
     "instrument.failed": "instrument {instrument!r} does not distinguish a known pair: all findings are void",
     "instrument.unequal-runs": "equal files gave unequal runs",
-    "instrument.other-weights": "it runs other weights than this model's, {what}: {wrong} of {products} products are off, and no "
-    "form gives those that were tried; give the file that it runs as MODEL",
+    "instrument.other-weights": "it runs other weights than this model's, {what}: {wrong} of {products} products are off; give "
+    "the file that it runs as MODEL",
     "instrument.declared-otherwise": "what is declared as {declared} is {found}; declare that, and peel again",
     "instrument.contracts-differ":
         "unlike activation contracts: {first!r} against {second!r}; compare like with like",

@@ -18,6 +18,7 @@ from aprlab.sources.engines import EngineSource
 Spec = str | Session | Source  # or a model of torch, which has no type here
 
 
+_ARRAYS = (".npy", ".safetensors", ".pt", ".pth", ".bin")
 _OPTIONS = {llama_cpp.NAME: ("cache", "flash"), torch_hooks.NAME: ("folder", "dtype", "attention")}
 
 
@@ -51,8 +52,12 @@ def source(what: Any, model: Any = None, *, threads: int | None = None) -> Sourc
         return _printout(name, options, model)
     if servers.is_address(name):
         return _server(name, options, model)
+    if name.endswith(_ARRAYS) or Path(name).is_dir():
+        said = f"{name} holds arrays; what they are is declared in a mapping (.yaml), and that is the source: see docs/sources.md"
+        raise UsageError(said, code="source.needs-mapping")
     if name.partition(":")[0] not in known():
-        raise UsageError(f"unknown source {name!r}; known: {', '.join(known())}, http://…, a file", code="source.unknown")
+        said = f"unknown source {name!r}; known: {', '.join(known())}, http://…, a recording (.npz, .yaml, .txt)"
+        raise UsageError(said, code="source.unknown")
     if model is None:
         raise UsageError(f"source {name!r} needs a model", code="source.no-model")
     allowed = _OPTIONS.get(name, ("contract",))

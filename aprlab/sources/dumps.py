@@ -7,10 +7,7 @@ guessed. A convention such as "the layer's output without the residual" is decla
 from __future__ import annotations
 
 import re
-import tokenize
-import zipfile
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +16,10 @@ import numpy as np
 from aprlab.architectures import points as all_points
 from aprlab.engines.contracts import Contract
 from aprlab.errors import AprlabError, FormatError, UsageError
-from aprlab.formats import safetensors, yaml_files
-from aprlab.formats.reading import open_regular
+from aprlab.formats import yaml_files
 from aprlab.model.config import ModelConfig
-from aprlab.quants import REGISTRY
 from aprlab.sources.base import Abilities, Source
-from aprlab.tracing._stored import weighed
+from aprlab.sources.dump_arrays import Reader, arrays_of
 from aprlab.tracing.traces import Point, Trace, matching
 
 LAYOUTS: dict[str, Callable[[np.ndarray, tuple[int, ...]], np.ndarray]] = {
@@ -32,12 +27,26 @@ LAYOUTS: dict[str, Callable[[np.ndarray, tuple[int, ...]], np.ndarray]] = {
     "heads-first": lambda x, shape: x.reshape(shape[0], -1, *shape[1:]).swapaxes(0, 1),  # (H, P, D), of heads alone
     "channels-first": lambda x, shape: x.reshape(int(np.prod(shape)), -1).T.reshape(-1, *shape),
 }
-Reader = Callable[[], Any]  # gives one array
-# What NumPy and zipfile say of a file that holds none, or claims more than there is.
-_NO_ARRAYS = (
-    ValueError, EOFError, AttributeError, NotImplementedError, MemoryError, ArithmeticError, tokenize.TokenError,
-    zipfile.BadZipFile,
-)  # fmt: skip
+# Names that programs give their arrays; of these, those that are not there are left out.
+NAMES: dict[str, dict[str, Any]] = {
+    "aprt": {  # upstream's `apr trace --save-tensor DIR`, each stage a file; q, k and v before rotation are one array there
+        "layer-0/embedding": "embed", "layer-{n}/attn_norm": "layers.{n}.attn_norm", "layer-{n}/q_post_rope": "layers.{n}.q_rope",
+        "layer-{n}/k_post_rope": "layers.{n}.k_rope", "layer-{n}/attention": "layers.{n}.attn",
+        "layer-{n}/attn_out": "layers.{n}.attn_out", "layer-{n}/post_attn_residual": "layers.{n}.ffn_inp",
+        "layer-{n}/ffn_norm": "layers.{n}.ffn_norm", "layer-{n}/ffn_gate": "layers.{n}.gate", "layer-{n}/ffn_up": "layers.{n}.up",
+        "layer-{n}/ffn_swigl": "layers.{n}.swiglu", "layer-{n}/ffn_out": "layers.{n}.down",
+        "layer-{n}/post_ffn_residual": "layers.{n}.out", "final_norm": "norm",
+        "lm_head": {"point": "logits", "positions": "last"},
+    },
+    "modules": {  # outputs of the modules of a Hugging Face model, by hooks; the layers' own, too
+        "model.embed_tokens": "embed", "model.layers.{n}.input_layernorm": "layers.{n}.attn_norm",
+        "model.layers.{n}.self_attn.q_proj": "layers.{n}.q", "model.layers.{n}.self_attn.k_proj": "layers.{n}.k",
+        "model.layers.{n}.self_attn.v_proj": "layers.{n}.v", "model.layers.{n}.self_attn.o_proj": "layers.{n}.attn_out",
+        "model.layers.{n}.post_attention_layernorm": "layers.{n}.ffn_norm", "model.layers.{n}.mlp.gate_proj": "layers.{n}.gate",
+        "model.layers.{n}.mlp.up_proj": "layers.{n}.up", "model.layers.{n}.mlp.down_proj": "layers.{n}.down",
+        "model.layers.{n}": "layers.{n}.out", "model.norm": "norm", "lm_head": "logits",
+    },
+}  # fmt: skip
 _KEYS = {"arrays", "program", "version", "contract", "tokens", "prompt", "points"}
 
 
@@ -74,9 +83,10 @@ def dump(mapping: str | Path, config: ModelConfig) -> RecordedSource:
     """Arrays on disk as a source.
 
     Args:
-        mapping: YAML: `arrays` (``.npz``, ``.safetensors``, or a folder of ``.npy``, relative to the mapping), `program`,
-            `version`, `contract`, `tokens` (ids), `prompt` (how many went in at once), and `points`: from an array's
-            name, in which ``{n}`` is the layer, to a point, or to a mapping of `point`, `layout` and `positions`.
+        mapping: YAML: `arrays` (``.npz``, ``.safetensors``, ``.pt``, or a folder of ``.npy``, ``.pt`` or APRT files, relative
+            to the mapping), `program`, `version`, `contract`, `tokens` (ids), `prompt` (how many went in at once), and `points`:
+            from an array's name, in which ``{n}`` is the layer and ``{*}`` any text, to a point, or to a mapping of `point`,
+            `layout` and `positions`; or one of `NAMES`, for programs whose names are known.
         config: of the model, which says the shape of each point.
 
     Raises:
@@ -86,7 +96,7 @@ def dump(mapping: str | Path, config: ModelConfig) -> RecordedSource:
     path = Path(mapping)
     data, line_of = yaml_files.load(path)
     declared = _declared(data, path, line_of)
-    arrays = _arrays(path.parent / declared["arrays"])
+    arrays = arrays_of(path.parent / declared["arrays"])
     try:
         contract = Contract.parse(declared["contract"])
     except AprlabError as error:
@@ -95,12 +105,15 @@ def dump(mapping: str | Path, config: ModelConfig) -> RecordedSource:
     shapes, tokens = all_points(config), declared["tokens"]
     found: dict[str, Point] = {}
     for name, what in declared["points"].items():
-        for array, point in _expanded(name, what["point"], arrays, path):
+        for array, point in _expanded(name, what, arrays, path):
             if point not in shapes:
                 raise FormatError(f"{array!r} is declared as {point!r}, no point of this model", code="dump.no-point", path=path)
             if point in found:
                 raise FormatError(f"two arrays are declared as {point!r}", code="dump.point-twice", path=path)
             found[point] = _point(point, arrays[array](), what, shapes[point], len(tokens), declared["program"], contract, path)
+    if not found:
+        said = f"there is no array of the names {data['points']!r}; there are {', '.join(sorted(arrays)[:8]) or 'none'}"
+        raise FormatError(said, code="dump.no-array", path=path)
     ordered = {name: found[name] for name in matching("*", list(shapes)) if name in found}
     source = {"path": str(path), "format": "dump", "version": declared["version"]}
     trace = Trace(ordered, tokens, declared["program"], str(contract), config, source, declared["prompt"])
@@ -122,6 +135,10 @@ def _declared(data: Any, path: Path, line_of: yaml_files.LineOf) -> dict[str, An
     for key in ("arrays", "program", "contract", "version"):
         need(isinstance(data.get(key, ""), str), f"{key!r} is not text", key)
     tokens, prompt, points = data["tokens"], data.get("prompt"), data["points"]
+    known = isinstance(points, str)
+    if known:
+        need(points in NAMES, f"points {points!r}; known: {', '.join(NAMES)}, or a mapping of names to points", "points")
+        points = NAMES[points]
     good = isinstance(tokens, list) and tokens and all(type(t) is int and t >= 0 for t in tokens)
     need(bool(good), "'tokens' are the ids that were run, as a list", "tokens")
     need(prompt is None or (type(prompt) is int and 1 <= prompt <= len(tokens)), "'prompt' counts tokens", "prompt")
@@ -137,15 +154,17 @@ def _declared(data: Any, path: Path, line_of: yaml_files.LineOf) -> dict[str, An
         listed = isinstance(positions, list) and all(type(p) is int and 0 <= p < len(tokens) for p in positions)
         listed = listed and len(set(positions)) == len(positions)
         need(positions in ("all", "last") or (listed and bool(positions)), f"{name!r}: positions {positions!r}", "points", name)
-        out[str(name)] = {"point": entry["point"], "layout": layout, "positions": positions}
+        out[str(name)] = {"point": entry["point"], "layout": layout, "positions": positions, "optional": known}
     return {**data, "version": data.get("version", ""), "prompt": prompt, "points": out}
 
 
-def _expanded(name: str, point: str, arrays: Mapping[str, Reader], path: Path) -> list[tuple[str, str]]:
-    """Arrays that a name with ``{n}`` stands for, each with its point."""
-    pattern = re.compile(r"(\d+)".join(re.escape(part) for part in name.split("{n}", 1)))
+def _expanded(name: str, what: Mapping[str, Any], arrays: Mapping[str, Reader], path: Path) -> list[tuple[str, str]]:
+    """Arrays that a name stands for, each with its point: ``{n}`` in it is the layer, ``{*}`` any text."""
+    point, words = what["point"], re.split(r"(\{n\}|\{\*\})", name)
+    given = {"{n}": r"(\d+)", "{*}": r".*?"}
+    pattern = re.compile("".join(given.get(word, re.escape(word)) for word in words))
     hits = [(array, hit) for array in arrays if (hit := pattern.fullmatch(array)) is not None]
-    if not hits:
+    if not hits and not what["optional"]:
         some = ", ".join(sorted(arrays)[:8])
         raise FormatError(f"there is no array {name!r}; there are {some}", code="dump.no-array", path=path)
     return [(array, point.replace("{n}", hit[1]) if hit.groups() else point) for array, hit in hits]
@@ -165,40 +184,3 @@ def _point(
         raise FormatError(said, code="dump.shape", path=path)
     kept = np.ascontiguousarray(LAYOUTS[what["layout"]](values, shape), np.float32)
     return Point(name, kept, np.array(positions, np.int64), program, str(contract))
-
-
-# ── arrays ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _arrays(path: Path) -> dict[str, Reader]:
-    """Arrays by name, each read when it is asked for; pickled ones are refused."""
-    if path.is_dir():
-        files = sorted(path.glob("*.npy"))
-        # mapped: an array that claims more than its file has is refused before there is room for it
-        return {file.stem: partial(_read, file, partial(np.load, file, mmap_mode="r", allow_pickle=False)) for file in files}
-    if path.suffix == ".safetensors":
-        entries = safetensors.read_header(path).entries
-        file = np.memmap(path, np.uint8, mode="r")
-        return {e.name: partial(_floats, file, e) for e in entries}
-    _read(path, partial(weighed, path))
-    stored = _read(path, partial(np.load, path, allow_pickle=False))
-    if not isinstance(stored, np.lib.npyio.NpzFile):
-        said = "holds one array without a name; expected .npz, .safetensors or a folder"
-        raise FormatError(said, code="dump.not-arrays", path=path)
-    return {name: partial(_read, path, partial(stored.__getitem__, name)) for name in stored.files}
-
-
-def _read(path: Path, load: Callable[[], Any]) -> Any:
-    try:
-        open_regular(path).close()
-        return load()
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror or error}", code="dump.unreadable", path=path) from None
-    except _NO_ARRAYS as error:
-        said = f"holds no plain arrays: {' '.join(str(error).split())}"
-        raise FormatError(said, code="dump.not-arrays", path=path) from None
-
-
-def _floats(file: np.ndarray, entry: safetensors.SafetensorsEntry) -> np.ndarray:
-    raw = np.array(file[entry.start : entry.stop])
-    return np.asarray(REGISTRY[entry.type].dequantise(raw, entry.shape))

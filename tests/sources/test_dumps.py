@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from variants import first_layers
 
 from aprlab.errors import AprlabError
+from aprlab.faults import session_with
 from aprlab.formats import open_model
 from aprlab.model.model import Model
 from aprlab.onion.source_peeling import peel_sources
@@ -160,6 +162,80 @@ def test_other_files_of_arrays(model: Model, healthy: Trace, tmp_path: Path, for
     mapping = {"arrays": name, "program": "x", "contract": "f32", "tokens": TOKENS, "points": {"wte": "embed"}}
     (tmp_path / "d.yaml").write_text(yaml.safe_dump(mapping))
     assert np.array_equal(source(str(tmp_path / "d.yaml"), model).run(TOKENS)["embed"].values, values)
+
+
+STAGES = {
+    "layer-0/embedding": "embed", "layer-{n}/attn_norm": "layers.{n}.attn_norm", "layer-{n}/q_post_rope": "layers.{n}.q_rope",
+    "layer-{n}/attention": "layers.{n}.attn", "layer-{n}/attn_out": "layers.{n}.attn_out",
+    "layer-{n}/post_attn_residual": "layers.{n}.ffn_inp", "layer-{n}/ffn_norm": "layers.{n}.ffn_norm",
+    "layer-{n}/ffn_gate": "layers.{n}.gate", "layer-{n}/ffn_up": "layers.{n}.up", "layer-{n}/ffn_swigl": "layers.{n}.swiglu",
+    "layer-{n}/ffn_out": "layers.{n}.down", "layer-{n}/post_ffn_residual": "layers.{n}.out", "final_norm": "norm",
+    "lm_head": "logits",
+}  # fmt: skip
+
+
+def aprt(folder: Path, trace: Trace) -> str:
+    """Files as `apr trace --save-tensor` leaves them: magic, layer, count, values; of the logits the last position."""
+    for stage, point in STAGES.items():
+        for n in range(2 if "{n}" in stage else 1):
+            values = trace[point.format(n=n)].values[-1 if stage == "lm_head" else 0 :]
+            path = folder / "stages" / f"{stage.format(n=n)}.bin"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            head = struct.pack("<4sII", b"APRT", n if "layer" in stage else 0xFFFFFFFF, values.size)
+            path.write_bytes(head + values.astype("<f4").tobytes())
+    mapping = {"arrays": "stages", "program": "apr", "contract": "f32", "tokens": TOKENS, "points": "aprt"}
+    (folder / "d.yaml").write_text(yaml.safe_dump(mapping))
+    return str(folder / "d.yaml")
+
+
+def test_upstreams_aprt_files_are_a_dump(model: Model, healthy: Trace, tmp_path: Path) -> None:
+    assert peel_sources(model, [aprt(tmp_path, healthy)], prompt=TOKENS).verdict == "equivalent"
+    with source(session_with(model, ["layer-norm"], "reference")) as theirs:
+        verdict = peel_sources(model, [aprt(tmp_path, theirs.run(TOKENS))], prompt=TOKENS)
+    assert (verdict.verdict, verdict.faults) == ("broken", ["layer-norm"])
+    assert verdict.first_divergence is not None and verdict.first_divergence["point"] == "layers.0.attn_norm"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda raw: b"APRX" + raw[4:], "not with b'APRT'"), (lambda raw: raw[:-4], "are there"), (lambda raw: raw[:7], "begins"),
+        (lambda raw: raw[:4] + b"\1\0\0\0" + raw[8:], "it lies in layer-0"),
+    ],
+)  # fmt: skip
+def test_an_aprt_file_that_is_none_is_refused(
+    model: Model, healthy: Trace, tmp_path: Path, change: Callable[[bytes], bytes], said: str
+) -> None:
+    path = aprt(tmp_path, healthy)
+    broken = tmp_path / "stages" / "layer-0" / "attn_norm.bin"
+    broken.write_bytes(change(broken.read_bytes()))
+    with pytest.raises(AprlabError) as caught:
+        source(path, model)
+    assert caught.value.code == "dump.not-arrays" and said in str(caught.value) and "attn_norm" in str(caught.value)
+
+
+def test_names_of_modules_are_known_and_a_name_may_have_parts_that_change(model: Model, healthy: Trace, tmp_path: Path) -> None:
+    mapping = {"arrays": "d.npz", "program": "x", "contract": "f32", "tokens": TOKENS, "points": "modules"}
+    np.savez(tmp_path / "d.npz", **{"model.layers.1.mlp.up_proj": healthy["layers.1.up"].values, "other": np.zeros(3)})
+    (tmp_path / "d.yaml").write_text(yaml.safe_dump(mapping))
+    assert list(source(str(tmp_path / "d.yaml"), model).can.points) == ["layers.1.up"]
+    np.savez(tmp_path / "d.npz", **{"pass=3___name=mlp_up___layer=1": healthy["layers.1.up"].values})
+    with pytest.raises(AprlabError) as caught:
+        source(str(tmp_path / "d.yaml"), model)
+    assert caught.value.code == "dump.no-array"
+    (tmp_path / "d.yaml").write_text(yaml.safe_dump(mapping | {"points": {"pass={*}name=mlp_up{*}layer={n}": "layers.{n}.up"}}))
+    assert list(source(str(tmp_path / "d.yaml"), model).can.points) == ["layers.1.up"]
+    (tmp_path / "d.yaml").write_text(yaml.safe_dump(mapping | {"points": "those of my engine"}))
+    with pytest.raises(AprlabError) as caught:
+        source(str(tmp_path / "d.yaml"), model)
+    assert caught.value.code == "dump.mapping" and "aprt, modules" in str(caught.value)
+
+
+def test_arrays_without_a_mapping_are_no_source(model: Model, tmp_path: Path) -> None:
+    for what in (str(tmp_path), "a.safetensors", "layer-0/attn_norm.bin", "run.pt"):
+        with pytest.raises(AprlabError) as caught:
+            source(what, model)
+        assert caught.value.code == "source.needs-mapping"
 
 
 def test_a_trace_on_disk_is_a_source_and_runs_nothing_else(model: Model, healthy: Trace, tmp_path: Path) -> None:

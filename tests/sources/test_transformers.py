@@ -121,6 +121,27 @@ def test_its_own_gguf_loader_is_a_source(folder: Path) -> None:
 
 
 @live_only
+def test_a_dump_of_torch_is_read_by_its_safe_loader_alone(folder: Path, tmp_path: Path) -> None:
+    model = open_model(folder)
+    with source("reference", model) as ours:
+        healthy = ours.run(TOKENS)
+    mapping = f"arrays: WHAT\nprogram: x\ncontract: f32\ntokens: {TOKENS}\npoints:\n  NAME: layers.{{n}}.up\n"
+    tensor = torch.from_numpy(healthy["layers.1.up"].values)[None]
+    torch.save({"model": {"layers.1": tensor}, "step": 3}, tmp_path / "d.pt")
+    (tmp_path / "d").mkdir()
+    torch.save({"value": tensor.half(), "meta": {"rank": 0}}, tmp_path / "d" / "rank=0___name=up___layer=1.pt")
+    for what, name, off in (("d.pt", "model.layers.{n}", 0), ("d", '"rank={*}name=up{*}layer={n}"', 1e-3)):
+        (tmp_path / "d.yaml").write_text(mapping.replace("WHAT", what).replace("NAME", name))
+        found = source(str(tmp_path / "d.yaml"), model).run(TOKENS)["layers.1.up"].values
+        assert distance(found, healthy["layers.1.up"].values, healthy["layers.1.up"].values).max() <= off
+    torch.save({"model": {"layers.1": Path("/")}}, tmp_path / "d.pt")
+    (tmp_path / "d.yaml").write_text(mapping.replace("WHAT", "d.pt").replace("NAME", "model.layers.{n}"))
+    with pytest.raises(AprlabError) as caught:
+        source(str(tmp_path / "d.yaml"), model)
+    assert caught.value.code == "dump.not-arrays" and "safe loader" in str(caught.value)
+
+
+@live_only
 @pytest.mark.parametrize("kind", ["Qwen2", "Qwen3", "Llama"])
 def test_random_models_of_each_architecture(folder: Path, tmp_path: Path, kind: str) -> None:
     torch.manual_seed(1)
