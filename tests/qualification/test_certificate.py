@@ -94,7 +94,7 @@ def test_the_text_alone_refuses_a_model_that_computes_otherwise(tiny: Path) -> N
         assert near.kl.shape == near.same.shape and (near.kl > 0).any() and not near.same.all()
 
 
-@pytest.mark.parametrize("kind", ["f16", "q8_0", "q6_k", "q4_0"])
+@pytest.mark.parametrize("kind", ["f16", "q4_0"])
 def test_what_a_type_costs_is_foretold_by_the_source_alone(tiny: Path, tmp_path: Path, kind: str) -> None:
     convert(tiny, tmp_path / "q.gguf", quantize=kind)
     found = by_id(verify(tiny, tmp_path / "q.gguf", tokens=384))
