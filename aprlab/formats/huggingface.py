@@ -25,6 +25,7 @@ from aprlab.formats.huggingface_files import (
     TOKENIZER,
     TOKENIZER_CONFIG,
     folder_of,
+    quantised,
     read_json,
 )  # fmt: skip
 from aprlab.formats.huggingface_tokenizer import tokenizer
@@ -52,6 +53,8 @@ def open_model(path: str | Path) -> Model:
     """
     path = Path(path)
     folder = folder_of(path)
+    if exists(folder / CONFIG) and (found := quantised(read_json(folder / CONFIG))) is not None:
+        raise UnsupportedError("; ".join(found), code="identity.quantised-checkpoint", path=path)  # before its own dtypes are met
     headers = _headers(path)
     tensors: dict[str, Tensor] = {}
     for header in headers:

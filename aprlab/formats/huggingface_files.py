@@ -46,6 +46,21 @@ def is_folder(url: str) -> bool:
         return False
 
 
+_METHODS = {"gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8"}
+
+
+def quantised(raw: dict[str, Any]) -> tuple[str, str] | None:
+    """What a folder is whose config.json says that another program quantised its weights, and what to do; else None."""
+    found = raw.get("quantization_config")
+    if found is None:
+        return None
+    method = str(found.get("quant_method", "an unnamed method")) if isinstance(found, dict) else "an unnamed method"
+    return (
+        f"is a checkpoint quantised by {_METHODS.get(method, method[:40])} (quantization_config in {CONFIG})",
+        "give the checkpoint that it was made of, or have transformers undo it: model.dequantize(), then save_pretrained",
+    )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of the folder; a missing one is an error that names it."""
     return json_object(read_text(path), "the file", path)

@@ -20,7 +20,7 @@ import numpy as np
 from aprlab.errors import AprlabError, FormatError, UnsupportedError
 from aprlab.formats import gguf
 from aprlab.formats.gguf import Header, Strings
-from aprlab.formats.huggingface_files import INDEX_SUFFIX, is_folder
+from aprlab.formats.huggingface_files import CONFIG, INDEX_SUFFIX, is_folder, quantised, read_json
 from aprlab.formats.reading import beginning, open_regular, padding
 from aprlab.formats.split import SHARD, count_of, joined, number, says, siblings
 from aprlab.model import keys
@@ -342,6 +342,8 @@ def _of_folder(path: Path) -> Identity:
     weights = sorted(name for name in there if name.endswith(".safetensors"))
     if "adapter_config.json" in there and weights in ([], ["adapter_model.safetensors"]):
         return _lora("merge it into its base model (peft: merge_and_unload, then save_pretrained)")
+    if CONFIG in there and (found := quantised(read_json(path / CONFIG))) is not None:
+        return _foreign(*found, code="identity.quantised-checkpoint")
     if not weights and "model.safetensors.index.json" not in there:
         if any(name.endswith((".bin", ".pt", ".pth")) for name in there) and "config.json" in there:
             return _foreign(

@@ -11,7 +11,8 @@ from aprlab.errors import FormatError
 from aprlab.formats import gguf
 from aprlab.formats.gguf_record import header_of, keeps_names
 from aprlab.formats.split import number
-from aprlab.model import keys
+from aprlab.model import keys, window
+from aprlab.model.architecture import ARCHITECTURES
 from aprlab.model.model import Model
 from aprlab.model.vocabulary import UNUSED
 
@@ -41,7 +42,8 @@ def unusual(model: Model) -> list[Unusual]:
         header = header_of(model)
     except FormatError:
         return []
-    return [found for look in (_container, _arrays, _vocabulary, _output, _rope, _types) for found in look(model, header)]
+    looks = (_container, _arrays, _vocabulary, _output, _rope, _window, _types)
+    return [found for look in looks for found in look(model, header)]
 
 
 def _container(model: Model, header: gguf.Header) -> Iterator[Unusual]:
@@ -103,6 +105,17 @@ def _rope(model: Model, header: gguf.Header) -> Iterator[Unusual]:
         value = header.value(key)
         if value not in (None, "none", 1.0, 0.0):
             yield Unusual("unusual.rope-scaling", f"{key} is {value!r}: positions are scaled")
+
+
+def _window(model: Model, header: gguf.Header) -> Iterator[Unusual]:
+    name = header.value("general.architecture")
+    length = header.value(f"{name}.context_length")
+    seen = number(header, f"{name}.{window.GGUF_KEY}")
+    if name in ARCHITECTURES and seen and isinstance(length, int) and seen < length:
+        yield Unusual(
+            "unusual.sliding-window", f"attention sees the last {seen} positions alone; llama.cpp does not read that of this "
+            f"architecture, and lets it see all {length}"
+        )  # fmt: skip
 
 
 def _types(model: Model, header: gguf.Header) -> Iterator[Unusual]:

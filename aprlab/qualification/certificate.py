@@ -8,7 +8,7 @@ both read, long enough for figures with intervals.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any, Literal
 from aprlab import cluster
 from aprlab.display.html import Cell, table
 from aprlab.engines import choose
-from aprlab.engines.choice import is_small
 from aprlab.errors import BROKEN, AprlabError, reason
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
@@ -26,6 +25,8 @@ from aprlab.instruments.shares import Share, shares
 from aprlab.model.model import Model
 from aprlab.onion.file_case import FileCase
 from aprlab.onion.peeling import examine
+from aprlab.onion.row_errors import RowErrors
+from aprlab.onion.run_cost import losses
 from aprlab.onion.verdict import Verdict, plain, some
 from aprlab.qualification.certificate_words import TITLES, words
 from aprlab.qualification.modelfile_check import modelfile_problems
@@ -33,11 +34,11 @@ from aprlab.qualification.text_reading import (
     Reading,
     affordable,
     certificate_text,
+    foretold,
     interval,
     long_window,
     read,
     read_by,
-    sensitivity,
     windows,
 )
 from aprlab.version import __version__
@@ -48,9 +49,8 @@ SIGNS = {True: "pass", False: "FAIL", None: "open"}
 EXIT: dict[Word, int] = {"certified": 0, "not certified": 3, "not enough evidence": 4}
 
 RUNS = ("prompts", "text", "long context")  # the checks that need both sides to run
-# How far the candidate may be (mean KL divergence, nats): RIGHT times what a right conversion costs. That is measured for small
-# models, with this project's own encoders on the same text. Encoding a real one would take minutes: there it is the source's own
-# `sensitivity` times e², e the largest relative error of a tensor. KL_LEAST is nothing: half a percent of what Q8_0 costs.
+# How far the candidate may be (mean KL divergence, nats): RIGHT times what random errors of the size that its types lose cost the
+# source. KL_LEAST is nothing: half a percent of what Q8_0 costs.
 RIGHT = 3.0
 KL_LEAST = 1e-5
 
@@ -344,7 +344,6 @@ def _of_runs(
 ) -> list[CertificateCheck]:  # fmt: skip
     """The checks for which both sides are loaded."""
     exact = all(row["equal"] == row["tensors"] for row in found.tensors)
-    lost = max((row["rel_l2"] for row in found.tensors), default=0.0)
     with open_model(source) as a, open_model(path) as b:
         found.engine = choose(engine, a, threads=threads).spec
         progress("prompts")
@@ -353,8 +352,7 @@ def _of_runs(
             candidate = Session(b, engine=found.engine, threads=threads)
             checks = [_of_prompts(reference, candidate)]
             progress("text")
-            right = None if exact or not is_small(a) else _right(case, reference)
-            checks += _of_text(reference, candidate, tokens, exact=exact, lost=lost, right=right, far=_far(workers, found))
+            checks += _of_text(reference, candidate, tokens, None if exact else losses(case), far=_far(workers, found))
         except BROKEN as error:
             message = {"message": reason(error)}
             return [CertificateCheck(id, False, "verify.run-refused", message) for id in RUNS]
@@ -367,19 +365,6 @@ def _far(workers: cluster.Cluster | None, found: Certificate) -> Callable[[Seque
         return None
     share = Share((cluster.path_on_all(found.source), cluster.path_on_all(found.model)), ())
     return partial(read_by, workers, share, found.engine)
-
-
-def _right(case: FileCase, reference: Session) -> Session | None:
-    """A session over what a right conversion of these types gives; None where a type has no encoder here."""
-    tensors = dict(reference.model.tensors)
-    try:
-        for match in case.matches:
-            if match.of is not None and match.kind is not None:
-                tensors[match.of.name] = case.healthy(match.of, match.kind)
-        made = reference.model.with_changes(tensors=tensors)
-        return Session(made, engine=reference.engine.spec, tokenizer=reference.tokenizer)
-    except AprlabError:
-        return None
 
 
 def _of_prompts(a: Session, b: Session) -> CertificateCheck:
@@ -415,7 +400,7 @@ def _asked(session: Session, turns: list[dict[str, str]], tools: list[dict[str, 
 
 
 def _of_text(
-    a: Session, b: Session, tokens: int | None, *, exact: bool, lost: float, right: Session | None = None,
+    a: Session, b: Session, tokens: int | None, errors: Mapping[str, RowErrors] | None,
     far: Callable[[Sequence[Sequence[int]]], Reading] | None = None,
 ) -> list[CertificateCheck]:  # fmt: skip
     """KL divergence and agreement over the text in windows, and over the last quarter of one long window.
@@ -423,9 +408,7 @@ def _of_text(
     Args:
         a, b: source and candidate.
         tokens: of the text, at most; None: as many as the size of the model allows.
-        exact: all tensors are the source's to the bit: then all logits are.
-        lost: largest relative l2 error of a tensor.
-        right: what a right conversion gives, where that is at hand.
+        errors: what each tensor has lost, row by row; None: all are the source's to the bit, and then all logits are.
         far: reads windows somewhere else.
     """
     near, long = affordable(a, tokens)
@@ -434,14 +417,12 @@ def _of_text(
         sizes = {"expected": a.config.vocab_size, "found": b.config.vocab_size}
         return [CertificateCheck(id, False, "verify.vocabulary-differs", sizes) for id in texts]
     of = len(a.tokenizer.encode(certificate_text(), parse_special=False))
-    per_square = None if exact or right is not None else sensitivity(a, texts["text"][0])
+    exact = errors is None
+    expected = None if errors is None else foretold(a, errors, texts["text"][0])
     checks = []
     for id, parts in texts.items():
         part = slice(None) if id == "text" else slice(len(parts[0]) * 3 // 4, None)
         reading = read(a, b, parts) if far is None else far(parts)
-        expected = None if right is None else float(read(a, right, parts).kl[:, part].mean())
-        if expected is None and per_square is not None:
-            expected = per_square * lost**2
         kl, low, high = interval(reading.kl[:, part])
         same, same_low, same_high = interval(reading.same[:, part])
         allowed = 0.0 if exact else None if expected is None else RIGHT * expected + KL_LEAST

@@ -1,32 +1,32 @@
 """Two models read one text: how far apart their next tokens are, with intervals, and how far apart they may be.
 
 The text is shipped. It is read in windows that each begin anew, and once in one long window. What is allowed comes from three
-sides (exact, rounded by a known amount, the candidate): see `sensitivity`.
+sides (the source, the source with random errors of known size, the candidate): see `foretold`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from aprlab import paths, quants
+from aprlab import paths
 from aprlab.architectures import forward
-from aprlab.engines.base import Array, Engine, weights
-from aprlab.engines.delegating import DelegatingEngine
+from aprlab.engines.base import Engine, weights
 from aprlab.inference.session import Session
 from aprlab.instruments.shares import Share
 from aprlab.model.config import ModelConfig
 from aprlab.onion import health
-from aprlab.quants import types
+from aprlab.onion.row_errors import RowErrors
+from aprlab.onion.run_cost import NoisyEngine
 from aprlab.tracing.comparisons import kl_divergence, log_softmax
 
 TOKENS = 8192  # of the text, at most
 WINDOW = 512  # positions that are read in one go; each window starts anew
-ROUNDED = 256  # positions over which `sensitivity` is measured
+NOISY = 256  # positions over which `foretold` measures
 LONG = 2048  # positions of the one long window
 WINDOWS = 64  # at most: a context of one token would make thousands
 STEP = 128  # positions whose logits are in memory at once
@@ -154,38 +154,24 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 # ── what is allowed ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class RoundedInputs(DelegatingEngine):
-    """Every product sees its activations rounded to Q8_0, as the commonest contract does; it keeps what that lost."""
+def foretold(session: Session, errors: Mapping[str, RowErrors], ids: Sequence[int]) -> float | None:
+    """What weights that are off by so much cost, nats: KL divergence of the source from itself with random errors of that size.
 
-    def __init__(self, inner: Engine) -> None:
-        super().__init__(inner)
-        self.lost, self.total = 0.0, 0  # of all products: squares of relative errors, and how many
+    Args:
+        session: the source.
+        errors: of each tensor that is held in another type, row by row; see `aprlab.onion.run_cost.losses`.
+        ids: a text, of which the first `NOISY` positions are read.
 
-    def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
-        exact = np.ascontiguousarray(self.inner.to_numpy(x), np.float32)
-        if exact.shape[-1] % 32 or not np.isfinite(exact).all():
-            return self.inner.matmul(x, weight, bias)
-        rounded = quants.dequantise(quants.quantise(exact, types.Q8_0), types.Q8_0, exact.shape)
-        self.lost += float(np.square(rounded - exact).mean() / max(float(np.square(exact).mean()), 1e-30))
-        self.total += 1
-        return self.inner.matmul(self.inner.from_numpy(rounded), weight, bias)
-
-
-def sensitivity(session: Session, ids: Sequence[int]) -> float | None:
-    """KL divergence (nats) of the source from itself where every product is off by a relative error of 1, from a small error.
-
-    The source reads `ids` exactly, and with activations rounded by a known amount e, which costs K nats: K / e². An error of
-    weights enters the products like one of activations, so weights that are off by a relative error w should cost K w² / e²;
-    large errors cost less than that. None where rounding changes nothing that can be measured.
+    Returns:
+        The mean; None where errors are not finite, or so large that nothing can be said.
     """
-    engine = RoundedInputs(session.engine)
-    steps = _steps((session.engine, engine), (session.config, session.config), ids[:ROUNDED])
+    noisy = NoisyEngine(session.engine, errors, seed=0)
+    steps = _steps((session.engine, noisy), (session.config, session.config), ids[:NOISY])
     cost = float(np.concatenate([kl for kl, _ in steps]).mean())
-    square = engine.lost / engine.total if engine.total else 0.0
-    return cost / square if np.isfinite(cost) and cost > 0 and square > 0 else None
+    return cost if np.isfinite(cost) else None
 
 
 __all__ = [
-    "LEAST", "LONG", "TOKENS", "WINDOW", "Reading", "affordable", "certificate_text", "interval", "long_window", "read",
-    "read_by", "sensitivity", "windows",
+    "LEAST", "LONG", "TOKENS", "WINDOW", "Reading", "affordable", "certificate_text", "foretold", "interval", "long_window",
+    "read", "read_by", "windows",
 ]  # fmt: skip

@@ -26,7 +26,7 @@ TEXT = "hello world, don't print 1234 × naïve 日本語!\n\n  return x"
 SMALL = replace(CONFIG, block_count=2)
 LLAMA = replace(SMALL, architecture="llama", rope_type="norm", rope_theta=500_000.0)
 QWEN2 = replace(SMALL, head_count=8)  # llama.cpp wants as many query values as the embedding has
-YARN = RopeScaling("yarn", 4.0, original_context=16)
+YARN, LINEAR = RopeScaling("yarn", 4.0, original_context=16), RopeScaling("linear", 4.0)
 MODELS: dict[str, tuple[ModelConfig, TokenizerData]] = {
     "qwen3": (replace(SMALL, architecture="qwen3"), bpe_data("qwen2")),
     "llama 3": (replace(LLAMA, rope_factors=True, tied_embeddings=True), bpe_data("llama-bpe")),
@@ -63,18 +63,22 @@ def test_llama_cpp_ignores_the_window_of_a_mistral(tmp_path: Path) -> None:
     assert unbounded.generate(said["ids"], max_tokens=len(said["answer"])).tokens == said["answer"] != of_window
 
 
-@pytest.mark.parametrize("scaling", [YARN, RopeScaling("linear", 4.0)], ids=["yarn", "linear"])
-def test_tokens_at_long_positions_are_llama_cpps(tmp_path: Path, scaling: RopeScaling) -> None:
-    """2,000 positions, where the model was trained on a few: an ignored scaling gives other tokens."""
-    config = replace(QWEN2, block_count=1, context_length=4096, rope_scaling=scaling)
+@pytest.mark.parametrize(
+    ("scaling", "positions"), [(YARN, 2_000), (LINEAR, 2_000), (YARN, 12_000)], ids=["yarn", "linear", "yarn, 12,000"]
+)
+def test_tokens_at_long_positions_are_llama_cpps(tmp_path: Path, scaling: RopeScaling, positions: int) -> None:
+    """Where the model was trained on a few positions: an ignored scaling gives other tokens."""
+    config = replace(QWEN2, block_count=1, context_length=2 * positions, rope_scaling=scaling)
     path = write_gguf(made_model(config), tmp_path / "m.gguf")
-    text = "hello world return self print 2024 " * 200
+    text = "hello world return self print 2024 " * (positions // 15 + 2)
     said = llama_says(path, text)
     assert "refused" not in said, said
     session = Session(open_model(path), engine="jit")
     assert session.raw_tokens(text) == said["ids"]
-    assert len(said["ids"]) > 2000
+    assert positions < len(said["ids"]) < positions + 100
     assert session.generate(said["ids"], max_tokens=len(said["answer"])).tokens == said["answer"]
+    if positions > 2_000:
+        return
     plain = Session(session.engine, config=replace(session.config, rope_scaling=None))
     assert plain.generate(said["ids"], max_tokens=len(said["answer"])).tokens != said["answer"]
 

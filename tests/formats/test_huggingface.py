@@ -15,7 +15,7 @@ from made import shard
 from aprlab import paths, quants
 from aprlab.conversion.converter import convert, export
 from aprlab.errors import AprlabError, FormatError, UsageError
-from aprlab.formats import huggingface_files, huggingface_tokenizer, open_model
+from aprlab.formats import huggingface_files, huggingface_tokenizer, identify, open_model
 from aprlab.inference.session import Session
 from aprlab.published import ANSWER, QUESTION
 from aprlab.quants import types
@@ -189,6 +189,20 @@ def test_a_broken_companion_is_named(file: str, change: Callable[[dict[str, Any]
         model = open_model(folder)
         assert model.config and model.tokenizer
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("method", "name"), [("gptq", "GPTQ"), ("bitsandbytes", "bitsandbytes"), ("exl3", "exl3")])
+def test_a_checkpoint_of_another_quantiser_is_named_before_its_dtypes(folder: Path, method: str, name: str) -> None:
+    """Its integers are met first where the weights are read; what they are is said by config.json."""
+    entry = {"model.layers.0.self_attn.q_proj.qweight": {"dtype": "I32", "shape": [4], "data_offsets": [0, 16]}}
+    text = json.dumps(entry).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(16))
+    rewrite(folder / "config.json", lambda c: c.update(quantization_config={"quant_method": method, "bits": 4}))
+    for path in (folder, folder / "model.safetensors"):
+        with pytest.raises(AprlabError, match=rf"quantised by {name} .*; give the checkpoint that it was made of, or") as caught:
+            open_model(path)
+        assert caught.value.code == "identity.quantised-checkpoint"
+    assert identify(folder).code == "identity.quantised-checkpoint"
 
 
 def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:

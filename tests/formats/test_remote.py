@@ -166,7 +166,7 @@ def test_what_is_no_gguf_is_named(server: Server) -> None:
         (b"nonsense" * 9, "formats.unknown-format"), (b"GGUF\3\0\0\0" + b"\xff" * 16, "gguf.implausible-count"),
     ):  # fmt: skip
         remote.forget()
-        server.data = data
+        server.files = {"m.gguf": data}
         with pytest.raises(AprlabError) as caught:
             open_model(server.url)
         assert caught.value.code == code

@@ -23,6 +23,7 @@ def codes(path: Path) -> set[str]:
 CHANGES: dict[str, dict[str, Any]] = {
     "unusual.empty-array": {"general.tags": ("array[string]", [])},
     "unusual.rope-scaling": {"qwen2.rope.scaling.type": "yarn"},
+    "unusual.sliding-window": {"qwen2.attention.sliding_window": ("uint32", 64)},
     "unusual.key-type": {"qwen2.block_count": ("uint64", 4)},
     "unusual.special-out-of-range": {"tokenizer.ggml.eos_token_id": 99_999},
     "unusual.no-pre": {"tokenizer.ggml.pre": None}, "unusual.no-merges": {"tokenizer.ggml.merges": None},
