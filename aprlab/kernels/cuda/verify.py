@@ -457,7 +457,7 @@ LONG: Final = ((0, 8960),)
 
 def timings(device: Any, shapes: Sequence[tuple[int, int]] = LONG) -> list[dict[str, Any]]:
     """Mat-vecs of one token: seconds (the best of five rounds) and bytes of weights a second, by type, contract and shape."""
-    results = []
+    results: list[dict[str, Any]] = []
     for kind in (*launches.PACKED, types.F16, types.BF16):
         for rows, cols in shapes:
             if cols % kind.block_elements == 0:
