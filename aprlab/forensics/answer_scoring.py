@@ -145,7 +145,8 @@ class AnswerScorer:
             return best
         shown = answer.text if "\n" in self.text else "".join(answer.text.splitlines()).strip()
         for text in dict.fromkeys((answer.text, shown)):
-            if text.startswith(self.text):
+            whole = self.text.rstrip("\ufffd") or self.text  # a character may be cut at its end
+            if text.startswith(whole):
                 return replace(best, score=1.0, prefix=1.0)
             again = self._judge(self.tokenizer.encode(text, parse_special=False), gain)
             best = max(best, again, key=lambda match: match.score)

@@ -45,6 +45,7 @@ class Case:
         certainty: how sure that is: ``certain``, ``high``, ``medium``, ``low`` or ``open``.
         url: where it was reported.
         note: what has to be known to judge it.
+        comment: where we think that the thread is wrong.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Case:
     certainty: str = "open"
     url: str = ""
     note: str = ""
+    comment: str = ""
 
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES:
@@ -110,12 +112,12 @@ class Case:
             str(data.get("id", "case")), str(data["prompt"]), str(text), tuple(token_ids), str(template),
             None if bare else system, str(data.get("model", "")),
             tuple(cause) if isinstance(cause, list) else (), str(data.get("certainty", "open")), str(data.get("url", "")),
-            str(data.get("note", "")),
+            str(data.get("note", "")), str(data.get("comment", "")),
         )  # fmt: skip
 
 
 # Entries of a case that are text; a number stands for its digits.
-_WORDS = ("id", "prompt", "text", "output", "output_decoded", "template", "mode", "model", "certainty", "url", "note")
+_WORDS = ("id", "prompt", "text", "output", "output_decoded", "template", "mode", "model", "certainty", "url", "note", "comment")
 
 
 def _want(data: Mapping[str, Any], holds: bool, rule: str) -> None:

@@ -90,7 +90,8 @@ def table(record: dict[str, Any], cases: list[Case]) -> str:
     """The table, and the shares that came first, by how sure the cause is."""
     if not record["cases"]:
         return "*No run is recorded yet.*"
-    heads = ("case", "model", "the thread says", "certainty", "we say", "score", "rank of the cause", "of")
+    heads = ("case", "model", "the thread says", "certainty", "we say", "score", "rank of the cause", "of", "none of these",
+             "our comment")  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for case in cases:
         if case.id in record["cases"]:
@@ -99,7 +100,8 @@ def table(record: dict[str, Any], cases: list[Case]) -> str:
             causes = ", ".join(f"`{id}`" for id in case.cause) or "open"
             size = case.model.rsplit("-", 1)[1]
             said_first = f"{r['first_score']:.2f}"
-            cells = (f"[{case.id}]({case.url})", size, causes, case.certainty, said, said_first, rank(case, r), str(r["sets"]))
+            cells = (f"[{case.id}]({case.url})", size, causes, case.certainty, said, said_first, rank(case, r), str(r["sets"]),
+                     f"{r['posterior']['none']:.2f}" if "posterior" in r else "–", case.comment)  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *shares(record, cases)])
 
