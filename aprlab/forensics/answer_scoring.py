@@ -75,6 +75,8 @@ class Suspect:
         seconds: processor time.
         costs: bits that the text itself costs under these faults, at each of `likelihood.TEMPERATURES`; empty where unknown.
         first_rank: of the text's first token at the first step, 0 the likeliest; None where unknown.
+        flood: the id that programs said forever where these faults' logits are no numbers; None where they are numbers. Which of
+            such faults lost them, no text can say.
     """
 
     faults: tuple[str, ...]
@@ -87,6 +89,7 @@ class Suspect:
     seconds: float = 0.0
     costs: tuple[float, ...] = ()
     first_rank: int | None = None
+    flood: int | None = None
 
     @property
     def bits(self) -> float | None:
@@ -103,6 +106,7 @@ class Suspect:
             row |= {"score": self.match.score, "why": self.match.why, "shared": list(self.match.shared)}
             row["parts"] = {name: getattr(self.match, name) for name in WEIGHTS}
         row |= {"costs": [round(bits, 3) if np.isfinite(bits) else None for bits in self.costs], "first_rank": self.first_rank}
+        row["flood"] = self.flood
         return row | {"seconds": round(self.seconds, 3)}
 
     @classmethod
@@ -113,7 +117,7 @@ class Suspect:
         costs = tuple(float("inf") if bits is None else bits for bits in row["costs"])
         return cls(
             tuple(row["faults"]), row["text"], tuple(row["tokens"]), match, row["error"], row["cut"], moved, row["seconds"],
-            costs, row["first_rank"],
+            costs, row["first_rank"], row["flood"],
         )  # fmt: skip
 
 

@@ -272,7 +272,7 @@ def not_numbers(run: HealthyRun, faults: tuple[str, ...], heard: _Heard, error: 
             tokens = (id,) * len(scorer.saw)
             said = Suspect(faults, scorer.text or run.session.tokenizer.decode(tokens), tokens, None)
             cut = f"its logits are no numbers; this is what {how} makes of them"
-            return replace(said, match=scorer.judge(said), cut=cut, costs=chosen_from(len(floods)))
+            return replace(said, match=scorer.judge(said), cut=cut, costs=chosen_from(len(floods)), flood=id)
     return Suspect(faults, "", (), None, error.message)
 
 

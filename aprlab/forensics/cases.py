@@ -202,7 +202,8 @@ class Standing:
 
     Attributes:
         rank: of the best of the causes: 1 and how many sets score better, a level one counting half (rounded down); 0 where
-            none of the causes could run, or none is known.
+            none of the causes could run, or none is known. Sets whose logits are no numbers are one explanation: which of them
+            lost the numbers, a flood cannot say.
         level: how many other sets have the same score.
         first: the set that came first, and its score.
         score: of the best cause.
@@ -223,6 +224,11 @@ def standing(found: Forensics, cause: Sequence[str]) -> Standing:
     if not true:
         return Standing(0, 0, " + ".join(first[1]), first[0], 0.0)
     best = max(true)
+    floods = {s.faults for s in found.suspects if s.flood is not None}
+    drowned = any(s.faults in floods and set(s.faults) <= set(cause) and s.match.score == best for s in found.suspects if s.match)
+    rivals = sum(
+        score == best and not set(faults) <= set(cause) and not (drowned and faults in floods) for score, faults in scored
+    )
     better = sum(score > best for score, _ in scored)
     level = sum(score == best and not set(faults) <= set(cause) for score, faults in scored)
-    return Standing(better + 1 + level // 2, level, " + ".join(first[1]), first[0], best)
+    return Standing(better + 1 + rivals // 2, level, " + ".join(first[1]), first[0], best)

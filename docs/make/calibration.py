@@ -39,7 +39,7 @@ PAGE = Path(__file__).resolve().parents[1] / "evidence.md"
 BEGIN, END = "<!-- calibration: made by docs/make/calibration.py -->", "<!-- end of calibration -->"
 PROMPTS = ("What is 2+2?", "What is the capital of France?", "What is 9-4?")
 LENGTH = 8  # tokens of a text
-RANDOM = 12  # texts of random words for each prompt
+RANDOM = 8  # texts of random words for each prompt
 KINDS = {
     "fault": "a fault of the catalogue", "sampled": "the same at temperature 0.7",
     "left out": "its fault left out of the catalogue", "healthy": "the healthy model, greedy and at 0.7",

@@ -68,11 +68,14 @@ def row(case: Case, found: Any) -> dict[str, Any]:
     """One case of the record."""
     where = standing(found, case.cause)
     healthy = found.healthy.match.score if found.healthy.match is not None else 0.0
+    sets = found.posterior.sets if found.posterior is not None else ()
+    chance = max((chance for faults, chance in sets if set(faults) <= set(case.cause)), default=0.0)
+    likely = " + ".join(found.likely.faults) if found.likely is not None else ""
     return {
         "rank": where.rank, "level": where.level, "score": round(where.score, 3), "first": where.first,
         "first_score": round(where.first_score, 3), "margin": round(found.margin, 3), "healthy": round(healthy, 3),
-        "sets": len(found.suspects), **believed(found), "suspects": [[" + ".join(s.faults), round(s.match.score, 3), s.text[:60]]
-                                                  for s in found.suspects[:KEPT] if s.match is not None],
+        "sets": len(found.suspects), "chance": round(chance, 3), "likely": likely, **believed(found),
+        "suspects": [[" + ".join(s.faults), round(s.match.score, 3), s.text[:60]] for s in found.suspects[:KEPT] if s.match],
     }  # fmt: skip
 
 
@@ -97,6 +100,8 @@ def table(record: dict[str, Any], cases: list[Case]) -> str:
         if case.id in record["cases"]:
             r = record["cases"][case.id]
             said = f"`{r['first']}`" if r["first_score"] >= FITS else f"nothing fits (nearest `{r['first']}`)"
+            if r["first_score"] < FITS and r.get("likely"):
+                said = f"`{r['likely']}` (by likelihood)"
             causes = ", ".join(f"`{id}`" for id in case.cause) or "open"
             size = case.model.rsplit("-", 1)[1]
             said_first = f"{r['first_score']:.2f}"
@@ -106,13 +111,18 @@ def table(record: dict[str, Any], cases: list[Case]) -> str:
     return "\n".join([*lines, "", *shares(record, cases)])
 
 
+def fits(r: dict[str, Any]) -> bool:
+    """Whether the cause explains the text: it says much of it, or makes it likelier than everything else together."""
+    return bool(r["score"] >= FITS or r.get("chance", 0.0) >= 0.5)
+
+
 def rank(case: Case, r: dict[str, Any]) -> str:
     """The rank of the cause in words."""
     if not case.cause:
         return "–"
     if not r["rank"]:
         return "could not run"
-    if r["score"] < FITS:
+    if not fits(r):
         return f"does not fit ({r['score']:.2f})"
     return f"{r['rank']} (level with {r['level']} more)" if r["level"] else str(r["rank"])
 
@@ -125,11 +135,11 @@ def shares(record: dict[str, Any], cases: list[Case]) -> list[str]:
     opened = [c for c in ran if c.certainty == "open"]
     lines = []
     for what, group in (("one cause, certain or high", sure), ("compound", compound)):
-        fits = [record["cases"][c.id] for c in group if record["cases"][c.id]["score"] >= FITS]
+        fits = [record["cases"][c.id] for c in group if fits(record["cases"][c.id])]
         first = sum(r["rank"] == 1 for r in fits)
         third = sum(0 < r["rank"] <= 3 for r in fits)
         lines.append(f"* {what}: first in {first} of {len(group)}, among the first three in {third}.")
-    claimed = [c.id for c in opened if record["cases"][c.id]["first_score"] >= FITS]
+    claimed = [c.id for c in opened if record["cases"][c.id]["first_score"] >= FITS or record["cases"][c.id].get("likely")]
     lines.append(f"* open: {len(claimed)} of {len(opened)} claimed{': ' + ', '.join(claimed) if claimed else ''}.")
     return lines
 
