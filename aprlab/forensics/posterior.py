@@ -41,7 +41,7 @@ class Calibration:
         return self.even - self.left * share + self.saved * math.log2(1 + max(0.0, null - best))
 
 
-MEASURED = Calibration(even=1.0, left=10.0, saved=0.5, discount=0.5)
+MEASURED = Calibration(even=2.62, left=4.82, saved=-0.03, discount=1.0)
 
 _WORDS = {"healthy": "healthy", "fault": "one fault of the catalogue", "compound": "several of them", "none": "none of these"}
 
@@ -87,6 +87,11 @@ def _percent(chance: float) -> str:
     return "< 1 %" if chance < 0.005 else "> 99 %" if chance > 0.995 else f"{chance:.0%}".replace("%", " %")
 
 
+def _says_it(suspect: Suspect) -> bool:
+    """Whether it says the text as far as it was seen."""
+    return suspect.match is not None and suspect.match.prefix == 1
+
+
 def posterior(null: float, healthy: Suspect, suspects: Sequence[Suspect], calibration: Calibration = MEASURED) -> Posterior:
     """What to believe of a text.
 
@@ -112,7 +117,7 @@ def posterior(null: float, healthy: Suspect, suspects: Sequence[Suspect], calibr
     sets: list[tuple[tuple[str, ...], float]] = []
     for suspect, bits in tried:
         prior = PRIORS["fault"] / singles if len(suspect.faults) == 1 else PRIORS["compound"] / several
-        if suspect.text == healthy.text:
+        if suspect.text == healthy.text or (_says_it(suspect) and _says_it(healthy)):
             sound += weight(prior, bits)
         else:
             sets.append((suspect.faults, weight(prior, bits)))

@@ -14,10 +14,14 @@ from collections import Counter
 from typing import Any
 
 from aprlab import paths
-from aprlab.faults import run_faults
-from aprlab.forensics.cases import rank_cases, read_cases
+from aprlab.faults import run_faults, session_with
+from aprlab.faults.text import CHATML
+from aprlab.forensics.bench import with_template
+from aprlab.forensics.cases import Case, rank_cases, read_cases
 from aprlab.forensics.outcome import Forensics
+from aprlab.formats import open_model
 from aprlab.formats.writing import write_json
+from aprlab.inference.session import Session
 from aprlab.published import known_models
 
 RECORD = paths.data_dir() / "open-cases.json"
@@ -32,6 +36,8 @@ def row(found: Forensics) -> dict[str, Any]:
     measured = sorted((s for s in found.suspects if s.bits is not None), key=lambda s: s.bits or 0.0)
     assert found.healthy.bits is not None
     assert found.posterior is not None
+    best = set(measured[0].faults)
+    fewer = [s for s in measured if len(best) > 1 and set(s.faults) < best and len(s.faults) == len(best) - 1]
     return {
         "saw": found.saw, "tokens": found.saw_tokens, "prompt": found.prompt,
         "null": round(found.null_bits / tokens, 2), "healthy": [round(found.healthy.bits / tokens, 2), found.healthy.first_rank],
@@ -43,9 +49,21 @@ def row(found: Forensics) -> dict[str, Any]:
         "nearest": [
             [list(s.faults), round((s.bits or 0.0) / tokens, 2), s.first_rank, s.text[:60], s.cut] for s in measured[:KEPT]
         ],
+        "left_out": [[list(s.faults), round((s.bits or 0.0) / tokens, 2), s.text[:60]] for s in fewer],
         "best_score": [list(found.suspects[0].faults), round(found.suspects[0].match.score, 3)]
         if found.suspects and found.suspects[0].match is not None else None,
     }  # fmt: skip
+
+
+def steps(session: Session, case: Case, found: Forensics) -> list[list[Any]]:
+    """The text under the nearest set, token by token: what it is, and its rank in what could have come there, 0 the likeliest."""
+    assert found.nearest is not None
+    healthy = with_template(session, CHATML) if case.template == "chatml-without-system" else session
+    broken = session_with(healthy, found.nearest.faults)
+    prompt = broken.prompt_tokens(case.prompt, raw=case.template == "none", system=case.system)
+    logits = broken.follow(prompt, found.saw_tokens)
+    told = zip(logits, found.saw_tokens, strict=True)
+    return [[session.tokenizer.decode([token]), int((row > row[token]).sum())] for row, token in told]
 
 
 def main() -> None:
@@ -68,7 +86,9 @@ def main() -> None:
         journal=given.journal, jobs=given.jobs, scheduler=given.scheduler,
         progress=lambda unit, s: print(f"{unit} {s:.1f} {time.process_time() - started:.0f}", file=sys.stderr),
     )  # fmt: skip
-    write_json(RECORD, {"model": MODEL, "cases": {id: row(each) for id, each in found.items()}})
+    session = Session(open_model(paths.models_dir() / known_models()[MODEL].file), engine="jit")
+    rows = {case.id: row(found[case.id]) | {"steps": steps(session, case, found[case.id])} for case in cases}
+    write_json(RECORD, {"model": MODEL, "cases": rows})
 
 
 if __name__ == "__main__":
