@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 from aprlab.errors import AprlabError, UsageError
 from aprlab.version import __version__
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 CONNECT = "10s"  # until a scheduler must answer
 ALONE = 20.0  # seconds without a single worker, after which the work is given up: a nanny starts a dead one again in less
 LOOK = 2.0  # seconds after which the workers are counted, where nothing is finished

@@ -14,7 +14,8 @@ from aprlab import cluster
 from aprlab.errors import AprlabError, UsageError
 from aprlab.paths import cores, leave_with_parent
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
