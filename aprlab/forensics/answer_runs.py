@@ -63,6 +63,20 @@ def decodes_otherwise(session: Session) -> bool:
     return False
 
 
+def told_logits(session: Session, prompt: Sequence[int], text: Sequence[int]) -> np.ndarray:
+    """Logits ``(T, V)`` of an answer that is told, row t before its token t.
+
+    In one pass, but step by step where the cache or the loop is what is broken, since then a pass over several tokens is not
+    what the program did; there the rows end where the context or the answer ends.
+    """
+    if not decodes_otherwise(session):
+        return session.follow(prompt, text)
+    session.forget()
+    told = session.generate(prompt, max_tokens=len(text), keep_logits=True, sampling=_Told(text))
+    assert told.logits is not None
+    return told.logits[: len(text)]
+
+
 class _AnswerDecided(Exception):
     """The rest of an answer would add nothing."""
 
@@ -147,14 +161,8 @@ class HealthyRun:
         return -np.log2(np.maximum(p, FLOOR))
 
     def cost(self, session: Session, text: Sequence[int]) -> TextCost:
-        """What `text` costs as an answer of `session`: in one pass, but step by step where the cache or the loop is what is
-        broken, since then a pass over several tokens is not what the program did."""
-        if not decodes_otherwise(session):
-            return TextCost.of(session.follow(session.prompt_tokens(self.prompt, **self.options), text), text)
-        session.forget()
-        told = session.generate(self.prompt, max_tokens=len(text), keep_logits=True, sampling=_Told(text), **self.options)
-        assert told.logits is not None
-        rows = told.logits[: len(text)]
+        """What `text` costs as an answer of `session`."""
+        rows = told_logits(session, session.prompt_tokens(self.prompt, **self.options), text)
         cost = TextCost.of(rows, text[: len(rows)])
         rest = DEAREST * (len(text) - len(rows))  # the context ended, or an end was told before the text's
         return replace(cost, bits=tuple(bits + rest for bits in cost.bits))

@@ -16,6 +16,7 @@ from typing import Any
 from aprlab import paths
 from aprlab.faults import run_faults, session_with
 from aprlab.faults.text import CHATML
+from aprlab.forensics.answer_runs import told_logits
 from aprlab.forensics.bench import with_template
 from aprlab.forensics.cases import Case, rank_cases, read_cases
 from aprlab.forensics.outcome import Forensics
@@ -61,7 +62,7 @@ def steps(session: Session, case: Case, found: Forensics) -> list[list[Any]]:
     healthy = with_template(session, CHATML) if case.template == "chatml-without-system" else session
     broken = session_with(healthy, found.nearest.faults)
     prompt = broken.prompt_tokens(case.prompt, raw=case.template == "none", system=case.system)
-    logits = broken.follow(prompt, found.saw_tokens)
+    logits = told_logits(broken, prompt, found.saw_tokens)
     told = zip(logits, found.saw_tokens, strict=True)
     return [[session.tokenizer.decode([token]), int((row > row[token]).sum())] for row, token in told]
 
