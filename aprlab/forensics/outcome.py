@@ -108,7 +108,8 @@ class Forensics:
         head = "".join(f"<th>{name}</th>" for name in ("faults", "score", "output", "why"))
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows())
         belief = f"<p>{html.escape(self.belief)}</p>" if self.belief else ""
-        return f"<p>{html.escape(self.conclusion)}</p>{belief}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        saw = f"<p>{html.escape(repr(self.saw))}: {html.escape(self.conclusion)}</p>"
+        return f"{saw}{belief}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def ranked(suspects: Iterable[Suspect]) -> list[Suspect]:
