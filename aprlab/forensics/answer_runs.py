@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aprlab.engines.base import Array
+from aprlab.engines.base import Array, Engine
 from aprlab.engines.choice import is_small
+from aprlab.engines.delegating import DelegatingEngine
 from aprlab.forensics.answer_scoring import Suspect
-from aprlab.forensics.likelihood import TextCost
+from aprlab.forensics.likelihood import DEAREST, TextCost
 from aprlab.formats import open_model
+from aprlab.inference.sampling import Sampling
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
 from aprlab.tracing.comparisons import kl_divergence, log_softmax
@@ -34,6 +36,48 @@ def divergence(healthy: np.ndarray, other: np.ndarray) -> float:
     return max(0.0, found) if np.isfinite(found) else float("inf")
 
 
+FirstStep = Callable[[np.ndarray], str]  # is given the logits of the first step; why the answer is left there, or ''
+
+
+class _Told(Sampling):
+    """Chooses the tokens that it is told, whatever the logits say."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        super().__init__()
+        object.__setattr__(self, "_left", iter(tokens))
+
+    def choose(self, logits: np.ndarray, rng: np.random.Generator) -> int:
+        return next(self._left)  # type: ignore[attr-defined]
+
+
+def decodes_otherwise(session: Session) -> bool:
+    """Whether one token after another may give other values than all at once: another loop, cache or attention."""
+    kinds = type(session).__mro__
+    if kinds[: kinds.index(Session)]:  # a loop of its own
+        return True
+    engine: Engine = session.engine
+    while isinstance(engine, DelegatingEngine):
+        own = type(engine)
+        if own.new_cache is not DelegatingEngine.new_cache or own.attend is not DelegatingEngine.attend:
+            return True
+        engine = engine.inner
+    return False
+
+
+def told_logits(session: Session, prompt: Sequence[int], text: Sequence[int]) -> np.ndarray:
+    """Logits ``(T, V)`` of an answer that is told, row t before its token t.
+
+    In one pass, but step by step where the cache or the loop is what is broken, since then a pass over several tokens is not
+    what the program did; there the rows end where the context or the answer ends.
+    """
+    if not decodes_otherwise(session):
+        return session.follow(prompt, text)
+    session.forget()
+    told = session.generate(prompt, max_tokens=len(text), keep_logits=True, sampling=_Told(text))
+    assert told.logits is not None
+    return told.logits[: len(text)]
+
+
 class _AnswerDecided(Exception):
     """The rest of an answer would add nothing."""
 
@@ -46,7 +90,8 @@ class AnswerFollower:
     none of the text's telling tokens, and none of those has been near so far, among the `NEAR`-th part that is likeliest.
     """
 
-    def __init__(self, telling: Sequence[int], run: HealthyRun, broken: Session) -> None:
+    def __init__(self, telling: Sequence[int], run: HealthyRun, broken: Session, first: FirstStep | None = None) -> None:
+        self.first, self.at_first = first, ""
         self.telling, self.run, self.tokenizer = np.array(telling, np.int64), run, broken.tokenizer
         self.to_numpy = broken.engine.to_numpy
         self.tokens: list[int] = []
@@ -64,6 +109,8 @@ class AnswerFollower:
 
     def on_logits(self, logits: np.ndarray) -> None:
         """Called with the logits of each pass: float32 ``(vocab,)`` of its last position."""
+        if not self.passes and self.first is not None:
+            self.at_first = self.first(logits)
         if self.passes < len(self.run.logits) and self.tokens == list(self.run.healthy.tokens[: self.passes]):
             healthy = self.run.logits[self.passes]
             self.alike += bool(np.abs(logits - healthy).max() <= ROUNDING * np.abs(healthy).max())
@@ -77,6 +124,9 @@ class AnswerFollower:
     def on_token(self, token: int, piece: str) -> None:
         """Called with each token."""
         self.tokens.append(token)
+        if self.at_first:
+            self.cut = self.at_first
+            raise _AnswerDecided
         if self.passes == self.alike == 2 and self.tokenizer is self.run.session.tokenizer:
             self.silent, self.cut = True, "the healthy logits in two passes, but for rounding"
             raise _AnswerDecided
@@ -113,17 +163,16 @@ class HealthyRun:
 
     def cost(self, session: Session, text: Sequence[int]) -> TextCost:
         """What `text` costs as an answer of `session`."""
-        return TextCost.of(session.follow(session.prompt_tokens(self.prompt, **self.options), text), text)
+        rows = told_logits(session, session.prompt_tokens(self.prompt, **self.options), text)
+        cost = TextCost.of(rows, text[: len(rows)])
+        rest = DEAREST * (len(text) - len(rows))  # the context ended, or an end was told before the text's
+        return replace(cost, bits=tuple(bits + rest for bits in cost.bits))
 
-    def first_logits(self, broken: Session) -> np.ndarray:
-        """Logits of the first step, as `generate` makes it: float32 ``(V,)``; later runs find the prompt in the cache."""
-        first = broken.generate(self.prompt, max_tokens=1, keep_logits=True, **self.options).logits
-        assert first is not None
-        return first[0]
-
-    def answer_of(self, broken: Session, faults: tuple[str, ...], telling: Sequence[int] = ()) -> Suspect:
-        """What `broken` answers; without `telling` tokens only silence cuts it short."""
-        follower = AnswerFollower(telling, self, broken)
+    def answer_of(
+        self, broken: Session, faults: tuple[str, ...], telling: Sequence[int] = (), first: FirstStep | None = None
+    ) -> Suspect:
+        """What `broken` answers; without `telling` tokens only silence cuts it short, or what `first` makes of the first step."""
+        follower = AnswerFollower(telling, self, broken, first)
         started = time.process_time()
         try:
             with broken.engine.hooked("matmul", follower.on_matmul):

@@ -79,6 +79,8 @@ class Suspect:
         seconds: processor time.
         costs: bits that the text itself costs under these faults, at each of `likelihood.TEMPERATURES`; empty where unknown.
         first_rank: of the text's first token at the first step, 0 the likeliest; None where unknown.
+        flood: the id that programs said forever where these faults' logits are no numbers; None where they are numbers. Which of
+            such faults lost them, no text can say.
     """
 
     faults: tuple[str, ...]
@@ -91,6 +93,7 @@ class Suspect:
     seconds: float = 0.0
     costs: tuple[float, ...] = ()
     first_rank: int | None = None
+    flood: int | None = None
 
     @property
     def bits(self) -> float | None:
@@ -107,6 +110,7 @@ class Suspect:
             row |= {"score": self.match.score, "why": self.match.why, "shared": list(self.match.shared)}
             row["parts"] = {name: getattr(self.match, name) for name in WEIGHTS}
         row |= {"costs": [round(bits, 3) if np.isfinite(bits) else None for bits in self.costs], "first_rank": self.first_rank}
+        row["flood"] = self.flood
         return row | {"seconds": round(self.seconds, 3)}
 
     @classmethod
@@ -117,7 +121,7 @@ class Suspect:
         costs = tuple(float("inf") if bits is None else bits for bits in row["costs"])
         return cls(
             tuple(row["faults"]), row["text"], tuple(row["tokens"]), match, row["error"], row["cut"], moved, row["seconds"],
-            costs, row["first_rank"],
+            costs, row["first_rank"], row["flood"],
         )  # fmt: skip
 
 
@@ -149,7 +153,8 @@ class AnswerScorer:
             return best
         shown = answer.text if "\n" in self.text else "".join(answer.text.splitlines()).strip()
         for text in dict.fromkeys((answer.text, shown)):
-            if text.startswith(self.text):
+            whole = self.text.rstrip("\ufffd") or self.text  # a character may be cut at its end
+            if text.startswith(whole):
                 return replace(best, score=1.0, prefix=1.0)
             again = self._judge(self.tokenizer.encode(text, parse_special=False), gain)
             best = max(best, again, key=lambda match: match.score)

@@ -8,7 +8,8 @@ text's first token says no more.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 
 from aprlab.engines.delegating import BorrowedEngine
 from aprlab.errors import AprlabError, NumericError
-from aprlab.faults import session_with
+from aprlab.faults import FAULTS, session_with
 from aprlab.faults.text import CHATML
 from aprlab.forensics.answer_runs import HealthyRun, collect_after, healthy_session
 from aprlab.forensics.answer_scoring import AnswerScorer, Suspect
@@ -100,30 +101,56 @@ class FaultBench:
         """
         sessions: dict[int, Session | AprlabError] = {}
         found: dict[str, Suspect] = {}
-        for run, all_heard in self.groups:
-            heard = [h for h in all_heard if ids is None or h.question.id in ids]
-            if not heard:
-                continue
-            started = time.process_time()
-            healthy = run.session
-            if id(healthy) not in sessions:
-                try:
-                    sessions[id(healthy)] = session_with(healthy, faults)
-                except AprlabError as error:
-                    sessions[id(healthy)] = error
-            broken = sessions[id(healthy)]
-            if isinstance(broken, AprlabError):
-                said = {h.question.id: Suspect(faults, "", (), None, broken.message) for h in heard}
-            else:
-                said = _answers(run, heard, broken, faults)
-            spent = (time.process_time() - started) / len(heard)
-            found |= {each: replace(suspect, seconds=spent) for each, suspect in said.items()}
-        for each in sessions.values():
-            if isinstance(each, Session):
-                each.engine.close()
-        sessions.clear()
+        with self._decoded(faults) as (decoded, rest):
+            for run, all_heard in self.groups:
+                heard = [h for h in all_heard if ids is None or h.question.id in ids]
+                if not heard:
+                    continue
+                started = time.process_time()
+                if id(run.session) not in sessions:
+                    sessions[id(run.session)] = self._broken(run.session, decoded, rest)
+                broken = sessions[id(run.session)]
+                if isinstance(broken, AprlabError):
+                    said = {h.question.id: Suspect(faults, "", (), None, broken.message) for h in heard}
+                else:
+                    said = _answers(run, heard, broken, faults)
+                spent = (time.process_time() - started) / len(heard)
+                found |= {each: replace(suspect, seconds=spent) for each, suspect in said.items()}
+            for each in sessions.values():
+                if isinstance(each, Session):
+                    each.engine.close()
+            sessions.clear()
         collect_after(self.session.model)
         return found
+
+    @contextmanager
+    def _decoded(self, faults: tuple[str, ...]) -> Iterator[tuple[Session | AprlabError, tuple[str, ...]]]:
+        """A session with the faulty decoders among `faults`, and the other faults. Decoding is what a fault costs most, and it is
+        the same for every template."""
+        decoders = tuple(id for id in faults if FAULTS[id].registry is not None)
+        made: Session | AprlabError = self.session
+        if decoders:
+            try:
+                made = session_with(self.session, decoders)
+            except AprlabError as error:
+                made = error
+        yield made, tuple(id for id in faults if id not in decoders)
+        if isinstance(made, Session) and made is not self.session:
+            made.engine.close()
+
+    def _broken(self, healthy: Session, decoded: Session | AprlabError, rest: tuple[str, ...]) -> Session | AprlabError:
+        """A session like `healthy`, over the weights of `decoded`, with the other faults."""
+        if isinstance(decoded, AprlabError):
+            return decoded
+        if decoded is self.session:
+            base = healthy
+        else:
+            template = healthy.model.tokenizer.chat_template
+            base = decoded if healthy is self.session else with_template(decoded, template)
+        try:
+            return session_with(base, rest) if rest or decoded is self.session else base
+        except AprlabError as error:
+            return error
 
     # ── all of them ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -138,19 +165,18 @@ class FaultBench:
     def _outcome(self, run: HealthyRun, heard: _Heard, suspects: Collection[Suspect], seconds: float) -> Forensics:
         scorer, question, used = heard.scorer, heard.question, self.session.engine
         match = scorer.judge(run.healthy)
-        costs = spoken(len(scorer.saw)) if match.prefix == 1 else heard.sound.bits
+        costs = spoken(heard.sound.bits, len(scorer.saw)) if match.prefix == 1 else heard.sound.bits
         healthy = replace(run.healthy, match=match, costs=costs, first_rank=heard.sound.rank)
         text = question.saw if isinstance(question.saw, str) else self.session.tokenizer.decode(scorer.saw)
         tokens = [] if question.saw == "" else scorer.saw
         null, order = sum(heard.null), ranked(suspects)
-        assert healthy.bits is not None
-        belief = posterior(null, healthy.bits, order)
+        belief = posterior(null, healthy, order)
         return Forensics(
             text, tokens, question.prompt, healthy, order, seconds, used.spec, used.asked or used.spec, belief, null
         )
 
 
-def with_template(session: Session, template: str) -> Session:
+def with_template(session: Session, template: str | None) -> Session:
     """The same model, engine and weights behind another chat template."""
     model = session.model.with_changes(tokenizer=replace(session.model.tokenizer, chat_template=template))
     return Session(BorrowedEngine(session.engine, model), config=session.config, tokenizer=session.tokenizer)
@@ -158,15 +184,22 @@ def with_template(session: Session, template: str) -> Session:
 
 def _answers(run: HealthyRun, heard: list[_Heard], broken: Session, faults: tuple[str, ...]) -> dict[str, Suspect]:
     """What a broken session says to one prompt, judged for each text that was seen."""
+    first: list[np.ndarray] = []
+    ranks: dict[str, int] = {}
+
+    def at_first(logits: np.ndarray) -> str:
+        first.append(logits.copy())
+        ranks.update({h.question.id: _nearest_rank(logits, h, broken) for h in heard})
+        least = min(ranks.values())
+        return "" if least <= max(FAR[1], logits.size // FAR[0]) else f"the text's first token was at rank {least}"
+
+    telling = sorted({token for h in heard for token in h.scorer.telling})
     try:
-        first = run.first_logits(broken)
-        ranks = {h.question.id: _nearest_rank(first, h, broken) for h in heard}
-        near = [h for h in heard if ranks[h.question.id] <= max(FAR[1], first.size // FAR[0])]
-        found = {h.question.id: _dropped(run, h, broken, faults, first, ranks[h.question.id]) for h in heard if h not in near}
-        if near:
-            telling = sorted({token for h in near for token in h.scorer.telling})
-            said = run.answer_of(broken, faults, telling)
-            found |= {h.question.id: _heard_out(run, h, broken, said) for h in near}
+        said = run.answer_of(broken, faults, telling, at_first)
+        found = {}
+        for h in heard:
+            far = bool(first) and ranks[h.question.id] > max(FAR[1], first[0].size // FAR[0])
+            found[h.question.id] = _dropped(h, said, first[0]) if far else _heard_out(run, h, broken, said)
     except AprlabError as error:
         return {h.question.id: not_numbers(run, faults, h, error) for h in heard}
     if set(faults) & NAN_FAULTS:  # of which sampler the text is, is not their business
@@ -180,7 +213,8 @@ def _nearest_rank(first: np.ndarray, heard: _Heard, broken: Session) -> int:
     broken tokenizer spells it. Where the likeliest token shows nothing, the text may begin after it: 0."""
     ids = {heard.scorer.saw[0]} if heard.scorer.text != "" else set(broken.tokenizer.eog)
     if heard.scorer.text:
-        if not broken.tokenizer.decode([int(np.argmax(first))]).strip():
+        shown = broken.tokenizer.decode([int(np.argmax(first))]).strip()
+        if not shown or heard.scorer.text.startswith("\ufffd"):  # which bytes they were is not known
             return 0
         for text in (heard.scorer.text, " " + heard.scorer.text, bytes_spelled(heard.scorer.text)):
             spelled = broken.tokenizer.encode(text, parse_special=False)
@@ -195,15 +229,12 @@ def bytes_spelled(text: str) -> str:
     return bytes(BYTE_ALPHABET[c] for c in text).decode(errors="replace")
 
 
-def _dropped(run: HealthyRun, heard: _Heard, broken: Session, faults: tuple[str, ...], first: np.ndarray, rank: int) -> Suspect:
+def _dropped(heard: _Heard, said: Suspect, first: np.ndarray) -> Suspect:
     """A set whose first step cannot give the text: the rest is taken to cost what it costs under the null."""
-    token = int(np.argmax(first))
-    tokens = () if token in broken.tokenizer.eog else (token,)
     cost = first_step(first, heard.scorer.saw, sum(heard.null[1:]))
-    cut = f"the text's first token was at rank {rank}"
-    said = Suspect(faults, broken.tokenizer.decode(tokens), tokens, None, cut=cut)
+    cut = said.cut or f"the text's first token was at rank {cost.rank}"
     match = heard.scorer.judge(said, heard.sound.mean - cost.mean)
-    return replace(said, match=match, costs=cost.bits, first_rank=rank)
+    return replace(said, match=match, costs=cost.bits, first_rank=cost.rank, cut=cut)
 
 
 def _heard_out(run: HealthyRun, heard: _Heard, broken: Session, said: Suspect) -> Suspect:
@@ -213,7 +244,7 @@ def _heard_out(run: HealthyRun, heard: _Heard, broken: Session, said: Suspect) -
     else:
         cost = _cheapest(run, heard, broken)
     match = heard.scorer.judge(said, heard.sound.mean - cost.mean)
-    costs = spoken(len(heard.scorer.saw)) if match.prefix == 1 else cost.bits
+    costs = spoken(cost.bits, len(heard.scorer.saw)) if match.prefix == 1 else cost.bits
     return replace(said, match=match, costs=costs, first_rank=cost.rank)
 
 
@@ -241,7 +272,7 @@ def not_numbers(run: HealthyRun, faults: tuple[str, ...], heard: _Heard, error: 
             tokens = (id,) * len(scorer.saw)
             said = Suspect(faults, scorer.text or run.session.tokenizer.decode(tokens), tokens, None)
             cut = f"its logits are no numbers; this is what {how} makes of them"
-            return replace(said, match=scorer.judge(said), cut=cut, costs=chosen_from(len(floods)))
+            return replace(said, match=scorer.judge(said), cut=cut, costs=chosen_from(len(floods)), flood=id)
     return Suspect(faults, "", (), None, error.message)
 
 

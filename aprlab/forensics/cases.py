@@ -48,6 +48,7 @@ class Case:
         certainty: how sure that is: ``certain``, ``high``, ``medium``, ``low`` or ``open``.
         url: where it was reported.
         note: what has to be known to judge it.
+        comment: where we think that the thread is wrong.
         response: a server's answer with log-probabilities, as JSON: then the figures are the evidence, and not the text.
     """
 
@@ -62,6 +63,7 @@ class Case:
     certainty: str = "open"
     url: str = ""
     note: str = ""
+    comment: str = ""
     response: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -117,12 +119,12 @@ class Case:
             str(data.get("id", "case")), str(data["prompt"]), str(text), tuple(token_ids), str(template),
             None if bare else system, str(data.get("model", "")),
             tuple(cause) if isinstance(cause, list) else (), str(data.get("certainty", "open")), str(data.get("url", "")),
-            str(data.get("note", "")), response,
+            str(data.get("note", "")), str(data.get("comment", "")), response,
         )  # fmt: skip
 
 
 # Entries of a case that are text; a number stands for its digits.
-_WORDS = ("id", "prompt", "text", "output", "output_decoded", "template", "mode", "model", "certainty", "url", "note")
+_WORDS = ("id", "prompt", "text", "output", "output_decoded", "template", "mode", "model", "certainty", "url", "note", "comment")
 
 
 def _want(data: Mapping[str, Any], holds: bool, rule: str) -> None:
@@ -232,7 +234,8 @@ class Standing:
 
     Attributes:
         rank: of the best of the causes: 1 and how many sets score better, a level one counting half (rounded down); 0 where
-            none of the causes could run, or none is known.
+            none of the causes could run, or none is known. Sets whose logits are no numbers are one explanation: which of them
+            lost the numbers, a flood cannot say.
         level: how many other sets have the same score.
         first: the set that came first, and its score.
         score: of the best cause.
@@ -253,6 +256,11 @@ def standing(found: Forensics, cause: Sequence[str]) -> Standing:
     if not true:
         return Standing(0, 0, " + ".join(first[1]), first[0], 0.0)
     best = max(true)
+    floods = {s.faults for s in found.suspects if s.flood is not None}
+    drowned = any(s.faults in floods and set(s.faults) <= set(cause) and s.match.score == best for s in found.suspects if s.match)
+    rivals = sum(
+        score == best and not set(faults) <= set(cause) and not (drowned and faults in floods) for score, faults in scored
+    )
     better = sum(score > best for score, _ in scored)
     level = sum(score == best and not set(faults) <= set(cause) for score, faults in scored)
-    return Standing(better + 1 + level // 2, level, " + ".join(first[1]), first[0], best)
+    return Standing(better + 1 + rivals // 2, level, " + ".join(first[1]), first[0], best)

@@ -6,6 +6,7 @@ reported, so each of a small grid is as likely as the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,9 +66,9 @@ def first_step(logits: np.ndarray, tokens: Sequence[int], rest: float) -> TextCo
     return TextCost(mean, tuple(bits + rest for bits in cost.bits), cost.rank)
 
 
-def spoken(tokens: int) -> tuple[float, ...]:
-    """Bits of a text that a greedy run says word for word; the other temperatures are left out."""
-    return (-tokens * float(np.log2((1 - SLIP) ** 2)), *[float("inf")] * (len(TEMPERATURES) - 1))
+def spoken(bits: Sequence[float], tokens: int) -> tuple[float, ...]:
+    """`bits` of a text that a greedy run says word for word, whatever its ids are taken to be."""
+    return (min(bits[0], -tokens * float(np.log2((1 - SLIP) ** 2))), *bits[1:])
 
 
 def chosen_from(choices: int) -> tuple[float, ...]:
@@ -77,9 +78,10 @@ def chosen_from(choices: int) -> tuple[float, ...]:
 
 def marginal(bits: Sequence[float]) -> float:
     """Bits of a text whose temperature is unknown: `bits` are those of `TEMPERATURES`."""
-    found = np.array(bits, np.float64)
-    least = found.min()
-    return float(least) if not np.isfinite(least) else float(least - np.log2(np.exp2(least - found).mean()))
+    least = min(bits)
+    if not math.isfinite(least):
+        return least
+    return least - math.log2(sum(2.0 ** (least - each) for each in bits) / len(bits))
 
 
 def null_bits(tokens: Sequence[int], surprise: np.ndarray) -> list[float]:

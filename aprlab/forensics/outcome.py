@@ -34,9 +34,19 @@ class Forensics:
 
     @property
     def best(self) -> Suspect | None:
-        """The best explanation, or None where nothing fits."""
+        """The best explanation, or None where nothing fits: the first by its score, or a set that the text itself makes more
+        likely than all the rest."""
         first = self.suspects[0] if self.suspects else None
-        return first if first is not None and first.match is not None and first.match.score >= FITS else None
+        if first is not None and first.match is not None and first.match.score >= FITS:
+            return first
+        return self.likely
+
+    @property
+    def likely(self) -> Suspect | None:
+        """The set that is likelier than everything else together, none of these included; None where there is none."""
+        if self.posterior is None or not self.posterior.sets or self.posterior.sets[0][1] < 0.5:
+            return None
+        return next(s for s in self.suspects if s.faults == self.posterior.sets[0][0])
 
     @property
     def nearest(self) -> Suspect | None:
@@ -62,6 +72,8 @@ class Forensics:
         if self.best is None:
             return "nothing fits"
         assert self.best.match is not None
+        if self.best.match.score < FITS:
+            return f"{' + '.join(self.best.faults)} makes the text likely, but says something else ({self.best.match.score:.2f})"
         return f"{' + '.join(self.best.faults)} fits best ({self.best.match.score:.2f}, {self.margin:.2f} above the next other)"
 
     @property
@@ -96,7 +108,8 @@ class Forensics:
         head = "".join(f"<th>{name}</th>" for name in ("faults", "score", "output", "why"))
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows())
         belief = f"<p>{html.escape(self.belief)}</p>" if self.belief else ""
-        return f"<p>{html.escape(self.conclusion)}</p>{belief}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        saw = f"<p>{html.escape(repr(self.saw))}: {html.escape(self.conclusion)}</p>"
+        return f"{saw}{belief}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def ranked(suspects: Iterable[Suspect]) -> list[Suspect]:

@@ -9,13 +9,13 @@ answers of the healthy model, and random words. The record is data/calibration.j
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from aprlab.errors import AprlabError
 from aprlab.faults import run_faults, session_with
 from aprlab.forensics.answer_scoring import Suspect
 from aprlab.forensics.bench import FaultBench, Question
-from aprlab.forensics.posterior import DISCOUNT, RATE, TOLL, Posterior, posterior
+from aprlab.forensics.outcome import Forensics
+from aprlab.forensics.posterior import MEASURED, Calibration, Posterior, posterior
+from aprlab.forensics.search import search
 from aprlab.formats import open_model
 from aprlab.formats.writing import write_json, write_text
 from aprlab.inference.sampling import Sampling
@@ -37,10 +39,11 @@ PAGE = Path(__file__).resolve().parents[1] / "evidence.md"
 BEGIN, END = "<!-- calibration: made by docs/make/calibration.py -->", "<!-- end of calibration -->"
 PROMPTS = ("What is 2+2?", "What is the capital of France?", "What is 9-4?")
 LENGTH = 8  # tokens of a text
-RANDOM = 12  # texts of random words for each prompt
+RANDOM = 8  # texts of random words for each prompt
 KINDS = {
     "fault": "a fault of the catalogue", "sampled": "the same at temperature 0.7",
-    "left out": "its fault left out of the catalogue", "healthy": "the healthy model, greedy and at 0.7", "random": "random words",
+    "left out": "its fault left out of the catalogue", "healthy": "the healthy model, greedy and at 0.7",
+    "random": "random words",
 }  # fmt: skip
 
 
@@ -86,78 +89,104 @@ class Judged:
     """A text with what every set makes of it."""
 
     made: Made
-    null: float
-    healthy: float
-    suspects: list[Suspect]
+    found: Forensics
 
 
-def judged(session: Session, made: list[Made], faults: list[str]) -> list[Judged]:
+def judged(session: Session, made: list[Made], faults: list[str], journal: str | None) -> list[Judged]:
     """Every fault on every text."""
-    bench = FaultBench(session, [each.question for each in made])
-    tried: dict[str, list[Suspect]] = {each.question.id: [] for each in made}
-    for n, id in enumerate(faults, 1):
-        for which, suspect in bench.judge((id,)).items():
-            tried[which].append(suspect)
-        print(f"{n} of {len(faults)} {id} {time.process_time():.0f} s", file=sys.stderr)
+    found = search(
+        FaultBench(session, [each.question for each in made]), faults, journal=journal,
+        progress=lambda chosen, found: print(*chosen, f"{time.process_time():.0f} s", file=sys.stderr),
+    )  # fmt: skip
+    return [Judged(each, found[each.question.id]) for each in made]
+
+
+@dataclass(frozen=True)
+class View:
+    """A text as it is asked about: with its fault in the catalogue, or without.
+
+    Attributes:
+        kind: of `KINDS`.
+        suspects: the sets that are in the catalogue.
+        level: those that are as true as the fault: itself, and others under which the text is as likely (half a bit a token).
+        shown: whether the fault, healthy or one that is level is among them; otherwise it is none of these.
+    """
+
+    kind: str
+    of: Judged
+    suspects: list[Suspect]
+    level: frozenset[tuple[str, ...]]
+
+    @property
+    def shown(self) -> bool:
+        return bool(self.level) or self.of.made.truth == "healthy"
+
+    def believed(self, calibration: Calibration) -> tuple[Posterior, float, bool]:
+        """(the posterior, the chance that it gives to the truth, whether its answer is true)."""
+        found = posterior(self.of.found.null_bits, self.of.found.healthy, self.suspects, calibration)
+        if self.of.made.truth == "healthy":
+            return found, found.healthy, found.answer == "healthy"
+        if not self.level:
+            return found, found.none, found.answer == "none"
+        chance = sum(chance for faults, chance in found.sets if faults in self.level)
+        return found, chance, found.answer == "fault" and found.sets[0][0] in self.level
+
+
+def views(all_judged: list[Judged]) -> list[View]:
+    """Each text; greedy answers of faults a second time, with the fault left out."""
     found = []
-    for each in made:
-        outcome = bench.outcome(each.question.id, tried[each.question.id], 0.0)
-        assert outcome.healthy.bits is not None
-        found.append(Judged(each, outcome.null_bits, outcome.healthy.bits, tried[each.question.id]))
+    for each in all_judged:
+        truth = (each.made.truth,)
+        mine = next((s.bits for s in each.found.suspects if s.faults == truth), None)
+        near = {s.faults for s in each.found.suspects
+                if mine is not None and s.bits is not None and s.bits <= mine + LENGTH / 2}  # fmt: skip
+        found.append(View(each.made.kind, each, each.found.suspects, frozenset(near)))
+        if each.made.kind == "fault":
+            others = [s for s in each.found.suspects if s.faults != truth]
+            found.append(View("left out", each, others, frozenset(near - {truth})))
     return found
 
 
-def believed(of: Judged, left_out: bool, constants: tuple[float, float, float]) -> tuple[Posterior, float, bool]:
-    """(the posterior, the chance that it gives to the truth, whether its answer is true).
+def fitted(asked: list[View]) -> Calibration:
+    """The constants that make the truth least surprising, each kind of text weighing the same."""
+    count = Counter(view.kind for view in asked)
+    rows, right, weights = [], [], []
+    for view in asked:
+        bits = [s.bits for s in view.suspects if s.bits is not None]
+        null, best = view.of.found.null_bits, min([*bits, view.of.found.healthy.bits or 0.0])
+        rows.append([1.0, -min(2.0, best / null), np.log2(1 + max(0.0, null - best))])
+        right.append(float(view.shown))
+        weights.append(1 / count[view.kind])
+    x, y, w = np.array(rows), np.array(right), np.array(weights)
+    w = np.where(y == 1, w / w[y == 1].sum(), w / w[y == 0].sum())  # even priors
+    even, left, saved = logistic(x, y, w)
 
-    True is the fault itself or one that says the very same (within half a bit a token nothing tells them apart); of a fault that
-    is left out, none of these, or a neighbour under which the text is as likely as under the fault itself.
-    """
-    truth = of.made.truth
-    mine = next((s.bits for s in of.suspects if s.faults == (truth,)), None)
-    suspects = [s for s in of.suspects if not left_out or s.faults != (truth,)]
-    discount, toll, rate = constants
-    found = posterior(of.null, of.healthy, suspects, discount=discount, toll=toll, rate=rate)
-    if truth == "healthy":
-        return found, found.healthy, found.answer == "healthy"
-    if truth == "none":
-        return found, found.none, found.answer == "none"
-    level = {s.faults for s in suspects if s.bits is not None and mine is not None and s.bits <= mine + LENGTH / 2}
-    chance = sum(chance for faults, chance in found.sets if faults in level)
-    first = found.sets[0][0] if found.sets else ()
-    right = found.answer == "fault" and first in level
-    if left_out:
-        return found, chance + found.none, right or found.answer == "none"
-    return found, chance, right
+    def surprise(discount: float) -> float:
+        tried = Calibration(even, left, saved, discount)
+        return float(np.mean([-np.log2(max(view.believed(tried)[1], 1e-6)) / count[view.kind] for view in asked]))
+
+    return Calibration(even, left, saved, min((0.1, 0.2, 0.3, 0.5, 0.7, 1.0), key=surprise))
 
 
-def views(all_judged: list[Judged]) -> list[tuple[str, Judged, bool]]:
-    """(kind, text, whether its fault is left out): each answer of a fault is asked about twice."""
-    plain = [(each.made.kind, each, False) for each in all_judged]
-    return plain + [("left out", each, True) for each in all_judged if each.made.kind == "fault"]
+def logistic(x: np.ndarray, y: np.ndarray, w: np.ndarray, ridge: float = 1e-3) -> list[float]:
+    """Weighted logistic regression by Newton's method: rows `x`, whether each is right, weights; the coefficients."""
+    beta = np.zeros(x.shape[1])
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-np.clip(x @ beta, -30, 30)))
+        step = np.linalg.solve((x.T * (w * p * (1 - p))) @ x + ridge * np.eye(len(beta)), x.T @ (w * (y - p)) - ridge * beta)
+        beta += step
+        if np.abs(step).max() < 1e-6:
+            break
+    return [round(float(each), 2) for each in beta]
 
 
-def fitted(all_judged: list[Judged]) -> tuple[float, tuple[float, float, float]]:
-    """(mean bits of surprise at the truth, constants), each kind of text weighing the same."""
-    asked = views(all_judged)
-
-    def loss(constants: tuple[float, float, float]) -> float:
-        by_kind: dict[str, list[float]] = {}
-        for kind, each, out in asked:
-            by_kind.setdefault(kind, []).append(-float(np.log2(max(believed(each, out, constants)[1], 1e-6))))
-        return float(np.mean([np.mean(losses) for losses in by_kind.values()]))
-
-    grid = itertools.product((0.1, 0.2, 0.3, 0.5, 0.7, 1.0), (0.0, 4.0, 8.0, 12.0, 16.0, 24.0), (0.0, 0.15, 0.3, 0.45, 0.6))
-    return min((loss(constants), constants) for constants in grid)
-
-
-def measured(name: str, all_judged: list[Judged], faults: int, constants: tuple[float, float, float]) -> dict[str, Any]:
+def measured(name: str, asked: list[View], faults: int, calibration: Calibration) -> dict[str, Any]:
     """What goes into the record."""
     rows: dict[str, Any] = {}
     sure: list[tuple[float, bool]] = []
-    for kind, each, out in views(all_judged):
-        found, chance, right = believed(each, out, constants)
-        row = rows.setdefault(kind, {"texts": 0, "right": 0, "chance": 0.0, "claimed": 0})
+    for view in asked:
+        found, chance, right = view.believed(calibration)
+        row = rows.setdefault(view.kind, {"texts": 0, "right": 0, "chance": 0.0, "claimed": 0})
         row["texts"] += 1
         row["right"] += right
         row["chance"] += chance
@@ -171,16 +200,16 @@ def measured(name: str, all_judged: list[Judged], faults: int, constants: tuple[
         if inside:
             bins[f"{low:g}–{min(high, 1):g}"] = [len(inside), round(float(np.mean([p for p, _ in inside])), 3),
                                                 round(float(np.mean([right for _, right in inside])), 3)]  # fmt: skip
-    return {"model": name, "faults": faults, "constants": list(constants), "kinds": rows, "bins": bins}
+    return {"model": name, "faults": faults, "constants": asdict(calibration), "kinds": rows, "bins": bins}
 
 
 def table(record: dict[str, Any]) -> str:
     """The tables of the page."""
     lines = []
     for of in record.values():
-        discount, toll, rate = of["constants"]
+        constants = ", ".join(f"{name} {value:g}" for name, value in of["constants"].items())
         lines += [f"**{of['model']}**, {of['faults']} faults, {sum(row['texts'] for row in of['kinds'].values())} texts, "
-                  f"discount {discount:g}, toll {toll:g} bits, rate {rate:g}:", "",
+                  f"{constants}:", "",
                   "| text | how many | answered right | chance given to the truth | a fault was named |",
                   "|---|---|---|---|---|"]  # fmt: skip
         for kind, row in of["kinds"].items():
@@ -210,6 +239,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=paths.embedded_model())
     parser.add_argument("--engine", default="reference")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS))
+    parser.add_argument("--journal", help="keeps what was judged, see `aprlab forensics --resume`")
     parser.add_argument("--every", type=int, default=1, help="make answers of each N-th fault only")
     given = parser.parse_args()
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
@@ -217,11 +247,11 @@ def main() -> None:
         session = Session(open_model(given.model), engine=given.engine)
         faults = [id for id, fault in run_faults().items() if not fault.silent]
         made = list(made_texts(session, list(PROMPTS[: given.prompts]), faults[:: given.every]))
-        all_judged = judged(session, made, faults)
-        ran = len({s.faults for each in all_judged for s in each.suspects if s.bits is not None})
+        asked = views(judged(session, made, faults, given.journal))
+        ran = len({s.faults for view in asked for s in view.suspects if s.bits is not None})
         if given.fit:
-            print("surprise at the truth in bits, and (DISCOUNT, TOLL, RATE):", *fitted(all_judged))
-        record[given.model.stem] = measured(given.model.stem, all_judged, ran, (DISCOUNT, TOLL, RATE))
+            print(fitted(asked))
+        record[given.model.stem] = measured(given.model.stem, asked, ran, MEASURED)
         write_json(RECORD, record)
     write_page(record)
 

@@ -12,7 +12,6 @@ import argparse
 import json
 import re
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -44,13 +43,18 @@ def run(
         if not path.is_file() or not mine:
             print(f"{name}: {'not here' if mine else 'no cases'}", file=sys.stderr)
             continue
-        started = time.monotonic()
+        spent: list[float] = []
+
+        def show(unit: str, seconds: float, spent: list[float] = spent) -> None:
+            spent.append(seconds)
+            print(f"{unit} {seconds:.1f}", file=sys.stderr)
+
         units = only or [id for id, fault in run_faults().items() if not fault.silent]
         found = rank_cases(
             path, mine, faults=units, engine=engine, journal=journal and f"{journal}-{name}.jsonl", **where,
-            progress=lambda unit, s: print(f"{unit} {s:.1f}", file=sys.stderr),
+            progress=show,
         )  # fmt: skip
-        record["seconds"][name] = round(time.monotonic() - started)
+        record["seconds"][name] = round(sum(spent))  # of processor time, of the sets
         for case in mine:
             record["cases"][case.id] = row(case, found[case.id])
     return record
@@ -68,11 +72,15 @@ def row(case: Case, found: Any) -> dict[str, Any]:
     """One case of the record."""
     where = standing(found, case.cause)
     healthy = found.healthy.match.score if found.healthy.match is not None else 0.0
+    sets = found.posterior.sets if found.posterior is not None else ()
+    chance = max((chance for faults, chance in sets if set(faults) <= set(case.cause)), default=0.0)
+    likely = " + ".join(found.likely.faults) if found.likely is not None else ""
     return {
         "rank": where.rank, "level": where.level, "score": round(where.score, 3), "first": where.first,
         "first_score": round(where.first_score, 3), "margin": round(found.margin, 3), "healthy": round(healthy, 3),
-        "sets": len(found.suspects), **believed(found), "suspects": [[" + ".join(s.faults), round(s.match.score, 3), s.text[:60]]
-                                                  for s in found.suspects[:KEPT] if s.match is not None],
+        "sets": len(found.suspects), "chance": round(chance, 3), "likely": likely, **believed(found),
+        "flood": bool(found.suspects) and found.suspects[0].flood is not None,
+        "suspects": [[" + ".join(s.faults), round(s.match.score, 3), s.text[:60]] for s in found.suspects[:KEPT] if s.match],
     }  # fmt: skip
 
 
@@ -90,18 +98,29 @@ def table(record: dict[str, Any], cases: list[Case]) -> str:
     """The table, and the shares that came first, by how sure the cause is."""
     if not record["cases"]:
         return "*No run is recorded yet.*"
-    heads = ("case", "model", "the thread says", "certainty", "we say", "score", "rank of the cause", "of")
+    heads = ("case", "model", "the thread says", "certainty", "we say", "score", "rank of the cause", "of", "none of these",
+             "our comment")  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for case in cases:
         if case.id in record["cases"]:
             r = record["cases"][case.id]
             said = f"`{r['first']}`" if r["first_score"] >= FITS else f"nothing fits (nearest `{r['first']}`)"
+            if r.get("flood"):
+                said = f"the numbers were lost ({r['level'] + 1} of the faults do that)"
+            elif r["first_score"] < FITS and r.get("likely"):
+                said = f"`{r['likely']}` (by likelihood)"
             causes = ", ".join(f"`{id}`" for id in case.cause) or "open"
             size = case.model.rsplit("-", 1)[1]
             said_first = f"{r['first_score']:.2f}"
-            cells = (f"[{case.id}]({case.url})", size, causes, case.certainty, said, said_first, rank(case, r), str(r["sets"]))
+            cells = (f"[{case.id}]({case.url})", size, causes, case.certainty, said, said_first, rank(case, r), str(r["sets"]),
+                     f"{r['posterior']['none']:.2f}" if "posterior" in r else "–", case.comment)  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *shares(record, cases)])
+
+
+def fits(r: dict[str, Any]) -> bool:
+    """Whether the cause explains the text: it says much of it, or makes it likelier than everything else together."""
+    return bool(r["score"] >= FITS or r.get("chance", 0.0) >= 0.5)
 
 
 def rank(case: Case, r: dict[str, Any]) -> str:
@@ -110,7 +129,7 @@ def rank(case: Case, r: dict[str, Any]) -> str:
         return "–"
     if not r["rank"]:
         return "could not run"
-    if r["score"] < FITS:
+    if not fits(r):
         return f"does not fit ({r['score']:.2f})"
     return f"{r['rank']} (level with {r['level']} more)" if r["level"] else str(r["rank"])
 
@@ -123,11 +142,11 @@ def shares(record: dict[str, Any], cases: list[Case]) -> list[str]:
     opened = [c for c in ran if c.certainty == "open"]
     lines = []
     for what, group in (("one cause, certain or high", sure), ("compound", compound)):
-        fits = [record["cases"][c.id] for c in group if record["cases"][c.id]["score"] >= FITS]
-        first = sum(r["rank"] == 1 for r in fits)
-        third = sum(0 < r["rank"] <= 3 for r in fits)
+        fitting = [record["cases"][c.id] for c in group if fits(record["cases"][c.id])]
+        first = sum(r["rank"] == 1 for r in fitting)
+        third = sum(0 < r["rank"] <= 3 for r in fitting)
         lines.append(f"* {what}: first in {first} of {len(group)}, among the first three in {third}.")
-    claimed = [c.id for c in opened if record["cases"][c.id]["first_score"] >= FITS]
+    claimed = [c.id for c in opened if record["cases"][c.id]["first_score"] >= FITS or record["cases"][c.id].get("likely")]
     lines.append(f"* open: {len(claimed)} of {len(opened)} claimed{': ' + ', '.join(claimed) if claimed else ''}.")
     return lines
 

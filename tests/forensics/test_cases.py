@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from aprlab.cli.app import run_cli
 from aprlab.errors import AprlabError
 from aprlab.faults import FAULTS, session_with
 from aprlab.faults.text import CHATML
+from aprlab.forensics.answer_scoring import AnswerScore, Suspect
 from aprlab.forensics.bench import with_template
 from aprlab.forensics.cases import Case, rank_cases, read_cases, standing
-from aprlab.forensics.ranking import FITS, forensics
+from aprlab.forensics.ranking import FITS, Forensics, forensics
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
@@ -103,6 +105,22 @@ def test_ranks_count_what_is_level_by_half(model: Model) -> None:
     found = rank_cases(model, [case], faults=["rope-norm", "q4k-min-lost"], engine="reference")["x"]
     assert standing(found, ("lost-v-biases",)).rank == 0  # was not tried
     assert standing(found, ("rope-norm", "q4k-min-lost")).rank == 1
+
+
+def test_whatever_lost_the_numbers_is_one_explanation() -> None:
+    """A flood cannot say which fault it was; a set that says it for another reason is a rival."""
+    match = AnswerScore(1.0, 1.0, 1.0, 1.0, 1.0, None, ())
+    lost = [Suspect((id,), "HHH", (39, 39, 39), match, flood=39) for id in ("default-kernel", "scales-flushed", "kq-fp16")]
+    said = [Suspect((id,), "HHH", (39, 39, 39), match) for id in ("rope-norm", "no-rope")]
+    healthy = Suspect((), "4.", (1,), None)
+
+    def rank(*suspects: Suspect) -> tuple[int, int]:
+        where = standing(Forensics("HHH", [39] * 3, "Hi", healthy, list(suspects)), ("kq-fp16",))
+        return where.rank, where.level
+
+    assert rank(*lost) == (1, 2)
+    assert rank(*lost, *said) == (2, 4)
+    assert rank(*said, replace(lost[2], flood=None)) == (2, 2)
 
 
 def test_the_cases_of_the_project_are_sound() -> None:

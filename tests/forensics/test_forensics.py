@@ -242,6 +242,19 @@ def test_pairs_are_made_from_a_ranking() -> None:
 
 
 @pytest.mark.real
+def test_the_words_of_a_golden_reference(real_15b: Path) -> None:
+    """All ten tokens that upstream recorded on 2026-01-31 (`gold-15b-jan31-b`), and not without either of the two."""
+    said = {}
+    for faults in (["lost-qkv-biases", "kv-refed"], ["lost-qkv-biases"], ["kv-refed"]):
+        session = session_with(real_15b, ["template-hard-coded", *faults], engine="jit")
+        said["+".join(faults)] = session.generate("What is 2+2?", max_tokens=10).text
+        session.engine.close()
+    both = said.pop("lost-qkv-biases+kv-refed")
+    assert both == "3_screen0 ErrorHandler1.WriteHeaderak0 autof1"
+    assert both not in said.values()
+
+
+@pytest.mark.real
 def test_the_words_of_the_ticket(real_15b: Path) -> None:
     """Its first three tokens: ``3``, ``,},`` with a line's end, and `` helf``."""
     session = session_with(real_15b, ["lost-qkv-biases", "template-hard-coded", "split-specials", "kv-refed"], engine="jit")
