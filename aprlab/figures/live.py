@@ -57,7 +57,17 @@ def live_data(figure: Figure) -> dict[str, Any]:
     """The figure as plain data, fit for JSON; axes that hold nothing to read (colour bars) are left out."""
     box = cut(figure)
     axes = [_axes(ax, box, figure.dpi) for ax in figure.axes if ax.get_label() != "<colorbar>" and ax.axison]
-    return {"version": VERSION, "axes": [each for each in axes if any(each[kind] for kind in _KINDS)]}
+    plain: dict[str, Any] = _whole({"version": VERSION, "axes": [each for each in axes if any(each[kind] for kind in _KINDS)]})
+    return plain
+
+
+def _whole(value: Any) -> Any:
+    """The same with 1 for 1.0: a front end that saves the notebook writes no other way, and an opened one stays as it is."""
+    if isinstance(value, dict):
+        return {key: _whole(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 _KINDS = ("lines", "points", "bars", "bands", "maps")
@@ -102,8 +112,9 @@ def _axis(ax: Axes, which: str) -> dict[str, Any]:
     if scale == "symlog":
         said["linear"] = float(axis.get_transform().linthresh)
     if isinstance(axis.get_major_locator(), FixedLocator):
-        labels = [words(label.get_text()) for label in axis.get_ticklabels()]
-        said["ticks"] = [[float(at), label] for at, label in zip(axis.get_majorticklocs(), labels, strict=True)]
+        places = [float(at) for at in axis.get_majorticklocs()]
+        labels = axis.get_major_formatter().format_ticks(places)
+        said["ticks"] = [[at, words(label)] for at, label in zip(places, labels, strict=True)]
     return said
 
 
@@ -192,11 +203,12 @@ def _patch(ax: Axes, patch: Patch, label: str, found: dict[str, Any]) -> None:
     elif isinstance(patch, Rectangle):
         corners = _corners(ax, patch)
         filled = patch.get_fill() and patch.get_facecolor()[3] > 0
-        found["bars"].append({
-            "corners": [float(f"{corner:.6g}") for corner in corners], "filled": bool(filled), "label": _label(label),
-            "colour": _colour(patch.get_facecolor() if filled else patch.get_edgecolor()),
-            "alpha": round(float(patch.get_facecolor()[3]), 2) if filled else 1.0,
-        })  # fmt: skip
+        if np.isfinite(corners).all():
+            found["bars"].append({
+                "corners": packed(corners), "filled": bool(filled), "label": _label(label),
+                "colour": _colour(patch.get_facecolor() if filled else patch.get_edgecolor()),
+                "alpha": round(float(patch.get_facecolor()[3]), 2) if filled else 1.0,
+            })  # fmt: skip
 
 
 def _corners(ax: Axes, patch: Rectangle) -> tuple[float, float, float, float]:
@@ -225,7 +237,8 @@ def _words(ax: Axes) -> Iterator[list[Any]]:
     for text in ax.texts:
         if text.get_text() and text.get_transform() == ax.transData:
             x, y = text.get_position()
-            yield [float(x), float(y), words(text.get_text()), _colour(text.get_color())]
+            if np.isfinite([x, y]).all():
+                yield [float(x), float(y), words(text.get_text()), _colour(text.get_color())]
 
 
 def _colour(colour: Any) -> str:
