@@ -84,7 +84,7 @@ def _axes(ax: Axes, box: Bbox, dpi: float) -> dict[str, Any]:
         "title": words(ax.get_title() or ax.get_title("left")),
         "x": _axis(ax, "x"),
         "y": _axis(ax, "y"),
-        "places": places_of(ax), "square": ax.get_aspect() in ("equal", 1, 1.0),
+        "places": places_of(ax), "square": ax.get_aspect() in ("equal", 1) or ax.get_box_aspect() == 1,
         "lines": [_line(ax, line) for line in ax.lines if len(np.asarray(line.get_xdata(orig=False)))],
         "points": [], "bands": [], "bars": [], "maps": [],
         "words": list(_words(ax)),
