@@ -281,14 +281,15 @@ def test_a_figure_is_live_in_a_notebook_that_nobody_trusts(
     page.page.wait_for_selector(".aprlab-live")
     assert page.page.locator(".jp-RenderedImage").count() == 0, "a picture without its data"
     maps = page.page.locator(".aprlab-live", has=page.page.locator("img[alt*='in its own run']"))
-    maps.scroll_into_view_if_needed()
     image = maps.locator("img").bounding_box()
-    place = image["x"] + 0.2 * image["width"], image["y"] + 0.15 * image["height"]
-    page.page.mouse.move(*place)
+    place = {"x": 0.2 * image["width"], "y": 0.15 * image["height"]}
+    maps.locator("img").hover(position=place)
     told = maps.locator("[aria-hidden='true']").first.inner_text()
     layer, step = told.split(": ")[0].split(" · ")
     assert layer.startswith("layer ") and step.isidentifier() and float(told.split(": ")[1]) > 0, told
-    page.page.mouse.click(*place)
+    maps.locator("img").click(position=place)
+    maps.locator("canvas").scroll_into_view_if_needed()
+    page.page.mouse.move(10, 10)
     canvas = maps.locator("canvas").bounding_box()
     whole = maps.locator("canvas").screenshot()
     page.page.mouse.move(canvas["x"] + 150, canvas["y"] + 80)
