@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from matplotlib.collections import Collection, LineCollection, PathCollection, PolyCollection
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle, StepPatch
@@ -202,12 +202,13 @@ def _patch(ax: Axes, patch: Patch, label: str, found: dict[str, Any]) -> None:
         })  # fmt: skip
     elif isinstance(patch, Rectangle):
         corners = _corners(ax, patch)
-        filled = patch.get_fill() and patch.get_facecolor()[3] > 0
+        alpha = float(to_rgba(patch.get_facecolor())[3])
+        filled = patch.get_fill() and alpha > 0
         if np.isfinite(corners).all():
             found["bars"].append({
                 "corners": packed(corners), "filled": bool(filled), "label": _label(label),
                 "colour": _colour(patch.get_facecolor() if filled else patch.get_edgecolor()),
-                "alpha": round(float(patch.get_facecolor()[3]), 2) if filled else 1.0,
+                "alpha": round(alpha, 2) if filled else 1.0,
             })  # fmt: skip
 
 
@@ -220,7 +221,7 @@ def _corners(ax: Axes, patch: Rectangle) -> tuple[float, float, float, float]:
 
 def _map(image: AxesImage, face: Any) -> Iterator[dict[str, Any]]:
     """An image of numbers; one of colours is part of the picture alone."""
-    array = np.ma.asarray(image.get_array())
+    array: np.ma.MaskedArray = np.ma.asarray(image.get_array())
     if array.ndim != 2 or not 0 < array.size <= CELLS:
         return
     table = [to_hex(colour) for colour in image.cmap(np.linspace(0, 1, 64))]

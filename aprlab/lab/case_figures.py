@@ -52,7 +52,8 @@ def of_sources(model: str | Path, sources: Sequence[str], prompt: str, ax: Axes 
     """
     opened = open_model(model)
     tokens, asked = tokens_for(opened, prompt, None)
-    sides, spoken = {}, {}
+    sides = {}
+    spoken: dict[str, list[tuple[str, float]]] = {}
     session = Session(opened)
     with EngineSource(session) as ours:
         for spec in sources:

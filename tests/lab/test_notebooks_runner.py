@@ -182,7 +182,8 @@ def test_a_walk_goes_on_after_a_failure_and_indexes_all(tmp_path: Path, monkeypa
     assert "division by zero" in page
     assert "\x1b" not in page
     assert "All about &lt;a&gt;" in page
-    assert re.search(r"the embedded model · \d{4}-\d\d-\d\d · aprlab [\d.]+\S*, Python [\d.]+\S*, NumPy", page)
+    assert "<h1>the embedded model</h1><p><strong>0 of 3 notebooks hold</strong></p>" in page
+    assert re.search(r"<p>\d{4}-\d\d-\d\d · aprlab [\d.]+\S*, Python [\d.]+\S*, NumPy", page)
     assert '<li><a href="#b">All about &lt;b&gt;</a>: 0 of 1 checks hold</li>' in page
     assert page.count('<section id="') == 3
     for link in ("a.html", "b.json", "c.ipynb"):
