@@ -131,7 +131,9 @@ def check_types(namespace: Mapping[str, Any]) -> None:
         annotations = namespace["__annotate__"](1)
     for name, annotation in annotations.items():
         value, declared = namespace.get(name), TYPES.get(annotation) if isinstance(annotation, str) else annotation
-        if declared is None or declared not in TYPES.values() or type(value) is declared or (declared is float and type(value) is int):
+        if declared is None or declared not in TYPES.values():
+            continue
+        if type(value) is declared or (declared is float and type(value) is int):
             continue
         raise UsageError(
             f"parameter {name!r} must be {declared.__name__}, got {type(value).__name__} {value!r}", code="lab.parameter-type"
