@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from matplotlib.collections import Collection, LineCollection, PathCollection, PolyCollection
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle, StepPatch
@@ -57,7 +57,17 @@ def live_data(figure: Figure) -> dict[str, Any]:
     """The figure as plain data, fit for JSON; axes that hold nothing to read (colour bars) are left out."""
     box = cut(figure)
     axes = [_axes(ax, box, figure.dpi) for ax in figure.axes if ax.get_label() != "<colorbar>" and ax.axison]
-    return {"version": VERSION, "axes": [each for each in axes if any(each[kind] for kind in _KINDS)]}
+    plain: dict[str, Any] = _whole({"version": VERSION, "axes": [each for each in axes if any(each[kind] for kind in _KINDS)]})
+    return plain
+
+
+def _whole(value: Any) -> Any:
+    """The same with 1 for 1.0: a front end that saves the notebook writes no other way, and an opened one stays as it is."""
+    if isinstance(value, dict):
+        return {key: _whole(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 _KINDS = ("lines", "points", "bars", "bands", "maps")
@@ -74,7 +84,7 @@ def _axes(ax: Axes, box: Bbox, dpi: float) -> dict[str, Any]:
         "title": words(ax.get_title() or ax.get_title("left")),
         "x": _axis(ax, "x"),
         "y": _axis(ax, "y"),
-        "places": places_of(ax), "square": ax.get_aspect() in ("equal", 1, 1.0),
+        "places": places_of(ax), "square": ax.get_aspect() in ("equal", 1) or ax.get_box_aspect() == 1,
         "lines": [_line(ax, line) for line in ax.lines if len(np.asarray(line.get_xdata(orig=False)))],
         "points": [], "bands": [], "bars": [], "maps": [],
         "words": list(_words(ax)),
@@ -102,8 +112,9 @@ def _axis(ax: Axes, which: str) -> dict[str, Any]:
     if scale == "symlog":
         said["linear"] = float(axis.get_transform().linthresh)
     if isinstance(axis.get_major_locator(), FixedLocator):
-        labels = [words(label.get_text()) for label in axis.get_ticklabels()]
-        said["ticks"] = [[float(at), label] for at, label in zip(axis.get_majorticklocs(), labels, strict=True)]
+        places = [float(at) for at in axis.get_majorticklocs()]
+        labels = axis.get_major_formatter().format_ticks(places)
+        said["ticks"] = [[at, words(label)] for at, label in zip(places, labels, strict=True)]
     return said
 
 
@@ -191,12 +202,14 @@ def _patch(ax: Axes, patch: Patch, label: str, found: dict[str, Any]) -> None:
         })  # fmt: skip
     elif isinstance(patch, Rectangle):
         corners = _corners(ax, patch)
-        filled = patch.get_fill() and patch.get_facecolor()[3] > 0
-        found["bars"].append({
-            "corners": [float(f"{corner:.6g}") for corner in corners], "filled": bool(filled), "label": _label(label),
-            "colour": _colour(patch.get_facecolor() if filled else patch.get_edgecolor()),
-            "alpha": round(float(patch.get_facecolor()[3]), 2) if filled else 1.0,
-        })  # fmt: skip
+        alpha = float(to_rgba(patch.get_facecolor())[3])
+        filled = patch.get_fill() and alpha > 0
+        if np.isfinite(corners).all():
+            found["bars"].append({
+                "corners": packed(corners), "filled": bool(filled), "label": _label(label),
+                "colour": _colour(patch.get_facecolor() if filled else patch.get_edgecolor()),
+                "alpha": round(alpha, 2) if filled else 1.0,
+            })  # fmt: skip
 
 
 def _corners(ax: Axes, patch: Rectangle) -> tuple[float, float, float, float]:
@@ -208,7 +221,7 @@ def _corners(ax: Axes, patch: Rectangle) -> tuple[float, float, float, float]:
 
 def _map(image: AxesImage, face: Any) -> Iterator[dict[str, Any]]:
     """An image of numbers; one of colours is part of the picture alone."""
-    array = np.ma.asarray(image.get_array())
+    array: np.ma.MaskedArray = np.ma.asarray(image.get_array())
     if array.ndim != 2 or not 0 < array.size <= CELLS:
         return
     table = [to_hex(colour) for colour in image.cmap(np.linspace(0, 1, 64))]
@@ -225,7 +238,8 @@ def _words(ax: Axes) -> Iterator[list[Any]]:
     for text in ax.texts:
         if text.get_text() and text.get_transform() == ax.transData:
             x, y = text.get_position()
-            yield [float(x), float(y), words(text.get_text()), _colour(text.get_color())]
+            if np.isfinite([x, y]).all():
+                yield [float(x), float(y), words(text.get_text()), _colour(text.get_color())]
 
 
 def _colour(colour: Any) -> str:

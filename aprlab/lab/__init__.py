@@ -3,6 +3,7 @@
 from aprlab.lab.notebooks import (
     NotebookError,
     Step,
+    check_types,
     find_notebook,
     index_page,
     notebook_names,
@@ -17,6 +18,7 @@ from aprlab.lab.notebooks import (
 __all__ = [
     "NotebookError",
     "Step",
+    "check_types",
     "find_notebook",
     "index_page",
     "notebook_names",

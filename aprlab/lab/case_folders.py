@@ -156,6 +156,7 @@ def make_case(of: Subject, output: Path, *, force: bool = False, progress: bool 
         found = findings_of(notebook)
         facts = words.within(_facts(of, names, found))
         for cell in notebook.cells:
+            cell.source = words.without(cell.source)  # the address of a server is one of its parameters
             words.of_outputs(cell.get("outputs", []))
         concluded(notebook, facts["title"], facts["conclusion"], list(facts["names"]), facts["commands"][0])
         parts = _parts(notebook, facts)

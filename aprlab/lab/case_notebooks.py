@@ -115,7 +115,7 @@ def case_notebook(kind: str, parameters: Mapping[str, Any]) -> nbformat.Notebook
         cells.append(nbformat.v4.new_code_cell(source.rstrip("\n"), metadata={"tags": tags} if tags else {}))
     for n, cell in enumerate(cells):
         cell["id"] = f"case-{n}"
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
 
 

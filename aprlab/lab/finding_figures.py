@@ -64,6 +64,16 @@ def caption(finding: Finding, *, run: bool = False) -> str:
     return where + _WHAT_TO_SEE[finding.layer]
 
 
+def caption_alone(finding: Finding) -> str:
+    """The same for a file that is judged without a reference: what `of_alone` draws."""
+    if not finding.tensors:
+        return "a sign of the run as a whole; there is no tensor to point at"
+    return (
+        "Left: all tensors of the model, one row per kind, one column per layer. "
+        "Right: a mark that no healthy file has, or what is known."
+    )
+
+
 @figures.style()
 def of_file(
     finding: Finding, case: FileCase, axes: Sequence[Axes] | None = None, *, others: Sequence[Finding] = (),

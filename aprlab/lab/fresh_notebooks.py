@@ -57,7 +57,7 @@ def _garbage(model: str) -> str:
         ),
         nbformat.v4.new_code_cell(GARBAGE.replace("MODEL", _literal(model) if model else "aprlab.embedded_model()", 1)),
     ]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
     return nbformat.writes(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}))
 
 

@@ -117,6 +117,29 @@ def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dic
     return checked
 
 
+def check_types(namespace: Mapping[str, Any]) -> None:
+    """Called by a notebook behind its parameters: papermill alone takes a value of any type, and fails somewhere below.
+
+    Args:
+        namespace: ``globals()`` of the notebook; what its parameters are declared as is in its annotations.
+
+    Raises:
+        UsageError: a parameter that is not of its declared type.
+    """
+    annotations = namespace.get("__annotations__") or {}
+    if not annotations and callable(namespace.get("__annotate__")):  # Python 3.14 keeps them unevaluated
+        annotations = namespace["__annotate__"](1)
+    for name, annotation in annotations.items():
+        value, declared = namespace.get(name), TYPES.get(annotation) if isinstance(annotation, str) else annotation
+        if declared is None or declared not in TYPES.values():
+            continue
+        if type(value) is declared or (declared is float and type(value) is int):
+            continue
+        raise UsageError(
+            f"parameter {name!r} must be {declared.__name__}, got {type(value).__name__} {value!r}", code="lab.parameter-type"
+        )
+
+
 def run_notebook(
     name: str | Path, parameters: Mapping[str, Any] | None = None, out: str | Path = "reports", *, progress: bool = False
 ) -> Run:

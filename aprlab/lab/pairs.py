@@ -82,6 +82,10 @@ class Pair(ABC):
         """What to see in `picture`."""
         return finding_figures.caption(finding)
 
+    def draws(self, finding: Finding) -> bool:
+        """Whether `picture` has more to show than words."""
+        return True
+
     @abstractmethod
     def sessions(self, verdict: Verdict) -> dict[str, Session | str]:
         """``reference``, ``candidate`` and, if a repair was found, ``repaired``; for a side that cannot run, the reason."""
@@ -163,6 +167,16 @@ class Files(Pair):
         if self._case is None or self._case.ref is None:
             return finding_figures.of_alone(finding, self._case, axes, others=others)
         return finding_figures.of_file(finding, self._case, axes, others=others, prompt=prompt)
+
+    @property
+    def _alone(self) -> bool:
+        return self._case is None or self._case.ref is None
+
+    def caption(self, finding: Finding) -> str:
+        return finding_figures.caption_alone(finding) if self._alone else super().caption(finding)
+
+    def draws(self, finding: Finding) -> bool:
+        return not self._alone or (self._case is not None and bool(finding.tensors))
 
     def candidate_tensors(self) -> list[Tensor]:
         return [] if self._case is None else tensors_of(self._case)

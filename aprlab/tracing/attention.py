@@ -47,8 +47,8 @@ def attention_weights(session: Session, trace: Trace, layer: int) -> np.ndarray:
         ones = np.zeros((count, kv_heads, size), np.float32)
         ones[np.arange(start, start + some), :, np.arange(some)] = 1
         cache = engine.new_cache(config, count)
-        given = (engine.from_numpy(np.ascontiguousarray(x)) for x in (q, k, ones))
-        seen = engine.to_numpy(engine.attend(*given, cache, layer, positions)).reshape(count, heads, size)
+        queries, keys, values = (engine.from_numpy(np.ascontiguousarray(x)) for x in (q, k, ones))
+        seen = engine.to_numpy(engine.attend(queries, keys, values, cache, layer, positions)).reshape(count, heads, size)
         weights[:, :, start : start + some] = seen[:, :, :some].transpose(1, 0, 2)
     return weights
 

@@ -157,7 +157,7 @@ def notebook(n: int) -> nbformat.NotebookNode:
     ]
     for place, each in enumerate(cells):
         each["id"] = f"exercise-{n + 1}-{place}"
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
 
 

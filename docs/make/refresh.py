@@ -50,6 +50,7 @@ def run_in_place(path: Path) -> None:
             collapse(cell)
             cell.outputs = joined([output for output in cell.outputs if WIDGET not in output.get("data", {})])
     notebook.metadata["language_info"] = {"name": "python"}
+    notebook.metadata["kernelspec"]["display_name"] = "Python 3 (ipykernel)"  # as JupyterLab writes it
     nbformat.write(notebook, path)
 
 

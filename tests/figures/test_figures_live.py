@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_a_map_has_its_values_colours_and_places() -> None:
 
 def test_bars_points_bands_and_words() -> None:
     axes = drawn(figures.inventory_bars({"GGUF": {"Q4_K": 2**20, "F32": 2**21}}))
-    assert [(bar["corners"][3], bar["label"]) for bar in axes["bars"]] == [(1, "GGUF"), (2, "GGUF")]
+    assert [(numbers(bar["corners"])[3], bar["label"]) for bar in axes["bars"]] == [(1, "GGUF"), (2, "GGUF")]
     x = np.linspace(-1, 1, 3 * MOST, dtype=np.float32)
     axes = drawn(figures.logits_plot(x, x, ("GGUF", "APR"), top={0: "a"}))
     assert axes["points"][0]["of"] == 3 * MOST and len(numbers(axes["points"][0]["x"])) == MOST
@@ -66,6 +67,12 @@ def test_bars_points_bands_and_words() -> None:
     assert axes["bands"][0]["alpha"] == 0.15
     axes = drawn(figures.word_map([["in"]], np.array([[0.5]]), [3], ["<|im"]))
     assert axes["words"] == [[0, 0, "in", "#000000"]]
+
+
+def test_whole_numbers_are_whole_as_a_front_end_writes_them() -> None:
+    """Else a notebook that is opened and saved in JupyterLab would differ."""
+    text = json.dumps(live_data(figures.norm_plot({"a": [{"layer": n, "l2": 10.0**n} for n in range(3)]}).figure))
+    assert not re.search(r"[ \[]-?\d+\.0[,\]}]", text)
 
 
 def test_the_place_of_an_axes_is_where_its_picture_has_it() -> None:

@@ -15,7 +15,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 import aprlab.lab
-from aprlab import gates
+from aprlab import gates, paths
 from aprlab.cli.app import run_cli
 from aprlab.errors import UsageError
 from aprlab.lab import notebooks as lab
@@ -182,7 +182,8 @@ def test_a_walk_goes_on_after_a_failure_and_indexes_all(tmp_path: Path, monkeypa
     assert "division by zero" in page
     assert "\x1b" not in page
     assert "All about &lt;a&gt;" in page
-    assert re.search(r"the embedded model · \d{4}-\d\d-\d\d · aprlab [\d.]+\S*, Python [\d.]+\S*, NumPy", page)
+    assert "<h1>the embedded model</h1><p><strong>0 of 3 notebooks hold</strong></p>" in page
+    assert re.search(r"<p>\d{4}-\d\d-\d\d · aprlab [\d.]+\S*, Python [\d.]+\S*, NumPy", page)
     assert '<li><a href="#b">All about &lt;b&gt;</a>: 0 of 1 checks hold</li>' in page
     assert page.count('<section id="') == 3
     for link in ("a.html", "b.json", "c.ipynb"):
@@ -255,3 +256,23 @@ def test_investigate_with_a_fault_or_a_candidate_is_notebook_07_or_07b(
         assert run_cli(["investigate", *options]) == 2
         assert message in capsys.readouterr().err
     assert len(asked) == 5
+
+
+@pytest.mark.parametrize("value", ["many", 3.5, True, None])
+def test_a_parameter_of_another_type_is_refused_in_the_notebook_itself(value: object) -> None:
+    """papermill puts a cell behind the parameters; whatever it holds, the next cell says what is wrong in one line."""
+    scope: dict[str, object] = {}
+    exec(compile('tokens: int = 12  # how many\nshare: float = 0.5\nname: str = ""', "cell", "exec", dont_inherit=True), scope)
+    lab.check_types(scope)
+    scope["share"] = 1
+    lab.check_types(scope)
+    scope["tokens"] = value
+    with pytest.raises(UsageError, match=f"parameter 'tokens' must be int, got {type(value).__name__}"):
+        lab.check_types(scope)
+
+
+def test_every_notebook_checks_its_parameters_before_it_works() -> None:
+    for path in paths.notebooks_dir().glob("*.ipynb"):
+        sources = [cell["source"] for cell in nbformat.read(path, 4).cells if cell["cell_type"] == "code"]
+        working = [s for s in sources[1:] if not all(line.startswith(("import ", "from ")) for line in s.splitlines() if line)]
+        assert working[0].startswith("lab.check_types(globals())\n"), path.name

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import socket
@@ -24,6 +25,7 @@ import pytest
 from aprlab import paths
 from aprlab.faults import convert_with
 from aprlab.formats import open_model
+from aprlab.lab import notebooks
 from aprlab.lab.jupyter import environment as environment_of_lab
 from aprlab.tracing import compare
 
@@ -270,6 +272,78 @@ def pictures(page: Page, count: int) -> None:
         f"() => [...document.querySelectorAll('{WIDGET} img')].filter(e => e.offsetParent).length == {count}"
     )
     page.settle()
+
+
+def test_a_figure_is_live_in_a_notebook_that_nobody_trusts(
+    opened: Callable[..., Page], shoot: Callable[[Page, str, str], None]
+) -> None:
+    """Hover, enlarge, zoom by a box, back; the same by keyboard. Nothing was run: the data came with the notebook."""
+    page = opened("04_forward_pass.ipynb", 1100, 1100)
+    page.page.wait_for_selector(".aprlab-live")
+    assert page.page.locator(".jp-RenderedImage").count() == 0, "a picture without its data"
+    maps = page.page.locator(".aprlab-live", has=page.page.locator("img[alt*='in its own run']"))
+    image = maps.locator("img").bounding_box()
+    place = {"x": 0.2 * image["width"], "y": 0.15 * image["height"]}
+    maps.locator("img").hover(position=place)
+    told = maps.locator("[aria-hidden='true']").first.inner_text()
+    layer, step = told.split(": ")[0].split(" · ")
+    assert layer.startswith("layer ") and step.isidentifier() and float(told.split(": ")[1]) > 0, told
+    maps.locator("img").click(position=place)
+    maps.locator("canvas").scroll_into_view_if_needed()
+    page.page.mouse.move(10, 10)
+    canvas = maps.locator("canvas").bounding_box()
+    whole = maps.locator("canvas").screenshot()
+    page.page.mouse.move(canvas["x"] + 150, canvas["y"] + 80)
+    page.page.mouse.down()
+    page.page.mouse.move(canvas["x"] + 350, canvas["y"] + 200, steps=3)
+    page.page.mouse.up()
+    assert maps.locator("canvas").screenshot() != whole, "a box zooms in"
+    page.page.mouse.dblclick(canvas["x"] + 200, canvas["y"] + 100)
+    page.page.mouse.move(10, 10)
+    assert maps.locator("canvas").screenshot() == whole, "a double click shows all"
+    page.page.mouse.move(canvas["x"] + 300, canvas["y"] + 150)
+    shoot(page, ".aprlab-live:has(canvas:visible)", "live-figure")
+    page.page.keyboard.press("Escape")
+    assert maps.locator("img").is_visible() and not maps.locator("canvas").is_visible()
+    for key in ("ArrowRight", "ArrowRight", "Enter", "+", "ArrowUp"):
+        page.page.keyboard.press(key)
+    assert maps.locator("[role='status']").inner_text() == "enlarged: biases lost: introduced"
+    page.check()
+
+
+@pytest.mark.parametrize("name", ["00_golden_rule", "06_ticket_revisited", "07_peel"])
+def test_a_committed_notebook_is_the_same_when_it_was_opened_and_saved(
+    opened: Callable[..., Page], folder_of_lab: Path, name: str
+) -> None:
+    path = folder_of_lab / "notebooks" / f"{name}.ipynb"
+    before, then = path.read_bytes(), path.stat().st_mtime_ns
+    page = opened(path.name)
+    page.page.click(".jp-Notebook-cell >> nth=0")
+    page.page.keyboard.press("Control+s")
+    for _ in range(2 * SECONDS):
+        if path.stat().st_mtime_ns != then:
+            break
+        page.page.wait_for_timeout(500)
+    assert path.stat().st_mtime_ns != then, "it was not saved"
+    saved, committed = json.loads(path.read_bytes()), json.loads(before)
+    assert saved["metadata"].pop("language_info")["name"] == committed["metadata"].pop("language_info")["name"]
+    assert json.dumps(saved) == json.dumps(committed)  # JupyterLab adds the version of the Python that is there, nothing else
+
+
+def test_an_exported_page_is_live_without_a_server(browser: Any, tmp_path: Path) -> None:
+    write_page = notebooks._write_page
+    write_page(paths.notebooks_dir() / "06_ticket_revisited.ipynb", tmp_path / "page.html")
+    page = browser.new_page(viewport={"width": 1000, "height": 900})
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((tmp_path / "page.html").as_uri())
+    figure = page.locator(".aprlab-live")
+    figure.scroll_into_view_if_needed()
+    box = figure.locator("img").bounding_box()
+    page.mouse.move(box["x"] + 0.14 * box["width"], box["y"] + 0.8 * box["height"])
+    assert figure.locator("[aria-hidden='true']").first.inner_text() == "quantised, the file: 198"
+    assert not [url for url in asked if not url.startswith(("file:", "data:"))]
+    page.close()
 
 
 def test_the_trace_explorer(opened: Callable[..., Page], shoot: Callable[[Page, str, str], None]) -> None:

@@ -117,6 +117,7 @@
       ...given,
       x: new Axis(given.x), y: new Axis(given.y),
       lines: given.lines.map(points), points: given.points.map(points), bands: given.bands.map(points),
+      bars: given.bars.map((bar) => ({ ...bar, corners: [...numbers(bar.corners)] })),
       maps: given.maps.map((map) => ({ ...map, values: numbers(map.values), places: raw(map.places) })),
     };
   }
