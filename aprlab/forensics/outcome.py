@@ -13,7 +13,7 @@ from aprlab.forensics.posterior import Posterior
 FITS = 0.35  # a score below explains nothing; texts that no fault says reach 0.19 on the embedded model
 
 
-@dataclass
+@dataclass(repr=False)
 class Forensics:
     """The ranking. `suspects` come best first; those that could not run come last, with their reason.
 
@@ -103,6 +103,9 @@ class Forensics:
             for s in self.suspects[:limit]
             if s.match is not None
         ]
+
+    def __repr__(self) -> str:
+        return f"<Forensics of {self.saw!r}: {self.conclusion}{'; ' if self.belief else ''}{self.belief}>"
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in ("faults", "score", "output", "why"))

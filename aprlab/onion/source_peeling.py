@@ -233,11 +233,11 @@ def _judge_printout(
         more = {"computes_the_same_as": names[1:]} if names[1:] else {}
         verdict.findings.append(Finding(fault.layer, fault.id, [], known(fault), facts | more | form.parameters, 0.8))
         return run.ids
-    point = {"point": first.printed.point, "line": first.printed.line}
-    cause = Mechanism("forward.printout-differs", {**point, "before": len(run.compared) - 1})
+    point, line = first.printed.point, first.printed.line
+    cause = Mechanism("forward.printout-differs", {"point": point, "line": line, "before": len(run.compared) - 1})
     if form is not None:
         details = "".join(f", {key} {value}" for key, value in form.parameters.items())
-        cause = Mechanism("forward.printout-as-form", {**point, "form": form.name, "details": details})
+        cause = Mechanism("forward.printout-as-form", {"point": point, "line": line, "form": form.name, "details": details})
         facts |= {"computes_the_same_as": names[1:]} if names[1:] else {}
     verdict.findings.append(Finding("forward", None, [], cause, facts, 0.8))
     return run.ids

@@ -23,7 +23,7 @@ def rest(*_):
 if __name__ == "__main__":
     rest()
 """
-SWEEP = "import helper; from aprlab.lab import sweeps; sweeps.run_cell = helper.rest; list(sweeps._results([1, 2], 2, None))"
+JOBS = "import helper; from aprlab.workers import results; list(results(helper.rest, [1, 2], jobs=2))"
 LAB = "import sys; from aprlab.lab import jupyter; jupyter._run(jupyter._tied([sys.executable, '-m', 'helper']))"
 
 
@@ -52,8 +52,8 @@ def outlives(code: str, folder: Path, seconds: float) -> bool:
     return found
 
 
-@pytest.mark.parametrize("code", [SWEEP, LAB], ids=["sweep", "lab"])
-def test_children_of_sweep_and_lab_die_with_their_parents(code: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [JOBS, LAB], ids=["jobs", "lab"])
+def test_children_of_jobs_and_lab_die_with_their_parents(code: str, tmp_path: Path) -> None:
     assert not outlives(code, tmp_path, 20)
 
 
