@@ -36,15 +36,17 @@ def test_every_file_fault_is_named(file_rows: list[evidence.Row]) -> None:
 
 
 def test_no_verdict_hangs_on_wording(file_rows: list[evidence.Row], folder: Path) -> None:
+    """Every fourth fault."""
+    some = file_rows[::4]
     with noise():
-        noisy = {row.put: row.essence for row in evidence.file_singles(folder)}
-    assert noisy == {row.put: row.essence for row in file_rows}
+        noisy = [evidence.file_row(folder, row.put) for row in some]
+    assert [row and row.essence for row in noisy] == [row.essence for row in some]
 
 
 def test_no_verdict_on_a_run_hangs_on_wording() -> None:
-    ids = list(evidence.run_faults())[::4]
+    ids = list(evidence.run_faults())[::8]
     plain = {id: row.essence for id in ids if (row := evidence.run_row((id,))) is not None}
-    assert len(plain) >= 10
+    assert len(plain) >= 5
     with noise():
         noisy = {id: row.essence for id in ids if (row := evidence.run_row((id,))) is not None}
     assert noisy == plain
@@ -73,8 +75,8 @@ def test_every_run_fault_is_named() -> None:
 
 
 def test_pairs_are_named(folder: Path) -> None:
-    rows = list(evidence.pairs(folder))
-    assert len(rows) >= 60
+    rows = list(evidence.pairs(folder, files=20, runs=12))  # twice as many: python tests/onion/peel_evidence.py
+    assert len(rows) == 32
     _judge(rows, 0.90)
 
 
