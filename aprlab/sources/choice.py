@@ -19,16 +19,18 @@ Spec = str | Session | Source  # or a model of torch, which has no type here
 
 
 _ARRAYS = (".npy", ".safetensors", ".pt", ".pth", ".bin")
-_OPTIONS = {llama_cpp.NAME: ("cache", "flash"), torch_hooks.NAME: ("folder", "dtype", "attention")}
+_LLAMA = {llama_cpp.NAME: None, llama_cpp.PYTHON: llama_cpp.PYTHON}  # source -> package
+_OPTIONS = {**dict.fromkeys(_LLAMA, ("cache", "flash", "repack")), torch_hooks.NAME: ("folder", "dtype", "attention")}
 
 
 def source(what: Any, model: Any = None, *, threads: int | None = None) -> Source:
     """The program called `what`, ready to run `model`.
 
     Args:
-        what: one of our engines as `engines.create` knows it (``auto``, ``jit:q8``) or ``llama.cpp``, with options after
-            commas (``jit,contract=q8``, ``llama.cpp,cache=f32,flash=on``); a recording: a trace (``.npz``) or the mapping of
-            a dump (``.yaml``); what `llama-eval-callback` printed (``.txt``, ``.log``, with the server's options for a contract);
+        what: one of our engines as `engines.create` knows it (``auto``, ``jit:q8``) or ``llama.cpp`` (``llama-cpp-python``:
+            through that package), with options after commas (``jit,contract=q8``, ``llama.cpp,cache=f32,flash=on``); a
+            recording: a trace (``.npz``) or the mapping of a dump (``.yaml``); what `llama-eval-callback` printed (``.txt``,
+            ``.log``, with the server's options for a contract);
             a server (``http://127.0.0.1:8080,model=NAME,activations=f16,cache=f16,seconds=60``);
             ``transformers,dtype=bf16,attention=sdpa,folder=DIR``; a session; a model of transformers that is there already
             (`Qwen2ForCausalLM` and others); a source, given back as it is.
@@ -68,9 +70,10 @@ def source(what: Any, model: Any = None, *, threads: int | None = None) -> Sourc
     opened = model if isinstance(model, Model) else open_model(model)
     if name == torch_hooks.NAME:
         return torch_hooks.loaded(opened, **options)
-    if name == llama_cpp.NAME:
-        flash = _switch(what, options.pop("flash", "off"))
-        return llama_cpp.LlamaSource(opened, flash=flash, threads=threads, **options)
+    if name in _LLAMA:
+        flash, repack = _switch(what, options.pop("flash", "off")), options.pop("repack", None)
+        options["repack"] = None if repack is None else _switch(what, repack)
+        return llama_cpp.LlamaSource(opened, flash=flash, threads=threads, package=_LLAMA[name], **options)
     return EngineSource(Session(opened, engine=name, threads=threads, **options))
 
 
@@ -128,7 +131,7 @@ def _seconds(text: str) -> float:
 
 def known() -> tuple[str, ...]:
     """Names of all sources."""
-    return (*engines.NAMES, engines.AUTO, llama_cpp.NAME, torch_hooks.NAME)
+    return (*engines.NAMES, engines.AUTO, *_LLAMA, torch_hooks.NAME)
 
 
 def _switch(what: str, value: str) -> bool:

@@ -1,78 +1,168 @@
-"""llama.cpp's C API as the wheel `xllamacpp` (extra `peer`) exports it: by ctypes, nothing is compiled.
+"""llama.cpp's C API by ctypes, as one of two Python packages brings it: nothing is compiled here.
 
-Parameter structs are passed by value and move between versions. So they are opaque buffers here, and the few fields that are
-set lie where `LAYOUTS` says, which is believed only if every default that it lists is found there.
+`xllamacpp` (extra `peer`) exports the functions from its extension module. `llama-cpp-python` ships libllama next to its
+declarations; it is imported where the library is loaded, which is in the child process alone.
 """
 
 from __future__ import annotations
 
 import ctypes
 import struct
+import sys
 from collections.abc import Callable, Mapping
-from importlib import metadata, util
+from dataclasses import dataclass
+from importlib import import_module, metadata, util
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 from aprlab.errors import UnsupportedError, UsageError
+from aprlab.sources.llama_layouts import LAYOUTS, Batch, Layout, Parameters, declared, declared_model, layout_of
 
-SIZE = 512  # bytes passed for a struct of parameters; any version is smaller
-PACKAGE = "xllamacpp"
-Layout = Mapping[str, tuple[int, str, float]]  # field -> offset, format of `struct`, default
 
-# llama_context_params; fields that are only compared with their default pin the layout down.
-LAYOUTS: tuple[Layout, ...] = (
-    {  # llama 0.6 (ggml 0.26, October 2026)
-        "n_ctx": (0, "<I", 512), "n_batch": (4, "<I", 2048), "n_ubatch": (8, "<I", 512), "n_seq_max": (12, "<I", 1),
-        "n_threads": (28, "<i", 4), "n_threads_batch": (32, "<i", 4), "rope_scaling_type": (40, "<i", -1),
-        "pooling_type": (44, "<i", -1), "attention_type": (48, "<i", -1), "flash_attn_type": (52, "<i", -1),
-        "rope_freq_base": (56, "<f", 0.0), "rope_freq_scale": (60, "<f", 0.0), "yarn_ext_factor": (64, "<f", -1.0),
-        "yarn_attn_factor": (68, "<f", -1.0), "yarn_beta_fast": (72, "<f", -1.0), "yarn_beta_slow": (76, "<f", -1.0),
-        "defrag_thold": (84, "<f", -1.0), "cb_eval": (88, "<Q", 0), "cb_eval_user_data": (96, "<Q", 0),
-        "type_k": (104, "<i", 1), "type_v": (108, "<i", 1), "abort_callback": (112, "<Q", 0),
-        "abort_callback_data": (120, "<Q", 0), "flags": (136, "<I", 0x01010100),
-    },
-)  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A package that llama.cpp is reached through.
+
+    Attributes:
+        package: name of the distribution.
+        module: what it installs.
+        declares: it has ctypes declarations of the structs next to its library.
+    """
+
+    package: str
+    module: str
+    declares: bool
+
+    @property
+    def installed(self) -> str | None:
+        """Its version; None where it is not installed."""
+        spec = util.find_spec(self.module)
+        if spec is None or spec.origin is None:  # or a folder that happens to be called so
+            return None
+        try:
+            return metadata.version(self.package)
+        except metadata.PackageNotFoundError:
+            return "of an unknown version"
+
+
+DOORS = (Door("xllamacpp", "xllamacpp", declares=False), Door("llama-cpp-python", "llama_cpp", declares=True))
 
 Logger = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 Watcher = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool, ctypes.c_void_p)
 
 
-class Parameters(ctypes.Structure):
-    """A struct of parameters, whatever is in it."""
-
-    _fields_ = (("bytes", ctypes.c_uint8 * SIZE),)
-
-
-class Batch(ctypes.Structure):
-    """llama_batch: the token ids, and of which of them logits are asked."""
-
-    _fields_ = (
-        ("count", ctypes.c_int32), ("token", ctypes.c_void_p), ("embd", ctypes.c_void_p), ("pos", ctypes.c_void_p),
-        ("n_seq_id", ctypes.c_void_p), ("seq_id", ctypes.c_void_p), ("logits", ctypes.c_void_p),
-    )  # fmt: skip
+def door(package: str | None = None) -> Door:
+    """The package of this name, or the first that is installed; raises UsageError where there is none."""
+    found = [one for one in DOORS if package in (None, one.package)]
+    for one in found:
+        if one.installed:
+            return one
+    if package is None:
+        names = " or ".join(one.package for one in found)
+        raise UsageError(f"llama.cpp needs the package {names}: pip install 'aprlab[peer]'", code="source.llama-missing")
+    said = f"llama.cpp cannot be reached through {package}, which is not installed: pip install {package}"
+    raise UsageError(said, code="source.llama-missing")
 
 
-def installed() -> str | None:
-    """Version of the wheel, None where it is not installed."""
-    if util.find_spec(PACKAGE) is None:
-        return None
-    return metadata.version(PACKAGE)
+@dataclass(frozen=True, slots=True)
+class Api:
+    """The library of a package, loaded.
+
+    Attributes:
+        calls: its functions, typed.
+        version: what the library and the package say they are.
+        layouts: where llama_context_params may keep its fields.
+        switches: where llama_model_params keeps its switches; None where that is not known.
+    """
+
+    calls: Any
+    version: str
+    layouts: tuple[Layout, ...]
+    switches: Layout | None = None
+
+    def changed(self, values: Mapping[str, float]) -> Parameters:
+        """The default parameters of a context with these fields set, each at its place in a layout that was verified."""
+        return self._with(bytes(self.calls.llama_context_default_params().bytes), self.layouts, values)
+
+    def model(self, repack: bool | None) -> Parameters:
+        """The parameters that a model is loaded with.
+
+        Args:
+            repack: weights go into the layout that the processor's kernels like; None leaves that to llama.cpp.
+
+        Raises:
+            UnsupportedError: where llama.cpp's switch for it lies is not known.
+        """
+        defaults = self.calls.llama_model_default_params()
+        if repack is None:
+            return Parameters.from_buffer_copy(defaults)
+        if self.switches is None:
+            said = f"llama.cpp {self.version}: where the switch for repacking lies is not known; llama-cpp-python declares it"
+            raise UnsupportedError(said, code="source.llama-unknown")
+        return self._with(bytes(defaults.bytes), (self.switches,), {"use_extra_bufts": int(repack)})
+
+    def _with(self, defaults: bytes, layouts: tuple[Layout, ...], values: Mapping[str, float]) -> Parameters:
+        layout, out = layout_of(defaults, self.version, layouts), bytearray(defaults)
+        for name, value in values.items():
+            at, kind, _ = layout[name]
+            struct.pack_into(kind, out, at, value)
+        return Parameters.from_buffer_copy(bytes(out))
 
 
-def library_file() -> Path:
-    """The wheel's shared library; raises UsageError where the wheel is not installed."""
-    spec = util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise UsageError(f"llama.cpp needs the package {PACKAGE}: pip install 'aprlab[peer]'", code="source.llama-missing")
-    binary = next(iter(sorted(Path(spec.origin).parent.glob(f"{PACKAGE}*.so"))), None)
+def opened(package: str | None = None) -> Api:
+    """Load the library into this process.
+
+    Args:
+        package: one of `DOORS`; None for the first that is installed.
+
+    Raises:
+        UsageError: it is not installed.
+        UnsupportedError: there is no library, a function or a field is missing, or it cannot be loaded.
+    """
+    found = door(package)
+    program = f"{found.package} {found.installed}"
+    layouts, switches = LAYOUTS, None
+    if found.declares:
+        library, layouts, switches = _declaring(found, program)
+    else:
+        library = _exporting(found)
+    calls = _typed(library, program)
+    numbers = [_says(calls, name) for name in ("llama_version", "ggml_version")]
+    return Api(calls, f"{numbers[0]} (ggml {numbers[1]}, {program})", layouts, switches)
+
+
+def _exporting(found: Door) -> Any:
+    """The extension module itself is the library."""
+    folder = Path(_spec(found).origin or "").parent
+    binary = next(iter(sorted(folder.glob(f"{found.module}*.so"))), None)
     if binary is None:
-        raise UnsupportedError(f"{PACKAGE} has no library that ctypes can open", code="source.llama-unknown")
-    return binary
+        raise UnsupportedError(f"{found.package} has no library that ctypes can open", code="source.llama-unknown")
+    return ctypes.CDLL(str(binary))
 
 
-def library() -> Any:
-    """The library, its functions typed; raises UnsupportedError where one is not there."""
-    lib = ctypes.CDLL(str(library_file()))
+def _declaring(found: Door, program: str) -> tuple[Any, tuple[Layout, ...], Layout | None]:
+    """The library that the package's declarations are bound to, and the layouts that they give.
+
+    The package's own `__init__` is not run: it imports a whole client, and what that needs.
+    """
+    sys.modules.setdefault(found.module, util.module_from_spec(_spec(found)))
+    try:
+        module = import_module(f"{found.module}.{found.module}")
+        path = module._lib._name
+    except Exception as error:  # whatever somebody else's module raises
+        why = str(error).strip().split("\n")[0]
+        raise UnsupportedError(f"{program} does not load its library: {why}", code="source.llama-unknown") from error
+    return ctypes.CDLL(path), (declared(module, program),), declared_model(module)
+
+
+def _spec(found: Door) -> ModuleSpec:
+    spec = util.find_spec(found.module)
+    assert spec is not None, "a door that `door` gave is installed"
+    return spec
+
+
+def _typed(lib: Any, program: str) -> Any:
     pointer, number = ctypes.c_void_p, ctypes.c_int32
     for name, result, arguments in (
         ("llama_model_default_params", Parameters, []), ("llama_context_default_params", Parameters, []),
@@ -81,7 +171,7 @@ def library() -> Any:
         ("llama_batch_get_one", Batch, [pointer, number]), ("llama_decode", number, [pointer, Batch]),
         ("llama_model_get_vocab", pointer, [pointer]), ("llama_vocab_n_tokens", number, [pointer]),
         ("llama_tokenize", number, [pointer, ctypes.c_char_p, number, pointer, number, ctypes.c_bool, ctypes.c_bool]),
-        ("llama_log_set", None, [Logger, pointer]), ("llama_version", ctypes.c_char_p, []), ("ggml_version", ctypes.c_char_p, []),
+        ("llama_log_set", None, [Logger, pointer]),
         ("ggml_get_name", ctypes.c_char_p, [pointer]), ("ggml_op_desc", ctypes.c_char_p, [pointer]),
         ("ggml_nbytes", ctypes.c_size_t, [pointer]), ("ggml_is_contiguous", ctypes.c_bool, [pointer]),
         ("ggml_type_name", ctypes.c_char_p, [number]),
@@ -91,36 +181,19 @@ def library() -> Any:
         try:
             function = getattr(lib, name)
         except AttributeError:
-            raise UnsupportedError(f"{PACKAGE} {installed()} exports no {name}", code="source.llama-unknown") from None
+            raise UnsupportedError(f"{program} exports no {name}", code="source.llama-unknown") from None
         function.restype, function.argtypes = result, arguments
     return lib
 
 
-def version(lib: Any) -> str:
-    """What the library says it is."""
-    return f"{lib.llama_version().decode()} (ggml {lib.ggml_version().decode()}, {PACKAGE} {installed()})"
-
-
-def layout_of(defaults: bytes, program: str, layouts: tuple[Layout, ...] = LAYOUTS) -> Layout:
-    """The layout whose every default is found in `defaults`; raises UnsupportedError naming the version and what differs."""
-    wrong = []
-    for layout in layouts:
-        found = {name: struct.unpack_from(kind, defaults, at)[0] for name, (at, kind, _) in layout.items()}
-        wrong = [f"{name} is {found[name]:g}, not {layout[name][2]:g}" for name in layout if found[name] != layout[name][2]]
-        if not wrong:
-            return layout
-    said = f"llama.cpp {program} keeps its parameters in an order that is not known here ({wrong[0] if wrong else 'none known'})"
-    raise UnsupportedError(said, code="source.llama-unknown")
-
-
-def changed(lib: Any, values: Mapping[str, float]) -> Parameters:
-    """The default parameters of a context with these fields set, each at its place in a layout that was verified."""
-    defaults = bytes(lib.llama_context_default_params().bytes)
-    layout, out = layout_of(defaults, version(lib)), bytearray(defaults)
-    for name, value in values.items():
-        at, kind, _ = layout[name]
-        struct.pack_into(kind, out, at, value)
-    return Parameters.from_buffer_copy(bytes(out))
+def _says(lib: Any, name: str) -> str:
+    """A version as a function of the library gives it; libraries before these functions state none."""
+    try:
+        function = getattr(lib, name)
+    except AttributeError:
+        return "?"
+    function.restype, function.argtypes = ctypes.c_char_p, []
+    return str(function().decode())
 
 
 def address(function: Callable[..., Any]) -> int:

@@ -1,7 +1,7 @@
 """llama.cpp in a process of its own, so that a crash of it takes nothing else down.
 
-``python -m aprlab.sources.llama_child FD LOG PARENT``: requests come in over a connection (the parent's pipe), replies go back;
-whatever llama.cpp prints goes to the log.
+``python -m aprlab.sources.llama_child FD LOG PARENT PACKAGE``: requests come in over a connection (the parent's pipe), replies
+go back; whatever llama.cpp prints goes to the log.
 """
 
 from __future__ import annotations
@@ -90,8 +90,9 @@ class Watch:
 class Llama:
     """The library with one model in it."""
 
-    def __init__(self) -> None:
-        self.lib = llama_api.library()
+    def __init__(self, package: str) -> None:
+        self.api = llama_api.opened(package)
+        self.lib = self.api.calls
         self.said: list[str] = []
         self._log = llama_api.Logger(self._hear)
         self.lib.llama_log_set(self._log, None)
@@ -104,13 +105,13 @@ class Llama:
     def _why(self) -> str:
         return self.said[0] if self.said else "it does not say why"
 
-    def do_load(self, file: str) -> dict[str, Any]:
-        llama_api.changed(self.lib, {})  # a layout that is not known is refused before anything else
-        self.model = self.lib.llama_model_load_from_file(os.fsencode(file), self.lib.llama_model_default_params())
+    def do_load(self, file: str, repack: bool | None) -> dict[str, Any]:
+        self.api.changed({})  # a layout that is not known is refused before anything else
+        self.model = self.lib.llama_model_load_from_file(os.fsencode(file), self.api.model(repack))
         if not self.model:
             raise UnsupportedError(f"llama.cpp does not load it: {self._why()}", code="source.llama-refuses", path=file)
         vocabulary = self.lib.llama_vocab_n_tokens(self.lib.llama_model_get_vocab(self.model))
-        return {"version": llama_api.version(self.lib), "vocabulary": vocabulary}
+        return {"version": self.api.version, "vocabulary": vocabulary}
 
     def do_tokens(self, text: str) -> list[int]:
         data, vocabulary = text.encode(), self.lib.llama_model_get_vocab(self.model)
@@ -130,7 +131,7 @@ class Llama:
         }  # fmt: skip
         if threads is not None:
             values |= {"n_threads": threads, "n_threads_batch": threads}
-        context = self.lib.llama_init_from_model(self.model, llama_api.changed(self.lib, values))
+        context = self.lib.llama_init_from_model(self.model, self.api.changed(values))
         if not context:
             raise UnsupportedError(f"llama.cpp makes no context: {self._why()}", code="source.llama-refuses")
         try:
@@ -166,7 +167,7 @@ def _edit(spec: tuple[str, dict[str, Any]] | None) -> Edit | None:
     return made
 
 
-def serve(link: Connection) -> None:
+def serve(link: Connection, package: str) -> None:
     """Answer requests until the other end is gone."""
     llama: Llama | None = None
     while True:
@@ -175,7 +176,7 @@ def serve(link: Connection) -> None:
         except EOFError:
             return
         try:
-            llama = llama or Llama()
+            llama = llama or Llama(package)
             link.send(("ok", getattr(llama, f"do_{request.pop('op')}")(**request)))
         except AprlabError as error:
             link.send(("refused", error))
@@ -188,4 +189,4 @@ if __name__ == "__main__":
     os.dup2(log, 1)
     os.dup2(log, 2)
     leave_with_parent(int(sys.argv[3]))
-    serve(Connection(int(sys.argv[1])))
+    serve(Connection(int(sys.argv[1])), sys.argv[4])

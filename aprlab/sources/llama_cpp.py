@@ -27,6 +27,7 @@ from aprlab.sources.base import Abilities, Source
 from aprlab.tracing.traces import Point, Trace
 
 NAME = "llama.cpp"
+PYTHON = "llama-cpp-python"  # llama.cpp through this package, whatever else is installed
 _CACHES = {"f32": 0, "f16": 1}  # ggml's codes
 
 
@@ -39,29 +40,33 @@ class LlamaSource(Source):
         flash: attention as one operation, which reads keys and values in half precision whatever type they are kept in (its
             graph casts them): the contract says so.
         threads: CPU threads; None leaves the number to llama.cpp.
+        package: the one that llama.cpp is reached through, ``xllamacpp`` or ``llama-cpp-python``; None for the first of
+            them that is installed.
+        repack: whether llama.cpp may lay the weights out anew for the processor's kernels (AMX and others); None leaves that
+            to llama.cpp.
         edit: ``("module:factory", arguments)``, what the child makes of it is called with point, values and the first
             position at each point and may return other values: llama.cpp made faulty on purpose.
 
     Raises:
-        UsageError: the wheel is not installed, or an unknown type of cache.
+        UsageError: the package is not installed, or an unknown type of cache.
         UnsupportedError: a version whose parameters lie elsewhere, or a file that llama.cpp does not load.
     """
 
     def __init__(
         self, model: str | Path | Model, *, cache: str = "f16", flash: bool = False, threads: int | None = None,
-        edit: tuple[str, dict[str, Any]] | None = None,
+        package: str | None = None, repack: bool | None = None, edit: tuple[str, dict[str, Any]] | None = None,
     ) -> None:  # fmt: skip
         if cache not in _CACHES:
             raise UsageError(f"llama.cpp: cache {cache!r}; known: {', '.join(_CACHES)}", code="source.bad-option")
         opened = model if isinstance(model, Model) else open_model(model)
-        self.name, self.file, self.config = NAME, Path(opened.path), opened.config
+        self.name, self.file, self.config = PYTHON if package == PYTHON else NAME, Path(opened.path), opened.config
         self.contract = Contract(activations_of(opened), "f16" if flash else cache, flash)
         self.can = Abilities(tuple(all_points(self.config)), injection=True)
         self._threads, self._edit, self._cache = threads, edit, _CACHES[cache]
         self._biased = "blk.0.attn_q.bias" in opened.tensors
-        self._child = LlamaProcess()
+        self._child = LlamaProcess(package)
         try:
-            self.version = self._child.ask("load", file=os.fspath(self.file))["version"]
+            self.version = self._child.ask("load", file=os.fspath(self.file), repack=repack)["version"]
         except BaseException:
             self.close()
             raise
@@ -73,9 +78,7 @@ class LlamaSource(Source):
             threads=self._threads, inject=written, edit=self._edit, biased=self._biased,
         )  # fmt: skip
         shapes, positions, contract = all_points(self.config), np.arange(len(ids), dtype=np.int64), str(self.contract)
-        kept = {
-            name: Point(name, found[name].reshape(-1, *shapes[name]), positions, self.name, contract) for name in wanted
-        }
+        kept = {name: Point(name, found[name].reshape(-1, *shapes[name]), positions, self.name, contract) for name in wanted}
         origin = {"path": str(self.file), "format": "gguf", "version": self.version}
         return Trace(kept, ids, self.name, contract, self.config, origin, first)
 
@@ -100,14 +103,14 @@ def activations_of(model: Model) -> str:
 class LlamaProcess:
     """The process that llama.cpp lives in; started at once."""
 
-    def __init__(self) -> None:
-        llama_api.library_file()
+    def __init__(self, package: str | None = None) -> None:
+        found = llama_api.door(package)
         mine, its = Pipe()
         self._link: Connection = mine
         leftovers.sweep_temporary("aprlab-llama-")
         self._log = tempfile.NamedTemporaryFile(prefix="aprlab-llama-", suffix=".log")  # noqa: SIM115 - closed by `close`
         leftovers.claim(self._log.fileno())
-        arguments = [str(its.fileno()), self._log.name, str(os.getpid())]
+        arguments = [str(its.fileno()), self._log.name, str(os.getpid()), found.package]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "aprlab.sources.llama_child", *arguments], pass_fds=[its.fileno()], stdin=subprocess.DEVNULL
         )

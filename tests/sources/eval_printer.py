@@ -87,13 +87,14 @@ class Printer:
 
 
 def main(model: str, prompt: str, function: str = "common_debug_cb_eval", flash: str = "0") -> None:
-    lib = llama_api.library()
+    api = llama_api.opened()
+    lib = api.calls
     quiet = llama_api.Logger(lambda level, line, user: None)
     lib.llama_log_set(quiet, None)
     loaded = lib.llama_model_load_from_file(os.fsencode(model), lib.llama_model_default_params())
     heard = llama_api.Watcher(Printer(lib, function))
     values: dict[str, float] = {"n_ctx": 256, "cb_eval": llama_api.address(heard), "flash_attn_type": int(flash)}
-    context = lib.llama_init_from_model(loaded, llama_api.changed(lib, values))
+    context = lib.llama_init_from_model(loaded, api.changed(values))
     data, vocabulary = prompt.encode(), lib.llama_model_get_vocab(loaded)
     ids = (ctypes.c_int32 * (len(data) + 8))()
     count = lib.llama_tokenize(vocabulary, data, len(data), ids, len(ids), True, True)
