@@ -82,7 +82,8 @@ def of_conversions(found: Conversions) -> tuple[Axes, Axes]:
     for ax in (left, right):
         ax.get_legend().remove()
     said = [f"{label} → {_spoken(text)}" for label, text in zip(labels, found.answers.values(), strict=True)]
-    figure.legend(handles, said, loc="outside lower center", ncols=2, title=plain(f"the GGUF file → {_spoken(found.source)}"), alignment="left")
+    title = f"the GGUF file → {_spoken(found.source)}"
+    figure.legend(handles, said, loc="outside lower center", ncols=2, title=title, alignment="left")
     return left, right
 
 
