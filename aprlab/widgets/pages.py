@@ -187,14 +187,14 @@ def _heat_cell(point: str, error: float, limits: tuple[float, float]) -> str:
 
 
 def heat_colour(error: float, limits: tuple[float, float]) -> tuple[str, str, str]:
-    """(background, colour of the text, text) of an error: grey for 0, orange for NaN and Inf, cividis between the limits."""
+    """(background, colour of the text, text) of an error: grey for 0, orange for NaN and Inf, viridis between the limits, whose middle is no grey."""
     if error == 0:
         return EQUAL, "#666", "="
     if not np.isfinite(error):
         return BROKEN, "#fff", "∞"
     low, high = np.log10(limits)
     power = float(np.log10(error))
-    red, green, blue, _ = mpl.colormaps["cividis"]((min(max(power, low), high) - low) / (high - low))
+    red, green, blue, _ = mpl.colormaps["viridis"]((min(max(power, low), high) - low) / (high - low))
     light = 0.299 * red + 0.587 * green + 0.114 * blue
     text = f"{error:.1f}" if 0.095 <= error < 10 else f"1e{round(power)}"
     return mpl.colors.to_hex((red, green, blue)), "#111" if light > 0.5 else "#fff", text

@@ -286,7 +286,7 @@ def test_controls_are_locked_while_something_is_under_way(tiny: Path) -> None:
         (float("nan"), pages.BROKEN, "∞"),
         (1e-3, None, "1e-3"),
         (1.04, None, "1.0"),
-        (1e9, "#fee838", "1e9"),
+        (1e9, "#fde725", "1e9"),
     ],
 )
 def test_colours_of_the_heat_map(error: float, background: str | None, text: str) -> None:
