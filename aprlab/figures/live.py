@@ -250,7 +250,8 @@ def _scale(image: AxesImage, ax: Axes) -> dict[str, Any]:
         bar = each.colorbar
         if bar is None or (each.norm.vmin, each.norm.vmax) != ends or each.cmap != image.cmap:
             continue
-        ticks = [float(value) for value in bar.get_ticks() if ends[0] <= value <= ends[1] or np.isclose(value, ends, atol=0).any()]
+        ticks = [float(value) for value in bar.get_ticks()]
+        ticks = [value for value in ticks if ends[0] <= value <= ends[1] or np.isclose(value, ends, atol=0).any()]
         label = words(bar.ax.get_ylabel() or bar.ax.get_xlabel())
         return {"bar": {"label": label, "marks": [[round(float(image.norm(value)), 4), value] for value in ticks]}}
     return {}

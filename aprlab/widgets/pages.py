@@ -187,7 +187,7 @@ def _heat_cell(point: str, error: float, limits: tuple[float, float]) -> str:
 
 
 def heat_colour(error: float, limits: tuple[float, float]) -> tuple[str, str, str]:
-    """(background, colour of the text, text) of an error: grey for 0, orange for NaN and Inf, viridis between the limits, whose middle is no grey."""
+    """(background, colour of the text, text) of an error: grey for 0, orange for NaN and Inf, viridis (no grey in it) between."""
     if error == 0:
         return EQUAL, "#666", "="
     if not np.isfinite(error):
