@@ -245,7 +245,8 @@ def _map(image: AxesImage, ax: Axes) -> Iterator[dict[str, Any]]:
 def _scale(image: AxesImage, ax: Axes) -> dict[str, Any]:
     """Label and marks of a map's colour bar, its own or one that it shares: a mark is a part of the scale and a value."""
     others = [each for other in ax.figure.axes for each in other.images if isinstance(each, AxesImage)]
-    ends = image.norm.vmin, image.norm.vmax
+    norm: Any = image.norm
+    ends = norm.vmin, norm.vmax
     for each in (image, *others):
         bar = each.colorbar
         if bar is None or (each.norm.vmin, each.norm.vmax) != ends or each.cmap != image.cmap:
@@ -253,7 +254,7 @@ def _scale(image: AxesImage, ax: Axes) -> dict[str, Any]:
         ticks = [float(value) for value in bar.get_ticks()]
         ticks = [value for value in ticks if ends[0] <= value <= ends[1] or np.isclose(value, ends, atol=0).any()]
         label = words(bar.ax.get_ylabel() or bar.ax.get_xlabel())
-        return {"bar": {"label": label, "marks": [[round(float(image.norm(value)), 4), value] for value in ticks]}}
+        return {"bar": {"label": label, "marks": [[round(float(norm(value)), 4), value] for value in ticks]}}
     return {}
 
 
