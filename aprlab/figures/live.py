@@ -34,6 +34,7 @@ CELLS = 200_000  # of a map; a larger one is a picture only
 
 
 _PLACES: WeakKeyDictionary[Axes, list[str]] = WeakKeyDictionary()
+_STATES: WeakKeyDictionary[Axes, tuple[list[str], list[int]]] = WeakKeyDictionary()
 
 
 def name_places(ax: Axes, names: Sequence[str]) -> None:
@@ -44,6 +45,11 @@ def name_places(ax: Axes, names: Sequence[str]) -> None:
 def places_of(ax: Axes) -> list[str]:
     """As `name_places` was told; empty where it was not."""
     return _PLACES.get(ax, [])
+
+
+def name_states(ax: Axes, states: Sequence[str], whole: Sequence[int] = ()) -> None:
+    """What the values 0, 1, … of a map mean, and which of its rows are one cell, read without a column."""
+    _STATES[ax] = [str(state) for state in states], list(whole)
 
 
 def cut(figure: Figure) -> Bbox:
@@ -94,9 +100,11 @@ def _axes(ax: Axes, box: Bbox, dpi: float) -> dict[str, Any]:
     named = {patch: bars.get_label() for bars in ax.containers for patch in bars if isinstance(patch, Patch)}
     for patch in ax.patches:
         _patch(ax, patch, str(named.get(patch, patch.get_label())), found)
+    if ax in _STATES:
+        found["states"], found["whole"] = _STATES[ax]
     for image in ax.images:
         if isinstance(image, AxesImage):
-            found["maps"] += list(_map(image, ax.get_facecolor()))
+            found["maps"] += list(_map(image, ax))
     return found
 
 
@@ -219,7 +227,7 @@ def _corners(ax: Axes, patch: Rectangle) -> tuple[float, float, float, float]:
     return float(x0), float(y0), float(x1), float(y1)
 
 
-def _map(image: AxesImage, face: Any) -> Iterator[dict[str, Any]]:
+def _map(image: AxesImage, ax: Axes) -> Iterator[dict[str, Any]]:
     """An image of numbers; one of colours is part of the picture alone."""
     array: np.ma.MaskedArray = np.ma.asarray(image.get_array())
     if array.ndim != 2 or not 0 < array.size <= CELLS:
@@ -230,8 +238,24 @@ def _map(image: AxesImage, face: Any) -> Iterator[dict[str, Any]]:
     yield {
         "rows": array.shape[0], "columns": array.shape[1], "extent": [float(end) for end in image.get_extent()],
         "values": packed(np.ma.getdata(array)), "places": base64.b64encode(place.tobytes()).decode(), "table": table,
-        "alpha": float(image.get_alpha() or 1), "nothing": _colour(face),
+        "alpha": float(image.get_alpha() or 1), "nothing": _colour(ax.get_facecolor()), **_scale(image, ax),
     }  # fmt: skip
+
+
+def _scale(image: AxesImage, ax: Axes) -> dict[str, Any]:
+    """Label and marks of a map's colour bar, its own or one that it shares: a mark is a part of the scale and a value."""
+    others = [each for other in ax.figure.axes for each in other.images if isinstance(each, AxesImage)]
+    norm: Any = image.norm
+    ends = norm.vmin, norm.vmax
+    for each in (image, *others):
+        bar = each.colorbar
+        if bar is None or (each.norm.vmin, each.norm.vmax) != ends or each.cmap != image.cmap:
+            continue
+        ticks = [float(value) for value in bar.get_ticks()]
+        ticks = [value for value in ticks if ends[0] <= value <= ends[1] or np.isclose(value, ends, atol=0).any()]
+        label = words(bar.ax.get_ylabel() or bar.ax.get_xlabel())
+        return {"bar": {"label": label, "marks": [[round(float(norm(value)), 4), value] for value in ticks]}}
+    return {}
 
 
 def _words(ax: Axes) -> Iterator[list[Any]]:
@@ -246,4 +270,4 @@ def _colour(colour: Any) -> str:
     return "none" if isinstance(colour, str) and colour == "none" else to_hex(colour)
 
 
-__all__ = ["MIME", "VERSION", "cut", "live_data", "name_places", "packed", "places_of"]
+__all__ = ["MIME", "VERSION", "cut", "live_data", "name_places", "name_states", "packed", "places_of"]

@@ -10,6 +10,7 @@ import numpy as np
 
 from aprlab.errors import UsageError
 from aprlab.figures.core import axes_or_new, layer_axis, need_data, nth_colour, nth_stroke, plain, style
+from aprlab.figures.live import name_states
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -260,6 +261,7 @@ def tensor_map(cells: Mapping[str, str], states: Sequence[str], ax: Axes | None 
         ax.tick_params(which="both", length=0)
         ax.set_yticks(range(len(rows)), [plain(row) for row in rows], fontsize=8)
         layer_axis(ax)
+        name_states(ax, states, [row for row, name in enumerate(rows) if name in cells])
         used = [(state, colour) for state, colour in zip(states, colours, strict=False) if state in cells.values()]
         patches = [mpl.patches.Patch(color=colour, label=f"{state}: {_count(cells, state)}") for state, colour in used]
         ax.legend(handles=patches, loc="lower left", bbox_to_anchor=(0, 1), ncols=max(len(patches), 1), fontsize=8)

@@ -55,5 +55,7 @@ def ranking_bars(
         ax.grid(visible=False, axis="y")
         ax.tick_params(axis="y", length=0)
         present = [group for group in order if group in {groups[name] for name in scores}]
-        ax.legend(handles=[Patch(color=colours[group], label=group) for group in present], loc="lower right", fontsize=8)
+        covered = max(list(scores.values())[-1 - len(present) :])  # by a legend in the lower right corner
+        where = {"loc": "lower right"} if covered < 0.7 else {"loc": "upper left", "bbox_to_anchor": (1.01, 1)}
+        ax.legend(handles=[Patch(color=colours[group], label=group) for group in present], fontsize=8, **where)
     return ax

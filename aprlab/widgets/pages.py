@@ -23,7 +23,6 @@ from aprlab.widgets.models.traces import TraceExplorer
 
 FIELD_COLOURS = ("#f2b48a", "#9fd8c8", "#e8b9d4", "#8cc3e6", "#f5d48a", "#c9dcf0")  # pale: for black figures on top
 EQUAL, BROKEN = "#ececec", "#d55e00"
-_LIMITS = (1e-7, 1.0)
 
 
 def key(value: object) -> str:
@@ -167,18 +166,19 @@ def heat_map(explorer: TraceExplorer) -> str:
     if not explorer.ready:
         return para("Press run: both sides are traced at every step of every layer.", "mild")
     steps, errors = explorer.map()
+    limits = explorer.limits()
     head = "<th>layer</th>" + "".join(f'<th class="column"><span>{html.escape(step)}</span></th>' for step in steps)
     lines = []
     for layer, row in enumerate(errors):
-        cells = "".join(_heat_cell(f"layers.{layer}.{step}", value) for step, value in zip(steps, row, strict=True))
+        cells = "".join(_heat_cell(f"layers.{layer}.{step}", value, limits) for step, value in zip(steps, row, strict=True))
         lines.append(f"<tr><td><b>{layer}</b></td>{cells}</tr>")
     grid = f'<table class="heat"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
     names = map_of("heat", "error by layer and step")
-    return f'<div class="scroll" data-scroll="heat" {names} style="max-height:32em">{grid}</div>{_heat_legend()}'
+    return f'<div class="scroll" data-scroll="heat" {names} style="max-height:32em">{grid}</div>{_heat_legend(limits)}'
 
 
-def _heat_cell(point: str, error: float) -> str:
-    background, colour, text = heat_colour(error)
+def _heat_cell(point: str, error: float, limits: tuple[float, float]) -> str:
+    background, colour, text = heat_colour(error, limits)
     words = "equal bit for bit" if error == 0 else f"relative error {error:.3g}"
     return (
         f'<td {key(point)} title="{html.escape(point)}: {words}" aria-label="{html.escape(point)}: {words}" '
@@ -186,25 +186,27 @@ def _heat_cell(point: str, error: float) -> str:
     )
 
 
-def heat_colour(error: float) -> tuple[str, str, str]:
-    """(background, colour of the text, text) of an error: grey for 0, orange for NaN and Inf, cividis between."""
+def heat_colour(error: float, limits: tuple[float, float]) -> tuple[str, str, str]:
+    """(background, colour of the text, text) of an error: grey for 0, orange for NaN and Inf, viridis (no grey in it) between."""
     if error == 0:
         return EQUAL, "#666", "="
     if not np.isfinite(error):
         return BROKEN, "#fff", "∞"
-    low, high = np.log10(_LIMITS)
+    low, high = np.log10(limits)
     power = float(np.log10(error))
-    red, green, blue, _ = mpl.colormaps["cividis"]((min(max(power, low), high) - low) / (high - low))
+    red, green, blue, _ = mpl.colormaps["viridis"]((min(max(power, low), high) - low) / (high - low))
     light = 0.299 * red + 0.587 * green + 0.114 * blue
     text = f"{error:.1f}" if 0.095 <= error < 10 else f"1e{round(power)}"
     return mpl.colors.to_hex((red, green, blue)), "#111" if light > 0.5 else "#fff", text
 
 
-def _heat_legend() -> str:
-    shown = [(0.0, "equal bit for bit"), (1e-7, "10⁻⁷"), (1e-4, "10⁻⁴"), (1.0, "1 or more"), (np.inf, "NaN or Inf")]
+def _heat_legend(limits: tuple[float, float]) -> str:
+    low, high = (round(power) for power in np.log10(limits))
+    decades = range(low, high + 1, max(1, (high - low) // 3))
+    shown = [(0.0, "equal bit for bit"), *((10.0**power, f"{10.0**power:g}") for power in decades), (np.inf, "NaN or Inf")]
     boxes = []
     for error, words in shown:
-        background, _, _ = heat_colour(error)
+        background, _, _ = heat_colour(error, limits)
         boxes.append(f'<span style="background:{background};display:inline-block;width:1.2em">&nbsp;</span> {words}')
     return f'<div style="margin-top:3px">relative error, small and large ones to a power of ten: {" &nbsp; ".join(boxes)}</div>'
 

@@ -33,11 +33,11 @@ def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
     return whole
 
 
-def collapse(cell: nbformat.NotebookNode) -> None:
-    """Imports, and the bookkeeping at the end, are closed to begin with: a click opens them."""
+def collapse(cell: nbformat.NotebookNode, *, front: bool) -> None:
+    """Imports, and the bookkeeping at the end, are closed to begin with: a click opens them. The front door shows no code."""
     statements = ast.parse(cell.source).body
     imports = all(isinstance(statement, ast.Import | ast.ImportFrom) for statement in statements)
-    if imports or cell.source.startswith(("checks ", "findings ")):
+    if front or imports or cell.source.startswith(("checks ", "findings ")):
         cell.metadata["jupyter"] = {"source_hidden": True}
 
 
@@ -47,7 +47,7 @@ def run_in_place(path: Path) -> None:
     NotebookClient(notebook, kernel_name="python3", record_timing=False, timeout=600, store_widget_state=False).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            collapse(cell)
+            collapse(cell, front=path.stem == "index")
             cell.outputs = joined([output for output in cell.outputs if WIDGET not in output.get("data", {})])
     notebook.metadata["language_info"] = {"name": "python"}
     notebook.metadata["kernelspec"]["display_name"] = "Python 3 (ipykernel)"  # as JupyterLab writes it

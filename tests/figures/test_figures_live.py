@@ -53,6 +53,25 @@ def test_a_map_has_its_values_colours_and_places() -> None:
     assert (places[4], places[5]) == (63, 0), "beyond the limits: the ends"
     assert [word for _, word in axes["x"]["ticks"]] == ["q", "k", "v"]
     assert axes["bars"][0]["filled"] is True
+    marks = found["bar"]["marks"]
+    assert [round(value, 9) for part, value in marks] == [10.0**n for n in range(-6, 1)], "the colour bar, low to high"
+    assert [part for part, _ in marks] == pytest.approx([n / 6 for n in range(7)], abs=1e-3)
+    assert found["bar"]["label"].startswith("relative error")
+
+
+def test_maps_that_share_a_colour_bar_all_have_it_and_no_other_map() -> None:
+    with figures.style():
+        _, axes = plt.subplots(1, 3)
+    errors = np.array([[1e-3, 0.5]])
+    for ax, limits, bar in zip(axes, ((1e-3, 1.0), (1e-3, 1.0), (1e-5, 1.0)), (False, axes[:2], False), strict=True):
+        figures.error_map(errors, range(1), ["q", "k"], ax, xlabel="", limits=limits, bar=bar)
+    first, second, third = (each["maps"][0] for each in live_data(axes[0].figure)["axes"])
+    assert first["bar"] == second["bar"] and "bar" not in third
+
+
+def test_a_map_of_states_says_what_its_values_mean() -> None:
+    axes = drawn(figures.tensor_map({"token_embd.weight": "fine", "blk.0.ffn_up.weight": "odd"}, ["fine", "odd"]))
+    assert (axes["states"], axes["whole"]) == (["fine", "odd"], [0]) and "bar" not in axes["maps"][0]
 
 
 def test_bars_points_bands_and_words() -> None:

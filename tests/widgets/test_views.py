@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from aprlab.widgets import pages
 from aprlab.widgets.clickable import Clickable
 from aprlab.widgets.drawing import value_histogram
 from aprlab.widgets.models.base import Observable
+from aprlab.widgets.models.traces import TraceExplorer
 from aprlab.widgets.views import View, position_bars
 
 PNG = b"\x89PNG"
@@ -284,13 +286,24 @@ def test_controls_are_locked_while_something_is_under_way(tiny: Path) -> None:
         (float("nan"), pages.BROKEN, "∞"),
         (1e-3, None, "1e-3"),
         (1.04, None, "1.0"),
-        (1e9, "#fee838", "1e9"),
+        (1e9, "#fde725", "1e9"),
     ],
 )
 def test_colours_of_the_heat_map(error: float, background: str | None, text: str) -> None:
-    colour = pages.heat_colour(error)
+    colour = pages.heat_colour(error, (1e-7, 1.0))
     assert colour[2] == text
     assert background is None or colour[0] == background
+
+
+def test_errors_of_a_broken_run_are_told_apart(tiny: Path) -> None:
+    """They lie around 1: the scale is that of the map, so they are not all of one colour."""
+    explorer = TraceExplorer(tiny, ["rope-norm"])
+    explorer.run()
+    explorer.work.wait()
+    page = pages.heat_map(explorer)
+    colours = re.findall(r'style="background:(#\w{6})', page)
+    assert len(set(colours)) > 20 and pages.EQUAL in colours
+    assert page.rpartition("equal bit for bit")[2].count("</span> 10 ") == 1, "the scale reaches above 1"
 
 
 def test_runs_of_numbers_are_put_together() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from aprlab.engines import choose
 from aprlab.errors import UsageError
 from aprlab.faults import FAULTS, Fault, session_with
+from aprlab.figures import error_limits
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
@@ -185,9 +186,16 @@ class TraceExplorer(Observable):
         """Names of the steps, and relative l2 errors ``(layers, steps)``; 0 is equal bit for bit, inf a NaN or Inf."""
         if not self.ready:
             raise UsageError("run it first", code="widgets.not-run")
-        if self.mode not in self._maps:
-            self._maps[self.mode] = layer_errors(self.bases[self.mode], self.runs[self.mode])
-        return self._maps[self.mode]
+        return self._map(self.mode)
+
+    def _map(self, mode: str) -> tuple[list[str], np.ndarray]:
+        if mode not in self._maps:
+            self._maps[mode] = layer_errors(self.bases[mode], self.runs[mode])
+        return self._maps[mode]
+
+    def limits(self) -> tuple[float, float]:
+        """Ends of the colour scale, the same for all modes: whole decades around their errors."""
+        return error_limits(*(self._map(mode)[1] for mode in self.bases))
 
     def first(self) -> str:
         """The first point that differs (of another program: that its contract does not explain), '' where none does."""

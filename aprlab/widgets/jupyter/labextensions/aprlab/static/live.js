@@ -139,9 +139,11 @@
         const [left, right, bottom, top] = map.extent;
         const middle = [left + ((at[1] + 0.5) / map.columns) * (right - left), top + ((at[0] + 0.5) / map.rows) * (bottom - top)];
         const value = map.values[at[0] * map.columns + at[1]];
+        const state = axes.states && axes.states[value];
         const word = axes.words.find(([wx, wy]) => Math.abs(wx - middle[0]) < 0.5 && Math.abs(wy - middle[1]) < 0.5);
-        const place = `${axes.y.name(middle[1], axes.places)} · ${axes.x.name(middle[0], axes.places)}`;
-        const shown = word ? `${word[2].replace(/\n/g, " ")} (${said(value)})` : said(value);
+        const names = [axes.y.name(middle[1], axes.places), axes.x.name(middle[0], axes.places)];
+        const place = (axes.whole || []).includes(at[0]) ? names[0] : names.join(" · ");
+        const shown = state !== undefined ? state : word ? `${word[2].replace(/\n/g, " ")} (${said(value)})` : said(value);
         return { text: `${place}: ${shown}`, part: [axes.x.part(middle[0]), axes.y.part(middle[1])] };
       }
     }
@@ -185,7 +187,9 @@
 
   // ── drawing one axes on a canvas ────────────────────────────────────────────────────────────────────────────────────
 
-  const FRAME = { left: 84, right: 16, top: 30, bottom: 76 };
+  const FRAME = { left: 84, top: 30, bottom: 76 };
+  const scaled = (axes) => axes.maps.find((map) => map.bar);
+  const right = (axes) => (scaled(axes) ? 106 : 16); // room for the colour bar
 
   function draw(axes, canvas, width, height) {
     const sharp = window.devicePixelRatio || 1;
@@ -197,7 +201,7 @@
     pen.setTransform(sharp, 0, 0, sharp, 0, 0);
     pen.fillStyle = "#fff";
     pen.fillRect(0, 0, width, height);
-    const box = { x: FRAME.left, y: FRAME.top, w: width - FRAME.left - FRAME.right, h: height - FRAME.top - FRAME.bottom };
+    const box = { x: FRAME.left, y: FRAME.top, w: width - FRAME.left - right(axes), h: height - FRAME.top - FRAME.bottom };
     const at = (x, y) => [box.x + axes.x.part(x) * box.w, box.y + (1 - axes.y.part(y)) * box.h];
     pen.font = "12px system-ui, sans-serif";
     marks(axes, pen, box);
@@ -219,7 +223,32 @@
     pen.restore();
     pen.strokeStyle = FAINT;
     pen.strokeRect(box.x, box.y, box.w, box.h);
+    if (scaled(axes)) {
+      drawScale(scaled(axes), pen, box);
+    }
     return box;
+  }
+
+  // The colour bar of a map, as high as the axes: low at the bottom, a value at each mark.
+  function drawScale(map, pen, box) {
+    const x = box.x + box.w + 14, wide = 14, step = box.h / map.table.length;
+    map.table.forEach((ink, n) => {
+      pen.fillStyle = colour(ink);
+      pen.fillRect(x, box.y + box.h - (n + 1) * step, wide, step + 0.5);
+    });
+    pen.strokeRect(x, box.y, wide, box.h);
+    pen.fillStyle = INK;
+    pen.textAlign = "left";
+    pen.textBaseline = "middle";
+    for (const [part, value] of map.bar.marks) {
+      pen.fillText(said(value).replace(".00e", "e"), x + wide + 5, box.y + (1 - part) * box.h);
+    }
+    pen.save();
+    pen.translate(x + 82, box.y + box.h / 2);
+    pen.rotate(-Math.PI / 2);
+    pen.textAlign = "center";
+    pen.fillText(map.bar.label.replace(/\n/g, " · "), 0, 0);
+    pen.restore();
   }
 
   function marks(axes, pen, box) {
@@ -497,7 +526,7 @@
     enlarge(axes) {
       const size = this.picture.getBoundingClientRect();
       const wide = Math.max(size.width, Math.min(560, this.host.clientWidth || 560)), high = Math.min(560, Math.max(380, size.height));
-      const square = high - FRAME.top - FRAME.bottom + FRAME.left + FRAME.right;
+      const square = high - FRAME.top - FRAME.bottom + FRAME.left + right(axes);
       this.size = [axes.square ? Math.min(wide, square) : wide, high];
       this.large = axes;
       this.picture.style.display = "none";
