@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -245,7 +245,7 @@ def _map(image: AxesImage, ax: Axes) -> Iterator[dict[str, Any]]:
 def _scale(image: AxesImage, ax: Axes) -> dict[str, Any]:
     """Label and marks of a map's colour bar, its own or one that it shares: a mark is a part of the scale and a value."""
     others = [each for other in ax.figure.axes for each in other.images if isinstance(each, AxesImage)]
-    norm: Any = image.norm
+    norm = cast("Any", image.norm)
     ends = norm.vmin, norm.vmax
     for each in (image, *others):
         bar = each.colorbar
