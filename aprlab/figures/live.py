@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -245,14 +245,14 @@ def _map(image: AxesImage, ax: Axes) -> Iterator[dict[str, Any]]:
 def _scale(image: AxesImage, ax: Axes) -> dict[str, Any]:
     """Label and marks of a map's colour bar, its own or one that it shares: a mark is a part of the scale and a value."""
     others = [each for other in ax.figure.axes for each in other.images if isinstance(each, AxesImage)]
-    norm: Any = image.norm
-    ends = norm.vmin, norm.vmax
+    norm = cast("Any", image.norm)
+    low, high = float(norm.vmin), float(norm.vmax)  # set, as the figure was drawn
     for each in (image, *others):
         bar = each.colorbar
-        if bar is None or (each.norm.vmin, each.norm.vmax) != ends or each.cmap != image.cmap:
+        if bar is None or (each.norm.vmin, each.norm.vmax) != (low, high) or each.cmap != image.cmap:
             continue
         ticks = [float(value) for value in bar.get_ticks()]
-        ticks = [value for value in ticks if ends[0] <= value <= ends[1] or np.isclose(value, ends, atol=0).any()]
+        ticks = [value for value in ticks if low <= value <= high or np.isclose(value, (low, high), atol=0).any()]
         label = words(bar.ax.get_ylabel() or bar.ax.get_xlabel())
         return {"bar": {"label": label, "marks": [[round(float(norm(value)), 4), value] for value in ticks]}}
     return {}
