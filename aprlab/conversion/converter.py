@@ -10,10 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from aprlab.conversion import mixes
-from aprlab.conversion.provenance import GAP_LIMIT, SourceIdentity, describe, header_for, promised
+from aprlab.conversion.provenance import GAP_LIMIT, GgufIdentity, describe, header_for, promised
 from aprlab.conversion.recode import chunks_of, encodable, re_encoded, recoded
 from aprlab.conversion.report import ConversionReport, TensorLine, report_of
 from aprlab.conversion.seams import Seams, healthy_seams
@@ -111,7 +109,7 @@ def _to_apr(
     """Write what the seams make of `model`; `reversible` is said of them as if they were healthy."""
     into = apr.DIALECTS[dialect]
     plans, lines, written = [], [], []
-    identity = SourceIdentity(model.tensors.values())
+    identity = GgufIdentity(model.tensors.values())
     for tensor in model.tensors.values():
         out = used.tensor(tensor)
         written.append(out)
@@ -295,27 +293,21 @@ def _to_gguf(
         raise FormatError(
             f"{what} is damaged: {type(error).__name__}: {error}", code="conversion.record-damaged", path=model.path
         ) from None
-    parts: dict[str, bytes] = {}  # hash of each tensor; written by offset, proved in the order of the table
+    identity = GgufIdentity(ordered, front)  # tensors are written by offset, and hashed in the order of the table
     with atomic(output, force=force) as file:
         file.write(front)
         position = len(front)
         for info, tensor in sorted(zip(infos, ordered, strict=True), key=lambda pair: pair[0].offset):
             position = _fill(file, position, len(front) + info.offset, gaps)
-            part = xxhash.xxh3_64()
-            for chunk in chunks_of(tensor)():
-                part.update(chunk)
+            for chunk in identity.watched(tensor, chunks_of(tensor))():
                 size = write_all(file, chunk)
                 if progress is not None:
                     progress(size)
-            parts[tensor.name] = part.digest()
             position += tensor.nbytes
         end = position + (len(gaps[position]) if position in gaps else padding(position, alignment))
         _fill(file, position, end, gaps)
-    proof = xxhash.xxh3_128(front)
-    for tensor in ordered:
-        proof.update(parts[tensor.name])
     expected = (record or {}).get("xxh3_128")
-    reversible = None if expected is None else proof.hexdigest() == expected
+    reversible = None if expected is None else identity.text() == expected
     notes = ["this is not the original GGUF file: its hash differs"] if reversible is False else []
     lines = [
         TensorLine(t.name, t.name, t.shape, model.tensors[t.name].type.name, t.type.name, t.nbytes) for t in ordered

@@ -33,12 +33,10 @@ GAP_LIMIT = 1 << 16  # bytes of non-zero padding that a file may keep; more is n
 # ── metadata ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def describe(
-    model: Model, tensors: list[Tensor], dialect: apr.Dialect, identity: SourceIdentity | None = None
-) -> dict[str, Any]:
+def describe(model: Model, tensors: list[Tensor], dialect: apr.Dialect, identity: GgufIdentity) -> dict[str, Any]:
     """The APR metadata of `model` with `tensors` as they will be written, and what an export back needs.
 
-    With `identity` its placeholder stands for the hash of a GGUF file; without, the file is read for it.
+    The placeholder of `identity` stands for the hash of a GGUF file, which is not known yet.
     """
     source = {"writer": f"aprlab {__version__}", **_origin_record(model, identity)}
     split = isinstance(model.metadata, gguf.FieldView) and model.metadata.header.parts
@@ -49,7 +47,7 @@ def describe(
     return apr.metadata_of(model, tensors, dialect) | {"source_metadata": source}
 
 
-def _origin_record(model: Model, identity: SourceIdentity | None) -> dict[str, Any]:
+def _origin_record(model: Model, identity: GgufIdentity) -> dict[str, Any]:
     """What an export needs to give the GGUF back byte for byte: keys, types, order, alignment, tensor order, gaps."""
     if model.format == "safetensors":
         return {}
@@ -75,12 +73,7 @@ def _origin_record(model: Model, identity: SourceIdentity | None) -> dict[str, A
         return {}  # there is more than padding between the tensors: such a file cannot be reproduced
     if gaps:
         record["gaps"] = gaps
-    front = header.bytes_of(0, header.data_offset).tobytes()
-    if identity is None:
-        identity = SourceIdentity(model.tensors.values())
-        record["xxh3_128"] = identity.of(front)
-    else:
-        identity.front, record["xxh3_128"] = front, identity.placeholder
+    identity.front, record["xxh3_128"] = header.bytes_of(0, header.data_offset).tobytes(), identity.placeholder
     return {"gguf": record}
 
 
@@ -128,16 +121,15 @@ def _gaps(header: gguf.Header, model: Model) -> list[list[Any]] | None:
     return gaps
 
 
-class SourceIdentity:
-    """One XXH3-128 over a GGUF file's header and each tensor's XXH3-64 in file order: the identity of its content.
+class GgufIdentity:
+    """One XXH3-128 over a GGUF file's header and each tensor's XXH3-64 in the order of its table: the identity of its content.
 
-    Tensors whose bytes pass through `watched` are not read again for it.
+    Tensors whose bytes pass through `watched` are not read again for it. `front` is the header, as bytes.
     """
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self.tensors = list(tensors)
+    def __init__(self, tensors: Iterable[Tensor], front: bytes = b"") -> None:
+        self.tensors, self.front = list(tensors), front
         self.placeholder = secrets.token_hex(16)  # as long as the hash, and in no file
-        self.front = b""
         self._parts: dict[str, bytes] = {}
 
     def watched(self, tensor: Tensor, chunks: Callable[[], Iterator[Any]]) -> Callable[[], Iterator[Any]]:
@@ -152,19 +144,15 @@ class SourceIdentity:
 
         return passed
 
-    def of(self, front: bytes) -> str:
-        """The identity with this header, hexadecimal; what did not pass is read now."""
-        total = xxhash.xxh3_128(front)
+    def text(self) -> str:
+        """The identity, hexadecimal; what did not pass is read now."""
+        total = xxhash.xxh3_128(self.front)
         for tensor in self.tensors:
             if tensor.name not in self._parts:
                 for _ in self.watched(tensor, tensor.content.chunks)():  # scales are looked at when the bytes are written
                     pass
             total.update(self._parts[tensor.name])
         return total.hexdigest()
-
-    def text(self) -> str:
-        """The identity with the header that `describe` saw."""
-        return self.of(self.front)
 
 
 def promised(metadata: dict[str, Any], tensors: list[Tensor]) -> bool:
