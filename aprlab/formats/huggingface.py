@@ -271,7 +271,7 @@ def config(raw: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Model
         tied_embeddings="output.weight" not in tensors,
         rope_scaling=_rope_scaling(scaling, number["context_length"], path),
         rope_factors=rope.FACTORS in tensors,
-        sliding_window=_window(raw, number["context_length"], number["block_count"], path),
+        sliding_window=window.from_huggingface(raw, number["context_length"], path),
     )
     for problem in keys.huggingface_problems(raw, found):
         raise UnsupportedError(str(problem), code="keys.not-handled", path=path)
@@ -290,14 +290,6 @@ def config_of(raw: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], path: 
     tensors = {name: Tensor(name, types.F32, shape, nothing, Origin(path, name, -1)) for name, shape in shapes.items()}
     _as_gguf_has_them(raw, tensors, path)
     return config(raw, tensors, path)
-
-
-def _window(raw: dict[str, Any], context_length: int, layers: int, path: Path) -> int | None:
-    try:
-        return window.from_huggingface(raw, context_length, layers)
-    except AprlabError as error:
-        error.path = path
-        raise
 
 
 def _rope_scaling(said: Any, context_length: int, path: Path) -> rope.RopeScaling | None:

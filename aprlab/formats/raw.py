@@ -494,7 +494,7 @@ def config_fields(seen: Seen) -> dict[str, Any]:
             lambda context: rope.from_huggingface(seen.metadata.get("rope_scaling"), context), found["context_length"]
         )
         found["sliding_window"] = _scaling(
-            lambda context: window.from_huggingface(seen.metadata, context, 0), found["context_length"]
+            lambda context: window.from_huggingface(seen.metadata, context), found["context_length"]
         )
     else:
         found = {"architecture": seen.metadata.get("general.architecture", MISSING)}

@@ -81,20 +81,11 @@ def config(metadata: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> 
         tied_embeddings="output.weight" not in tensors,
         rope_scaling=_rope_scaling(metadata, number["context_length"], path),
         rope_factors=kind.rope_factors and rope.FACTORS in tensors,
-        sliding_window=_window(metadata, number["context_length"], number["block_count"], path),
+        sliding_window=window.from_huggingface(metadata, number["context_length"], path),
     )
     for problem in known_keys.huggingface_problems(metadata, check_config(found, path)):
         raise UnsupportedError(f"metadata {problem}", code="keys.not-handled", path=path)
     return found
-
-
-def _window(metadata: dict[str, Any], context_length: int, layers: int, path: Path) -> int | None:
-    """As config.json says it."""
-    try:
-        return window.from_huggingface(metadata, context_length, layers)
-    except AprlabError as error:
-        error.path = path
-        raise
 
 
 def _rope_scaling(metadata: dict[str, Any], context_length: int, path: Path) -> rope.RopeScaling | None:
