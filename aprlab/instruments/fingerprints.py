@@ -21,7 +21,7 @@ from aprlab.formats import open_model
 from aprlab.formats.identity import something_else
 from aprlab.instruments.hashes import checksum
 from aprlab.instruments.shares import Share, shares
-from aprlab.instruments.summary_statistics import PERCENTILES, RunningFigures, Statistics, statistics
+from aprlab.instruments.summary_statistics import PART, PERCENTILES, RunningFigures, Statistics, statistics
 from aprlab.model.content import drop_pages
 from aprlab.model.decode_hooks import notify
 from aprlab.model.model import Model
@@ -135,7 +135,6 @@ def _fingerprint(tensor: Tensor, kernels: ModuleType | None = None) -> Fingerpri
 
 
 LARGE = 1 << 22  # values of a tensor that is looked at in parts, so that memory does not grow with it
-PART = 1 << 18  # values of a part, which stay in a core's cache
 MANY = 1 << 27  # values of a model that repay loading compiled kernels
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from aprlab.errors import UsageError
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
-_PART = 1 << 18  # values that are looked at together: they stay in a core's cache
+PART = 1 << 18  # values that are looked at together: they stay in a core's cache
 SAMPLE = 1 << 20  # percentiles of larger tensors are of about so many values, evenly spaced
 
 
@@ -39,8 +39,8 @@ def statistics(values: np.ndarray) -> Statistics:
     if not flat.size:
         raise UsageError("statistics of nothing: the array is empty", code="instruments.nothing-measured")
     figures = RunningFigures(flat.size)
-    for start in range(0, flat.size, _PART):
-        figures.add(flat[start : start + _PART])
+    for start in range(0, flat.size, PART):
+        figures.add(flat[start : start + PART])
     return figures.statistics()
 
 
