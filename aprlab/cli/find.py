@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from aprlab.cli import output as out
-from aprlab.cli.options import Deadline, ModelFile, Prompt, Prompts, Raw, System, ids
+from aprlab.cli.options import Deadline, ModelFile, Prompt, Prompts, Raw, Scheduler, System, ids
 from aprlab.display.plain_text import printable
 from aprlab.errors import UsageError
 from aprlab.published import QUESTION
@@ -221,9 +221,7 @@ def forensics(
         ),
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", help="Processes at a time on this machine.")] = 1,
-    scheduler: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Search on this Dask cluster instead.", show_default=False)
-    ] = None,
+    scheduler: Scheduler = None,
     engine: str = "auto",
     threads: int | None = None,
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="How many rows to print.")] = 12,
