@@ -1,10 +1,8 @@
 """Errors: each has a code that is written where it is raised; the page of codes is made from the source."""
 
 import ast
-import importlib.util
 import json
 import pickle
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pages import page_script
 
 from aprlab.conversion import convert, export
 from aprlab.errors import AprlabError, FormatError, NumericError, UsageError
@@ -36,12 +35,7 @@ class FormatError(AprlabError):
 @pytest.fixture(scope="module")
 def made() -> ModuleType:
     """The program that makes the page."""
-    spec = importlib.util.spec_from_file_location("make_errors", ROOT / "docs" / "make" / "errors.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return page_script("errors")
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import shlex
 import shutil
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 import pytest
 import typer
+from pages import page_script
 
 import aprlab
 from aprlab import paths
@@ -33,16 +32,6 @@ def command(path: str) -> Any:
     for name in path.split():
         found = found.commands[name]
     return found
-
-
-def made(name: str) -> ModuleType:
-    """A generator of docs/make."""
-    spec = importlib.util.spec_from_file_location(f"docs_make_{name}", ROOT / f"docs/make/{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 # -- one table, one way -------------------------------------------------------------------------------------------------
@@ -210,7 +199,7 @@ def test_the_files_of_the_command_line_are_short() -> None:
 @pytest.mark.parametrize(("generator", "page"), [("commands", "commands.md"), ("python_page", "python.md")])
 def test_the_generated_pages_are_current(generator: str, page: str) -> None:
     written = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    assert written == made(generator).markdown(), f"run: python docs/make/{generator}.py"
+    assert written == page_script(generator).markdown(), f"run: python docs/make/{generator}.py"
 
 
 def test_the_page_of_commands_has_every_verb_and_every_option() -> None:

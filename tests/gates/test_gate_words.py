@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 import string
 from pathlib import Path
 
 import pytest
+from pages import page_script
 
 from aprlab import gates
 from aprlab.gates.words import TEMPLATES, words
@@ -70,8 +70,5 @@ def test_words_are_filled_in_and_optional_parts_left_out() -> None:
 
 
 def test_the_page_of_codes_is_what_the_code_says() -> None:
-    spec = importlib.util.spec_from_file_location("gates_page", DOCS / "make" / "gates_page.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = page_script("gates_page")
     assert (DOCS / "gates.md").read_text(encoding="utf-8") == module.page(), "run: python docs/make/gates_page.py"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -12,17 +11,14 @@ from urllib.parse import parse_qs, urlsplit
 
 import nbformat
 import pytest
+from pages import page_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def made() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_make_badges", ROOT / "docs/make/badges.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return page_script("badges")
 
 
 @pytest.fixture

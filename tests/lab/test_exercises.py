@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from pages import page_script
 
 from aprlab import paths
 from aprlab.errors import UsageError
@@ -87,11 +88,6 @@ def test_the_notebooks_are_stripped_short_and_linked(path: Path) -> None:
 
 
 def test_the_notebooks_are_what_the_program_writes() -> None:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("docs_make_exercises", FOLDER.parents[1] / "docs/make/exercises.py")
-    assert spec is not None and spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
+    made = page_script("exercises")
     for n, path in enumerate(NOTEBOOKS):
         assert nbformat.read(path, 4) == made.notebook(n)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
+
+from pages import page_script
 
 from aprlab import paths
 
@@ -13,11 +13,7 @@ GALLERY = ROOT / "docs" / "gallery"
 
 
 def test_the_gallery_is_what_the_notebooks_draw() -> None:
-    spec = importlib.util.spec_from_file_location("docs_make_gallery", ROOT / "docs/make/gallery.py")
-    assert spec is not None and spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = made  # dataclasses look their module up
-    spec.loader.exec_module(made)
+    made = page_script("gallery")
     found = list(made.entries(paths.notebooks_dir()))
     assert (GALLERY / "README.md").read_text() == made.page(found), "run docs/make/gallery.py"
     assert {path.stem for path in GALLERY.glob("*.png")} == {entry.name for entry in found}

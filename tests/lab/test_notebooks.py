@@ -10,7 +10,6 @@ import ast
 import base64
 import configparser
 import copy
-import importlib.util
 import io
 import re
 import shutil
@@ -24,6 +23,7 @@ from types import ModuleType, SimpleNamespace
 import nbformat
 import papermill
 import pytest
+from pages import script
 from PIL import Image, ImageDraw
 
 from aprlab import paths
@@ -176,11 +176,7 @@ def test_every_rule_of_the_sanitiser_bites() -> None:
 @pytest.fixture(scope="module")
 def comparing() -> ModuleType:
     """The notebooks' own `conftest.py`: what nbval compares with."""
-    spec = importlib.util.spec_from_file_location("notebooks_conftest", FOLDER / "conftest.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(FOLDER / "conftest.py")
 
 
 class Cell:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from pages import page_script
 
 from aprlab.errors import FormatError
 from aprlab.onion.file_case import Deviation, by_cause
@@ -113,11 +113,7 @@ def test_every_kind_of_deviation_has_one_layer() -> None:
 @pytest.fixture(scope="module")
 def made() -> ModuleType:
     """The program that makes the table of the page."""
-    spec = importlib.util.spec_from_file_location("make_peel_codes", ROOT / "docs" / "make" / "peel_codes.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return page_script("peel_codes")
 
 
 def test_the_page_lists_all_codes(made: ModuleType) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pages
 import pytest
 
 from aprlab.errors import UnsupportedError
@@ -18,11 +18,7 @@ SCRIPT = Path(__file__).parents[2] / "docs" / "make" / "encoder_bounds.py"
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     pytest.importorskip("xllamacpp")
-    spec = importlib.util.spec_from_file_location("encoder_bounds", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return pages.script(SCRIPT)
 
 
 @pytest.mark.peer

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import pytest
+from pages import script
 
 from aprlab.kernels.cuda import verify
 
@@ -16,10 +16,7 @@ SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "bench_gpu.py"
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch):
-    spec = importlib.util.spec_from_file_location("bench_gpu", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script(SCRIPT)
     monkeypatch.setattr(verify, "cases", lambda: iter([verify.add_case()]))
     monkeypatch.setattr(module, "SMALL", ((4, 256),))
     monkeypatch.setattr(module, "SMALL_BYTES", 1)
