@@ -222,8 +222,8 @@ class KeyMismatch(DelegatingEngine):
             self.hits += 1
         else:
             self.misses += 1
-            self.kept[stored] = self.matrix(weight, x.shape[-1]).dequantise()  # decoded again, and never found
-            del self.kept[stored]  # upstream let them pile up; here only the time is lost
+            self.kept[stored] = self.matrix(weight, x.shape[-1]).dequantise(slice(0, 1))  # a row stands for all
+            del self.kept[stored]  # decoded again, and never found; upstream let them pile up
         return self.inner.matmul(x, weight, bias)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -17,30 +18,31 @@ from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
 from aprlab.quants import quantise
 
+_SPAN = 1 << 20  # values of a matrix that are decoded at a time
+
 # ── products ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class TransposedGemv(DelegatingEngine):
     """y_i = Σ_j flat[j·N + i] · x_j: the weight's numbers, row-major [N, K], read as if they were [K, N]."""
 
-    def __init__(self, inner: Engine) -> None:
-        super().__init__(inner)
-        self.kept: dict[str, np.ndarray] = {}
-
     def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
         tensor = self.matrix(weight, x.shape[-1])
-        if weight not in self.kept:
-            self.kept[weight] = tensor.dequantise().reshape(tensor.cols, tensor.rows)
-        y = self.to_numpy(x) @ self.kept[weight]
-        if bias is None:
-            return self.from_numpy(y)
-        if bias not in self.kept:
-            self.kept[bias] = self.vector(bias, tensor.rows).dequantise()
-        return self.from_numpy(y + self.kept[bias])
-
-    def close(self) -> None:
-        self.kept.clear()
-        super().close()
+        rows, cols = tensor.rows, tensor.cols
+        plain: Engine = self.inner
+        while isinstance(plain, DelegatingEngine):  # rows as they are stored: another fault may change an embedding
+            plain = plain.inner
+        given, y = self.to_numpy(x), np.zeros((x.shape[0], rows), np.float32)
+        least = rows // math.gcd(rows, cols)  # so many rows hold whole rows of the other shape
+        step = max(1, _SPAN // (least * cols)) * least
+        for first in range(0, rows, step):
+            numbers = np.arange(first, min(first + step, rows))
+            flat = plain.to_numpy(plain.embed(numbers, weight)).reshape(-1, rows)
+            at = first * cols // rows
+            y += given[:, at : at + len(flat)] @ flat
+        if bias is not None:
+            y += self.vector(bias, rows).dequantise()
+        return self.from_numpy(y)
 
 
 class ZeroProduct(DelegatingEngine):

@@ -117,7 +117,7 @@ class AnswerFollower:
             self.moved = max(self.moved, divergence(healthy, logits))
         self.passes += 1
         if self.telling.size:
-            rank = int((logits > logits[self.telling].max()).sum())
+            rank = int((~(logits <= logits[self.telling].max())).sum())  # what is no number is near nothing
             self.best = rank if self.best is None else min(self.best, rank)
             self.near = max(1, logits.size // NEAR)
 
