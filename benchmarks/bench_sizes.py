@@ -32,6 +32,10 @@ CODE = {
     "convert": "from aprlab.conversion import convert; r = convert(gguf, apr, force=True); assert r.reversible",
     "check": "from aprlab.formats import open_model; m = open_model(apr); m.config, m.tokenizer; m.check_values()",
     "peel": "from aprlab.onion import peel; v = peel(gguf, apr); assert v.verdict == 'same', v.verdict",
+    "verify": (
+        "from aprlab.qualification.certificate import verify; found = verify(gguf, apr, tokens=64); "
+        "assert found.verdict == 'certified', found.verdict; note = '64 tokens'"
+    ),
     "export": "from aprlab.conversion import export; r = export(apr, back, force=True); assert r.reversible",
     "compare": "from aprlab.model.hub import sha256; assert sha256(gguf) == sha256(back)",
     "token": (
@@ -177,7 +181,7 @@ def _figure(results: dict[str, Any]) -> None:
 
     plt.rcParams["svg.hashsalt"] = "aprlab"
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for what, mark in zip(CODE, "osv^XD<>P", strict=True):
+    for what, mark in zip(CODE, "osv^XD<>Ph", strict=True):
         points = sorted((mine["bytes"] / 1e9, mine[what]) for mine in results.values() if what in mine)
         sizes = [x for x, _ in points]
         left.plot(sizes, [p["processor"] for _, p in points], marker=mark, label=what)
@@ -186,7 +190,9 @@ def _figure(results: dict[str, Any]) -> None:
     sizes = sorted(mine["bytes"] / 1e9 for mine in results.values())
     left.set_xticks(sizes, [f"{size:.2g}" for size in sizes])
     left.minorticks_off()
-    right.set(xlabel="size of the file, GB", ylabel="peak memory, MiB", ylim=(0, None))
+    right.set(xlabel="size of the file, GB", ylabel="peak memory, MiB", xscale="log", yscale="log")
+    right.set_xticks(sizes, [f"{size:.2g}" for size in sizes])
+    right.minorticks_off()
     right.axhline(300, color="0.5", linewidth=0.8, linestyle=":")
     left.legend(fontsize=7, ncols=2)
     figure.savefig(DOCS / "sizes.svg", metadata={"Date": None})
