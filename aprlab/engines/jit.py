@@ -296,7 +296,8 @@ class JitEngine(Engine):
                 buffer = np.empty(step * cols, np.float32)
             tile = buffer[: (last - first) * cols]
             decode(kind, raw[first * row_bytes : last * row_bytes], tile.size, tile)
-            np.matmul(x, tile.reshape(last - first, cols).T, out=y[:, first:last])
+            with np.errstate(over="ignore", invalid="ignore"):  # as the pass says itself, which other threads do not hear
+                np.matmul(x, tile.reshape(last - first, cols).T, out=y[:, first:last])
             self._tiles.append(buffer)
 
         starts = range(0, rows, step)

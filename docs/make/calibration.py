@@ -40,6 +40,7 @@ BEGIN, END = "<!-- calibration: made by docs/make/calibration.py -->", "<!-- end
 PROMPTS = ("What is 2+2?", "What is the capital of France?", "What is 9-4?")
 LENGTH = 8  # tokens of a text
 RANDOM = 8  # texts of random words for each prompt
+PARTS = 5  # of the texts; each is judged by constants that were fitted on the other four
 KINDS = {
     "fault": "a fault of the catalogue", "sampled": "the same at temperature 0.7",
     "left out": "its fault left out of the catalogue", "healthy": "the healthy model, greedy and at 0.7",
@@ -180,15 +181,27 @@ def logistic(x: np.ndarray, y: np.ndarray, w: np.ndarray, ridge: float = 1e-3) -
     return [round(float(each), 2) for each in beta]
 
 
-def measured(name: str, asked: list[View], faults: int, calibration: Calibration) -> dict[str, Any]:
-    """What goes into the record."""
+def held_out(asked: list[View]) -> list[Calibration]:
+    """For each text, the constants that were fitted on the others: without all texts of its fault, in `PARTS` parts."""
+    faults = list(dict.fromkeys(view.of.made.truth for view in asked if view.kind == "fault"))
+    part = [faults.index(view.of.made.truth) if view.of.made.truth in faults else n for n, view in enumerate(asked)]
+    constants = [fitted([view for view, p in zip(asked, part, strict=True) if p % PARTS != out]) for out in range(PARTS)]
+    return [constants[p % PARTS] for p in part]
+
+
+def measured(
+    name: str, asked: list[View], faults: int, calibration: Calibration, others: list[Calibration] | None
+) -> dict[str, Any]:
+    """What goes into the record; `others` are constants in which a text had no part."""
     rows: dict[str, Any] = {}
     sure: list[tuple[float, bool]] = []
-    for view in asked:
+    for n, view in enumerate(asked):
         found, chance, right = view.believed(calibration)
         row = rows.setdefault(view.kind, {"texts": 0, "right": 0, "chance": 0.0, "claimed": 0})
         row["texts"] += 1
         row["right"] += right
+        if others is not None:
+            row["held_out"] = row.get("held_out", 0) + view.believed(others[n])[2]
         row["chance"] += chance
         row["claimed"] += found.answer in ("fault", "compound")
         sure.append((max(found.healthy, found.fault + found.compound, found.none), right))
@@ -210,11 +223,12 @@ def table(record: dict[str, Any]) -> str:
         constants = ", ".join(f"{name} {value:g}" for name, value in of["constants"].items())
         lines += [f"**{of['model']}**, {of['faults']} faults, {sum(row['texts'] for row in of['kinds'].values())} texts, "
                   f"{constants}:", "",
-                  "| text | how many | answered right | chance given to the truth | a fault was named |",
-                  "|---|---|---|---|---|"]  # fmt: skip
+                  "| text | how many | answered right | held out | chance given to the truth | a fault was named |",
+                  "|---|---|---|---|---|---|"]  # fmt: skip
         for kind, row in of["kinds"].items():
             share = f"{row['right']} ({row['right'] / row['texts']:.0%})"
-            lines.append(f"| {KINDS[kind]} | {row['texts']} | {share} | {row['chance']:.2f} | {row['claimed']} |")
+            without = row.get("held_out", "all of them")
+            lines.append(f"| {KINDS[kind]} | {row['texts']} | {share} | {without} | {row['chance']:.2f} | {row['claimed']} |")
         lines += ["", "| it was sure to | times | on average | and was right in |", "|---|---|---|---|"]
         lines += [f"| {name} | {count} | {mean:.2f} | {share:.0%} |" for name, (count, mean, share) in of["bins"].items()]
         lines.append("")
@@ -251,7 +265,8 @@ def main() -> None:
         ran = len({s.faults for view in asked for s in view.suspects if s.bits is not None})
         if given.fit:
             print(fitted(asked))
-        record[given.model.stem] = measured(given.model.stem, asked, ran, MEASURED)
+        others = held_out(asked) if given.model == paths.embedded_model() else None  # the constants are of its texts
+        record[given.model.stem] = measured(given.model.stem, asked, ran, MEASURED, others)
         write_json(RECORD, record)
     write_page(record)
 

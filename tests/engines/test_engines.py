@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from builders import CONFIG, random_model, tensor
 
 from aprlab import engines
+from aprlab.architectures import forward
 from aprlab.engines.base import Cache, Engine
 from aprlab.engines.blas import blas_threads
 from aprlab.engines.reference import ReferenceEngine
@@ -352,3 +354,17 @@ def test_hooks_come_and_go(engine: Engine) -> None:
         engine.add_hook("jump", first)
     with pytest.raises(ValueError, match="no such hook"):
         engine.remove_hook("matmul", first)
+
+
+@pytest.mark.parametrize("name", ["reference", "jit"])
+def test_infinite_weights_run_without_a_warning_on_any_thread(model: Model, name: str) -> None:
+    broken = model.tensors["blk.0.attn_output.weight"]
+    values = broken.dequantise().copy()
+    values[1, 2:4] = np.inf, -np.inf  # which cancel where two activations have one sign
+    tensors = {**model.tensors, broken.name: broken.replace(type=types.F32, raw=values.view(np.uint8).reshape(-1))}
+    one = engines.create(name, model.with_changes(tensors=tensors), threads=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = one.to_numpy(forward(one, model.config, range(12), one.new_cache(model.config, 12)))
+    one.close()
+    assert np.isnan(out).any(), "the infinity came through"
