@@ -13,8 +13,9 @@ The products are those of unsigned weights with signed bytes of activations, exa
   product of floats. `docs/kernels.md` derives what that does to a sum; `split` says which activations this does not suit:
   they go through plain float products.
 
-Tokens come in tiles (`TILE_F32`, `TILE_Q8`), for which weights are unpacked once; one token is a tile of its own. What comes
-out for a token is the same, bit for bit, in either: the sum of one row depends on nothing but that row and its x.
+Tokens come in tiles (`TILE_F32`, `TILE_Q8`), for which weights are unpacked once; one token is a tile of its own. With AVX-512
+tiles take two packed groups at once, sixteen rows in the lanes of one register. What comes out for a token is the same, bit for
+bit, whichever: the sum of one row depends on nothing but that row and its x.
 """
 
 # mypy: ignore-errors
@@ -27,6 +28,7 @@ import numpy as np
 from numba import float32
 from numba.extending import overload
 
+from aprlab.kernels.simd import isa as isas
 from aprlab.kernels.simd.blocks import K_TYPES, OFFSET, ZERO_POINT, elements, size
 from aprlab.kernels.simd.decode import FLAT, INLINE, OPTIONS
 from aprlab.kernels.simd.isa import AVX512
@@ -48,6 +50,7 @@ from aprlab.kernels.simd.vectors import (
     hmax,
     hsum,
     load_f32x8,
+    load_f32x16,
     load_half,
     load_half8,
     load_i8_as_i16x16,
@@ -309,7 +312,10 @@ def _group_overload(isa, kind, tile, totals, p, at, j, n, digits, zeros, i, low,
 
 
 def eight_rows(isa, kind, tile, p, at, digits, zeros, scale, sums, count):
-    """The eight rows packed at byte `at` of `p` times a tile of `count` values a token: f32x8 for each. For kernels."""
+    """The eight rows packed at byte `at` of `p` times a tile of `count` values a token: f32x8 for each. For kernels.
+
+    `p` may be a tuple (array, bytes): then also the eight rows so many bytes behind, and f32x16 for each.
+    """
     raise NotImplementedError
 
 
@@ -319,7 +325,7 @@ def _eight_rows(isa, kind, tile, p, at, digits, zeros, scale, sums, count):
         block = _block_6 if kind.value == "Q6_K" else _block_minima
 
         def large(isa, kind, tile, p, at, digits, zeros, scale, sums, count):
-            total, minima = each_zero(tile), each_zero(tile)
+            total, minima = each_zero(tile, p), each_zero(tile, p)
             for b in range(count // 256):
                 start = at + ROWS * size(kind) * b
                 total, minima = block(isa, kind, tile, p, start, digits, zeros, scale, sums, b, total, minima)
@@ -330,12 +336,12 @@ def _eight_rows(isa, kind, tile, p, at, digits, zeros, scale, sums, count):
     plus = kind.value in OFFSET
 
     def small(isa, kind, tile, p, at, digits, zeros, scale, sums, count):
-        total, one = each_zero(tile), pairs_one(isa)
+        total, one = each_zero(tile, p), pairs_one(isa)
         for b in range(count // 32):
             start = at + ROWS * size(kind) * b
             for line in range(0, ROWS * size(kind), 64):
                 prefetch(p, start + AHEAD + line)
-            dots = _group(isa, kind, tile, totals_zero(tile), p, start, 0, 0, digits, zeros, 32 * b, one, one)
+            dots = _group(isa, kind, tile, totals_zero(tile, p), p, start, 0, 0, digits, zeros, 32 * b, one, one)
             total = each_scaled(total, load_half8(p, start), scale, b, totals_value(tile, dots))
             if plus:
                 total = each_fma(total, load_half8(p, start + 16), sums, b)
@@ -367,7 +373,7 @@ def _block_minima(isa, kind, tile, p, at, digits, zeros, scale, sums, block, tot
     six, four, two = splat_i32(0x3F3F3F3F), splat_i32(0x0F0F0F0F), splat_i32(0x30303030)
     # first four scales and minima of each row, then the last four
     steps, lows, o = band(a, six), band(b, six), 8 * block
-    dots, low = totals_zero(tile), each_zero(tile)
+    dots, low = totals_zero(tile, p), each_zero(tile, p)
     for half in range(2):
         low = each_fma(low, _byte(lows, 0), sums, o)
         low = each_fma(low, _byte(lows, 1), sums, o + 1)
@@ -390,7 +396,7 @@ def _block_minima(isa, kind, tile, p, at, digits, zeros, scale, sums, block, tot
 
 @njit(**FLAT)
 def _block_6(isa, kind, tile, p, at, digits, zeros, scale, sums, block, total, minima):
-    dots = totals_zero(tile)
+    dots = totals_zero(tile, p)
     for j in range(0, 8, 4):  # halves of 128 values; a word of scales is for two groups, 16 values each
         o, steps = 256 * block + 32 * j, load_i32x8(p, at + 768 + 208 * j)
         _ask(kind, p, at, j)
@@ -571,15 +577,41 @@ def _prepare_q8(isa, kind, tile, x):
 _NEAR = 1 << 17  # bytes of a matrix that all tiles are multiplied with in turn: they stay in a second-level cache
 
 
+def _sixteens(isa, kind, tile, p, row_bytes, digits, zeros, scale, sums, cols, bias, out, first, last, t):
+    """As many rows from `first` on as can be taken in sixteens, of the tile that token t begins; returns the row after them."""
+    raise NotImplementedError
+
+
+@overload(_sixteens, jit_options=INLINE, strict=False)
+def _sixteens_overload(isa, kind, tile, p, row_bytes, digits, zeros, scale, sums, cols, bias, out, first, last, t):
+    wide = isa.value == AVX512.name and isas.supported(AVX512)
+    if not wide or len(tile) == 1:  # one token waits for memory
+        return lambda isa, kind, tile, p, row_bytes, digits, zeros, scale, sums, cols, bias, out, first, last, t: first
+
+    def taken(isa, kind, tile, p, row_bytes, digits, zeros, scale, sums, cols, bias, out, first, last, t):
+        (count, rows), flat, r = out.shape, out.reshape(-1), first
+        while r + 2 * ROWS <= min(last, rows):
+            y = eight_rows(isa, kind, tile, (p, ROWS * row_bytes), r * row_bytes, digits, zeros, scale, sums, cols)
+            if bias.size:
+                y = each_add(y, load_f32x16(bias, r))
+            each_store(flat, t * rows + r, rows, y, count - t)
+            r += 2 * ROWS
+        return r
+
+    return taken
+
+
 @njit(**FLAT)
 def _rows(isa, kind, tile, p, row_bytes, digits, zeros, scale, sums, cols, bias, out, first, last):
     """Rows first … last - 1 into out (T, rows); first is a multiple of eight."""
     (count, rows), flat, spare = out.shape, out.reshape(-1), np.empty(ROWS * len(tile), np.float32)
-    near = max(_NEAR // row_bytes // ROWS, 1) * ROWS
+    near = max(_NEAR // row_bytes // (2 * ROWS), 1) * 2 * ROWS
     for low in range(first, last, near):
+        high = min(low + near, last)
         for t in range(0, count, len(tile)):
             d, z, c, s = _of_tile(isa, kind, tile, t, cols, digits, zeros, scale, sums)
-            for r in range(low, min(low + near, last), ROWS):
+            rest = _sixteens(isa, kind, tile, p, row_bytes, d, z, c, s, cols, bias, out, low, high, t)
+            for r in range(rest, high, ROWS):
                 y = eight_rows(isa, kind, tile, p, r * row_bytes, d, z, c, s, cols)
                 if r + ROWS <= rows:
                     if bias.size:

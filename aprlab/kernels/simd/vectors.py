@@ -54,7 +54,7 @@ class _VectorModel(PrimitiveModel):
 
 f32x8, i32x8, i16x16 = Vector("f", 32, 8), Vector("i", 32, 8), Vector("i", 16, 16)
 f32x16, i32x16 = Vector("f", 32, 16), Vector("i", 32, 16)
-i8x16, i8x32 = Vector("i", 8, 16), Vector("i", 8, 32)
+i8x16, i8x32, i8x64 = Vector("i", 8, 16), Vector("i", 8, 32), Vector("i", 8, 64)
 
 
 class Marker(types.Opaque):
@@ -119,28 +119,60 @@ def _load(b: ir.IRBuilder, pointer: ir.Value) -> ir.Value:
     return b.load(pointer, align=1)
 
 
+def _doubled(vector: Vector) -> Vector:
+    return Vector(vector.kind, vector.bits, 2 * vector.lanes)
+
+
+def _is_pair(array: Any) -> bool:
+    """Whether loads are to take two places at a time: `array` is a tuple (array, how many elements lie between them)."""
+    return isinstance(array, types.BaseTuple)
+
+
+def _both(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
+    """One vector after the other."""
+    return _shuffle(b, low, list(range(2 * low.type.count)), high)
+
+
+def _fitted(b: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
+    """The vector, repeated where it has half the lanes."""
+    return value if value.type.count == lanes else _both(b, value, value)
+
+
+def _from_places(vector: Vector, array: Any, one: Callable[..., ir.Value]) -> Any:
+    """What an intrinsic (array, index) -> vector returns: `one` loads from one place; of a pair of places both, side by side."""
+    if not _is_pair(array):
+        return vector(array, types.intp), lambda context, b, signature, args: one(context, b, array, args[0], args[1])
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        held, gap = (b.extract_value(args[0], i) for i in range(2))
+        ends = (one(context, b, array[0], held, at) for at in (args[1], b.add(args[1], gap)))
+        return _both(b, *ends)
+
+    return _doubled(vector)(array, types.intp), emit
+
+
 def _loader(vector: Vector, doc: str) -> Any:
     """An intrinsic (array, index) -> vector that loads as many bytes as the vector has."""
 
     def load(typingctx: Any, array: Any, index: Any) -> Any:
-        def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-            return _load(b, _pointer(context, b, array, args[0], args[1], vector.llvm))
+        def one(context: Any, b: ir.IRBuilder, kind: Any, held: Any, at: Any) -> ir.Value:
+            return _load(b, _pointer(context, b, kind, held, at, vector.llvm))
 
-        return vector(array, types.intp), emit
+        return _from_places(vector, array, one)
 
     load.__doc__ = doc
     return intrinsic(load)
 
 
 def _binary(emit_one: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value], doc: str) -> Any:
-    """An intrinsic (vector, vector of the same type) -> vector."""
+    """An intrinsic (vector, vector of the same type, or half of it, which is repeated) -> vector."""
 
     def operation(typingctx: Any, a: Any, b: Any) -> Any:
-        if not isinstance(a, Vector) or a != b:
+        if not isinstance(a, Vector) or not isinstance(b, Vector) or a not in (b, _doubled(b)):
             return None
 
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-            return emit_one(builder, args[0], args[1])
+            return emit_one(builder, args[0], _fitted(builder, args[1], a.lanes))
 
         return a(a, b), emit
 
@@ -161,11 +193,19 @@ load_i8x32 = _loader(i8x32, "32 bytes.")
 def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     """Ask for the cache line of element `index`, which will be read once; beyond the array's end nothing happens."""
 
-    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, b, array, args[0], args[1], I8)
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
-        function = b.module.globals.get("llvm.prefetch.p0") or ir.Function(b.module, kind, "llvm.prefetch.p0")
+    def ask(context: Any, b: ir.IRBuilder, kind: Any, held: Any, at: Any) -> None:
+        pointer = _pointer(context, b, kind, held, at, I8)
+        called = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+        function = b.module.globals.get("llvm.prefetch.p0") or ir.Function(b.module, called, "llvm.prefetch.p0")
         b.call(function, [pointer, *(ir.Constant(I32, n) for n in (0, 3, 1))])  # to read, into all caches, data
+
+    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        if _is_pair(array):
+            held, gap = (b.extract_value(args[0], i) for i in range(2))
+            for at in (args[1], b.add(args[1], gap)):
+                ask(context, b, array[0], held, at)
+        else:
+            ask(context, b, array, args[0], args[1])
         return context.get_dummy_value()
 
     return types.void(array, types.intp), emit
@@ -240,10 +280,10 @@ def load_f32x8_bytes(typingctx: Any, array: Any, index: Any) -> Any:
 def load_half8(typingctx: Any, array: Any, index: Any) -> Any:
     """Eight IEEE halves at byte `index` of a uint8 array, as float32."""
 
-    def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return b.fpext(_load(b, _pointer(context, b, array, args[0], args[1], ir.VectorType(F16, 8))), f32x8.llvm)
+    def one(context: Any, b: ir.IRBuilder, kind: Any, held: Any, at: Any) -> ir.Value:
+        return b.fpext(_load(b, _pointer(context, b, kind, held, at, ir.VectorType(F16, 8))), f32x8.llvm)
 
-    return f32x8(array, types.intp), emit
+    return _from_places(f32x8, array, one)
 
 
 @intrinsic
@@ -325,7 +365,7 @@ def _shifter(method: str, doc: str) -> Any:
 
         def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
             # no processor has byte shifts: take them by pairs, and let the caller mask what crosses over
-            lanes = i16x16 if value == i8x32 else value
+            lanes = Vector("i", 16, value.lanes // 2) if value in (i8x32, i8x64) else value
             amount = _splat(b, b.trunc(args[1], lanes.lane), lanes.lanes)
             return b.bitcast(getattr(b, method)(b.bitcast(args[0], lanes.llvm), amount), value.llvm)
 
@@ -429,12 +469,15 @@ def hsum_i32(typingctx: Any, x: Any) -> Any:
 
 @intrinsic
 def to_f32(typingctx: Any, x: Any) -> Any:
-    """i32x8, signed, as f32x8."""
+    """i32x8, signed, as f32x8; i32x16 as f32x16."""
+    if not isinstance(x, Vector) or x.kind != "i" or x.bits != 32:
+        return None
+    floats = Vector("f", 32, x.lanes)
 
     def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return b.sitofp(args[0], f32x8.llvm)
+        return b.sitofp(args[0], floats.llvm)
 
-    return f32x8(i32x8), emit
+    return floats(x), emit
 
 
 @intrinsic
@@ -592,8 +635,8 @@ def _dot4_avx2(b: ir.IRBuilder, acc: ir.Value, unsigned: ir.Value, signed: ir.Va
 def _dot4_avx512(b: ir.IRBuilder, acc: ir.Value, unsigned: ir.Value, signed: ir.Value) -> ir.Value:
     if not isas.supported(isas.AVX512):  # asked for by name on a lesser machine: the same sums, spelled out
         return _dot4_portable(b, acc, unsigned, signed)
-    args = [acc, b.bitcast(unsigned, i32x8.llvm), b.bitcast(signed, i32x8.llvm)]
-    return _call(b, "llvm.x86.avx512.vpdpbusd.256", i32x8.llvm, args)
+    args = [acc, b.bitcast(unsigned, acc.type), b.bitcast(signed, acc.type)]
+    return _call(b, f"llvm.x86.avx512.vpdpbusd.{32 * acc.type.count}", acc.type, args)
 
 
 _DOT4 = {isas.AVX512.name: _dot4_avx512, isas.AVX2.name: _dot4_avx2, isas.PORTABLE.name: _dot4_portable}
@@ -686,14 +729,14 @@ def _in_order(b: ir.IRBuilder, isa: str, values: list[ir.Value]) -> list[ir.Valu
 
 
 @intrinsic
-def totals_zero(typingctx: Any, tile: Any) -> Any:
-    """Zeros i32x8, one for each digit of each token."""
-    kind = types.UniTuple(i32x8, _per_digit(tile))
+def totals_zero(typingctx: Any, tile: Any, array: Any) -> Any:
+    """Zeros i32x8, one for each digit of each token; i32x16 for what is loaded from a pair of places of `array`."""
+    kind = types.UniTuple(i32x16 if _is_pair(array) else i32x8, _per_digit(tile))
 
     def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return context.make_tuple(b, kind, [_repeat(i32x8, 0)] * kind.count)
+        return context.make_tuple(b, kind, [_repeat(kind.dtype, 0)] * kind.count)
 
-    return kind(tile), emit
+    return kind(tile, array), emit
 
 
 @intrinsic
@@ -738,11 +781,17 @@ def pair_word(typingctx: Any, isa: Any, first: Any, second: Any) -> Any:
 
 @intrinsic
 def pairs_add(typingctx: Any, isa: Any, sums: Any, unsigned: Any, digits: Any, index: Any) -> Any:
-    """sums + the products of unsigned bytes i8x32 with four signed ones of each digit of each token, the same four in every lane.
+    """sums + the products of unsigned bytes i8x32 with four signed ones of each digit of each token, the same four in every lane;
+    with VNNI of i8x64, too, whose sums are twice as wide.
 
     They are those of values `index` … `index` + 3, a multiple of four, in an int8 array [step][token][digit][4]. Two products
     together must fit 16 bits, and so must whatever a pair has added up to at `pairs_close`.
     """
+
+    if unsigned not in (i8x32, i8x64):
+        return None
+    vnni, lanes = sums.dtype in (i32x8, i32x16), unsigned.lanes // 4
+    kind = types.UniTuple(Vector("i", 32, lanes), sums.count) if vnni else sums
 
     def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         made = []
@@ -750,14 +799,14 @@ def pairs_add(typingctx: Any, isa: Any, sums: Any, unsigned: Any, digits: Any, i
         for i in range(sums.count):
             start = b.extract_value(args[1], i)
             word = _load(b, _pointer(context, b, digits, args[3], b.add(first, ir.Constant(I64, 4 * i)), I32))
-            signed = b.bitcast(_splat(b, word, 8), i8x32.llvm)
-            if sums.dtype == i32x8:
-                made.append(_dot4_avx512(b, start, args[2], signed))
+            signed = b.bitcast(_splat(b, word, lanes), unsigned.llvm)
+            if vnni:
+                made.append(_dot4_avx512(b, _fitted(b, start, lanes), args[2], signed))
             else:
                 made.append(b.add(start, _pair_products(b, isa.value, args[2], signed)))
-        return context.make_tuple(b, sums, _in_order(b, isa.value, made))
+        return context.make_tuple(b, kind, _in_order(b, isa.value, made))
 
-    return sums(isa, sums, i8x32, digits, types.intp), emit
+    return kind(isa, sums, unsigned, digits, types.intp), emit
 
 
 @intrinsic
@@ -765,8 +814,8 @@ def pairs_close(typingctx: Any, isa: Any, totals: Any, sums: Any, factor: Any) -
     """totals + factor * sums, lane by lane; `factor` by `pairs_factor` or `pairs_one` for this set."""
 
     def close(b: ir.IRBuilder, total: ir.Value, added: ir.Value, factor: ir.Value) -> ir.Value:
-        if sums.dtype == i32x8:
-            return b.add(total, b.mul(added, factor))
+        if sums.dtype in (i32x8, i32x16):
+            return b.add(total, b.mul(added, _fitted(b, factor, total.type.count)))
         if isa.value == isas.AVX2.name:
             factor = b.bitcast(factor, i16x16.llvm)
             return b.add(total, _call(b, "llvm.x86.avx2.pmadd.wd", i32x8.llvm, [added, factor]))
@@ -777,25 +826,26 @@ def pairs_close(typingctx: Any, isa: Any, totals: Any, sums: Any, factor: Any) -
         each = ((b.extract_value(args[1], i), b.extract_value(args[2], i)) for i in range(sums.count))
         return context.make_tuple(b, totals, [close(b, total, added, args[3]) for total, added in each])
 
-    return totals(isa, totals, sums, i32x8), emit
+    return totals(isa, totals, sums, factor), emit
 
 
 def _fma(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
-    return _call(b, "llvm.fmuladd.v8f32", x.type, [x, y, z])
+    return _call(b, f"llvm.fmuladd.v{x.type.count}f32", x.type, [x, y, z])
 
 
 @intrinsic
 def totals_value(typingctx: Any, tile: Any, totals: Any) -> Any:
     """What totals of digits of base 256, lowest first, mean together: an f32x8 a token, put together from the lowest up."""
-    kind, each = types.UniTuple(f32x8, tile.count), tile.dtype.count
+    lanes, each = totals.dtype.lanes, tile.dtype.count
+    kind = types.UniTuple(Vector("f", 32, lanes), tile.count)
 
     def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         values = []
         for n in range(kind.count):
-            floats = [b.sitofp(b.extract_value(args[1], n * each + i), f32x8.llvm) for i in range(each)]
+            floats = [b.sitofp(b.extract_value(args[1], n * each + i), kind.dtype.llvm) for i in range(each)]
             value = floats[0]
             for i, high in enumerate(floats[1:], 1):
-                base = ir.Constant(f32x8.llvm, [ir.Constant(F32, float(256**i))] * 8)
+                base = ir.Constant(kind.dtype.llvm, [ir.Constant(F32, float(256**i))] * lanes)
                 value = _fma(b, high, base, value)
             values.append(value)
         return context.make_tuple(b, kind, values)
@@ -807,14 +857,14 @@ def totals_value(typingctx: Any, tile: Any, totals: Any) -> Any:
 
 
 @intrinsic
-def each_zero(typingctx: Any, tile: Any) -> Any:
-    """Zeros f32x8, one a token."""
-    kind = types.UniTuple(f32x8, tile.count)
+def each_zero(typingctx: Any, tile: Any, array: Any) -> Any:
+    """Zeros f32x8, one a token; f32x16 for what is loaded from a pair of places of `array`."""
+    kind = types.UniTuple(f32x16 if _is_pair(array) else f32x8, tile.count)
 
     def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        return context.make_tuple(b, kind, [_splat(b, ir.Constant(F32, 0.0), 8)] * kind.count)
+        return context.make_tuple(b, kind, [_splat(b, ir.Constant(F32, 0.0), kind.dtype.lanes)] * kind.count)
 
-    return kind(tile), emit
+    return kind(tile, array), emit
 
 
 def _each(make: Callable[..., ir.Value], doc: str, *, factors: bool) -> Any:
@@ -826,7 +876,7 @@ def _each(make: Callable[..., ir.Value], doc: str, *, factors: bool) -> Any:
             for n in range(sums.count):
                 number = _load(b, _pointer(context, b, array, args[2], b.add(first, ir.Constant(I64, n)), F32))
                 more = [b.extract_value(args[4], n)] if factors else []
-                made.append(make(b, b.extract_value(args[0], n), args[1], _splat(b, number, 8), *more))
+                made.append(make(b, b.extract_value(args[0], n), args[1], _splat(b, number, sums.dtype.lanes), *more))
             return context.make_tuple(b, sums, made)
 
         return emit
@@ -834,13 +884,13 @@ def _each(make: Callable[..., ir.Value], doc: str, *, factors: bool) -> Any:
     if factors:
 
         def with_factors(typingctx: Any, sums: Any, x: Any, array: Any, index: Any, values: Any) -> Any:
-            return sums(sums, f32x8, array, types.intp, sums), emitter(sums, array)
+            return sums(sums, sums.dtype, array, types.intp, sums), emitter(sums, array)
 
         with_factors.__doc__ = doc
         return intrinsic(with_factors)
 
     def without(typingctx: Any, sums: Any, x: Any, array: Any, index: Any) -> Any:
-        return sums(sums, f32x8, array, types.intp), emitter(sums, array)
+        return sums(sums, sums.dtype, array, types.intp), emitter(sums, array)
 
     without.__doc__ = doc
     return intrinsic(without)
@@ -873,7 +923,8 @@ def each_store(typingctx: Any, array: Any, index: Any, step: Any, values: Any, c
         for n in range(values.count):
             at = b.add(args[1], b.mul(args[2], ir.Constant(I64, n)))
             with b.if_then(b.icmp_signed("<", ir.Constant(I64, n), args[4])):
-                b.store(b.extract_value(args[3], n), _pointer(context, b, array, args[0], at, f32x8.llvm), align=1)
+                value = b.extract_value(args[3], n)
+                b.store(value, _pointer(context, b, array, args[0], at, value.type), align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, values, types.intp), emit
@@ -886,7 +937,7 @@ def each_add(typingctx: Any, values: Any, x: Any) -> Any:
     def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         return context.make_tuple(b, values, [b.fadd(b.extract_value(args[0], n), args[1]) for n in range(values.count)])
 
-    return values(values, f32x8), emit
+    return values(values, values.dtype), emit
 
 
 @intrinsic
@@ -905,17 +956,17 @@ def _factor(signed: bool) -> Any:
 
         def emit(context: Any, b: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
             # the byte to the top of each 16 (or 32) bits, then down again, with its sign or without
-            lanes = i32x8 if wide else i16x16
+            lanes = words if wide else i16x16
             shift = b.shl(b.trunc(args[2], I32), ir.Constant(I32, 3))
-            word = b.and_(b.lshr(args[1], _splat(b, shift, 8)), _repeat(i32x8, 255))
+            word = b.and_(b.lshr(args[1], _splat(b, shift, words.lanes)), _repeat(words, 255))
             if not wide:
-                word = b.or_(word, b.shl(word, _repeat(i32x8, 16)))
+                word = b.or_(word, b.shl(word, _repeat(words, 16)))
             if not signed:
                 return word
             eight = _repeat(lanes, 24 if wide else 8)
-            return b.bitcast(b.ashr(b.shl(b.bitcast(word, lanes.llvm), eight), eight), i32x8.llvm)
+            return b.bitcast(b.ashr(b.shl(b.bitcast(word, lanes.llvm), eight), eight), words.llvm)
 
-        return i32x8(isa, i32x8, types.int64), emit
+        return words(isa, words, types.int64), emit
 
     factor.__doc__ = f"Byte 0-3, {'signed' if signed else 'unsigned'}, of each 32-bit lane, as a factor of `pairs_close`."
     return intrinsic(factor)
