@@ -91,7 +91,7 @@ _ENGINE = "aprlab"  # papermill's word for what runs a notebook
 def _write_once(engines: Any) -> None:
     """Add an engine to papermill that writes the notebook when it has ended, however it did, and not around each cell."""
 
-    class OnceWritten(engines.NBClientEngine):  # type: ignore[misc, name-defined]
+    class OnceWritten(engines.NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> None:
             path, nb_man.output_path = nb_man.output_path, None

@@ -38,3 +38,10 @@ def test_words_paths_and_defaults_are_converted_without_pydantic(tiny: Path, tmp
     found = imported("--debug", "convert", str(tiny), "-o", str(tmp_path / "out.apr"), "--dialect", "realizar")
     assert "aprlab.conversion.converter" in found
     assert "pydantic" not in found
+
+
+def test_what_runs_notebooks_draws_nothing_itself() -> None:
+    code = "import sys; from aprlab.lab import notebooks; notebooks.check_parameters('00_golden_rule', {}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "papermill" in done.stdout.split()
+    assert not set(done.stdout.split()) & {"matplotlib", "aprlab.figures", "aprlab.faults"}
