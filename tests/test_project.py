@@ -64,9 +64,9 @@ def test_the_readme_knows_every_verb_and_links_lead_somewhere() -> None:
 def test_command_lines_in_the_readme_exist() -> None:
     import typer
 
-    from aprlab.cli.app import app
+    from aprlab.cli.app import app_of
 
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = typer.main.get_command(app_of()).commands  # type: ignore[attr-defined]
     blocks = "".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
     lines = [line for line in blocks.splitlines() if line.startswith("aprlab ")]
     lines += [part for part in re.findall(r"`(?:\.venv/bin/)?(aprlab [^`]+)`", README) if part.split()[1] != "VERB"]
@@ -75,7 +75,7 @@ def test_command_lines_in_the_readme_exist() -> None:
         words = line.split("#")[0].split("aprlab ")[1].split(" -- ")[0].split()
         if words[0].startswith("-"):
             words = ["", *words]
-        parameters = commands[words[0]].params if words[0] else typer.main.get_command(app).params
+        parameters = commands[words[0]].params if words[0] else typer.main.get_command(app_of()).params
         known = {option for parameter in parameters for option in parameter.opts} | {"--help"}
         assert {word for word in words if word.startswith("--")} <= known, line
 

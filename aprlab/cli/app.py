@@ -19,7 +19,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from aprlab.cli import output, sigbus
-from aprlab.cli.registry import Debug, Debugging, MachineReader, build, reset
+from aprlab.cli.registry import Debug, Debugging, MachineReader, PlainGroup, Verb, VerbGroup, build, reset
 from aprlab.cli.streams import fill_standard_streams
 from aprlab.cli.verbs import GROUPS, VERBS
 from aprlab.errors import AprlabError, UsageError
@@ -28,15 +28,6 @@ from aprlab.errors import AprlabError, UsageError
 _ClickUsageError: type[Exception] = typer.BadParameter.__mro__[1]
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 _INTERRUPTED = 130
-
-app = typer.Typer(
-    name="aprlab",
-    help="Find out why a converted model answers garbage: GGUF against APR, layer by layer.",
-    epilog="aprlab VERB --help shows an example of each.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
 
 def _version(value: bool) -> None:
@@ -47,7 +38,6 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def frame(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
     debug: Debug = False,
@@ -55,7 +45,32 @@ def frame(
     """Find out why a converted model answers garbage: GGUF against APR, layer by layer."""
 
 
-build(app, GROUPS, VERBS)
+def app_of(groups: tuple[VerbGroup, ...] = GROUPS, verbs: tuple[Verb, ...] = VERBS) -> typer.Typer:
+    """The command with these verbs; with all of them where nothing is said."""
+    made = typer.Typer(
+        name="aprlab",
+        cls=PlainGroup,
+        help=frame.__doc__,
+        epilog="aprlab VERB --help shows an example of each.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(frame)
+    build(made, groups, verbs)
+    return made
+
+
+def _app_for(words: Sequence[str]) -> typer.Typer:
+    """The command with the verb that a command line begins with; with all of them where it begins otherwise.
+
+    Help and mistakes know all verbs; to make all of them takes as long as reading a model's header.
+    """
+    named = words[0] if words else ""
+    verbs = tuple(verb for verb in VERBS if named and named in (verb.within or verb.name, verb.alias))
+    if verbs or list(words) == ["--version"]:
+        return app_of(tuple(each for each in GROUPS if each.name == named), verbs)
+    return app_of()
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
@@ -81,7 +96,7 @@ def run_cli(args: Sequence[str] | None = None) -> int:
     previous = signal.signal(signal.SIGTERM, _terminate)  # so that `finally` and `with` clean up on SIGTERM, too
     words = sys.argv[1:] if args is None else list(args)
     try:
-        status = app(args=words, standalone_mode=False)
+        status = _app_for(words)(args=words, standalone_mode=False)
         sys.stdout.flush()
         if status == _INTERRUPTED:  # typer's way to say it
             raise KeyboardInterrupt

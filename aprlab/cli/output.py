@@ -150,6 +150,24 @@ def _console(stream: TextIO) -> Console:
 
 def progress(total: float | None, unit: str, name: str = "", *, scale: bool = False) -> Any:
     """A progress bar on standard error where that is a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return _NoBar()
     from tqdm import tqdm
 
-    return tqdm(total=total, unit=unit, unit_scale=scale, leave=False, disable=None, desc=printable(name) or None)
+    return tqdm(total=total, unit=unit, unit_scale=scale, leave=False, desc=printable(name) or None)
+
+
+class _NoBar:
+    """What a verb does with a progress bar, where nobody looks: tqdm's import alone takes as long as some verbs."""
+
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def update(self, count: float = 1) -> None:
+        """Some more is done."""
+
+    def set_postfix_str(self, text: str) -> None:
+        """What is done now."""

@@ -8,14 +8,19 @@ options, declared once, and it returns a dict of values for the verbs that share
 from __future__ import annotations
 
 import builtins
+import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from inspect import Parameter, Signature, getdoc, signature
+from pathlib import Path
+from types import NoneType, UnionType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 from typer.models import OptionInfo
 
 PANELS = ("look", "convert", "find", "prove", "tell", "machine room")  # of the help, in this order
@@ -130,7 +135,8 @@ def build(app: typer.Typer, groups: tuple[VerbGroup, ...], verbs: tuple[Verb, ..
 
 
 def _nested(each: VerbGroup) -> typer.Typer:
-    made = typer.Typer(name=each.name, help=each.help, epilog=f"Example: aprlab {each.example}", no_args_is_help=True)
+    epilog = f"Example: aprlab {each.example}"
+    made = typer.Typer(name=each.name, cls=PlainGroup, help=each.help, epilog=epilog, no_args_is_help=True)
 
     @made.callback()
     def frame(debug: Debug = False) -> None:
@@ -143,9 +149,61 @@ def _add(app: typer.Typer, verb: Verb) -> None:
     function = command_of(verb)
     settings: dict[str, Any] = {"help": getdoc(verb.run), "epilog": f"Example: aprlab {verb.example}"}
     panel = None if verb.within else verb.panel
-    app.command(verb.name, rich_help_panel=panel, **settings)(function)
+    app.command(verb.name, cls=PlainCommand, rich_help_panel=panel, **settings)(function)
     if verb.alias:
-        app.command(verb.alias, hidden=True, **settings)(function)
+        app.command(verb.alias, cls=PlainCommand, hidden=True, **settings)(function)
+
+
+class PlainCommand(TyperCommand):
+    """A command that takes words and paths as they are; typer asks pydantic, whose import is a third of a short verb's start."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _taken_plainly(self, super().get_params(ctx))
+
+
+class PlainGroup(TyperGroup):
+    """The same of the options before a verb."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _taken_plainly(self, super().get_params(ctx))
+
+
+def _taken_plainly(command: Any, parameters: Sequence[Any]) -> list[Any]:
+    kinds = getattr(inspect.unwrap(command.callback), "__annotations__", {})
+    for parameter in parameters:
+        if "process_value" not in vars(parameter):
+            kind = _kind(kinds.get(parameter.name))
+            parameter.process_value = partial(_value_of, parameter, kind, parameter.process_value)
+    return list(parameters)
+
+
+def _kind(annotation: Any) -> Any:
+    """What an option is declared as, whether or not it may be left out: ``str`` of ``Annotated[str | None, …]``."""
+    declared = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    parts = [part for part in get_args(declared) if part is not NoneType]
+    return parts[0] if get_origin(declared) is UnionType and len(parts) == 1 else declared
+
+
+def _value_of(parameter: Any, kind: Any, process: Callable[[Any, Any], Any], context: Any, value: Any) -> Any:
+    """The value of an option: as it is where there is nothing to convert and nothing to refuse, else as typer makes it."""
+    if value is None and not parameter.required:
+        read: Any = () if parameter.multiple or parameter.nargs == -1 else None
+    elif kind in (bool, int, float) and value is parameter.default and type(value) is kind:
+        read = value
+    elif kind in (str, Path) and isinstance(value, str) and _is_plain(value, kind):
+        read = kind(value)
+    else:
+        return process(context, value)
+    return read if parameter.callback is None else parameter.callback(context, parameter, read)
+
+
+def _is_plain(word: str, kind: type) -> bool:
+    """Whether a word is UTF-8, and the name of no file that is there and cannot be read: typer has words for those."""
+    try:
+        word.encode()
+        return kind is str or os.access(word, os.R_OK) or not os.path.lexists(word)
+    except ValueError:  # half a character, or a NUL in a name
+        return False
 
 
 def command_of(verb: Verb) -> Callable[..., None]:

@@ -94,7 +94,6 @@ def _parameters(
     candidate: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The notebooks' parameters; what is wrong with them is said here, in one line, and not in a notebook's cell."""
-    from aprlab.faults import by_id
     from aprlab.formats import open_model
 
     if model is not None:
@@ -104,6 +103,8 @@ def _parameters(
             "--fault is put into the model, --candidate is broken already: which of them?", code="cli.fault-and-candidate"
         )
     if fault is not None:
+        from aprlab.faults import by_id  # a tenth of a second
+
         fault = ",".join(by_id(id).id for id in ids(fault))
     if candidate is not None and not candidate.is_file():
         raise UsageError("there is no such file", code="cli.no-such-file", path=candidate)

@@ -13,8 +13,10 @@ from __future__ import annotations
 import io
 import sys
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from aprlab.figures.described import described
 
@@ -22,13 +24,15 @@ SHARP = 2  # pixels of the picture for one of the screen
 _COLOURS = 128
 
 
-def picture(figure: Figure) -> tuple[bytes, dict[str, int]]:
-    """The figure as PNG, and the width and height in which it is shown."""
+def picture(figure: Figure, box: Bbox | None = None) -> tuple[bytes, dict[str, int]]:
+    """The figure as PNG, and the width and height in which it is shown; `box` is its `cut`, where that is known."""
     from PIL import Image
 
     from aprlab.figures.live import cut
 
-    figure.savefig(drawn := io.BytesIO(), format="png", dpi=SHARP * figure.dpi, bbox_inches=cut(figure), pad_inches=0)
+    box = cut(figure) if box is None else box
+    once = {"compress_level": 0}  # read again in the next line
+    figure.savefig(drawn := io.BytesIO(), format="png", dpi=SHARP * figure.dpi, bbox_inches=box, pad_inches=0, pil_kwargs=once)
     image = Image.open(drawn).convert("RGB")
     few = image.quantize(_COLOURS, dither=Image.Dither.NONE)
     few.save(file := io.BytesIO(), "PNG", optimize=True)
@@ -40,14 +44,36 @@ def show_in_cells() -> None:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if shell is None:
         return
-    from aprlab.figures.live import MIME, live_data
+    from aprlab.figures.live import MIME
 
     formatters = shell.display_formatter.formatters
     formatters["text/plain"].for_type(Figure, lambda figure, printer, cycle: printer.text(described(figure)))
-    formatters["image/png"].for_type(Figure, picture)
+    formatters["image/png"].for_type(Figure, _picture_first)
     if MIME not in formatters:
         formatters[MIME] = _formatter(MIME)
-    formatters[MIME].for_type(Figure, live_data)
+    formatters[MIME].for_type(Figure, _data_then)
+
+
+_SHOWN: WeakKeyDictionary[Figure, Bbox] = WeakKeyDictionary()
+
+
+def _picture_first(figure: Figure) -> tuple[bytes, dict[str, int]]:
+    from aprlab.figures.live import cut
+
+    box = cut(figure)
+    drawn = picture(figure, box)
+    _SHOWN[figure] = box
+    return drawn
+
+
+def _data_then(figure: Figure) -> dict[str, Any]:
+    """The data of a figure as its picture, made just before, has laid it out: to the pixel, and without a layout of their own.
+
+    A layout depends on the resolution, and is a third of the work of both.
+    """
+    from aprlab.figures.live import live_data
+
+    return live_data(figure, _SHOWN.pop(figure, None))  # None: of a front end that wants no picture
 
 
 def _formatter(mime: str) -> Any:

@@ -23,10 +23,12 @@ from matplotlib.patches import Patch, Rectangle, StepPatch
 from matplotlib.ticker import FixedLocator
 from matplotlib.transforms import Affine2D, Bbox
 
+from aprlab.display.figure_data import FIGURE_DATA
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MIME = "application/vnd.aprlab.figure+json"
+MIME = FIGURE_DATA
 VERSION = 1
 MARGIN = 0.1  # inches around what is drawn, as `savefig.bbox: tight` has it
 MOST = 1500  # points of one scatter or line that go along; more are thinned out
@@ -53,15 +55,20 @@ def name_states(ax: Axes, states: Sequence[str], whole: Sequence[int] = ()) -> N
 
 
 def cut(figure: Figure) -> Bbox:
-    """The part of a figure that is drawn on, in inches: what its picture shows."""
-    figure.draw_without_rendering()
+    """The part of a figure that is drawn on, in inches: what its picture shows. The figure is laid out for it."""
+    layout = figure.get_layout_engine()
+    if layout is not None and figure.axes:
+        layout.execute(figure)
     box = figure.get_tightbbox()
     return Bbox.unit() if box is None else box.padded(MARGIN)
 
 
-def live_data(figure: Figure) -> dict[str, Any]:
-    """The figure as plain data, fit for JSON; axes that hold nothing to read (colour bars) are left out."""
-    box = cut(figure)
+def live_data(figure: Figure, box: Bbox | None = None) -> dict[str, Any]:
+    """The figure as plain data, fit for JSON; axes that hold nothing to read (colour bars) are left out.
+
+    `box` is the `cut` of a picture of it that was drawn just now, whose layout then holds; without one it is laid out anew.
+    """
+    box = cut(figure) if box is None else box
     axes = [_axes(ax, box, figure.dpi) for ax in figure.axes if ax.get_label() != "<colorbar>" and ax.axison]
     plain: dict[str, Any] = _whole({"version": VERSION, "axes": [each for each in axes if any(each[kind] for kind in _KINDS)]})
     return plain

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -181,27 +182,61 @@ def _read_array(at: Cursor, key: str, element: int, count: int) -> Any:
 
 def _string_spans(at: Cursor, key: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Where each of `count` strings starts and stops, int64 ``(count,)``; a real vocabulary has 300,000 of them."""
-    first, data, end, length = at.offset, at.data, at.size, struct.Struct("<Q").unpack_from
-    found = array("q")  # eight bytes a string, where a list of Python's numbers takes forty
-    position, add = first, found.append
-    try:
-        for _ in range(count):
-            position += 8 + length(data, position)[0]
-            if position > end:
-                break
-            add(position)
-    except struct.error:  # not even a length is left
-        pass
-    stops = np.frombuffer(found, np.int64) if found else np.empty(0, np.int64)
+    first, parts, found, single = at.offset, [np.empty(0, np.int64)], 0, FEW
+    while found < count:
+        stops = _short_strings(at, count - found)
+        if len(stops) < MANY:  # an empty string, one of 256 bytes or more, a NUL: text does not look so, this file does
+            at.offset = int(stops[-1]) if len(stops) else at.offset
+            more = _strings_one_by_one(at, min(single, count - found - len(stops)))
+            stops, single = np.concatenate([stops, more]), 2 * single
+            if not len(more) and found + len(stops) < count:
+                raise FormatError(
+                    f"ends inside string {found + len(stops)} of {key!r}",
+                    code="reading.truncated", path=at.path, offset=at.offset,
+                )  # fmt: skip
+        else:
+            single = FEW
+        parts.append(stops)
+        found, at.offset = found + len(stops), int(stops[-1])
+    stops = np.concatenate(parts)
     starts = np.empty_like(stops)  # each behind its length, and that behind the last one
     starts[:1], starts[1:] = first, stops[:-1]
     starts += 8
-    if len(found) < count:
-        at_fault = found[-1] if found else first
-        said = f"ends inside string {len(found)} of {key!r}"
-        raise FormatError(said, code="reading.truncated", path=at.path, offset=at_fault)
-    at.offset = position
     return starts, stops
+
+
+FEW, MANY = 16, 256  # strings that are read one by one where it must be; strings that repay a look at all bytes of a window
+_WINDOW = 1 << 17  # bytes: fits a core's cache
+
+
+def _short_strings(at: Cursor, most: int) -> np.ndarray:
+    """Where strings stop that follow each other from here on, int64: those that one look at the next bytes finds, maybe none.
+
+    A length below 256 is a byte with seven zeros behind it. Each string must begin where the one before it stops, so that
+    nothing in a text is taken for a length.
+    """
+    window = np.frombuffer(at.data, np.uint8)[at.offset : at.offset + _WINDOW]
+    there = np.flatnonzero(window)
+    lengths = there[:-1][np.diff(there) == 8]
+    if not len(lengths) or lengths[0]:
+        return np.empty(0, np.int64)
+    stops = lengths + 8 + window[lengths]
+    broken = np.flatnonzero(stops[:-1] != lengths[1:])
+    stops = stops[: min(most, int(broken[0]) + 1 if len(broken) else len(stops))] + at.offset
+    return stops[: np.searchsorted(stops, at.size, "right")]
+
+
+def _strings_one_by_one(at: Cursor, most: int) -> np.ndarray:
+    """The same of strings of any length; fewer than `most` where the file ends."""
+    position, length = at.offset, struct.Struct("<Q").unpack_from
+    found = array("q")  # eight bytes a string, where a list of Python's numbers takes forty
+    with suppress(struct.error):  # not even a length is left
+        for _ in range(most):
+            position += 8 + length(at.data, position)[0]
+            if position > at.size:
+                break
+            found.append(position)
+    return np.frombuffer(found, np.int64) if found else np.empty(0, np.int64)
 
 
 def _read_info(at: Cursor) -> TensorInfo:
@@ -264,7 +299,7 @@ def model_of(header: Header) -> Model:
         tensors=tensors,
         metadata=FieldView(header),
         make_config=lambda: config(header),
-        make_tokenizer=lambda: tokenizer(header),
+        make_tokenizer=tokenizer(header),
         warnings=warnings,
         header={"version": header.version, "alignment": header.alignment, "data_offset": header.data_offset},
     )

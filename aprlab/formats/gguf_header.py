@@ -70,6 +70,26 @@ class Strings(Sequence[str]):
             return None
         return found if len(found) == stop - start else None
 
+    def checked(self) -> Strings:
+        """The same strings, all of them UTF-8; raises FormatError for the first that is not.
+
+        Nothing is cut apart for it: a length between two strings is eight ASCII characters, or is made so.
+        """
+        text = np.frombuffer(self._data, np.uint8)
+        for start in range(0, len(self), TOGETHER):
+            stop = min(start + TOGETHER, len(self))
+            base = int(self._starts[start])
+            block = text[base : int(self._stops[stop - 1])].copy()
+            gaps, sizes = self._stops[start : stop - 1] - base, (self._stops - self._starts)[start + 1 : stop]
+            for gap in gaps[sizes > 127]:
+                block[gap : gap + 8] = 0
+            try:
+                block.tobytes().decode()
+            except UnicodeDecodeError:
+                for index in range(start, stop):
+                    self[index]  # finds the offset and raises
+        return self
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and not isinstance(other, str) and list(self) == list(other)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from aprlab.formats.gguf_header import (
 from aprlab.model import keys, rope, window
 from aprlab.model.architecture import Architecture, architecture_of
 from aprlab.model.config import ModelConfig, TokenizerData, check_config
+from aprlab.model.model import TokenizerReader
 from aprlab.model.vocabulary import CONTROL, END_OF_GENERATION, NORMAL
 
 _WITHOUT_PRE = (
@@ -65,10 +67,6 @@ def _check_types(header: Header, *, of_tokenizer: bool) -> None:
 
 def optional(header: Header, key: str, kind: type | tuple[type, ...]) -> Any:
     return None if key not in header.fields else _key(header, key, kind)
-
-
-def _or_default(header: Header, key: str, kind: type, default: Any) -> Any:
-    return default if key not in header.fields else _key(header, key, kind)
 
 
 def config(header: Header) -> ModelConfig:
@@ -130,14 +128,21 @@ def _rope_scaling(header: Header, kind: Architecture, context_length: int) -> ro
                           code=error.code, path=header.path, offset=at) from None  # fmt: skip
 
 
-def tokenizer(header: Header) -> TokenizerData:
-    """The tokenizer data of a GGUF file; a missing key raises and names it."""
+def tokenizer(header: Header) -> TokenizerReader:
+    """What reads the tokenizer data of a GGUF file; a missing key raises and names it."""
+    return TokenizerReader(
+        lambda: _tokenizer(header, list), glance=lambda: _tokenizer(header, lambda strings: cast("list[str]", strings.checked()))
+    )
+
+
+def _tokenizer(header: Header, listed: Callable[[Strings], list[str]]) -> TokenizerData:
     prefix = "tokenizer.ggml."
     _check_types(header, of_tokenizer=True)
-    tokens = list(_key(header, f"{prefix}tokens", Strings))
-    # llama.cpp calls every token normal where nothing is said, and takes those that end an answer for control tokens.
-    usual = np.array([CONTROL if token in END_OF_GENERATION else NORMAL for token in tokens], np.int32)
-    numbers = _or_default(header, f"{prefix}token_type", np.ndarray, usual)
+    tokens = listed(_key(header, f"{prefix}tokens", Strings))
+    numbers = optional(header, f"{prefix}token_type", np.ndarray)
+    if numbers is None:
+        # llama.cpp calls every token normal where nothing is said, and takes those that end an answer for control tokens.
+        numbers = np.array([CONTROL if token in END_OF_GENERATION else NORMAL for token in tokens], np.int32)
     if numbers.dtype.kind not in "iu":
         raise FormatError(
             f"key '{prefix}token_type' holds {numbers.dtype.name}, no token types", code="gguf.wrong-value-type", path=header.path
@@ -170,7 +175,7 @@ def tokenizer(header: Header) -> TokenizerData:
         pre=pre or "default",
         tokens=tokens,
         token_types=token_types,
-        merges=[] if pieces else list(_key(header, f"{prefix}merges", Strings)),
+        merges=[] if pieces else listed(_key(header, f"{prefix}merges", Strings)),
         bos_token_id=optional(header, f"{prefix}bos_token_id", int),
         eos_token_id=optional(header, f"{prefix}eos_token_id", int),
         pad_token_id=optional(header, f"{prefix}padding_token_id", int),

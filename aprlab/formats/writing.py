@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import io
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,7 +56,7 @@ def atomic(output: Path, *, force: bool = True) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise _unwritten(error, output) from None
     try:
-        with os.fdopen(handle, "wb", buffering=0) as file:
+        with _Flowing(handle, "wb") as file:
             yield file
             file.flush()
             mode = target.stat().st_mode if target.exists() else 0o666 & ~_umask()
@@ -75,6 +79,36 @@ def atomic(output: Path, *, force: bool = True) -> Iterator[IO[bytes]]:
     finally:
         PARTS.discard(name)
     _sync(target.parent)
+
+
+class _Flowing(io.FileIO):
+    """A file whose bytes are on their way to the disk while more are written, where the system can be told to begin (Linux).
+
+    Else all of them wait for the flush at the end: 0.2 s of half a gigabyte.
+    """
+
+    _step = 1 << 23
+
+    def __init__(self, handle: int, mode: str) -> None:
+        super().__init__(handle, mode)
+        self._begun = self._new = 0
+
+    def write(self, data: Any) -> int:
+        count = super().write(data)
+        self._new += count
+        if self._new >= self._step and (begin := _begin_flush()) is not None:
+            begin(self.fileno(), self._begun, 0, 2)  # 0: to the end of the file, 2: SYNC_FILE_RANGE_WRITE; a hint, may fail
+            self._begun, self._new = self._begun + self._new, 0
+        return count
+
+
+@cache
+def _begin_flush() -> Any:
+    """Linux's ``sync_file_range``, None elsewhere."""
+    found = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform.startswith("linux") else None
+    if found is not None:
+        found.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return found
 
 
 def give_name(part: str | Path, target: Path, *, force: bool) -> None:

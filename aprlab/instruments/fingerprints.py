@@ -135,6 +135,7 @@ def _fingerprint(tensor: Tensor, kernels: ModuleType | None = None) -> Fingerpri
 
 
 LARGE = 1 << 22  # values of a tensor that is looked at in parts, so that memory does not grow with it
+SELDOM = 16  # parts after which their pages are given back: some megabytes, and a tenth of the time if it were each
 MANY = 1 << 27  # values of a model that repay loading compiled kernels
 
 
@@ -159,8 +160,9 @@ def _in_parts(tensor: Tensor, kernels: ModuleType | None) -> Fingerprint:
         blocks, values = decoded(rows)
         raw.update(np.ascontiguousarray(blocks).data)
         hashed.update(values.view(np.uint8).data)
-        tensor.release(slice(0, rows.stop))  # from the start: reading on maps the rest again
         figures.add(values)
+        if start // step % SELDOM == SELDOM - 1:
+            tensor.release(slice(0, rows.stop))  # from the start: reading on maps the rest again
     tensor.release()
     return Fingerprint(
         tensor.name, tensor.type.name, tensor.shape, raw.hexdigest(), hashed.hexdigest(), figures.statistics()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aprlab.figures.live import MIME
+from aprlab.display.figure_data import FIGURE_DATA
 
 _SCRIPT = Path(__file__).resolve().parents[1] / "widgets" / "jupyter" / "labextensions" / "aprlab" / "static" / "live.js"
 
@@ -29,7 +29,7 @@ def figure_html(output: Mapping[str, Any], *, live: bool = True) -> str:
     sides = "".join(f' {side}="{size[side]}"' for side in ("width", "height") if isinstance(size.get(side), int))
     png = html.escape("".join("".join(data["image/png"]).split()))
     picture = f'<img alt="{html.escape(alt_text("".join(data.get("text/plain", ""))))}"{sides} src="data:image/png;base64,{png}">'
-    drawn = data.get(MIME) if live else None
+    drawn = data.get(FIGURE_DATA) if live else None
     block = f'<script type="application/json" class="aprlab-figure">{_json(drawn)}</script>' if isinstance(drawn, Mapping) else ""
     return f'<div class="jp-RenderedImage jp-OutputArea-output">{picture}{block}</div>'
 

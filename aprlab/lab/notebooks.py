@@ -13,8 +13,10 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -78,7 +80,27 @@ def _papermill() -> Any:
     finally:
         if absent:
             del sys.modules[unwanted]
+    _write_once(papermill.engines)
     return papermill
+
+
+_ENGINE = "aprlab"  # papermill's word for what runs a notebook
+
+
+@cache
+def _write_once(engines: Any) -> None:
+    """Add an engine to papermill that writes the notebook when it has ended, however it did, and not around each cell."""
+
+    class OnceWritten(engines.NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> None:
+            path, nb_man.output_path = nb_man.output_path, None
+            try:
+                super().execute_managed_notebook(nb_man, kernel_name, **options)
+            finally:
+                nb_man.output_path = path
+
+    engines.papermill_engines.register(_ENGINE, OnceWritten)
 
 
 def check_parameters(notebook: str | Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,10 +195,9 @@ def run_notebook(
         )
     for stale in (executed, page, report):  # an old result must never be taken for this run's
         stale.unlink(missing_ok=True)
-    with drafted(executed, force=True) as draft:  # papermill writes it again after each cell, never whole in one step
-        failure = execute(source, draft, parameters, progress, folder)
-        there, here = (json.dumps(str(path), ensure_ascii=False).encode() for path in (draft, executed))
-        draft.write_bytes(draft.read_bytes().replace(there, here))  # papermill notes where it wrote
+    with ThreadPoolExecutor(1, "aprlab-page") as pool:
+        pool.submit(_exporter)  # while the kernel starts
+        failure = _executed(source, executed, parameters, progress, folder)
     _write_page(executed, page)
     if failure:
         raise NotebookError(failure, code="lab.notebook-failed", path=executed)
@@ -185,6 +206,15 @@ def run_notebook(
     except FileNotFoundError:
         raise NotebookError(f"ran to its end but wrote no {report.name}", code="lab.no-findings", path=executed) from None
     return Run(executed, page, report, findings)
+
+
+def _executed(source: Path, executed: Path, parameters: dict[str, Any], progress: bool, folder: Path) -> str:
+    """`execute`, of which `executed` is whole or not there."""
+    with drafted(executed, force=True) as draft:  # papermill writes it several times, never whole in one step
+        failure = execute(source, draft, parameters, progress, folder)
+        there, here = (json.dumps(str(path), ensure_ascii=False).encode() for path in (draft, executed))
+        draft.write_bytes(draft.read_bytes().replace(there, here))  # papermill notes where it wrote
+    return failure
 
 
 def reports_folder(out: str | Path) -> Path:
@@ -398,6 +428,7 @@ def execute(source: Path, executed: Path, parameters: dict[str, Any], progress: 
     from papermill.exceptions import PapermillExecutionError
 
     options: dict[str, Any] = {
+        "engine_name": _ENGINE,
         "kernel_name": "python3",
         "progress_bar": progress,
         "log_output": False,
@@ -413,7 +444,7 @@ def execute(source: Path, executed: Path, parameters: dict[str, Any], progress: 
         return f"cell {error.exec_count} failed: {error.ename}: {error.evalue}".splitlines()[0]
     except DeadKernelError as error:
         return f"the kernel ended: {error}"
-    except OSError as error:  # papermill writes the notebook after every cell, and may have got half of it written
+    except OSError as error:  # papermill may have got half of the notebook written
         executed.unlink(missing_ok=True)
         raise UsageError(f"cannot be written: {error.strerror or error}", code="writing.cannot-write", path=executed) from None
     finally:
@@ -430,14 +461,23 @@ def _set_environment(settings: Mapping[str, str | None]) -> None:
             os.environ[key] = value
 
 
-def _write_page(executed: Path, page: Path) -> None:
-    """One HTML page with its figures inside; nothing in it is fetched from anywhere."""
+@cache
+def _exporter() -> Any:
+    """What makes pages of notebooks. It has made one, so that nothing is left to be imported: that is half of a page's time."""
+    import nbformat
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(embed_images=True)
     exporter.raw_template = _PAGE
     exporter.register_filter("aprlab_figure", live_pages.figure_html)
-    body, _ = exporter.from_filename(str(executed))
+    cells = [nbformat.v4.new_markdown_cell("*a*"), nbformat.v4.new_code_cell("a")]
+    exporter.from_notebook_node(nbformat.v4.new_notebook(cells=cells))
+    return exporter
+
+
+def _write_page(executed: Path, page: Path) -> None:
+    """One HTML page with its figures inside; nothing in it is fetched from anywhere."""
+    body, _ = _exporter().from_filename(str(executed))
     write_text(page, live_pages.with_script(body))
 
 

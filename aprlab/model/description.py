@@ -65,12 +65,12 @@ def _config(model: Any) -> dict[str, Any]:
 
 def _tokenizer(model: Any) -> dict[str, Any]:
     try:
-        data = model.tokenizer
+        data = model.tokenizer_glance()
     except AprlabError as error:
         return {"error": error.message}
     values = {each.name: getattr(data, each.name) for each in fields(data)}  # not `asdict`: that copies every token
-    left_out = ("chat_template", "scores")
-    scalars = {key: value for key, value in values.items() if not isinstance(value, list) and key not in left_out}
+    left_out = ("tokens", "token_types", "merges", "chat_template", "scores")
+    scalars = {key: value for key, value in values.items() if key not in left_out}
     sizes = {"tokens": len(data.tokens), "merges": len(data.merges)}
     return {**scalars, **sizes, "chat_template": None if data.chat_template is None else f"{len(data.chat_template)} characters"}
 

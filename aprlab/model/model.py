@@ -16,6 +16,22 @@ from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.tensor import Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class TokenizerReader:
+    """A model's `make_tokenizer` whose file has more to read than everybody needs.
+
+    Attributes:
+        whole: reads everything.
+        glance: checks the same and raises the same, but `tokens` and `merges` stay in the file: sequences, no lists.
+    """
+
+    whole: Callable[[], TokenizerData]
+    glance: Callable[[], TokenizerData]
+
+    def __call__(self) -> TokenizerData:
+        return self.whole()
+
+
 @dataclass(eq=False)
 class Model:
     """An opened model file. `open_model(path)` finds the format by magic and checks everything but the values.
@@ -42,6 +58,11 @@ class Model:
     def tokenizer(self) -> TokenizerData:
         """The model's tokenizer data; raises FormatError naming the key where one is missing."""
         return self.make_tokenizer()
+
+    def tokenizer_glance(self) -> TokenizerData:
+        """`tokenizer`, for who counts its tokens and merges: these may still be in the file, and are read where asked for."""
+        make = self.make_tokenizer
+        return make.glance() if isinstance(make, TokenizerReader) and "tokenizer" not in vars(self) else self.tokenizer
 
     def tensor(self, name: str) -> Tensor:
         """The tensor with this GGUF name; raises FormatError where the file has none."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from aprlab.cli.app import app
+from aprlab.cli.app import app_of
 from aprlab.cli.registry import PANELS, Verb
 from aprlab.cli.verbs import VERBS
 
@@ -50,7 +50,7 @@ answer, a path) are shown as escapes such as `\\x1b`; line feeds and tabs of an 
 
 def markdown() -> str:
     """The whole page."""
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(app_of())
     parts = [HEAD]
     for panel in PANELS:
         parts.append(f"\n## {panel.capitalize()}\n\n")

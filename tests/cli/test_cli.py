@@ -185,7 +185,7 @@ def test_an_interrupted_conversion_leaves_nothing(tiny: Path, tmp_path: Path, nu
 
 def test_the_shell_completes_verbs() -> None:
     environment = {**os.environ, "_APRLAB_COMPLETE": "complete_bash", "COMP_WORDS": "aprlab in", "COMP_CWORD": "1"}
-    script = "import sys; sys.argv = ['aprlab']; from aprlab.cli.app import app; app(prog_name='aprlab')"
+    script = "import sys; sys.argv = ['aprlab']; from aprlab.cli.app import app_of; app_of()(prog_name='aprlab')"
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["inspect", "investigate"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from pages import page_script
 import aprlab
 from aprlab import paths
 from aprlab.cli import options, registry
-from aprlab.cli.app import app, run_cli
+from aprlab.cli.app import app_of, run_cli
 from aprlab.cli.registry import PANELS, Debugging, OptionGroup, Verb, build, command_of, group, reset
 from aprlab.cli.verbs import GROUPS, VERBS
 from aprlab.errors import UsageError
@@ -28,7 +29,7 @@ BY_PATH = {verb.path: verb for verb in VERBS}
 
 
 def command(path: str) -> Any:
-    found: Any = typer.main.get_command(app)
+    found: Any = typer.main.get_command(app_of())
     for name in path.split():
         found = found.commands[name]
     return found
@@ -38,7 +39,7 @@ def command(path: str) -> Any:
 
 
 def test_the_command_is_the_table_and_nothing_else() -> None:
-    root: Any = typer.main.get_command(app)
+    root: Any = typer.main.get_command(app_of())
     found = {
         path
         for name, each in root.commands.items()
@@ -64,7 +65,7 @@ def test_the_help_has_all_panels_in_order(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize("path", sorted(BY_PATH))
 def test_debug_works_before_and_after_every_verb(path: str) -> None:
-    root: Any = typer.main.get_command(app)
+    root: Any = typer.main.get_command(app_of())
     example = shlex.split(BY_PATH[path].example)[len(path.split()) :]
     for args in (["--debug", *path.split(), *example], [*path.split(), *example, "--debug"]):
         reset()
@@ -161,6 +162,46 @@ def test_what_is_not_declared_or_would_be_ignored_is_refused(groups: tuple[Optio
 
     with pytest.raises(AssertionError, match=message):
         command_of(verb(both_sides if panel == "attic" else one_side, *groups, panel=panel))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a.gguf"], ["a.gguf", "--text", "naïve", "--number", "3"], ["a.gguf", "--more", "1", "--more", "2", "--flag"], [],
+        ["bad\udcff.gguf"], ["closed.gguf"], ["a.gguf", "--number", "x"], ["a.gguf", "--scale", "2.5"], ["."],
+        ["a.gguf", "--text", ""],
+    ],
+)  # fmt: skip
+def test_plain_words_are_what_typer_would_make_of_them(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "closed.gguf").touch()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != "closed.gguf" and access(path, mode))  # root reads all
+    got: list[Any] = []
+
+    def sample(
+        file: Annotated[Path, typer.Argument()],
+        text: Annotated[str, typer.Option()] = "usual",
+        number: Annotated[int | None, typer.Option(min=1)] = None,
+        scale: Annotated[float, typer.Option(min=0.0)] = 1.0,
+        more: Annotated[list[str] | None, typer.Option()] = None,
+        flag: Annotated[bool, typer.Option("--flag")] = False,
+    ) -> None:
+        got.append([file, text, number, scale, more, flag])
+
+    ends = []
+    for cls in (registry.PlainCommand, typer.core.TyperCommand):
+        small = typer.Typer()
+        small.command(cls=cls)(sample)
+        try:
+            ends.append(small(list(words), standalone_mode=False))
+        except Exception as error:
+            ends.append((type(error), str(error)))
+    assert ends[0] == ends[1]
+    assert got == [] if ends[0] else got[0] == got[1]
+    assert [type(value) for values in got for value in values[:4]] == 2 * [type(value) for value in (got or [[]])[0][:4]]
 
 
 def prints(source: str) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 SLOW = (
     "gguf", "yaml", "numpy.typing", "ssl", "http.client", "urllib.request", "numba", "jinja2", "tokenizers", "matplotlib",
-    "psutil", "papermill", "aprlab.engines", "aprlab.faults", "aprlab.onion",
+    "psutil", "papermill", "pydantic", "aprlab.engines", "aprlab.faults", "aprlab.onion",
 )  # fmt: skip
 _SHOW = """
 import sys
@@ -32,3 +32,16 @@ def test_a_look_at_a_file_imports_neither_engines_nor_the_libraries_of_others(ti
 
 def test_the_version_imports_no_numpy() -> None:
     assert not imported("--version") & {"numpy", *SLOW}
+
+
+def test_words_paths_and_defaults_are_converted_without_pydantic(tiny: Path, tmp_path: Path) -> None:
+    found = imported("--debug", "convert", str(tiny), "-o", str(tmp_path / "out.apr"), "--dialect", "realizar")
+    assert "aprlab.conversion.converter" in found
+    assert "pydantic" not in found
+
+
+def test_what_runs_notebooks_draws_nothing_itself() -> None:
+    code = "import sys; from aprlab.lab import notebooks; notebooks.check_parameters('00_golden_rule', {}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "papermill" in done.stdout.split()
+    assert not set(done.stdout.split()) & {"matplotlib", "aprlab.figures", "aprlab.faults"}

@@ -17,6 +17,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from aprlab import figures
+from aprlab.figures import in_cells
 from aprlab.figures.in_cells import picture
 from aprlab.figures.live import MOST, live_data, packed
 from aprlab.lab import live_pages
@@ -110,6 +111,25 @@ def test_the_place_of_an_axes_is_where_its_picture_has_it() -> None:
     found = [columns.min(), rows.min(), columns.max(), rows.max()]
     wanted = [part * side for part, side in zip(axes["box"], [*grey.shape[::-1]] * 2, strict=True)]
     np.testing.assert_allclose(found, wanted, atol=3)
+
+
+def test_in_a_cell_the_axes_are_to_the_pixel_where_the_picture_made_just_before_has_them() -> None:
+    """The size of tick labels, and so a layout, depends on the resolution: the data take the layout of the picture."""
+    with figures.style():
+        fig, ax = plt.subplots()
+        ax.plot([0, 1], [0, 98765.4], color="white")
+        ax.set_ylabel("a label")
+        ax.spines[:].set(visible=True, color="red")
+        ax.grid(visible=False)
+    png, _ = in_cells._picture_first(fig)
+    (axes,) = in_cells._data_then(fig)["axes"]
+    colours = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+    rows, columns = np.nonzero((colours[..., 0] > 200) & (colours[..., 1] < 90))
+    found = [columns.min(), rows.min(), columns.max(), rows.max()]
+    wanted = [part * side for part, side in zip(axes["box"], [*colours.shape[1::-1]] * 2, strict=True)]
+    np.testing.assert_allclose(found, wanted, atol=1.6)
+    anew = in_cells._data_then(fig)["axes"][0]
+    assert {**anew, "box": 0} == {**axes, "box": 0}, "where no picture was asked for the figure is laid out for the data"
 
 
 def test_numbers_are_rounded_to_four_digits() -> None:

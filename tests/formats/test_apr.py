@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import threading
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import pytest
 import zstandard
 
 from aprlab.conversion.converter import convert, export
-from aprlab.errors import AprlabError, FormatError, UnsupportedError
+from aprlab.errors import AprlabError, FormatError, NumericError, UnsupportedError
 from aprlab.formats import apr, open_model
 from aprlab.formats.apr import writer
 from aprlab.formats.reading import json_object
@@ -458,3 +459,47 @@ def test_the_checksum_of_two_runs_is_that_of_both_together(sizes) -> None:
     draw = np.random.default_rng(3)
     first, second = (draw.bytes(size) for size in sizes)
     assert apr.crc32_of_both(zlib.crc32(first), zlib.crc32(second), len(second)) == zlib.crc32(first + second)
+
+
+# -- chunks are made in a thread ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", [0, 1, 5])
+def test_an_error_of_a_chunk_is_the_errors_own_and_leaves_no_file_and_no_thread(where: int, tmp_path: Path) -> None:
+    def chunks() -> Iterator[bytes]:
+        for n in range(6):
+            if n == where:
+                raise NumericError("this one", code="test.chunk")
+            yield bytes(4)
+
+    plan = apr.Plan("x", 0, (6,), 24, chunks)
+    with pytest.raises(NumericError, match="this one"):
+        apr.write(tmp_path / "a.apr", {}, [plan], apr.DIALECTS["aprender"])
+    assert not list(tmp_path.iterdir())
+    assert all_end("aprlab-read")
+
+
+def test_a_writer_that_stops_ends_the_thread_that_reads_for_it(tmp_path: Path) -> None:
+    taken: list[int] = []
+
+    def chunks() -> Iterator[bytes]:
+        for n in range(1000):
+            taken.append(n)
+            yield bytes(4)
+
+    def stop(count: int) -> None:
+        raise KeyboardInterrupt
+
+    plan = apr.Plan("x", 0, (1000,), 4000, chunks)
+    with pytest.raises(KeyboardInterrupt):
+        apr.write(tmp_path / "a.apr", {}, [plan], apr.DIALECTS["aprender"], progress=stop)
+    assert all_end("aprlab-read")
+    assert len(taken) < 10, "a chunk is made at most a few ahead, which is what the ring of buffers allows"
+    assert not list(tmp_path.iterdir())
+
+
+def all_end(name: str) -> bool:
+    for thread in threading.enumerate():
+        if thread.name == name:
+            thread.join(5)
+    return all(thread.name != name for thread in threading.enumerate())

@@ -256,13 +256,15 @@ def test_a_scale_that_is_no_number_is_found(tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "strings",
-    [[], ["one"], ["", "", ""], ["a", "", "Ġnaïve 中文 🙂", "b" * 70_000], ["a\0b", "c"], ["\0", ""], ["x" * 128, "y" * 255]],
+    [[], ["one"], ["", "", ""], ["a", "", "Ġnaïve 中文 🙂", "b" * 70_000], ["a\0b", "c"], ["\0", ""], ["x" * 128, "y" * 255],
+     [("é" * (n % 300))[: n % 97 or 300] for n in range(4000)], ["word"] * 20_000, ["", "a\0b"] * 1500 + ["end"] * 700],
 )
 def test_strings_at_once_are_the_strings_one_by_one(strings: list[str], tmp_path: Path) -> None:
     item = gguf.Field("k", gguf.ARRAY, strings, gguf.STRING)
     data = gguf.pack_field(item)
     read = gguf._read_field(Cursor(memoryview(data), tmp_path / "x.gguf")).value
     assert list(read) == [read[i] for i in range(len(read))] == strings
+    assert read.checked() is read
 
 
 def test_a_character_cut_between_two_strings_is_not_utf8(tmp_path: Path) -> None:
@@ -273,6 +275,36 @@ def test_a_character_cut_between_two_strings_is_not_utf8(tmp_path: Path) -> None
     read = gguf._read_field(Cursor(memoryview(data), tmp_path / "x.gguf")).value
     with pytest.raises(FormatError, match="string is not UTF-8"):
         list(read)
+    with pytest.raises(FormatError, match="string is not UTF-8"):
+        read.checked()
+
+
+@pytest.mark.parametrize("length", [2, 0xA4, 0x1A4])
+def test_a_length_does_not_go_on_with_a_character(length: int, tmp_path: Path) -> None:
+    """The first string ends in half a character, and the length behind it has, or had, the byte of its other half."""
+    data = gguf.pack_field(gguf.Field("k", gguf.ARRAY, ["ab", "c" * length], gguf.STRING))
+    data = data.replace(b"ab", b"a\xc3")
+    read = gguf._read_field(Cursor(memoryview(data), tmp_path / "x.gguf")).value
+    with pytest.raises(FormatError, match="string is not UTF-8") as error:
+        read.checked()
+    assert error.value.offset == data.index(b"\xc3")
+
+
+def test_a_vocabulary_of_which_only_the_sizes_are_asked_is_checked_as_the_whole(tiny: Path, tmp_path: Path) -> None:
+    glance, whole = open_model(tiny).tokenizer_glance(), open_model(tiny).tokenizer
+    assert isinstance(glance.tokens, gguf.Strings) and isinstance(glance.merges, gguf.Strings)
+    assert (list(glance.tokens), list(glance.merges)) == (whole.tokens, whole.merges)
+    assert replace(glance, tokens=whole.tokens, merges=whole.merges) == whole
+    raw = tiny.read_bytes()
+    for text in (whole.tokens[-1], whole.merges[-1]):
+        packed = struct.pack("<Q", len(text.encode())) + text.encode()
+        (tmp_path / "bad.gguf").write_bytes(raw.replace(packed, packed[:-1] + b"\xff"))
+        said = []
+        for ask in (lambda model: model.tokenizer_glance(), lambda model: model.tokenizer):
+            with pytest.raises(FormatError, match="not UTF-8") as error:
+                ask(open_model(tmp_path / "bad.gguf"))
+            said.append(str(error.value))
+        assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("left", [0, 3, 8, 9, 10, 17, 18, 19])

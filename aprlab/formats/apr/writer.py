@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import queue
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -76,10 +78,12 @@ def crc32_of_both(first: int, second: int, length: int) -> int:
 class _Crc:
     """Writes to a file and computes the CRC-32 of what was written in a second thread.
 
-    A buffer must stay untouched until the CRC has read it: `write` waits before it would queue more than `depth`.
+    A buffer must stay untouched until the CRC has read it: `write` waits before it would queue more than `depth`. With one
+    that the CRC reads, one that is written, two that wait to be and one that is filled (`_ahead`) these are seven of the eight
+    that `Content.chunks` promises.
     """
 
-    depth = 4
+    depth = 2
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.crc, self.size = file, 0, 0
@@ -192,17 +196,8 @@ def _write_body(
     write_all(file, memoryview(head := b"".join([header, *front])))
     out = _Crc(file)
     try:
-        for plan in plans:
-            before = out.size
-            for chunk in plan.chunks():
-                out.write(chunk)
-                if progress is not None:
-                    progress(memoryview(chunk).nbytes)
-            if out.size - before != plan.nbytes:
-                raise FormatError(
-                    f"gave {out.size - before} bytes, {plan.nbytes} were planned", code="writing.length-differs", tensor=plan.name
-                )
-            out.write(bytes(padding(plan.nbytes, ALIGNMENT)))
+        with closing(_ahead(plans)) as parts:
+            _write_parts(out, parts, progress)
     finally:
         crc = out.settle()
     if late is not None and (stands := late.placeholder.encode()) in head:
@@ -215,6 +210,51 @@ def _write_body(
     if dialect.footer:
         file.write(crc32_of_both(zlib.crc32(head), crc, out.size).to_bytes(4, "little"))
     return len(head) + out.size + (4 if dialect.footer else 0)
+
+
+def _write_parts(out: _Crc, parts: Iterable[tuple[Plan, Any]], progress: Callable[[int], None] | None) -> None:
+    """The chunks of all plans, padding behind each; raises FormatError where they are not as long as planned."""
+    before = 0
+    for plan, chunk in parts:
+        if chunk is not None:
+            out.write(chunk)
+            if progress is not None:
+                progress(memoryview(chunk).nbytes)
+            continue
+        if out.size - before != plan.nbytes:
+            raise FormatError(
+                f"gave {out.size - before} bytes, {plan.nbytes} were planned", code="writing.length-differs", tensor=plan.name
+            )
+        out.write(bytes(padding(plan.nbytes, ALIGNMENT)))
+        before = out.size
+
+
+def _ahead(plans: Iterable[Plan]) -> Generator[tuple[Plan, Any], None, None]:
+    """Each plan with each of its chunks, then with None; chunks are read, checked and made in a thread, up to two ahead."""
+    ready: queue.Queue[tuple[Plan, Any] | BaseException | None] = queue.Queue(2)
+    ended = threading.Event()
+
+    def read() -> None:
+        try:
+            for found in ((plan, chunk) for plan in plans for chunk in itertools.chain(plan.chunks(), [None])):
+                ready.put(found)
+                if ended.is_set():
+                    return
+            ready.put(None)
+        except BaseException as error:  # raised where it would have been without a thread
+            ready.put(error)
+
+    threading.Thread(target=read, name="aprlab-read", daemon=True).start()
+    try:
+        while (found := ready.get()) is not None:
+            if isinstance(found, BaseException):
+                raise found
+            yield found
+    finally:
+        ended.set()
+        with suppress(queue.Empty):
+            while True:
+                ready.get_nowait()  # so that a thread that waits goes on, and ends
 
 
 def compress_body(body: np.ndarray, kind: str, file: IO[bytes], step: int = 1 << 22) -> None:

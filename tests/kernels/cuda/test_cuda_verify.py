@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from aprlab.cli.app import app
+from aprlab.cli.app import app_of
 from aprlab.engines import cuda
 from aprlab.engines.ptx import PtxDevice
 from aprlab.errors import NumericError, UnsupportedError
@@ -46,7 +46,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*words: str) -> Any:
-    return CliRunner().invoke(app, ["gpu", *words])
+    return CliRunner().invoke(app_of(), ["gpu", *words])
 
 
 def test_verify_writes_device_versions_results_and_timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aprlab import quants
-from aprlab.cli.app import app, run_cli
+from aprlab.cli.app import app_of, run_cli
 from aprlab.errors import AprlabError, FormatError, UsageError
 from aprlab.kernels.cuda import compile as cuda
 from aprlab.kernels.ptx import Machine, parse, tool
@@ -223,7 +223,7 @@ def test_the_command_line(text: str, tmp_path: Path, tiny: Path) -> None:
     shipped = tmp_path / "dequantise.ptx"
     shipped.write_text(cuda.one_entry(cuda.shipped_ptx("dequantise"), "dequantise_q6_k_f32"))
     runner = CliRunner()
-    result = runner.invoke(app, ["ptx", "entries", str(shipped)])
+    result = runner.invoke(app_of(), ["ptx", "entries", str(shipped)])
     assert result.exit_code == 0
     assert "dequantise_q6_k_f32(.u64" in result.output
     base = [
@@ -241,16 +241,16 @@ def test_the_command_line(text: str, tmp_path: Path, tiny: Path) -> None:
     ]
     args = ["--arg", "weights", "--arg", "out", "--arg", "quads=elements//4"]
     for command in ("run", "check", "profile"):
-        result = runner.invoke(app, ["ptx", command, *base, *args])
+        result = runner.invoke(app_of(), ["ptx", command, *base, *args])
         assert result.exit_code == 0, result.output
         assert "right" in result.output
         assert "bit for bit" in result.output
     wrong = ["--arg", "weights", "--arg", "out", "--arg", "quads=elements//4 - 1"]
-    result = runner.invoke(app, ["ptx", "run", *base, *wrong])
+    result = runner.invoke(app_of(), ["ptx", "run", *base, *wrong])
     assert result.exit_code == 1
     assert "WRONG: 4 of" in result.output
     assert run_cli(["ptx", "run", *base, *wrong]) == 1  # also through the front door
     assert run_cli(["ptx", "run", *base, *args]) == 0
-    result = runner.invoke(app, ["ptx", "step", *base, *args, "--count", "5", "--by", "instruction"])
+    result = runner.invoke(app_of(), ["ptx", "step", *base, *args, "--count", "5", "--by", "instruction"])
     assert result.exit_code == 0
     assert "32 lanes" in result.output
