@@ -50,6 +50,18 @@ class Recoded(Content):
         """The values before they are encoded: float32 of `shape`, or ``(len(rows), cols)``."""
         return self.source.dequantise(rows)
 
+    def few(self, rows: np.ndarray) -> np.ndarray:
+        """`exact` of a few rows by number, int64: float32 ``(len(rows), cols)``; other rows are not made where that can be."""
+        return self.exact(rows)
+
+    def encoded_rows(self, rows: np.ndarray) -> np.ndarray:
+        """The bytes of a few rows by number: ``uint8 (len(rows), row bytes)``; of types that have none for the tensor as a whole.
+
+        Raises:
+            NumericError: values that the type cannot hold.
+        """
+        return quants.quantise(np.ascontiguousarray(self.few(rows)), self.kind).reshape(len(rows), -1)
+
     def forget(self, rows: slice) -> None:
         """What `exact` gave of these rows was encoded."""
         self.source.release(rows)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,42 +15,63 @@ import numpy as np
 from aprlab.conversion.recode import Recoded, at_hand
 from aprlab.conversion.seams import Seams
 from aprlab.errors import UsageError
-from aprlab.formats import apr
+from aprlab.formats import apr, open_model
 from aprlab.formats.apr import Entry, Plan
+from aprlab.model.config import ModelConfig
 from aprlab.model.content import Rows
 from aprlab.model.tensor import Tensor
 from aprlab.quants import REGISTRY
 from aprlab.quants.types import TensorType
+
+Moved = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]  # places in the result, shape before -> places before
 
 
 class Edited(Recoded):
     """Values that a fault has made of a tensor's: computed all at once on demand, and encoded again as `kind`.
 
     `compute` gets float32 as `exact_values` gives them and gives as many, which are taken in C order as `shape`.
+
+    `origin`, where values are only moved: for places in the result (int64, C order) the places that their values come from in a
+    tensor of a shape; places beyond its end are zeros.
     """
 
-    __slots__ = ("_compute", "_kept")
+    __slots__ = ("_compute", "_kept", "_origin", "_tensor")
 
     def __init__(
-        self, tensor: Tensor, kind: TensorType, shape: tuple[int, ...], compute: Callable[[np.ndarray], np.ndarray]
-    ) -> None:
+        self, tensor: Tensor, kind: TensorType, shape: tuple[int, ...], compute: Callable[[np.ndarray], np.ndarray],
+        origin: Moved | None = None,
+    ) -> None:  # fmt: skip
         before = tensor.content
         super().__init__(before.source if isinstance(before, Recoded) else tensor, kind, shape)
-        self._compute = lambda: compute(exact_values(tensor))
+        self._tensor, self._compute, self._origin = tensor, compute, origin
         self._kept: np.ndarray | None = None
 
     def exact(self, rows: Rows | None = None) -> np.ndarray:
         if self._kept is None:
-            self._kept = np.ascontiguousarray(self._compute(), np.float32).reshape(self.shape)
-        return self._kept if rows is None else self._kept[rows]
+            self._kept = np.ascontiguousarray(self._compute(exact_values(self._tensor)), np.float32).reshape(self.shape)
+        return self._kept if rows is None else self._kept.reshape(-1, self.shape[-1])[rows]
+
+    def few(self, rows: np.ndarray) -> np.ndarray:
+        if self._kept is not None or self._origin is None:
+            return self.exact(rows)
+        before = self._tensor.content.shape if isinstance(self._tensor.content, Recoded) else self._tensor.shape
+        cols = before[-1]
+        places = self._origin(rows[:, None] * self.shape[-1] + np.arange(self.shape[-1]), before)
+        there = places < math.prod(before)
+        needed, at = np.unique(places[there] // cols, return_inverse=True)
+        out = np.zeros(places.shape, np.float32)
+        out[there] = exact_values(self._tensor, needed)[at, places[there] % cols]
+        return out
 
     def forget(self, rows: slice) -> None:
         """Nothing: later rows are made of the same values."""
 
 
-def exact_values(tensor: Tensor) -> np.ndarray:
-    """float32 of a tensor that may be about to be encoded: its values before that."""
-    return tensor.content.exact() if isinstance(tensor.content, Recoded) else tensor.dequantise()
+def exact_values(tensor: Tensor, few: np.ndarray | None = None) -> np.ndarray:
+    """float32 of a tensor that may be about to be encoded, all or of a few rows by number: its values before that."""
+    if not isinstance(tensor.content, Recoded):
+        return tensor.dequantise(few)
+    return tensor.content.exact() if few is None else tensor.content.few(few)
 
 
 def with_values(
@@ -57,13 +80,15 @@ def with_values(
     *,
     shape: tuple[int, ...] | None = None,
     kind: TensorType | None = None,
+    origin: Moved | None = None,
 ) -> Tensor:
     """`tensor` with other values, encoded again (as `kind`, or as before) when the file is written.
 
-    `compute` gets float32 of the tensor's shape and gives as many values, which are taken in C order as `shape`.
+    `compute` gets float32 of the tensor's shape and gives as many values, which are taken in C order as `shape`; `origin` says
+    where each comes from, if they are only moved: see `Edited`.
     """
     shape, kind = shape or tensor.shape, kind or tensor.type
-    return tensor.replace(type=kind, shape=shape, content=Edited(tensor, kind, shape, compute))
+    return tensor.replace(type=kind, shape=shape, content=Edited(tensor, kind, shape, compute, origin))
 
 
 def with_blocks(tensor: Tensor, edit: Callable[[np.ndarray], None]) -> Tensor:
@@ -93,6 +118,19 @@ def change_metadata(s: Seams, **changes: object) -> Seams:
 def change_plans(s: Seams, change: Callable[[list[Plan]], list[Plan]]) -> Seams:
     """`change` gets the finished list of tensors and gives another; it does not alter the one it got."""
     return replace(s, plans=lambda plans: change(s.plans(plans)))
+
+
+def config_of(tensor: Tensor) -> ModelConfig:
+    """The config of the file that a tensor comes from: a seam sees one tensor at a time, so its file is asked, once."""
+    path = tensor.origin.path
+    state = path.stat() if path.exists() else None
+    return _config(path, None if state is None else (state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(maxsize=4)
+def _config(path: Path, state: tuple[int, int] | None) -> ModelConfig:
+    with open_model(path) as model:
+        return model.config
 
 
 def is_(name: str, *templates: str) -> bool:

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from aprlab.architectures import forward
-from aprlab.engines import choose
+from aprlab.engines import choose, create
+from aprlab.engines.delegating import SharingEngine
 from aprlab.errors import BROKEN, AprlabError, reason
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
+from aprlab.model.remote import refuse_remote
 from aprlab.tracing.comparisons import kl_divergence, log_softmax
 
 MAX_TOKENS = 10
@@ -79,6 +81,7 @@ class Golden:
         serial: bool = False,
     ) -> None:  # fmt: skip
         self.threads, self.prompt, self.serial, self.max_tokens = threads, prompt, serial, max_tokens
+        self._lends = isinstance(reference, Model)  # a session that was given may compute in a way of its own
         self.session = reference if isinstance(reference, Session) else Session(reference, engine=engine, threads=threads)
         # not chosen again for each candidate, which may have other types or fewer weights
         self.engine = choose(engine, self.session.model, threads=threads).spec
@@ -105,9 +108,19 @@ class Golden:
         return np.array(engine.to_numpy(forward(engine, config, self.ids, cache, tap)))
 
     def session_of(self, model: Model) -> Session:
-        """A session over a candidate; the tokenizer, which takes a second to build, is shared where its data is the same."""
+        """A session over a candidate, with the reference's tokenizer and laid-out weights as far as they are the same."""
         tokenizer = self.session.tokenizer if model.tokenizer == self.session.model.tokenizer else None
-        return Session(model, engine=self.engine, threads=self.threads, tokenizer=tokenizer)
+        common = self.session.model.in_common(model) if self._lends else frozenset()
+        if not common:
+            return Session(model, engine=self.engine, threads=self.threads, tokenizer=tokenizer)
+        refuse_remote((tensor.content for tensor in model.tensors.values()), model.path)
+        engine = SharingEngine(self.session.engine, model, common, lambda: create(self.engine, model, self.threads))
+        return Session(engine, tokenizer=tokenizer)
+
+    def _stands_for(self, session: Session) -> bool:
+        """Whether the reference's own pass is this session's, too: one engine gives one answer for one set of weights."""
+        engine = session.engine
+        return isinstance(engine, SharingEngine) and engine.whole and session.config == self.session.config
 
     def measure(self, model: Model | Session | AprlabError) -> GoldenOutcome:
         """A candidate under the rule; whatever it refuses is part of the outcome."""
@@ -116,7 +129,7 @@ class Golden:
         try:
             session = model if isinstance(model, Session) else self.session_of(model)
             ids, probe = _ids(session, self.prompt)
-            logits = self._logits(session)
+            logits = self.logits if self._stands_for(session) else self._logits(session)
             loops = type(session) is type(self.session) or session.generate(ids, max_tokens=self.max_tokens).tokens == self.answer
         except BROKEN as error:
             return GoldenOutcome(error=f"{type(error).__name__}: {reason(error)}")

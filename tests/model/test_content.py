@@ -12,8 +12,10 @@ from builders import random_model
 
 from aprlab import in_use, quants
 from aprlab.conversion.recode import Recoded, at_hand, chunks_of, recoded
+from aprlab.conversion.seams import Seams
 from aprlab.conversion.synthetic import RandomBlocks
 from aprlab.errors import FormatError
+from aprlab.faults import layout
 from aprlab.faults.apply import Misread
 from aprlab.faults.tensors import Edited, with_values
 from aprlab.model import decode_hooks
@@ -147,6 +149,23 @@ def test_what_is_to_be_encoded_is_encoded_of_the_exact_values() -> None:
     np.testing.assert_array_equal(twice.dequantise(), one.dequantise()[::-1] * 2)
     assert not coarse.content.at_hand and at_hand(coarse).content.at_hand and at_hand(one) is one
     assert b"".join(map(bytes, chunks_of(coarse)())) == coarse.raw.tobytes() == at_hand(coarse).raw.tobytes()
+
+
+@pytest.mark.parametrize("kind", [types.F32, types.Q8_0], ids=str)
+def test_a_few_rows_are_made_without_the_others(kind: TensorType) -> None:
+    one = tensor(blocks(types.F32), types.F32)
+    healthy = Seams(str, lambda type_: type_.code, tuple, lambda tensor: recoded(tensor, kind))
+    turned, twice = layout.transpose_data()(healthy), layout.transpose_data()(layout.transpose_data()(healthy))
+    changed = [seams.tensor(one) for seams in (healthy, turned, twice, layout.reverse_both(healthy))]
+    for made in (*changed, layout.flat_tensor(one), layout.flat_tensor(turned.tensor(one))):
+        assert isinstance(made.content, Recoded)
+        content, cols = made.content, made.content.shape[-1]
+        count = made.nbytes // made.type.row_bytes(cols)
+        rows = np.array(sorted({0, count // 2, count - 1}))
+        few, encoded = content.few(rows), content.encoded_rows(rows)
+        whole = content.exact()
+        np.testing.assert_array_equal(few, whole.reshape(-1, cols)[rows])
+        np.testing.assert_array_equal(encoded, content.whole().reshape(count, -1)[rows])
 
 
 def test_bad_scales_are_found_in_a_file_and_its_bytes_are_streamed(mapped: Callable[[np.ndarray], np.ndarray]) -> None:
