@@ -31,6 +31,15 @@ def conversation_tokens(model: Model, tokenizer: Qwen2Tokenizer, turns: Sequence
         UsageError: no template in the file, or the template refuses the messages.
         FormatError: the template is broken or hostile.
     """
+    return tokenizer.encode(without_first(conversation_text(model, turns), model.tokenizer, tokenizer))
+
+
+def conversation_text(model: Model, turns: Sequence[Message]) -> str:
+    """What the file's own chat template makes of a conversation; remembered, so that it can be asked for ahead.
+
+    Raises:
+        UsageError, FormatError: as `conversation_tokens`.
+    """
     data = model.tokenizer
     if data.chat_template is None:
         raise UsageError("the model has no chat template; give the prompt raw", code="session.no-template", path=model.path)
@@ -39,8 +48,7 @@ def conversation_tokens(model: Model, tokenizer: Qwen2Tokenizer, turns: Sequence
         for name, id in (("bos_token", data.bos_token_id), ("eos_token", data.eos_token_id))
         if id is not None
     }
-    text = render(data.chat_template, turns, **special)
-    return tokenizer.encode(without_first(text, data, tokenizer))
+    return render(data.chat_template, turns, **special)
 
 
 def without_first(text: str, data: TokenizerData, tokenizer: Qwen2Tokenizer) -> str:

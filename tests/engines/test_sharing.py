@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ from builders import random_model
 
 from aprlab import engines
 from aprlab.architectures import forward
+from aprlab.engines.base import Engine
 from aprlab.engines.delegating import SharingEngine
 from aprlab.faults.tensors import with_values
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
+from aprlab.onion.run_cost import measured
 from aprlab.tracing import golden_rule
 from aprlab.tracing.golden_rule import Golden
 
@@ -71,19 +74,25 @@ def test_borrowed_weights_give_the_bits_of_an_engine_of_its_own(name: str) -> No
         engine.close()
 
 
-def test_a_model_that_is_the_reference_in_all_is_run_once(tiny, monkeypatch) -> None:
+@pytest.mark.parametrize("length", [12, 1])
+def test_a_model_that_is_the_reference_in_all_is_run_once(length: int, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_model(tiny) as model, open_model(tiny) as again:
-        golden = Golden(model, prompt="What is 2+2?", max_tokens=3)
-        apart = Golden(Session(model), prompt="What is 2+2?", max_tokens=3).measure(again)  # lends nothing: two runs
-        runs: list[int] = []
+        golden = Golden(model, prompt="What is 2+2?", max_tokens=length)
+        assert (golden.stop == "eos") is (length == 12)
+        apart = Golden(Session(model), prompt="What is 2+2?", max_tokens=length).measure(again)  # lends nothing: two runs
+        runs: list[Engine] = []
         real = golden_rule.forward
-        monkeypatch.setattr(golden_rule, "forward", lambda *args, **named: runs.append(1) or real(*args, **named))
-        same = golden.measure(again)
-        assert not runs and same.to_json() == apart.to_json() and same.chosen == apart.chosen
-        assert same.bitwise and same.says_the_same
+        monkeypatch.setattr(golden_rule, "forward", lambda engine, *args: runs.append(engine) or real(engine, *args))
+        for _ in range(2):
+            same = golden.measure(again)
+            assert same.to_json() == apart.to_json() and same.chosen == apart.chosen and same.bitwise and same.says_the_same
+            assert runs == [golden.session.engine] * (length == 1), "the step after the answer, where nothing ended it"
+        assert measured(same, golden) == measured(apart, golden) and golden.steps == len(golden.chosen)
+        runs.clear()
         wrong = golden.measure(with_other(again, "output_norm.weight"))
         assert len(runs) == 1 and not wrong.bitwise
         assert not golden.measure(again.with_changes(config=replace(again.config, rope_theta=10.0))).bitwise
         assert len(runs) == 2, "another config is another run"
         deaf = again.with_changes(tokenizer=replace(again.tokenizer, merges=again.tokenizer.merges[1:], eos_token_id=0))
-        assert not golden.measure(deaf).says_the_same, "other words are other words, whatever the pass"
+        found = golden.measure(deaf)
+        assert len(runs) == 2 and not found.says_the_same and not found.tokens, "other words are other words, whatever the pass"
