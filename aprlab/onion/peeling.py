@@ -477,4 +477,4 @@ def _alone(case: FileCase, fixes: list[Fix], clock: Clock, asked: _Asked) -> Rep
         return Repair([m.label for m in kept], bool(needed), proof)
 
 
-__all__ = ["examine", "peel"]
+__all__ = ["examine", "golden_of", "peel"]

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from aprlab.architectures import forward
-from aprlab.engines import choose, create
+from aprlab.engines import choose
 from aprlab.engines.delegating import SharingEngine
 from aprlab.errors import BROKEN, AprlabError, reason
-from aprlab.inference.session import Session, conversation_text
+from aprlab.inference.session import Session, conversation_text, session_beside
 from aprlab.model.model import Model
-from aprlab.model.remote import refuse_remote
 from aprlab.tracing.comparisons import kl_divergence, log_softmax
 
 MAX_TOKENS = 10
@@ -123,13 +122,10 @@ class Golden:
 
     def session_of(self, model: Model) -> Session:
         """A session over a candidate, with the reference's tokenizer and laid-out weights as far as they are the same."""
+        if self._lends:
+            return session_beside(self.session, model, engine=self.engine, threads=self.threads)
         tokenizer = self.session.tokenizer if model.tokenizer == self.session.model.tokenizer else None
-        common = self.session.model.in_common(model) if self._lends else frozenset()
-        if not common:
-            return Session(model, engine=self.engine, threads=self.threads, tokenizer=tokenizer)
-        refuse_remote((tensor.content for tensor in model.tensors.values()), model.path)
-        engine = SharingEngine(self.session.engine, model, common, lambda: create(self.engine, model, self.threads))
-        return Session(engine, tokenizer=tokenizer)
+        return Session(model, engine=self.engine, threads=self.threads, tokenizer=tokenizer)
 
     def _stands_for(self, session: Session) -> bool:
         """Whether the reference's own pass is this session's, too: one engine gives one answer for one set of weights."""
