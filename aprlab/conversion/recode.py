@@ -54,12 +54,7 @@ class Recoded(Content):
         """`exact` of a few rows by number, int64: float32 ``(len(rows), cols)``; other rows are not made where that can be."""
         return self.exact(rows)
 
-    def encoded_rows(self, rows: np.ndarray) -> np.ndarray:
-        """The bytes of a few rows by number: ``uint8 (len(rows), row bytes)``; of types that have none for the tensor as a whole.
-
-        Raises:
-            NumericError: values that the type cannot hold.
-        """
+    def some(self, rows: np.ndarray, size: int) -> np.ndarray:
         return quants.quantise(np.ascontiguousarray(self.few(rows)), self.kind).reshape(len(rows), -1)
 
     def forget(self, rows: slice) -> None:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from aprlab.conversion.recode import Recoded, at_hand
+from aprlab.conversion.recode import Recoded
 from aprlab.conversion.seams import Seams
 from aprlab.errors import UsageError
 from aprlab.formats import apr, open_model
 from aprlab.formats.apr import Entry, Plan
 from aprlab.model.config import ModelConfig
-from aprlab.model.content import Rows
+from aprlab.model.content import CHUNK, Content, Held, Rows
 from aprlab.model.tensor import Tensor
 from aprlab.quants import REGISTRY
 from aprlab.quants.types import TensorType
@@ -91,12 +92,45 @@ def with_values(
     return tensor.replace(type=kind, shape=shape, content=Edited(tensor, kind, shape, compute, origin))
 
 
+class EditedBlocks(Content):
+    """The blocks of a tensor, each changed by itself; made each time they are asked for.
+
+    `edit` gets blocks through their type's layout (structured, shape (n,)), any of them in any order, and changes them in place.
+    """
+
+    __slots__ = ("_edit", "_tensor")
+
+    def __init__(self, tensor: Tensor, edit: Callable[[np.ndarray], None]) -> None:
+        self._tensor, self._edit = tensor, edit
+
+    @property
+    def nbytes(self) -> int:
+        return self._tensor.nbytes
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.whole()[start:stop]
+
+    def whole(self) -> np.ndarray:
+        raw = np.array(self._tensor.raw, np.uint8)
+        self._edit(raw[self._tensor.type.tensor_bytes :].view(self._layout))
+        return raw
+
+    def some(self, rows: np.ndarray, size: int) -> np.ndarray:
+        raw = np.array(self._tensor.content.some(rows, size), np.uint8).reshape(-1)
+        self._edit(raw.view(self._layout))
+        return raw.reshape(len(rows), size)
+
+    def chunks(self, step: int = CHUNK) -> Iterator[Any]:
+        return Held(self.whole()).chunks(step)
+
+    @property
+    def _layout(self) -> np.dtype[Any]:
+        return REGISTRY[self._tensor.type].layout
+
+
 def with_blocks(tensor: Tensor, edit: Callable[[np.ndarray], None]) -> Tensor:
-    """A copy of `tensor` whose blocks, seen through their type's layout (structured, shape (n,)), `edit` has changed."""
-    tensor = at_hand(tensor)
-    raw = np.array(tensor.raw, np.uint8)
-    edit(raw[tensor.type.tensor_bytes :].view(REGISTRY[tensor.type].layout))
-    return tensor.replace(raw=raw)
+    """`tensor` with its blocks changed when they are asked for: see `EditedBlocks`."""
+    return tensor.replace(content=EditedBlocks(tensor, edit))
 
 
 def change_tensors(s: Seams, change: Callable[[Tensor], Tensor]) -> Seams:

@@ -66,7 +66,7 @@ def session_beside(session: Session, model: Model, *, engine: str, threads: int 
         engine, threads: see `aprlab.engines.create`.
 
     Returns:
-        Answers as ``Session(model, engine=engine, threads=threads)`` does, to the last bit. The two must not run at the same time.
+        One that answers as ``Session(model, engine=engine, threads=threads)``, to the last bit. The two must not run at once.
     """
     refuse_remote((tensor.content for tensor in model.tensors.values()), model.path)
     lender = session.model

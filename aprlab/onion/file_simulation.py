@@ -43,21 +43,28 @@ class _Content:
     healthy: bool
     make: Callable[[], Tensor]
 
-    def __call__(self) -> Iterator[Any]:
-        return chunks_of(self.tensor if self.tensor is not None else self.make())()
+    @property
+    def made(self) -> Tensor:
+        """The tensor; anew, where it is not kept."""
+        return self.tensor if self.tensor is not None else self.make()
 
-    def may_be(self, raw: np.ndarray) -> bool:
-        """Whether a few rows are those of these bytes, where values would have to be encoded: then all of them cost much more."""
-        tensor = self.tensor if self.tensor is not None else self.make()
-        made = tensor.content
-        if not isinstance(made, Recoded) or made.kind.tensor_bytes or len(raw) != made.nbytes:
-            return True
-        size = made.kind.row_bytes(made.shape[-1])
-        rows = sample_rows(made.nbytes // size, _SAMPLE)
-        try:
-            return np.array_equal(made.encoded_rows(rows), raw.reshape(-1, size)[rows])
-        except AprlabError:
-            return True  # whoever makes all rows is told where
+    def __call__(self) -> Iterator[Any]:
+        return chunks_of(self.made)()
+
+
+def _may_be(tensor: Tensor, raw: np.ndarray) -> bool:
+    """Whether a few rows are those of these bytes, where bytes have to be made: then all of them cost much more."""
+    content, kind = tensor.content, tensor.type
+    if content.at_hand or kind.tensor_bytes:
+        return True
+    size = kind.row_bytes(content.shape[-1] if isinstance(content, Recoded) else tensor.cols)
+    if len(raw) != content.nbytes or len(raw) % size:
+        return True
+    rows = sample_rows(len(raw) // size, _SAMPLE)
+    try:
+        return np.array_equal(content.some(rows, size), raw.reshape(-1, size)[rows])
+    except AprlabError:
+        return True  # whoever makes all rows is told where
 
 
 _SAMPLE = 4  # rows by which a tensor is judged first
@@ -194,7 +201,7 @@ class Simulator:
                     t = seams.tensor(tensor)
                     whole = t is self._healthy(tensor)
                     # What a fault makes of a large tensor is made again when it is asked for, and not kept.
-                    kept = whole or t.nbytes < _KEPT or not t.content.at_hand
+                    kept = whole or t.nbytes < _KEPT
                     content = _Content(tensor.name, t if kept else None, whole, partial(seams.tensor, tensor))
                     plans.append(apr.Plan(seams.name(t.name), seams.code(t.type), seams.dims(t.shape), t.nbytes, content))
                 plans = seams.plans(plans) if only is None else plans
@@ -285,10 +292,13 @@ class Simulator:
         if who in out.untouched and memo in self._agree:
             return self._agree[memo]
         (wanted,) = (np.frombuffer(part, np.uint8) for part in self.actual.content[key]())  # the file's, see `_held`
-        if isinstance(content, _Content) and not content.may_be(wanted):
-            return False
+        chunks = content
+        if isinstance(content, _Content):
+            if not _may_be(made := content.made, wanted):
+                return False
+            chunks = chunks_of(made)
         at, equal = 0, True
-        for chunk in out.content[key]():
+        for chunk in chunks():
             part = np.frombuffer(chunk, np.uint8)
             if not np.array_equal(part, wanted[at : at + len(part)]):
                 equal = False

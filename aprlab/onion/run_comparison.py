@@ -16,7 +16,7 @@ CLOSE = 2e-4  # relative l2 that float32 sums in another order may differ by, on
 DECODED = 3  # passes of one token after the prompt
 
 
-class _Parted(Exception):
+class _RunsParted(Exception):
     """Ends a pass: nothing behind the first difference is asked for."""
 
     def __init__(self, found: dict[str, Any]) -> None:
@@ -50,12 +50,12 @@ def compare_runs(a: Session, b: Session, ids: Sequence[int], prompt: int | None 
                 if difference is not None:
                     difference["first_position"] = difference.get("first_position", 0) + done
                     stage = "decode" if done else "prefill"
-                    raise _Parted({"point": point, **difference, "pass": stage, "points_equal_before": compared - 1})
+                    raise _RunsParted({"point": point, **difference, "pass": stage, "points_equal_before": compared - 1})
             return x
 
         try:
             forward(b.engine, b.config, some, theirs, watch)
-        except _Parted as parted:
+        except _RunsParted as parted:
             return parted.found
         done += len(some)
     return None

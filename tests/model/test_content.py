@@ -162,7 +162,7 @@ def test_a_few_rows_are_made_without_the_others(kind: TensorType) -> None:
         content, cols = made.content, made.content.shape[-1]
         count = made.nbytes // made.type.row_bytes(cols)
         rows = np.array(sorted({0, count // 2, count - 1}))
-        few, encoded = content.few(rows), content.encoded_rows(rows)
+        few, encoded = content.few(rows), content.some(rows, made.nbytes // count)
         whole = content.exact()
         np.testing.assert_array_equal(few, whole.reshape(-1, cols)[rows])
         np.testing.assert_array_equal(encoded, content.whole().reshape(count, -1)[rows])
