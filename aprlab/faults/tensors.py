@@ -108,7 +108,13 @@ class EditedBlocks(Content):
         return self._tensor.nbytes
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        return self.whole()[start:stop]
+        head, size = self._tensor.type.tensor_bytes, self._tensor.type.block_bytes
+        if start < head or stop <= start:
+            return self.whole()[start:stop] if start < stop else np.empty(0, np.uint8)
+        first, last = (start - head) // size, -(-(min(stop, self.nbytes) - head) // size)
+        raw = np.array(self._tensor.content.read(head + first * size, head + last * size), np.uint8)
+        self._edit(raw.view(self._layout))
+        return raw[start - head - first * size : stop - head - first * size]
 
     def whole(self) -> np.ndarray:
         raw = np.array(self._tensor.raw, np.uint8)

@@ -84,7 +84,7 @@ class Content(ABC):
         raw = np.concatenate([self.read(0, head), part.reshape(-1)]) if head else part.reshape(-1)
         return quants.dequantise(raw, kind, (part.shape[0], shape[-1]))
 
-    def release(self, start: int = 0, stop: int | None = None) -> None:
+    def release(self, start: int = 0, stop: int | None = None) -> None:  # noqa: B027 - nothing is held by default
         """These bytes are not needed for now; reading them again is allowed."""
 
 

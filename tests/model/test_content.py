@@ -17,7 +17,7 @@ from aprlab.conversion.synthetic import RandomBlocks
 from aprlab.errors import FormatError
 from aprlab.faults import layout
 from aprlab.faults.apply import Misread
-from aprlab.faults.tensors import Edited, with_values
+from aprlab.faults.tensors import Edited, EditedBlocks, with_values
 from aprlab.model import decode_hooks
 from aprlab.model.content import Content, Held, Mapped, content_of, map_file
 from aprlab.model.model import Model
@@ -64,6 +64,11 @@ def mapped(tmp_path: Path) -> Callable[[np.ndarray], np.ndarray]:
     return view
 
 
+def flipped(b: np.ndarray) -> None:
+    """An edit of blocks: the last byte of each."""
+    b.view(np.uint8).reshape(len(b), -1)[:, -1] ^= 1
+
+
 def made(how: str, kind: TensorType, mapped: Callable[[np.ndarray], np.ndarray]) -> Content:
     """A content of `kind` by each of the ways that there are."""
     raw = blocks(kind)
@@ -74,6 +79,7 @@ def made(how: str, kind: TensorType, mapped: Callable[[np.ndarray], np.ndarray])
         "ranges": lambda: Ranges(raw),
         "recoded": lambda: Recoded(plain, kind),
         "edited": lambda: Edited(plain, kind, SHAPE, lambda values: values * 2),
+        "blocks": lambda: EditedBlocks(plain, flipped),
         "misread": lambda: Misread(raw, REGISTRY),
         "random": lambda: RandomBlocks("x", kind, SHAPE, 3),
     }
@@ -81,7 +87,7 @@ def made(how: str, kind: TensorType, mapped: Callable[[np.ndarray], np.ndarray])
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("how", ["held", "mapped", "ranges", "recoded", "edited", "misread", "random"])
+@pytest.mark.parametrize("how", ["held", "mapped", "ranges", "recoded", "edited", "blocks", "misread", "random"])
 def test_every_content_gives_one_answer(how: str, kind: TensorType, mapped: Callable[[np.ndarray], np.ndarray]) -> None:
     if how == "random" and kind is types.APR_Q8:
         pytest.skip("random AprQ8 is refused")
@@ -157,6 +163,8 @@ def test_a_few_rows_are_made_without_the_others(kind: TensorType) -> None:
     healthy = Seams(str, lambda type_: type_.code, tuple, lambda tensor: recoded(tensor, kind))
     turned, twice = layout.transpose_data()(healthy), layout.transpose_data()(layout.transpose_data()(healthy))
     changed = [seams.tensor(one) for seams in (healthy, turned, twice, layout.reverse_both(healthy))]
+    flips = EditedBlocks(healthy.tensor(one), flipped)
+    np.testing.assert_array_equal(flips.some(np.array([1, 4]), kind.row_bytes(SHAPE[1])), flips.whole().reshape(6, -1)[[1, 4]])
     for made in (*changed, layout.flat_tensor(one), layout.flat_tensor(turned.tensor(one))):
         assert isinstance(made.content, Recoded)
         content, cols = made.content, made.content.shape[-1]
