@@ -51,15 +51,15 @@ def peel(
     """Find which layer of a file (or of an engine) is broken, in which tensors and how, and prove it by repair."""
     from aprlab.display.page import page
     from aprlab.formats.writing import check_output, write_json, write_text
-    from aprlab.lab import reports_folder
     from aprlab.onion import peeling
 
     choice = _peel_choice(files, engines) if source is None else _source_choice(files, engines, source)
     stem = "-".join(file.stem for file in files)
     if reports is not None:
-        reports_folder(reports)
+        from aprlab.lab import reports_folder  # brings notebooks and figures with it
+
         for kind in ("json", "html"):  # refused before the work, not after it
-            check_output(reports / f"{stem}.{kind}", files, force=True)
+            check_output(reports_folder(reports) / f"{stem}.{kind}", files, force=True)
     reference, candidate = ([None, *files] if len(files) == 1 else files)[:2]
     if "engines" in choice or "sources" in choice:
         reference, candidate = candidate, None

@@ -50,6 +50,13 @@ class Recoded(Content):
         """The values before they are encoded: float32 of `shape`, or ``(len(rows), cols)``."""
         return self.source.dequantise(rows)
 
+    def few(self, rows: np.ndarray) -> np.ndarray:
+        """`exact` of a few rows by number, int64: float32 ``(len(rows), cols)``; other rows are not made where that can be."""
+        return self.exact(rows)
+
+    def some(self, rows: np.ndarray, size: int) -> np.ndarray:
+        return quants.quantise(np.ascontiguousarray(self.few(rows)), self.kind).reshape(len(rows), -1)
+
     def forget(self, rows: slice) -> None:
         """What `exact` gave of these rows was encoded."""
         self.source.release(rows)

@@ -11,8 +11,7 @@ from aprlab.conversion.seams import Seams
 from aprlab.engines.base import Array
 from aprlab.engines.delegating import DelegatingEngine
 from aprlab.faults.base import Fault, lines
-from aprlab.faults.tensors import change_metadata, change_plans, change_tensors, is_
-from aprlab.formats import open_model
+from aprlab.faults.tensors import change_metadata, change_plans, change_tensors, config_of, is_
 from aprlab.model.config import ModelConfig
 from aprlab.model.model import Model
 from aprlab.model.rope import FACTORS
@@ -63,18 +62,14 @@ def write_unbounded(s: Seams) -> Seams:
 
 def in_halves(s: Seams) -> Seams:
     """Rows of Q and K in the order that rotation of halves needs, in a model whose rotation is of adjacent pairs."""
-    configs: dict[str, ModelConfig] = {}
 
     def change(tensor: Tensor) -> Tensor:
         if not is_(tensor.name, "attn_q.weight", "attn_k.weight"):
             return tensor
-        key = str(tensor.origin.path)
-        if key not in configs:  # a seam sees one tensor at a time, so its file is asked
-            with open_model(tensor.origin.path) as model:
-                configs[key] = model.config
-        if configs[key].rope_type != "norm":
+        config = config_of(tensor)
+        if config.rope_type != "norm":
             return tensor
-        tensor, size = at_hand(tensor), configs[key].head_dim
+        tensor, size = at_hand(tensor), config.head_dim
         raw = tensor.raw.reshape(tensor.rows, -1)[as_halves(tensor.rows // size, size)]
         return tensor.replace(raw=np.ascontiguousarray(raw).reshape(-1))
 

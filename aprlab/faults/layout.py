@@ -15,8 +15,8 @@ from aprlab.engines.base import Array, Engine
 from aprlab.engines.delegating import DelegatingEngine
 from aprlab.faults.base import Fault, lines
 from aprlab.faults.naming import gguf_name
-from aprlab.faults.tensors import Edited, change_tensors, edit_index, is_, with_values
-from aprlab.formats import apr, open_model
+from aprlab.faults.tensors import Edited, change_tensors, config_of, edit_index, is_, with_values
+from aprlab.formats import apr
 from aprlab.formats.apr import Entry
 from aprlab.model.tensor import Tensor
 from aprlab.quants import types
@@ -68,12 +68,18 @@ def transposed(values: np.ndarray) -> np.ndarray:
     return turned(values).reshape(values.shape)
 
 
+def turned_from(places: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Where each value of the transpose of a matrix comes from, both as places in C order."""
+    rows, cols = shape
+    return places % rows * cols + places // rows
+
+
 def transpose_data(*only: str) -> Callable[[Seams], Seams]:
     """Every matrix (or only these) transposed in memory, under its old shape."""
 
     def change(tensor: Tensor) -> Tensor:
         wanted = len(tensor.shape) == 2 and (not only or is_(tensor.name, *only))
-        return with_values(tensor, transposed) if wanted else tensor
+        return with_values(tensor, transposed, origin=turned_from) if wanted else tensor
 
     return lambda s: change_tensors(s, change)
 
@@ -93,7 +99,7 @@ def reverse_both(s: Seams) -> Seams:
         if len(tensor.shape) != 2:
             return tensor
         kind = fitting(tensor.type, tensor.rows)
-        return with_values(tensor, turned, shape=tensor.shape[::-1], kind=kind)
+        return with_values(tensor, turned, shape=tensor.shape[::-1], kind=kind, origin=turned_from)
 
     return change_tensors(s, change)
 
@@ -107,7 +113,8 @@ def flat_tensor(tensor: Tensor) -> Tensor:
         held[: values.size] = values.reshape(-1)
         return held
 
-    return tensor.replace(type=types.Q4_K, content=Edited(tensor, types.Q4_K, (blocks, 256), compute))
+    content = Edited(tensor, types.Q4_K, (blocks, 256), compute, lambda places, shape: places)
+    return tensor.replace(type=types.Q4_K, content=content)
 
 
 def broken_rows(tensor: Tensor) -> bool:
@@ -159,28 +166,18 @@ def permuted_rows(heads: int, rows: int) -> np.ndarray:
 
 def permute_qk(s: Seams) -> Seams:
     """Rows of Q and K, biases too, in the order that Llama's conversion gives them for NORM rotation."""
-    heads: dict[str, int] = {}
 
     def change(tensor: Tensor) -> Tensor:
         for stem in ("attn_q", "attn_k"):
             if is_(tensor.name, f"{stem}.weight", f"{stem}.bias"):
                 tensor = at_hand(tensor)
                 rows = tensor.shape[0]
-                order = permuted_rows(rows // _head_dim(tensor, heads), rows)
+                order = permuted_rows(rows // config_of(tensor).head_dim, rows)
                 raw = tensor.raw.reshape(rows, -1)[order]
                 return tensor.replace(raw=np.ascontiguousarray(raw).reshape(-1))
         return tensor
 
     return change_tensors(s, change)
-
-
-def _head_dim(tensor: Tensor, known: dict[str, int]) -> int:
-    """The head size of the model that `tensor` comes from; a seam sees one tensor at a time, so its file is asked."""
-    key = str(tensor.origin.path)
-    if key not in known:
-        with open_model(tensor.origin.path) as model:
-            known[key] = model.config.head_dim
-    return known[key]
 
 
 _STILL = "Counts, shapes, sizes and any order-independent checksum are unchanged"

@@ -228,7 +228,7 @@ def texts(value: Any) -> Any:
             return list(value)
         except FormatError as error:
             return Wrong(f"a list of {len(value)}: {error.message}")
-    if isinstance(value, list) and all(type(item) is str for item in value):
+    if isinstance(value, list) and set(map(type, value)) <= {str}:
         return value
     return value if isinstance(value, Missing) else wrong(value)
 
@@ -237,7 +237,7 @@ def wholes(value: Any) -> Any:
     """A list of ints as a list, anything else as `Wrong`."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
         return value.tolist()
-    if isinstance(value, list) and all(type(item) is int for item in value):
+    if isinstance(value, list) and set(map(type, value)) <= {int}:
         return value
     return value if isinstance(value, Missing) else wrong(value)
 

@@ -12,6 +12,7 @@ import numpy as np
 from aprlab import engines
 from aprlab.architectures import check, forward
 from aprlab.engines.base import Cache, Engine
+from aprlab.engines.delegating import SharingEngine
 from aprlab.errors import NumericError, UsageError
 from aprlab.inference.generation import AnswerText, Generation, load_report
 from aprlab.inference.sampling import Sampling
@@ -31,6 +32,15 @@ def conversation_tokens(model: Model, tokenizer: Qwen2Tokenizer, turns: Sequence
         UsageError: no template in the file, or the template refuses the messages.
         FormatError: the template is broken or hostile.
     """
+    return tokenizer.encode(without_first(conversation_text(model, turns), model.tokenizer, tokenizer))
+
+
+def conversation_text(model: Model, turns: Sequence[Message]) -> str:
+    """What the file's own chat template makes of a conversation; remembered, so that it can be asked for ahead.
+
+    Raises:
+        UsageError, FormatError: as `conversation_tokens`.
+    """
     data = model.tokenizer
     if data.chat_template is None:
         raise UsageError("the model has no chat template; give the prompt raw", code="session.no-template", path=model.path)
@@ -39,13 +49,33 @@ def conversation_tokens(model: Model, tokenizer: Qwen2Tokenizer, turns: Sequence
         for name, id in (("bos_token", data.bos_token_id), ("eos_token", data.eos_token_id))
         if id is not None
     }
-    text = render(data.chat_template, turns, **special)
-    return tokenizer.encode(without_first(text, data, tokenizer))
+    return render(data.chat_template, turns, **special)
 
 
 def without_first(text: str, data: TokenizerData, tokenizer: Qwen2Tokenizer) -> str:
     """`text` without the token that `encode` puts in front anyway, as llama.cpp drops one of the two."""
     return text if tokenizer.first is None else text.removeprefix(data.tokens[tokenizer.first])
+
+
+def session_beside(session: Session, model: Model, *, engine: str, threads: int | None = None) -> Session:
+    """A session over a model that borrows from another session what the two have in common: tokenizer, weights laid out.
+
+    Args:
+        session: over a plain engine, as `engine` and `threads` make it.
+        model: in view; its own engine is made only for weights that are not in common.
+        engine, threads: see `aprlab.engines.create`.
+
+    Returns:
+        One that answers as ``Session(model, engine=engine, threads=threads)``, to the last bit. The two must not run at once.
+    """
+    refuse_remote((tensor.content for tensor in model.tensors.values()), model.path)
+    lender = session.model
+    tokenizer = session.tokenizer if model.tokenizer == lender.tokenizer else None
+    common = lender.in_common(model)
+    if not common:
+        return Session(model, engine=engine, threads=threads, tokenizer=tokenizer)
+    shared = SharingEngine(session.engine, model, common, lambda: engines.create(engine, model, threads))
+    return Session(shared, tokenizer=tokenizer)
 
 
 class Session:

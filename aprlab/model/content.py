@@ -56,6 +56,13 @@ class Content(ABC):
         """All bytes: ``uint8 (nbytes,)``."""
         return self.read(0, self.nbytes)
 
+    def some(self, rows: np.ndarray, size: int) -> np.ndarray:
+        """The bytes of a few rows by number, of a type that has none for the tensor as a whole: ``uint8 (len(rows), size)``.
+
+        `size` are the bytes of a row. Contents that make their bytes make no other row where that can be.
+        """
+        return self.whole().reshape(-1, size)[rows]
+
     def chunks(self, step: int = CHUNK) -> Iterator[Any]:
         """All bytes in order, as buffers of at most `step` bytes (contents that make their bytes choose their own step).
 

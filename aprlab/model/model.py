@@ -86,6 +86,21 @@ class Model:
             make_tokenizer=lambda: self.tokenizer if tokenizer is None else tokenizer,
         )
 
+    def in_common(self, other: Model) -> frozenset[str]:
+        """Names of the tensors that are the same in both: type, shape, every byte (compared, unless both have one place).
+
+        Tensors whose bytes are made on demand, or read from afar, are not looked at.
+        """
+        found = set()
+        for name, mine in self.tensors.items():
+            theirs = other.tensors.get(name)
+            if theirs is None or mine.type is not theirs.type or mine.shape != theirs.shape:
+                continue
+            plain = all(t.at_hand and t.content.as_stored for t in (mine, theirs))
+            if plain and (mine.same_memory(theirs) or mine.same_bytes(theirs)):
+                found.add(name)
+        return frozenset(found)
+
     def check_values(self) -> None:
         """Raise FormatError for the first tensor with a scale that is NaN or infinite. Reads every block's scale."""
         for tensor in self.tensors.values():

@@ -114,6 +114,13 @@ class Tensor:
             head, size = self.type.tensor_bytes, self.type.row_bytes(self.cols)
             self.content.release(head + rows.start * size, head + rows.stop * size)
 
+    def same_memory(self, other: Tensor) -> bool:
+        """Whether both are views on the same bytes, in memory or in one mapped file; nothing is read."""
+        if not (self.at_hand and other.at_hand):
+            return False
+        a, b = self.raw.__array_interface__, other.raw.__array_interface__
+        return all(a[key] == b[key] for key in ("data", "shape", "strides"))
+
     def same_bytes(self, other: Tensor, step: int = 1 << 24) -> bool:
         """Whether both hold the same bytes, read in parts of `step` bytes; their types are not looked at."""
         if self.nbytes != other.nbytes:

@@ -154,19 +154,19 @@ def first_token(data: TokenizerData) -> int | None:
 
 def merge_pairs(data: TokenizerData, ids: dict[str, int]) -> list[tuple[str, str]]:
     """The merges as pairs; raises FormatError where one is no pair, or gives or takes a token that `ids` lacks."""
-    merges: list[tuple[str, str]] = []
-    for n, merge in enumerate(data.merges):
-        left, space, right = merge.partition(" ")
-        if not (left and space and right):
-            raise FormatError(f"merge {n} {merge!r} is not two words with a space between them", code="tokenizer.bad-merge")
-        merges.append((left, right))
-    for left, right in merges:
-        for token in (left, right, left + right):
-            if token not in ids:
-                raise FormatError(
-                    f"vocabulary and merges do not fit: Token `{token}` out of vocabulary", code="tokenizer.merges-do-not-fit"
-                )
-    return merges
+    parts = [merge.partition(" ") for merge in data.merges]
+    for n, part in enumerate(parts):
+        if "" in part:
+            raise FormatError(
+                f"merge {n} {data.merges[n]!r} is not two words with a space between them", code="tokenizer.bad-merge"
+            )
+    merges = [(left, right) for left, _, right in parts]
+    if all(left in ids and right in ids and left + right in ids for left, right in merges):  # a vocabulary has 150,000
+        return merges
+    stranger = next(token for left, right in merges for token in (left, right, left + right) if token not in ids)
+    raise FormatError(
+        f"vocabulary and merges do not fit: Token `{stranger}` out of vocabulary", code="tokenizer.merges-do-not-fit"
+    )
 
 
 def end_of_generation(data: TokenizerData, ids: dict[str, int]) -> frozenset[int]:

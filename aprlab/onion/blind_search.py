@@ -20,7 +20,7 @@ from aprlab.errors import AprlabError
 from aprlab.faults import FAULTS
 from aprlab.model.model import Model
 from aprlab.onion.block_marks import unlikely
-from aprlab.onion.clock import Budget, Progress
+from aprlab.onion.clock import DEADLINE, Budget, Progress
 from aprlab.onion.file_case import Deviation, FileCase
 from aprlab.onion.fixes import Fix, ddmin, drafted
 from aprlab.onion.health import allowed, nats, spoken
@@ -34,7 +34,6 @@ GAIN = 0.3  # share of the nats that a step must take away; exchanges of parts o
 BETTER = 0.93  # geometric mean of the share of each token's surprise that exchanged parts leave: healthy 1.09 to 1.5, others 0.87
 _CERTAIN = 1e-9  # nats of a token; fewer are none
 FIRST = 3  # answers of the conversation that a real model is asked for at each step; the whole decides
-DEADLINE = 90.0  # seconds of runs; then what is left is not tried, and the verdict says so
 _LOST = ("weights.all-zeros", "container.tensor-cut-off", "tokenizer.missing", "tokenizer.missing-or-empty")
 MOST = 3  # faults on top of each other
 
@@ -313,4 +312,4 @@ def _settled(findings: list[Finding], fixes: list[Fix], more: list[Fix]) -> tupl
     return [*kept, *(fix.finding for fix in more)], [*(fix for fix in fixes if fix not in vague), *more]
 
 
-__all__ = ["DEADLINE", "GAIN", "BlindSearch", "without_reference"]
+__all__ = ["GAIN", "BlindSearch", "without_reference"]

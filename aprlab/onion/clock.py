@@ -13,6 +13,9 @@ Progress = Callable[[str, Sequence[Deviation] | None], None]
 """Called as each stage begins, with None, and as each layer of the files ends, with what it found."""
 
 
+DEADLINE = 90.0  # seconds of runs in a search; then what is left is not tried, and the verdict says so
+
+
 class Clock(dict[str, float]):
     """Seconds by stage; `progress` is called when a stage begins."""
 
@@ -69,4 +72,4 @@ class Budget:
             self.left_out.append(what)
 
 
-__all__ = ["Budget", "Clock", "Progress"]
+__all__ = ["DEADLINE", "Budget", "Clock", "Progress"]

@@ -15,7 +15,7 @@ from aprlab.model.content import drop_pages
 from aprlab.model.tensor import Tensor
 from aprlab.onion.file_case import FileCase, TensorMatch
 from aprlab.onion.looks import FLOATS
-from aprlab.onion.samples import ALIKE, correlation, kinds_for, reference_sample, sample
+from aprlab.onion.samples import ALIKE, SampledValues, correlation, kinds_for, reference_sample, sample
 from aprlab.quants import quantise
 from aprlab.quants.types import TensorType
 
@@ -54,7 +54,8 @@ class FileMatcher:
             self._by_content()
             self._by_rounded_content()
             self._by_span()
-        looks = {n: _Looks(self.pieces[n], self.ref.tensors) for n in self.open}
+        expected: dict[str, SampledValues | None] = {}
+        looks = {n: _Looks(self.pieces[n], self.ref.tensors, expected) for n in self.open}
         self._by_own_values(looks)
         self._by_values(looks)
         self._by_rule()
@@ -304,28 +305,42 @@ def _nearest(piece: Piece, others: list[str]) -> str:
 
 
 class _Looks:
-    """Decoded rows of a piece under every type its size allows, against rows of the reference's tensors."""
+    """Decoded rows of a piece under every type its size allows, against rows of the reference's tensors.
 
-    def __init__(self, piece: Piece, tensors: dict[str, Tensor]) -> None:
-        self.piece, self.tensors = piece, tensors
+    Args:
+        piece: as written.
+        tensors: the reference's, by name.
+        expected: name -> their rows, filled on the way: several pieces are compared with one tensor.
+    """
+
+    def __init__(self, piece: Piece, tensors: dict[str, Tensor], expected: dict[str, SampledValues | None]) -> None:
+        self.piece, self.tensors, self.expected = piece, tensors, expected
+        self.size = int(np.prod(piece.shape))
         self.scores: dict[str, float] = {}
-        self.samples: dict[tuple[TensorType, tuple[int, ...]], np.ndarray | None] = {}
+        self.samples: dict[tuple[TensorType, tuple[int, ...]], list[SampledValues]] = {}
 
     def score(self, name: str) -> float:
         """Largest correlation with the tensor `name`, over all types that fit."""
         if name not in self.scores:
-            tensor, best = self.tensors[name], 0.0
-            if int(np.prod(self.piece.shape)) == tensor.size:
-                expected = reference_sample(tensor)
-                for kind in kinds_for(self.piece, tensor):
-                    key = (kind, tensor.shape)
-                    if key not in self.samples:
-                        self.samples[key] = sample(self.piece.raw, kind, tensor.shape)
-                    values = self.samples[key]
-                    if values is not None and expected is not None:
-                        best = max(best, correlation(values, expected))
-            self.scores[name] = best
+            tensor = self.tensors[name]
+            expected = self._expected(tensor) if self.size == tensor.size else None
+            found = [] if expected is None else self._found(tensor)
+            self.scores[name] = max((0.0, *(correlation(values, expected) for values in found)))
         return self.scores[name]
+
+    def _expected(self, tensor: Tensor) -> SampledValues | None:
+        if tensor.name not in self.expected:
+            values = reference_sample(tensor)
+            self.expected[tensor.name] = None if values is None else SampledValues(values)
+        return self.expected[tensor.name]
+
+    def _found(self, tensor: Tensor) -> list[SampledValues]:
+        """The piece's rows under each type that its bytes could be, for a tensor of this type and shape."""
+        key = (tensor.type, tensor.shape)
+        if key not in self.samples:
+            samples = (sample(self.piece.raw, kind, tensor.shape) for kind in kinds_for(self.piece, tensor))
+            self.samples[key] = [SampledValues(values) for values in samples if values is not None]
+        return self.samples[key]
 
 
 __all__ = ["FileMatcher", "match_up", "place_near"]

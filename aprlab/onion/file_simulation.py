@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from aprlab.conversion.recode import chunks_of, re_encoded
+from aprlab.conversion.recode import Recoded, chunks_of, re_encoded
 from aprlab.conversion.seams import Seams, healthy_seams
 from aprlab.errors import AprlabError
 from aprlab.faults import Fault
@@ -24,6 +24,7 @@ from aprlab.formats.raw import CONFIG_FIELDS, TOKENIZER_FIELDS, Seen, meaning
 from aprlab.model.tensor import Tensor
 from aprlab.onion.file_case import FileCase
 from aprlab.onion.looks import FLOATS
+from aprlab.onion.samples import sample_rows
 from aprlab.quants.types import TensorType
 
 Key = tuple[str, str]  # what, of which tensor or field
@@ -42,10 +43,31 @@ class _Content:
     healthy: bool
     make: Callable[[], Tensor]
 
+    @property
+    def made(self) -> Tensor:
+        """The tensor; anew, where it is not kept."""
+        return self.tensor if self.tensor is not None else self.make()
+
     def __call__(self) -> Iterator[Any]:
-        return chunks_of(self.tensor if self.tensor is not None else self.make())()
+        return chunks_of(self.made)()
 
 
+def _may_be(tensor: Tensor, raw: np.ndarray) -> bool:
+    """Whether a few rows are those of these bytes, where bytes have to be made: then all of them cost much more."""
+    content, kind = tensor.content, tensor.type
+    if content.at_hand or kind.tensor_bytes:
+        return True
+    size = kind.row_bytes(content.shape[-1] if isinstance(content, Recoded) else tensor.cols)
+    if len(raw) != content.nbytes or len(raw) % size:
+        return True
+    rows = sample_rows(len(raw) // size, _SAMPLE)
+    try:
+        return np.array_equal(content.some(rows, size), raw.reshape(-1, size)[rows])
+    except AprlabError:
+        return True  # whoever makes all rows is told where
+
+
+_SAMPLE = 4  # rows by which a tensor is judged first
 _KEPT = 1 << 20  # bytes
 
 
@@ -179,7 +201,7 @@ class Simulator:
                     t = seams.tensor(tensor)
                     whole = t is self._healthy(tensor)
                     # What a fault makes of a large tensor is made again when it is asked for, and not kept.
-                    kept = whole or t.nbytes < _KEPT or not t.content.at_hand
+                    kept = whole or t.nbytes < _KEPT
                     content = _Content(tensor.name, t if kept else None, whole, partial(seams.tensor, tensor))
                     plans.append(apr.Plan(seams.name(t.name), seams.code(t.type), seams.dims(t.shape), t.nbytes, content))
                 plans = seams.plans(plans) if only is None else plans
@@ -269,9 +291,14 @@ class Simulator:
         memo = (id(tensor), key)
         if who in out.untouched and memo in self._agree:
             return self._agree[memo]
-        wanted = np.concatenate([np.frombuffer(part, np.uint8) for part in self.actual.content[key]()])
+        (wanted,) = (np.frombuffer(part, np.uint8) for part in self.actual.content[key]())  # the file's, see `_held`
+        chunks = content
+        if isinstance(content, _Content):
+            if not _may_be(made := content.made, wanted):
+                return False
+            chunks = chunks_of(made)
         at, equal = 0, True
-        for chunk in out.content[key]():
+        for chunk in chunks():
             part = np.frombuffer(chunk, np.uint8)
             if not np.array_equal(part, wanted[at : at + len(part)]):
                 equal = False

@@ -111,6 +111,8 @@ def search(fixes: Sequence[Fix], measure: Callable[[Sequence[Fix]], GoldenOutcom
             return False
         if not cost:
             return out.bitwise and out.tokens
+        if full.bitwise:
+            return out.bitwise and out.tokens == full.tokens
         same = (out.chosen, out.tokens, out.distance) == (full.chosen, full.tokens, full.distance)
         return full.logits is not None and same
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,11 +20,9 @@ from aprlab.errors import BROKEN, AprlabError, FormatError, UnsupportedError, Us
 from aprlab.formats.identity import FILE_ONLY, file_only, identify
 from aprlab.formats.raw import Reference, Seen, from_model, look
 from aprlab.inference.session import Session
-from aprlab.instruments.statistics_tables import read_statistics
 from aprlab.model.model import Model
-from aprlab.onion import health, opening, run_cost
-from aprlab.onion.blind_search import DEADLINE, without_reference
-from aprlab.onion.clock import Budget, Clock, Progress
+from aprlab.onion import opening, run_cost
+from aprlab.onion.clock import DEADLINE, Budget, Clock, Progress
 from aprlab.onion.explanation import explain
 from aprlab.onion.fault_search import Explanation
 from aprlab.onion.file_case import FileCase
@@ -33,19 +31,18 @@ from aprlab.onion.findings import report, word_alone, word_of
 from aprlab.onion.fixes import Fix, drafted, search
 from aprlab.onion.instrument_check import tested
 from aprlab.onion.layers import FILE_LAYERS
-from aprlab.onion.open_types import settle_open_types
-from aprlab.onion.published_statistics import statistics_deviations
 from aprlab.onion.references import reference_of
 from aprlab.onion.run_comparison import compare_runs
-from aprlab.onion.run_peeling import peel_engines
-from aprlab.onion.source_peeling import peel_sources
 from aprlab.onion.verdict import LAYERS, Finding, Repair, Verdict
 from aprlab.onion.vocabulary_rows import aligned
 from aprlab.onion.words import Mechanism, refused
 from aprlab.published import QUESTION
-from aprlab.sources.choice import Spec
 from aprlab.tracing.golden_rule import MAX_TOKENS, Golden, GoldenOutcome
 
+if TYPE_CHECKING:
+    from aprlab.sources.choice import Spec
+
+# What two files need is loaded with this module; what other questions need as well (one file, engines, sources) when asked.
 _TRIED_WITHOUT = 32  # fixes, each of which is left out once to see whether it is needed; of more, all are kept
 
 
@@ -88,6 +85,8 @@ def peel(
         FormatError, UnsupportedError: the *reference* cannot be read; a broken candidate is a finding, not an error.
     """
     if engines is not None:
+        from aprlab.onion.run_peeling import peel_engines
+
         return peel_engines(
             ref if ref is not None else cand, engines, fast=fast, threads=threads, prompt=prompt, max_tokens=max_tokens,
             progress=progress,
@@ -96,6 +95,8 @@ def peel(
         judged = ref if ref is not None else cand
         if judged is None:
             raise UsageError("sources are judged on a model: give one", code="source.no-model")
+        from aprlab.onion.source_peeling import peel_sources
+
         return peel_sources(judged, sources, prompt=prompt, threads=threads, progress=progress)
     options: dict[str, Any] = {"engine": engine, "threads": threads, "prompt": prompt, "max_tokens": max_tokens}
     return examine(ref, cand, fast=fast, progress=progress, statistics=statistics, deadline=deadline, **options)[0]
@@ -174,6 +175,10 @@ def _explained(case: FileCase, asked: _Asked, verdict: Verdict) -> Explanation:
 
 def _more_alone(case: FileCase, clock: Clock, asked: _Asked, verdict: Verdict, statistics: str | Path | None) -> None:
     """What one file alone is asked besides its layers: a published table, and types that only a run can tell; in place."""
+    from aprlab.instruments.statistics_tables import read_statistics
+    from aprlab.onion.open_types import settle_open_types
+    from aprlab.onion.published_statistics import statistics_deviations
+
     if statistics is not None:
         with clock("statistics"):
             table = read_statistics(statistics)
@@ -261,6 +266,9 @@ def _judge_alone(
     case: FileCase, verdict: Verdict, fixes: list[Fix], clock: Clock, asked: _Asked, model: Model | None
 ) -> list[Fix]:  # fmt: skip
     """Without a reference: the strict reader, then a run; the verdict is completed in place. Returns the fixes left."""
+    from aprlab.onion import health
+    from aprlab.onion.blind_search import without_reference
+
     if not asked.fast:
         with clock("blind search"):
             verdict.findings, fixes = without_reference(
@@ -469,4 +477,4 @@ def _alone(case: FileCase, fixes: list[Fix], clock: Clock, asked: _Asked) -> Rep
         return Repair([m.label for m in kept], bool(needed), proof)
 
 
-__all__ = ["examine", "peel"]
+__all__ = ["examine", "golden_of", "peel"]

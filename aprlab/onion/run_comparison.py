@@ -16,6 +16,14 @@ CLOSE = 2e-4  # relative l2 that float32 sums in another order may differ by, on
 DECODED = 3  # passes of one token after the prompt
 
 
+class _RunsParted(Exception):
+    """Ends a pass: nothing behind the first difference is asked for."""
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        super().__init__(found)
+        self.found = found
+
+
 def compare_runs(a: Session, b: Session, ids: Sequence[int], prompt: int | None = None) -> dict[str, Any] | None:
     """The first trace point at which b leaves a, each running by itself; None where they agree to the end.
 
@@ -24,7 +32,6 @@ def compare_runs(a: Session, b: Session, ids: Sequence[int], prompt: int | None 
     Bit for bit between engines of one name; else within what another order of float32 sums can make.
     """
     exact = a.engine.name == b.engine.name
-    found: list[dict[str, Any]] = []
     compared = 0
     mine, theirs = a.engine.new_cache(a.config, len(ids)), b.engine.new_cache(b.config, len(ids))
     head = len(ids) if prompt is None else prompt
@@ -37,18 +44,19 @@ def compare_runs(a: Session, b: Session, ids: Sequence[int], prompt: int | None 
 
         def watch(point: str, x: Array, expected: dict[str, Point] = expected, done: int = done) -> Array:
             nonlocal compared
-            if not found and point in expected:
+            if point in expected:
                 compared += 1
                 difference = difference_of(expected[point].values, b.engine.to_numpy(x), exact)
                 if difference is not None:
                     difference["first_position"] = difference.get("first_position", 0) + done
                     stage = "decode" if done else "prefill"
-                    found.append({"point": point, **difference, "pass": stage, "points_equal_before": compared - 1})
+                    raise _RunsParted({"point": point, **difference, "pass": stage, "points_equal_before": compared - 1})
             return x
 
-        forward(b.engine, b.config, some, theirs, watch)
-        if found:
-            return found[0]
+        try:
+            forward(b.engine, b.config, some, theirs, watch)
+        except _RunsParted as parted:
+            return parted.found
         done += len(some)
     return None
 

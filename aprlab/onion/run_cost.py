@@ -104,8 +104,10 @@ def allowed(case: FileCase, golden: Golden) -> tuple[float, float]:
 
 def measured(outcome: GoldenOutcome, golden: Golden, limits: tuple[float, float] | None = None) -> dict[str, Any]:
     """What the run cost, for `Verdict.cost`: the outcome, how many tokens are the reference's, and what is allowed."""
-    agree = sum(a == b for a, b in zip(outcome.chosen, golden.chosen, strict=False))
-    found = outcome.to_json() | {"same_token": agree, "steps": len(golden.chosen)}
+    agree = golden.steps
+    if not outcome.bitwise:
+        agree = sum(a == b for a, b in zip(outcome.chosen, golden.chosen, strict=False))
+    found = outcome.to_json() | {"same_token": agree, "steps": golden.steps}
     return found if limits is None else found | {"distance_allowed": limits[0], "kl_allowed": limits[1]}
 
 

@@ -38,12 +38,23 @@ def sample(raw: np.ndarray, kind: TensorType, shape: tuple[int, ...]) -> np.ndar
         return None
 
 
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
+def correlation(a: np.ndarray | SampledValues, b: np.ndarray | SampledValues) -> float:
     """Cosine of two arrays of one shape, in float64; 0 where either is zero or not finite."""
-    x, y = a.astype(np.float64).reshape(-1), b.astype(np.float64).reshape(-1)
+    x, y = (side if isinstance(side, SampledValues) else SampledValues(side) for side in (a, b))
     with np.errstate(all="ignore"):
-        found = float(x @ y) / float(np.linalg.norm(x) * np.linalg.norm(y) or np.nan)
+        found = float(x.values @ y.values) / float(x.norm * y.norm or np.nan)
     return found if np.isfinite(found) else 0.0
+
+
+class SampledValues:
+    """Values that are correlated with many others: float64 in one row, and their norm."""
+
+    __slots__ = ("norm", "values")
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values.astype(np.float64).reshape(-1)
+        with np.errstate(all="ignore"):
+            self.norm = np.linalg.norm(self.values)
 
 
 _SAMPLES: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
@@ -74,4 +85,6 @@ def kinds_for(piece: Piece, tensor: Tensor) -> list[TensorType]:
     return list(dict.fromkeys([*own, *label, *rest]))
 
 
-__all__ = ["ALIKE", "LIKELY", "bytes_of_rows", "correlation", "kinds_for", "reference_sample", "sample", "sample_rows"]
+__all__ = [
+    "ALIKE", "LIKELY", "SampledValues", "bytes_of_rows", "correlation", "kinds_for", "reference_sample", "sample", "sample_rows",
+]  # fmt: skip

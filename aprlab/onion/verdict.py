@@ -25,7 +25,7 @@ EXIT = {
     "same": 0, "equivalent": 0, "healthy": 0, "broken": 3, "suspect": 4, "unproved": 4, "ambiguous": 4, "not-comparable": 4,
 }  # fmt: skip
 MEANING: dict[Word, str] = {  # in a sentence, for a card; docs/peel.md has the promises in full
-    "same": "Nothing differs that a run uses; both were run, and every logit is the same, bit for bit.",
+    "same": "Nothing differs that a run uses; what both run was run, and every logit is the same, bit for bit.",
     "equivalent": "The bytes differ within what their types may cost; both were run.",
     "healthy": "It was run, and every test of health passed.",
     "suspect": "Something is unlikely; nothing is proved.",

@@ -19,15 +19,16 @@ from aprlab.display.html import Cell, table
 from aprlab.engines import choose
 from aprlab.errors import BROKEN, AprlabError, reason
 from aprlab.formats import open_model
-from aprlab.inference.session import Session
+from aprlab.inference.session import Session, session_beside
 from aprlab.inference.template import render
 from aprlab.instruments.shares import Share, shares
 from aprlab.model.model import Model
 from aprlab.onion.file_case import FileCase
-from aprlab.onion.peeling import examine
+from aprlab.onion.peeling import examine, golden_of
 from aprlab.onion.row_errors import RowErrors
 from aprlab.onion.run_cost import losses
 from aprlab.onion.verdict import Verdict, plain, some
+from aprlab.published import QUESTION
 from aprlab.qualification.certificate_words import TITLES, words
 from aprlab.qualification.modelfile_check import modelfile_problems
 from aprlab.qualification.text_reading import (
@@ -41,6 +42,7 @@ from aprlab.qualification.text_reading import (
     read_by,
     windows,
 )
+from aprlab.tracing.golden_rule import MAX_TOKENS
 from aprlab.version import __version__
 
 SCHEMA = 1
@@ -347,9 +349,9 @@ def _of_runs(
     with open_model(source) as a, open_model(path) as b:
         found.engine = choose(engine, a, threads=threads).spec
         progress("prompts")
-        reference = Session(a, engine=found.engine, threads=threads)
+        reference = _source_session(case, a, found, threads)
         try:
-            candidate = Session(b, engine=found.engine, threads=threads)
+            candidate = session_beside(reference, b, engine=found.engine, threads=threads)
             checks = [_of_prompts(reference, candidate)]
             progress("text")
             checks += _of_text(reference, candidate, tokens, None if exact else losses(case), far=_far(workers, found))
@@ -357,6 +359,15 @@ def _of_runs(
             message = {"message": reason(error)}
             return [CertificateCheck(id, False, "verify.run-refused", message) for id in RUNS]
     return checks
+
+
+def _source_session(case: FileCase, source: Model, found: Certificate, threads: int | None) -> Session:
+    """A session over the source as it was opened, with the weights that `peel` has laid out if it ran it on this engine."""
+    assert found.engine is not None
+    if case.ref is None or found.peeled.engine != found.engine:
+        return Session(source, engine=found.engine, threads=threads)
+    lender = golden_of(case.ref, found.engine, threads, QUESTION, MAX_TOKENS).session
+    return session_beside(lender, source, engine=found.engine, threads=threads)
 
 
 def _far(workers: cluster.Cluster | None, found: Certificate) -> Callable[[Sequence[Sequence[int]]], Reading] | None:

@@ -6,16 +6,19 @@ and the logits it was chosen from agree, so do all greedy answers, and one pass 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from aprlab.architectures import forward
 from aprlab.engines import choose
+from aprlab.engines.delegating import SharingEngine
 from aprlab.errors import BROKEN, AprlabError, reason
-from aprlab.inference.session import Session
+from aprlab.inference.session import Session, conversation_text, session_beside
 from aprlab.model.model import Model
 from aprlab.tracing.comparisons import kl_divergence, log_softmax
 
@@ -35,7 +38,7 @@ class GoldenOutcome:
         bitwise: its logits are the reference's, bit for bit.
         distance: relative l2 of its logits from the reference's; inf where it did not run.
         kl: mean Kullback-Leibler divergence over the steps, in nats.
-        logits: float32 (steps, V).
+        logits: float32 (steps, V); None where it did not run, and where its passes are the reference's own.
     """
 
     error: str | None = None
@@ -79,16 +82,29 @@ class Golden:
         serial: bool = False,
     ) -> None:  # fmt: skip
         self.threads, self.prompt, self.serial, self.max_tokens = threads, prompt, serial, max_tokens
-        self.session = reference if isinstance(reference, Session) else Session(reference, engine=engine, threads=threads)
+        self._lends = isinstance(reference, Model)  # a session that was given may compute in a way of its own
+        self.session = reference if isinstance(reference, Session) else _session(reference, engine, threads, prompt)
         # not chosen again for each candidate, which may have other types or fewer weights
         self.engine = choose(engine, self.session.model, threads=threads).spec
         self.prompt_ids, self.probe = _ids(self.session, prompt)
-        answer = self.session.generate(self.prompt_ids, max_tokens=max_tokens)
+        answer = self.session.generate(self.prompt_ids, max_tokens=max_tokens, keep_logits=True)
         self.answer, self.text, self.stop = answer.tokens, answer.text, answer.stop
+        assert answer.logits is not None
+        self._said = np.argmax(answer.logits, axis=-1).tolist()  # what ended the answer included, if a token did
         self.ids = [*self.prompt_ids, *self.answer]
-        self.logits = self._logits(self.session)
-        self.chosen = np.argmax(self.logits, axis=-1).tolist()
+        self.steps = len(self.answer) + 1
         self.eog = self.session.tokenizer.eog
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """What candidates are compared with: float32 (steps, V); run when it is first needed."""
+        return self._logits(self.session)
+
+    @cached_property
+    def chosen(self) -> list[int]:
+        """The token of each step."""
+        chosen: list[int] = np.argmax(self.logits, axis=-1).tolist()
+        return chosen
 
     def _logits(self, session: Session) -> np.ndarray:
         """Logits of every step of the answer, the one that ends it included: float32 (steps, V)."""
@@ -105,9 +121,16 @@ class Golden:
         return np.array(engine.to_numpy(forward(engine, config, self.ids, cache, tap)))
 
     def session_of(self, model: Model) -> Session:
-        """A session over a candidate; the tokenizer, which takes a second to build, is shared where its data is the same."""
+        """A session over a candidate, with the reference's tokenizer and laid-out weights as far as they are the same."""
+        if self._lends:
+            return session_beside(self.session, model, engine=self.engine, threads=self.threads)
         tokenizer = self.session.tokenizer if model.tokenizer == self.session.model.tokenizer else None
         return Session(model, engine=self.engine, threads=self.threads, tokenizer=tokenizer)
+
+    def _stands_for(self, session: Session) -> bool:
+        """Whether the reference's own pass is this session's, too: one engine gives one answer for one set of weights."""
+        engine = session.engine
+        return isinstance(engine, SharingEngine) and engine.whole and session.config == self.session.config
 
     def measure(self, model: Model | Session | AprlabError) -> GoldenOutcome:
         """A candidate under the rule; whatever it refuses is part of the outcome."""
@@ -116,11 +139,22 @@ class Golden:
         try:
             session = model if isinstance(model, Session) else self.session_of(model)
             ids, probe = _ids(session, self.prompt)
+            if self._stands_for(session):
+                return self._as_the_reference(session, ids, probe)
             logits = self._logits(session)
             loops = type(session) is type(self.session) or session.generate(ids, max_tokens=self.max_tokens).tokens == self.answer
         except BROKEN as error:
             return GoldenOutcome(error=f"{type(error).__name__}: {reason(error)}")
         return self.judge(session, ids, probe, logits, loops=loops)
+
+    def _as_the_reference(self, session: Session, ids: list[int], probe: list[int]) -> GoldenOutcome:
+        """The outcome of a session whose passes are the reference's own; only what is made of text is its own."""
+        if self.stop != "eos":  # the last step has not been run yet
+            return self.judge(session, ids, probe, self.logits)
+        return GoldenOutcome(
+            ids=self._same_ids(ids, probe), tokens=session.tokenizer.eog == self.eog, text=self._same_text(session),
+            bitwise=True, distance=0.0, kl=0.0, chosen=self._said,
+        )  # fmt: skip
 
     def judge(
         self, session: Session, ids: list[int], probe: list[int], logits: np.ndarray, *, loops: bool = True
@@ -131,25 +165,41 @@ class Golden:
         chosen = np.argmax(logits, axis=-1).tolist()
         ends = session.tokenizer.eog == self.eog
         finite = bool(np.isfinite(logits).all())
+        bitwise = bool(np.array_equal(logits.view(np.uint32), self.logits.view(np.uint32)))
+        apart = finite and not bitwise
         return GoldenOutcome(
-            ids=ids == self.prompt_ids and probe == self.probe,
+            ids=self._same_ids(ids, probe),
             tokens=chosen == self.chosen and ends and finite and loops,
-            text=_text(session, self.ids) == _text(self.session, self.ids),
-            bitwise=bool(np.array_equal(logits.view(np.uint32), self.logits.view(np.uint32))),
-            distance=_relative(self.logits, logits) if finite else float("inf"),
-            kl=_kl(self.logits, logits) if finite else float("inf"),
+            text=self._same_text(session),
+            bitwise=bitwise,
+            distance=_relative(self.logits, logits) if apart else 0.0 if finite else float("inf"),
+            kl=_kl(self.logits, logits) if apart else 0.0 if finite else float("inf"),
             chosen=chosen,
             logits=logits,
         )
+
+    def _same_ids(self, ids: list[int], probe: list[int]) -> bool:
+        return ids == self.prompt_ids and probe == self.probe
+
+    def _same_text(self, session: Session) -> bool:
+        return session.tokenizer.decode(self.ids) == self.session.tokenizer.decode(self.ids)
+
+
+def _session(model: Model, engine: str | None, threads: int | None, prompt: str) -> Session:
+    """A session that will be asked `prompt`: a child process applies the template while the engine is made ready."""
+
+    def ahead() -> None:
+        with contextlib.suppress(AprlabError):  # whoever needs the text is told
+            conversation_text(model, [{"role": "user", "content": prompt}])
+
+    with ThreadPoolExecutor(1, "aprlab-template") as pool:
+        pool.submit(ahead)
+        return Session(model, engine=engine, threads=threads)
 
 
 def _ids(session: Session, prompt: str) -> tuple[list[int], list[int]]:
     """Prompt ids as this side makes them (raw where it has no template), and those of a probe text."""
     return session.prompt_tokens(prompt, raw=session.wants_raw), session.tokenizer.encode(_PROBE)
-
-
-def _text(session: Session, ids: Sequence[int]) -> str:
-    return session.tokenizer.decode(ids)
 
 
 def _relative(a: np.ndarray, b: np.ndarray) -> float:

@@ -12,10 +12,12 @@ from builders import random_model
 
 from aprlab import in_use, quants
 from aprlab.conversion.recode import Recoded, at_hand, chunks_of, recoded
+from aprlab.conversion.seams import Seams
 from aprlab.conversion.synthetic import RandomBlocks
 from aprlab.errors import FormatError
+from aprlab.faults import layout
 from aprlab.faults.apply import Misread
-from aprlab.faults.tensors import Edited, with_values
+from aprlab.faults.tensors import Edited, EditedBlocks, with_values
 from aprlab.model import decode_hooks
 from aprlab.model.content import Content, Held, Mapped, content_of, map_file
 from aprlab.model.model import Model
@@ -62,6 +64,11 @@ def mapped(tmp_path: Path) -> Callable[[np.ndarray], np.ndarray]:
     return view
 
 
+def flipped(b: np.ndarray) -> None:
+    """An edit of blocks: the last byte of each."""
+    b.view(np.uint8).reshape(len(b), -1)[:, -1] ^= 1
+
+
 def made(how: str, kind: TensorType, mapped: Callable[[np.ndarray], np.ndarray]) -> Content:
     """A content of `kind` by each of the ways that there are."""
     raw = blocks(kind)
@@ -72,6 +79,7 @@ def made(how: str, kind: TensorType, mapped: Callable[[np.ndarray], np.ndarray])
         "ranges": lambda: Ranges(raw),
         "recoded": lambda: Recoded(plain, kind),
         "edited": lambda: Edited(plain, kind, SHAPE, lambda values: values * 2),
+        "blocks": lambda: EditedBlocks(plain, flipped),
         "misread": lambda: Misread(raw, REGISTRY),
         "random": lambda: RandomBlocks("x", kind, SHAPE, 3),
     }
@@ -79,7 +87,7 @@ def made(how: str, kind: TensorType, mapped: Callable[[np.ndarray], np.ndarray])
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("how", ["held", "mapped", "ranges", "recoded", "edited", "misread", "random"])
+@pytest.mark.parametrize("how", ["held", "mapped", "ranges", "recoded", "edited", "blocks", "misread", "random"])
 def test_every_content_gives_one_answer(how: str, kind: TensorType, mapped: Callable[[np.ndarray], np.ndarray]) -> None:
     if how == "random" and kind is types.APR_Q8:
         pytest.skip("random AprQ8 is refused")
@@ -147,6 +155,25 @@ def test_what_is_to_be_encoded_is_encoded_of_the_exact_values() -> None:
     np.testing.assert_array_equal(twice.dequantise(), one.dequantise()[::-1] * 2)
     assert not coarse.content.at_hand and at_hand(coarse).content.at_hand and at_hand(one) is one
     assert b"".join(map(bytes, chunks_of(coarse)())) == coarse.raw.tobytes() == at_hand(coarse).raw.tobytes()
+
+
+@pytest.mark.parametrize("kind", [types.F32, types.Q8_0], ids=str)
+def test_a_few_rows_are_made_without_the_others(kind: TensorType) -> None:
+    one = tensor(blocks(types.F32), types.F32)
+    healthy = Seams(str, lambda type_: type_.code, tuple, lambda tensor: recoded(tensor, kind))
+    turned, twice = layout.transpose_data()(healthy), layout.transpose_data()(layout.transpose_data()(healthy))
+    changed = [seams.tensor(one) for seams in (healthy, turned, twice, layout.reverse_both(healthy))]
+    flips = EditedBlocks(healthy.tensor(one), flipped)
+    np.testing.assert_array_equal(flips.some(np.array([1, 4]), kind.row_bytes(SHAPE[1])), flips.whole().reshape(6, -1)[[1, 4]])
+    for made in (*changed, layout.flat_tensor(one), layout.flat_tensor(turned.tensor(one))):
+        assert isinstance(made.content, Recoded)
+        content, cols = made.content, made.content.shape[-1]
+        count = made.nbytes // made.type.row_bytes(cols)
+        rows = np.array(sorted({0, count // 2, count - 1}))
+        few, encoded = content.few(rows), content.some(rows, made.nbytes // count)
+        whole = content.exact()
+        np.testing.assert_array_equal(few, whole.reshape(-1, cols)[rows])
+        np.testing.assert_array_equal(encoded, content.whole().reshape(count, -1)[rows])
 
 
 def test_bad_scales_are_found_in_a_file_and_its_bytes_are_streamed(mapped: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -113,7 +113,7 @@ def tokenizer(metadata: dict[str, Any], path: Path) -> TokenizerData:
 
     def strings(key: str, default: str) -> list[str]:
         value = need(key, list, default)
-        if not all(isinstance(item, str) for item in value):
+        if not set(map(type, value)) <= {str}:
             raise FormatError(f"metadata key {key!r} holds something that is not text", code="apr.bad-value", path=path)
         return value
 
@@ -129,7 +129,7 @@ def tokenizer(metadata: dict[str, Any], path: Path) -> TokenizerData:
         raise FormatError(
             f"{len(tokens)} tokens, but {len(token_types)} token types", code="tokenizer.token-types-count", path=path
         )
-    if not all(isinstance(t, int) and not isinstance(t, bool) for t in token_types):
+    if not set(map(type, token_types)) <= {int}:
         raise FormatError(
             "metadata key 'tokenizer.token_type' holds something that is not a number", code="apr.bad-value", path=path
         )

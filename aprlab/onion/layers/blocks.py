@@ -14,6 +14,7 @@ from aprlab.quants import REGISTRY, quantise, types
 from aprlab.quants.base import bits, up
 from aprlab.quants.types import TensorType
 
+_BLOCKS = 64  # that an edit of fields is tried on first
 _WHOLE = 1 << 14  # values up to which a transform is compared with every byte; beyond, after the first, against stripes
 
 
@@ -134,11 +135,11 @@ def explained_by_order(case: FileCase, match: TensorMatch, expected: np.ndarray)
     for name, order in row_orders(case, match).items() if len(match.shape) == 2 else ():
         if np.array_equal(a[0], b[order[0]]) and np.array_equal(a, b[order]):
             return Mechanism(name)
-    where = np.flatnonzero((b == a[0]).all(axis=1)).tolist() if rows <= 1 << 18 else []
+    where = _rows_like(b, a[0]) if rows <= 1 << 18 else []
     for shift in where:
         if shift and np.array_equal(a, np.roll(b, -int(shift), axis=0)):
             return Mechanism(f"layout.{unit}-rotated", {"by": min(-shift % rows, -shift, key=abs)})
-    if rows <= 1 << 18 and not np.array_equal(a, b):
+    if where and not np.array_equal(a, b):  # a row that is nowhere else is in no order of these rows
         kind = np.dtype((np.void, a.shape[1]))
         mine, theirs = (np.ascontiguousarray(x).view(kind).reshape(-1) for x in (a, b))
         if np.array_equal(np.sort(mine), np.sort(theirs)):
@@ -148,6 +149,14 @@ def explained_by_order(case: FileCase, match: TensorMatch, expected: np.ndarray)
     return None
 
 
+def _rows_like(rows: np.ndarray, row: np.ndarray) -> list[int]:
+    """Numbers of the rows that are `row`, byte for byte; most are told by their first bytes."""
+    near = np.flatnonzero((rows[:, :_HEAD] == row[:_HEAD]).all(axis=1))
+    found: list[int] = near[(rows[near] == row).all(axis=1)].tolist()
+    return found
+
+
+_HEAD = 16  # bytes of a row that are compared first
 _HEADS = {"attn_q": "head_count", "attn_k": "head_count_kv", "attn_v": "head_count_kv"}
 
 
@@ -208,10 +217,13 @@ def explained_by_fields(match: TensorMatch, expected: np.ndarray) -> Mechanism |
     layout = REGISTRY[match.kind].layout
     names = layout.names or ()
     head = match.kind.tensor_bytes
+    few = head + _BLOCKS * match.kind.block_bytes
     for name, edit in _FIELD_EDITS.items():
-        raw = np.array(expected[head:], np.uint8)
-        b = raw.view(layout)
-        if edit(b, names, match.kind) and np.array_equal(raw, match.piece.raw[head:]):
+        for end in (few, len(expected)):  # a few blocks are enough for most edits
+            raw = np.array(expected[head:end], np.uint8)
+            if not edit(raw.view(layout), names, match.kind) or not np.array_equal(raw, match.piece.raw[head:end]):
+                break
+        else:
             return Mechanism(name)
     return None
 

@@ -26,6 +26,7 @@ _LIKER = 0.3  # a correlation by which one type beats all others where none is a
 _AS_GOOD = 1e-3  # correlations that near do not speak against a lawful label
 _APART = 1.2  # rows that lose that much more than a re-encoding were not made from the reference's values
 _GRID = 29.5  # distinct values of 32 neighbours: F32 weights have 32, rounded to BF16 31, decoded from 6 bits and less below 29
+_FIRST = 4  # rows that are encoded first: most tensors need no more
 _WORSE = 1.5  # a re-encoding may lose that much more than ggml's own encoder would
 
 
@@ -279,8 +280,8 @@ def encoded_again(match: TensorMatch) -> bool:
         return False
     step, size = max(1, (1 << 18) // of.cols), of.type.row_bytes(of.cols)
     try:
-        for start in range(0, of.rows, step):
-            rows = slice(start, min(start + step, of.rows))
+        for start, stop in [(0, _FIRST), *((n, n + step) for n in range(0, of.rows, step))]:
+            rows = slice(start, min(stop, of.rows))
             values = of.dequantise(rows if len(of.shape) > 1 else None).reshape(-1, of.cols)
             if not np.array_equal(quantise(values, of.type).reshape(-1), raw[start * size : rows.stop * size]):
                 return False
