@@ -13,6 +13,8 @@ from aprlab import paths
 # loaded, and for all children.
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+# Tests start some hundred processes: each would compile the whole package anew if none may keep what it has compiled.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def _real(file: str) -> Path:

@@ -3,8 +3,8 @@
 jinja2's immutable sandbox keeps a template away from Python's attributes, but not from `{% for %}` a thousand deep,
 ``'a' * 10**10`` or a filter that pads to a gigabyte, and there are too many such doors to watch each. Every template
 is therefore rendered in a child process, inside the sandbox, under limits of the kernel's: CPU time, memory, output.
-The child starts without site, environment or network use and takes about a tenth of a second; equal requests are
-remembered.
+The child starts without site, environment or network use and takes about a tenth of a second; what it answered is
+remembered, a refusal too, and not that it was stopped: a second try may have more room.
 """
 
 from __future__ import annotations
@@ -49,17 +49,7 @@ def render(template: str, messages: Sequence[Message], *, add_generation_prompt:
         )
     except (TypeError, ValueError) as error:
         raise UsageError(f"chat messages must be plain JSON values: {error}", code="template.messages-not-json") from None
-    return _render(template, asked)
-
-
-@lru_cache(maxsize=64)
-def _render(template: str, variables: str) -> str:
-    request = {
-        "path": sys.path, "template": template, "variables": json.loads(variables),
-        "seconds": SECONDS, "memory": MEMORY, "characters": CHARACTERS,
-    }  # fmt: skip
-    answer = _ask(json.dumps(request | {"parent": os.getpid()}).encode())
-    match answer:
+    match _answer(template, asked):
         case {"text": str(text)}:
             return text
         case {"error": "refusal", "message": str(message)}:
@@ -68,6 +58,16 @@ def _render(template: str, variables: str) -> str:
             raise FormatError(f"the chat template fails: {message}", code="template.fails")
         case _:
             raise FormatError("the chat template breaks its renderer", code="template.renderer-broke")
+
+
+@lru_cache(maxsize=64)
+def _answer(template: str, variables: str) -> Any:
+    """What the child makes of a template; to be read only."""
+    request = {
+        "path": sys.path, "template": template, "variables": json.loads(variables),
+        "seconds": SECONDS, "memory": MEMORY, "characters": CHARACTERS,
+    }  # fmt: skip
+    return _ask(json.dumps(request | {"parent": os.getpid()}).encode())
 
 
 def _ask(request: bytes) -> Any:

@@ -125,11 +125,9 @@ def test_silence_on_the_real_model(real_05b: Path) -> None:
     pytest.importorskip("aprlab.engines.jit")
     chosen = ("rope-theta", "zeroed-norm", "template-doubled", "rope-norm", "kv-stale")
     with open_model(real_05b) as model:
-        right = session_with(model, [], engine="jit").generate(QUESTION, max_tokens=9).text
-        kept = {}
-        for id in chosen:
-            session = session_with(model, [id], engine="jit")
-            kept[id] = session.generate(QUESTION, max_tokens=9).text == right
-            session.engine.close()
+        healthy = session_with(model, [], engine="jit")
+        right = healthy.generate(QUESTION, max_tokens=9).text
+        kept = {id: session_with(healthy, [id]).generate(QUESTION, max_tokens=9).text == right for id in chosen}
+        healthy.engine.close()
     assert kept == {id: FAULTS[id].silent for id in chosen}
     assert sorted(kept.values()) == [False, False, True, True, True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -241,21 +242,30 @@ def test_pairs_are_made_from_a_ranking() -> None:
     assert paired({"suspects": [*ran[2:], refused]}) == ["c+d"]
 
 
+@pytest.fixture(scope="module")
+def healthy_15b(real_15b: Path) -> Iterator[Session]:
+    """Loaded once: the faulty sessions below compute with its engine."""
+    session = Session(open_model(real_15b), engine="jit")
+    yield session
+    session.engine.close()
+
+
 @pytest.mark.real
-def test_the_words_of_a_golden_reference(real_15b: Path) -> None:
+def test_the_words_of_a_golden_reference(healthy_15b: Session) -> None:
     """All ten tokens that upstream recorded on 2026-01-31 (`gold-15b-jan31-b`), and not without either of the two."""
-    said = {}
-    for faults in (["lost-qkv-biases", "kv-refed"], ["lost-qkv-biases"], ["kv-refed"]):
-        session = session_with(real_15b, ["template-hard-coded", *faults], engine="jit")
-        said["+".join(faults)] = session.generate("What is 2+2?", max_tokens=10).text
-        session.engine.close()
-    both = said.pop("lost-qkv-biases+kv-refed")
-    assert both == "3_screen0 ErrorHandler1.WriteHeaderak0 autof1"
-    assert both not in said.values()
+
+    def said(faults: list[str], most: int) -> list[int]:
+        session = session_with(healthy_15b, ["template-hard-coded", *faults])
+        return session.generate("What is 2+2?", max_tokens=most).tokens
+
+    both = said(["lost-qkv-biases", "kv-refed"], 10)
+    assert healthy_15b.tokenizer.decode(both) == "3_screen0 ErrorHandler1.WriteHeaderak0 autof1"
+    for alone in ("lost-qkv-biases", "kv-refed"):
+        assert said([alone], 3) != both[:3]  # another answer after three tokens, and so after ten
 
 
 @pytest.mark.real
-def test_the_words_of_the_ticket(real_15b: Path) -> None:
+def test_the_words_of_the_ticket(healthy_15b: Session) -> None:
     """Its first three tokens: ``3``, ``,},`` with a line's end, and `` helf``."""
-    session = session_with(real_15b, ["lost-qkv-biases", "template-hard-coded", "split-specials", "kv-refed"], engine="jit")
+    session = session_with(healthy_15b, ["lost-qkv-biases", "template-hard-coded", "split-specials", "kv-refed"])
     assert session.generate("What is 2+2?", max_tokens=3).tokens == [18, 59999, 74403]

@@ -15,6 +15,15 @@ HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
 
 
+def instrument() -> None:
+    """Import the targets, what they call told of every branch that is taken: seconds, once in a process."""
+    import atheris
+
+    packages = ["aprlab.formats", "aprlab.kernels.ptx", "aprlab.qualification", "aprlab.formats.yaml_files", "aprlab.model"]
+    with atheris.instrument_imports(include=packages):
+        import targets  # noqa: F401
+
+
 def fuzz(name: str, seconds: int, seed: int, found: Path, corpus: Path, runs: int = -1) -> None:
     """Fuzz one target for so long, or so many runs; the process ends with libFuzzer's status, 0 when nothing was found."""
     import resource
@@ -23,9 +32,8 @@ def fuzz(name: str, seconds: int, seed: int, found: Path, corpus: Path, runs: in
 
     # libFuzzer looks at getrusage, which a child has from its parent; so the kernel is asked to hold the bound.
     resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
-    packages = ["aprlab.formats", "aprlab.kernels.ptx", "aprlab.qualification", "aprlab.formats.yaml_files", "aprlab.model"]
-    with atheris.instrument_imports(include=packages):
-        from targets import CORPUS_OF, run
+    instrument()
+    from targets import CORPUS_OF, run
 
     corpus.mkdir(parents=True, exist_ok=True)
     found.mkdir(parents=True, exist_ok=True)

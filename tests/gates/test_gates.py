@@ -86,8 +86,8 @@ def test_the_healthy_conversion_passes_every_gate_whatever_its_types(matrix) -> 
 
 
 def test_the_matrix_is_the_same_with_every_sentence_replaced_by_noise(model, matrix) -> None:
-    """Every fourth fault; all of them would take half a minute, and the gates are the same."""
-    chosen = [id for id in FAULTS if id not in OTHER_ARCHITECTURES][::4]
+    """Every eighth fault: each gate speaks in every row, and its words are the same ones."""
+    chosen = [id for id in FAULTS if id not in OTHER_ARCHITECTURES][::8]
     with noise(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "unknown dtype")
         noisy = kill_matrix(model, chosen)

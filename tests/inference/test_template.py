@@ -131,6 +131,10 @@ def test_equal_requests_start_one_child(monkeypatch: pytest.MonkeyPatch) -> None
         "B once",
     ]
     assert len(calls) == 2
+    for _ in range(2):
+        with pytest.raises(FormatError, match="chat template fails"):
+            render("{% if once %}", USER)
+    assert len(calls) == 3, "a template that fails has failed"
 
 
 def test_the_child_sees_no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

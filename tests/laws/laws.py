@@ -21,7 +21,7 @@ from generator import FileCase
 from aprlab.errors import AprlabError
 from aprlab.formats import open_model
 from aprlab.inference.session import Session
-from aprlab.onion.peeling import peel
+from aprlab.onion.peeling import DEADLINE, peel
 from aprlab.onion.verdict import Verdict
 from aprlab.published import QUESTION
 
@@ -55,9 +55,15 @@ def expected(source: Path) -> list[int]:
 
 
 def ask(
-    case: FileCase, source: Path, folder: Path, *, alone: bool = True, pair: bool = True, fast: bool = False
+    case: FileCase, source: Path, folder: Path, *, alone: bool = True, pair: bool = True, fast: bool = False,
+    deadline: float = DEADLINE,
 ) -> Said | None:  # fmt: skip
-    """Make a file and ask all tools; None where the case cannot be made. `fast`: alone it is not run, only looked at."""
+    """Make a file and ask all tools; None where the case cannot be made.
+
+    Args:
+        alone, pair: what peel is asked; `fast`: alone the file is not run, only looked at.
+        deadline: seconds for the search for an explanation of a file that is not healthy.
+    """
     path = case.make(folder / "case.gguf")
     if path is None:
         return None
@@ -75,7 +81,7 @@ def ask(
         sides: list[tuple[str, Any]] = [("alone", None)] * alone + [("pair", source)] * pair
         for name, ref in sides:
             try:
-                verdict = peel(ref, path, max_tokens=TOKENS, threads=1, fast=fast and ref is None)
+                verdict = peel(ref, path, max_tokens=TOKENS, threads=1, fast=fast and ref is None, deadline=deadline)
             except Exception as error:
                 said.broken.append(f"peel {name} raises {type(error).__name__}: {error}")
                 continue

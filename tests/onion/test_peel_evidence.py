@@ -30,6 +30,13 @@ def file_rows(folder: Path) -> list[evidence.Row]:
     return list(evidence.file_singles(folder))
 
 
+@pytest.fixture(scope="module")
+def run_rows() -> dict[str, evidence.Row]:
+    """Every run fault alone."""
+    rows = {id: evidence.run_row((id,)) for id in evidence.run_faults()}
+    return {id: row for id, row in rows.items() if row is not None}
+
+
 def test_every_file_fault_is_named(file_rows: list[evidence.Row]) -> None:
     assert len(file_rows) >= 60
     _judge(file_rows, 0.98)
@@ -43,13 +50,13 @@ def test_no_verdict_hangs_on_wording(file_rows: list[evidence.Row], folder: Path
     assert [row and row.essence for row in noisy] == [row.essence for row in some]
 
 
-def test_no_verdict_on_a_run_hangs_on_wording() -> None:
-    ids = list(evidence.run_faults())[::8]
-    plain = {id: row.essence for id in ids if (row := evidence.run_row((id,))) is not None}
+def test_no_verdict_on_a_run_hangs_on_wording(run_rows: dict[str, evidence.Row]) -> None:
+    """Every eighth fault."""
+    plain = dict(list(run_rows.items())[::8])
     assert len(plain) >= 5
     with noise():
-        noisy = {id: row.essence for id in ids if (row := evidence.run_row((id,))) is not None}
-    assert noisy == plain
+        noisy = {id: evidence.run_row((id,)) for id in plain}
+    assert {id: row and row.essence for id, row in noisy.items()} == {id: row.essence for id, row in plain.items()}
 
 
 def test_noise_shows_a_decision_by_wording(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,10 +75,9 @@ def test_noise_shows_a_decision_by_wording(folder: Path, monkeypatch: pytest.Mon
     assert noisy.essence != plain.essence
 
 
-def test_every_run_fault_is_named() -> None:
-    rows = [row for id in evidence.run_faults() if (row := evidence.run_row((id,))) is not None]
-    assert len(rows) >= 40
-    _judge(rows, 0.98)
+def test_every_run_fault_is_named(run_rows: dict[str, evidence.Row]) -> None:
+    assert len(run_rows) >= 40
+    _judge(list(run_rows.values()), 0.98)
 
 
 def test_pairs_are_named(folder: Path) -> None:

@@ -7,8 +7,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
+from aprlab.cli.app import run_cli
 from aprlab.conversion.converter import convert
 from aprlab.faults import convert_with
 
@@ -27,28 +30,38 @@ def mounted(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def refused(*words: object, cwd: Path) -> str:
-    done = subprocess.run([*APRLAB, *map(str, words)], capture_output=True, text=True, cwd=cwd, timeout=300)
-    assert done.returncode == 2, (words, done)
-    return done.stderr.splitlines()[-1]
+PARAMETERS = 'model: str = ""  # file\nout: str = ""  # folder'
+
+
+def talkative(path: Path) -> None:
+    """The smallest notebook whose report does not fit on a full disk."""
+    tagged = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(new_notebook(cells=[tagged, new_code_cell("print('x' * 200_000)")], metadata={"kernelspec": kernel}), path)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mounts a tmpfs")
 @pytest.mark.parametrize(("mounted", "why"), [("size=100k", "No space left on device"), ("ro", "Read-only file system")],
                          indirect=["mounted"])  # fmt: skip
-def test_where_nothing_can_be_written(mounted: Path, why: str, tiny: Path, tmp_path: Path) -> None:
+def test_where_nothing_can_be_written(
+    mounted: Path, why: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
     convert(tiny, tmp_path / "m.apr")
     convert_with(tiny, tmp_path / "broken.apr", ["GH-190"])
-    (tmp_path / "m.yaml").write_text("notebooks: [07_peel]\nmatrix: {fault: [GH-191]}\n")
+    talkative(tmp_path / "m.ipynb")
+    (tmp_path / "m.yaml").write_text("notebooks: [m.ipynb]\n")
+    monkeypatch.chdir(tmp_path)
     runs = {
         "a.apr": ("convert", tiny, "-o"), "z.apr": ("convert", tiny, "--compress", "zstd", "-o"),
         "q.gguf": ("convert", tiny, "--quantize", "q8_0", "-o"), "f.apr": ("convert", tiny, "--fault", "GH-190", "-o"),
         "b.gguf": ("export", "m.apr", "-o"), "hf": ("export", "m.apr", "--format", "safetensors", "-o"),
-        "r.apr": ("repair", "broken.apr", "--reference", tiny, "-o"), "walk": ("investigate", "--out"),
+        "r.apr": ("repair", "broken.apr", "--reference", tiny, "-o"), "walk": ("investigate", "--only", "m.ipynb", "--out"),
         "sweep": ("sweep", "m.yaml", "--out"),
     }  # fmt: skip
     for name, words in runs.items():
-        said = refused(*words, mounted / name, cwd=tmp_path)
+        capfd.readouterr()
+        assert run_cli([str(word) for word in (*words, mounted / name)]) == 2
+        (*_, said) = capfd.readouterr().err.splitlines()
         assert said.startswith(f"aprlab: {mounted / name}") and said.endswith(why) and ".part" not in said, said
         assert [path for path in mounted.rglob("*") if path.is_file()] == []
 

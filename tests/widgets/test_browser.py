@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,6 +123,7 @@ class Page:
     """One notebook in the browser. Complaints of the page itself are collected."""
 
     def __init__(self, browser: Any, address: str, width: int, height: int) -> None:
+        self.timed_out = pytest.importorskip("playwright.sync_api").TimeoutError
         self.page = browser.new_page(viewport={"width": width, "height": height})
         self.page.set_default_timeout(1000 * SECONDS)
         self.complaints: list[str] = []
@@ -137,8 +139,8 @@ class Page:
         for _ in range(8):
             self.page.click('.lm-MenuBar-itemLabel:text-is("Run")')
             self.page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
-            self.page.wait_for_timeout(3000)
-            if self.page.evaluate(begun):
+            with suppress(self.timed_out):
+                self.page.wait_for_function(begun, timeout=3000)
                 return
         pytest.fail("Run All Cells does nothing")
 

@@ -32,15 +32,22 @@ def run(folder: Path, cache: Path, **more: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the program and the cache that it has filled, and found; whoever damages it sees it made again."""
+    folder = tmp_path_factory.mktemp("filled")
+    assert [run(folder, folder / "cache"), run(folder, folder / "cache")] == ["0", "1"]
+    return folder
+
+
 @pytest.mark.parametrize("damage", ["torn", "empty", "flipped"])
-def test_damaged_files_are_made_again(damage: str, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    assert [run(tmp_path, cache), run(tmp_path, cache)] == ["0", "1"]
+def test_damaged_files_are_made_again(damage: str, filled: Path) -> None:
+    cache = filled / "cache"
     (file,) = cache.rglob("*.nbc")
     content = bytearray(file.read_bytes())
     content[len(content) * 2 // 3] ^= 0x10
     file.write_bytes({"torn": content[: len(content) // 2], "empty": b"", "flipped": content}[damage])
-    assert [run(tmp_path, cache), run(tmp_path, cache)] == ["0", "1"]
+    assert [run(filled, cache), run(filled, cache)] == ["0", "1"]
 
 
 def refused(folder: Path, write: str, cache: Path) -> str:
