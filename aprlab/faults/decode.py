@@ -136,7 +136,7 @@ SIXTEEN_BYTES = _reordered(lambda qs: unpack_runs(qs, 16, 4))
 
 
 class AdjacentPairs(DecodeStep):
-    """Q4_0, Q4_1: byte i holds values 2i and 2i+1, as in AprQ4, instead of i and i+16."""
+    """Q4_0 to Q5_1: byte i holds values 2i and 2i+1, as in AprQ4, instead of i and i+16."""
 
     def unpack_nibbles(self, qs: Bytes) -> Bytes:
         return pairs(qs)
@@ -434,6 +434,18 @@ FAULTS = (
         ),
         "Byte 2 instead of 128 (or 8); sizes agree; values permuted within blocks of 32.",
         seams=relabel_aprq4, needs="tensors of type AprQ4", given={"quantize": "aprq4"},
+    ),
+    Fault(
+        "q5-nibble-pairs", "Q5_0, Q5_1: nibbles in adjacent pairs", "decode", "D",
+        lines(
+            "Byte i was read as values 2i and 2i+1; ggml has i in its low and i+16 in its high nibble (aprender, January 2026).",
+            "The fifth bit of value v was still bit v of the word, so values get other values' fifth bits.",
+            "The 1.5B in Q4_K_M has no such tensors; the 0.5B, whose rows of 896 no K-quant fits, has them nearly everywhere.",
+        ),
+        "Q5_0 and Q5_1 only: nibbles permuted within blocks of 32, the fifth bits in place.",
+        seams=blocks_edited(to_adjacent_pairs, [types.Q5_0, types.Q5_1]),
+        registry=decoded_with(AdjacentPairs, types.Q5_0, types.Q5_1), needs="tensors of type Q5_0 or Q5_1",
+        given={"quantize": "q5_0"},
     ),
     Fault(
         "q5-high-bits", "Q5_0, Q5_1: the fifth bits in the wrong order", "decode", "D",

@@ -12,7 +12,7 @@ from aprlab.engines.base import Array, Engine
 from aprlab.engines.delegating import DelegatingEngine
 from aprlab.faults.base import Fault, lines
 from aprlab.faults.forward import ArgmaxOverNan, LayerNorm
-from aprlab.faults.layout import transpose_data
+from aprlab.faults.layout import transpose_data, transposed
 from aprlab.faults.tensors import change_tensors
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
@@ -43,6 +43,25 @@ class TransposedGemv(DelegatingEngine):
         if bias is not None:
             y += self.vector(bias, rows).dequantise()
         return self.from_numpy(y)
+
+
+class TurnedHead(DelegatingEngine):
+    """The output weight turned round, and then read as if it were not: row i of the transpose's numbers is the logit of i."""
+
+    def __init__(self, inner: Engine) -> None:
+        super().__init__(inner)
+        self.kept: np.ndarray | None = None
+
+    def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
+        if weight != "output.weight":  # a tied head is the embedding, which the lookup needs as it is
+            return self.inner.matmul(x, weight, bias)
+        if self.kept is None:
+            self.kept = transposed(self.matrix(weight, x.shape[-1]).dequantise())
+        return self.from_numpy(self.to_numpy(x) @ self.kept.T)
+
+    def close(self) -> None:
+        self.kept = None
+        super().close()
 
 
 class ZeroProduct(DelegatingEngine):
@@ -163,6 +182,16 @@ FAULTS = (
         ),
         "All trace points equal up to norm; logits uncorrelated with the correct ones.",
         seams=transpose_data("output.weight"), needs="an output weight of its own",
+    ),
+    Fault(
+        "lm-head-turned", "Output weight transposed for a product that takes rows", "forward", "E",
+        lines(
+            "The head alone was still transposed before each product, for a kernel that took rows [N, K] since May 2026.",
+            "Products of several rows went elsewhere and stayed right; the last token's logits are a product of one row.",
+            "The CPU was right on the same file, no error was raised, and the layers were exact (aprender #1651, #3923, #3975).",
+        ),
+        "All trace points equal up to norm; logits uncorrelated with the correct ones; the file is right.",
+        engine=TurnedHead, needs="an output weight of its own", fits=lambda model: "output.weight" in model.tensors,
     ),
     Fault(
         "zero-product", "Products over rows that are not whole super-blocks are 0.0", "forward", "E",

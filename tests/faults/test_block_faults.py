@@ -108,6 +108,16 @@ def test_adjacent_pairs_keep_the_values_of_a_block_and_lose_their_order() -> Non
     assert abs(np.corrcoef(centred[0].reshape(-1), centred[1].reshape(-1))[0, 1]) < 0.2
 
 
+def test_pairs_of_q5_move_the_nibbles_and_leave_the_fifth_bits() -> None:
+    blocks = random_blocks(types.Q5_0, 64, 5)
+    d = blocks.reshape(-1).view(quants.Q5_0.layout)["d"].astype(np.float32)[:, None]
+    right, wrong = (np.rint(x / d).astype(int) + 16 for x in decoded("q5-nibble-pairs", types.Q5_0, blocks))
+    assert np.array_equal(right >> 4, wrong >> 4)
+    assert not np.array_equal(right, wrong)
+    assert np.array_equal(np.sort(right & 15), np.sort(wrong & 15))
+    assert np.array_equal(wrong[:, 1] & 15, right[:, 16] & 15)  # byte 0: values 0 and 1, not 0 and 16
+
+
 def test_high_bits_are_off_by_sixteen_steps() -> None:
     blocks = random_blocks(types.Q5_0, 64, 4)
     right, wrong = decoded("q5-high-bits", types.Q5_0, blocks)

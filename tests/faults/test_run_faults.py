@@ -29,9 +29,12 @@ FIRST: dict[str, tuple[str | None, str | None, str]] = {
     "lost-k-biases": ("layers.0.k", "layers.0.k", EVERY),
     "lost-v-biases": ("layers.0.v", "layers.0.v", EVERY),
     "tied-lm-head": ("logits", "logits", EVERY),
+    "lm-head-turned": ("logits", "logits", EVERY),
     "cache-key-mismatch": (None, None, ""),
     **{id: ("embed", "embed", EVERY) for id in FAULTS if id.startswith("q4k")},
-    **dict.fromkeys(("nibble-pairs", "q5-high-bits", "q5k-layout", "q3k-layout", "q2k-layout"), ("embed", "embed", EVERY)),
+    **dict.fromkeys(
+        ("nibble-pairs", "q5-nibble-pairs", "q5-high-bits", "q5k-layout", "q3k-layout", "q2k-layout"), ("embed", "embed", EVERY)
+    ),
     "q80-36-bytes": ("embed", "embed", EVERY),
     "scales-flushed": ("layers.0.v", "layers.0.v", EVERY),
     "scales-floored": ("layers.0.v", "layers.0.v", EVERY),
@@ -102,6 +105,17 @@ def test_lost_biases_are_one_vector_at_every_position(base: Callable[[str], Base
         apart = (right - wrong.points[f"layers.0.{point}"].values).reshape(len(found.ids), -1)
         bias = found.model.tensors[f"blk.0.attn_{point}.bias"].dequantise()
         assert np.allclose(apart, bias, rtol=1e-4, atol=1e-4 * np.abs(right).max())
+
+
+def test_a_turned_head_reads_down_the_channels(base: Callable[[str], Base]) -> None:
+    """Logit i is of the numbers i·K … i·K+K-1 of the transposed weight, whose number p is channel p // V of token p mod V."""
+    found = base("lm-head-turned")
+    seen = trace(session_with(found.model, ["lm-head-turned"]), found.ids, "*")
+    weight = found.model.tensors["output.weight"].dequantise()
+    rows, cols = weight.shape
+    at = np.arange(3 * cols) + (rows - 3) * cols  # the last three logits
+    expected = seen.points["norm"].values @ weight[at % rows, at // rows].reshape(3, cols).T
+    assert np.allclose(seen.points["logits"].values[:, -3:], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_rope_base_leaves_the_fastest_pair_alone(base: Callable[[str], Base]) -> None:
