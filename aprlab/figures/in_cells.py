@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -24,19 +27,39 @@ SHARP = 2  # pixels of the picture for one of the screen
 _COLOURS = 128
 
 
-def picture(figure: Figure, box: Bbox | None = None) -> tuple[bytes, dict[str, int]]:
-    """The figure as PNG, and the width and height in which it is shown; `box` is its `cut`, where that is known."""
+def picture(figure: Figure) -> tuple[bytes, dict[str, int]]:
+    """The figure as PNG, and the width and height in which it is shown."""
+    return _picture_and_cut(figure)[:2]
+
+
+def _picture_and_cut(figure: Figure) -> tuple[bytes, dict[str, int], Bbox]:
+    """`picture`, and what part of the figure it shows, in inches. The figure stays laid out as it was drawn."""
     from PIL import Image
 
     from aprlab.figures.live import cut
 
-    box = cut(figure) if box is None else box
-    once = {"compress_level": 0}  # read again in the next line
-    figure.savefig(drawn := io.BytesIO(), format="png", dpi=SHARP * figure.dpi, bbox_inches=box, pad_inches=0, pil_kwargs=once)
+    with _laid_out_once(figure, SHARP * figure.dpi):
+        box = cut(figure)
+        once = {"compress_level": 0}  # it is read again in the next line
+        figure.set_layout_engine(None)
+        figure.savefig(drawn := io.BytesIO(), format="png", dpi=figure.dpi, bbox_inches=box, pad_inches=0, pil_kwargs=once)
     image = Image.open(drawn).convert("RGB")
     few = image.quantize(_COLOURS, dither=Image.Dither.NONE)
     few.save(file := io.BytesIO(), "PNG", optimize=True)
-    return file.getvalue(), {"width": image.width // SHARP, "height": image.height // SHARP}
+    return file.getvalue(), {"width": image.width // SHARP, "height": image.height // SHARP}, box
+
+
+@contextmanager
+def _laid_out_once(figure: Figure, dpi: float) -> Iterator[None]:
+    """The figure at another resolution, where its layout may be taken off: `savefig` would do it again, a fourth of a picture."""
+    was, layout = figure.dpi, figure.get_layout_engine()
+    figure.dpi = dpi
+    try:
+        with mpl.rc_context({"figure.constrained_layout.use": False, "figure.autolayout": False}):  # what None means
+            yield
+    finally:
+        figure.dpi = was
+        figure.set_layout_engine(layout if layout is not None else "none")
 
 
 def show_in_cells() -> None:
@@ -58,18 +81,14 @@ _SHOWN: WeakKeyDictionary[Figure, Bbox] = WeakKeyDictionary()
 
 
 def _picture_first(figure: Figure) -> tuple[bytes, dict[str, int]]:
-    from aprlab.figures.live import cut
-
-    box = cut(figure)
-    drawn = picture(figure, box)
-    _SHOWN[figure] = box
-    return drawn
+    png, size, _SHOWN[figure] = _picture_and_cut(figure)
+    return png, size
 
 
 def _data_then(figure: Figure) -> dict[str, Any]:
     """The data of a figure as its picture, made just before, has laid it out: to the pixel, and without a layout of their own.
 
-    A layout depends on the resolution, and is a third of the work of both.
+    A layout depends on the resolution, and costs as much as the drawing.
     """
     from aprlab.figures.live import live_data
 
