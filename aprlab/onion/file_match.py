@@ -324,8 +324,10 @@ class _Looks:
         if name not in self.scores:
             tensor = self.tensors[name]
             expected = self._expected(tensor) if self.size == tensor.size else None
-            found = [] if expected is None else self._found(tensor)
-            self.scores[name] = max((0.0, *(correlation(values, expected) for values in found)))
+            best = 0.0
+            if expected is not None:
+                best = max((best, *(correlation(values, expected) for values in self._found(tensor))))
+            self.scores[name] = best
         return self.scores[name]
 
     def _expected(self, tensor: Tensor) -> SampledValues | None:
