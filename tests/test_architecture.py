@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -27,12 +27,18 @@ Graph = dict[str, set[str]]
 
 
 @cache
-def modules(root: Path, *, fresh: bool = False) -> dict[str, ast.Module]:
-    """Every module of the package by its dotted name, parsed once; `fresh`: once more, for who changes the trees."""
+def parsed(path: Path) -> ast.Module:
+    """A file's tree, to be read only."""
+    return ast.parse(path.read_text(), str(path))
+
+
+@cache
+def modules(root: Path) -> dict[str, ast.Module]:
+    """Every module of the package by its dotted name."""
     found = {}
     for path in sorted(root.glob("aprlab/**/*.py")):
         parts = path.relative_to(root).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text(), str(path))
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = parsed(path)
     return found
 
 
@@ -47,9 +53,20 @@ def is_name(node: ast.AST, *names: str) -> bool:
     return isinstance(node, ast.Name) and node.id in names
 
 
-def imports(name: str, tree: ast.Module, known: Graph | dict[str, ast.Module], package: bool) -> Iterator[str]:
-    """Modules of this package that a module imports, wherever in it: at its top, in a function, for types alone."""
-    for node in ast.walk(tree):
+def statements(tree: ast.Module, types: bool = True) -> Iterator[ast.AST]:
+    """Every statement, wherever it is; `types`: also those under ``if TYPE_CHECKING``, which are never loaded."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for_types = isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for part in ("orelse",) if for_types and not types else ("body", "orelse", "finalbody", "handlers", "cases"):
+            waiting += getattr(node, part, ())
+
+
+def imports(name: str, some: Iterable[ast.AST], known: dict[str, ast.Module], package: bool) -> Iterator[str]:
+    """Modules of this package that statements of a module import."""
+    for node in some:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "aprlab")
         elif isinstance(node, ast.ImportFrom):
@@ -59,21 +76,14 @@ def imports(name: str, tree: ast.Module, known: Graph | dict[str, ast.Module], p
                 yield from (full if (full := f"{base}.{alias.name}") in known else base for alias in node.names)
 
 
-class WithoutTypes(ast.NodeTransformer):
-    """Drops what is under ``if TYPE_CHECKING``: it is never loaded, so it does not matter for the order of loading."""
-
-    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-        return node.orelse if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING") else self.generic_visit(node)
-
-
 @cache
 def graph(root: Path, types: bool = True) -> Graph:
-    """Module -> the modules that it imports; `types`: those that it names for types alone, too."""
-    trees = modules(root, fresh=not types)
-    if not types:
-        trees = {name: WithoutTypes().visit(tree) for name, tree in trees.items()}
+    """Module -> the modules that it imports, wherever in it; `types`: those that it names for types alone, too."""
+    trees = modules(root)
     packages = {".".join(path.parent.relative_to(root).parts) for path in root.glob("aprlab/**/__init__.py")}
-    return {name: set(imports(name, tree, trees, name in packages)) - {name} for name, tree in trees.items()}
+    return {
+        name: set(imports(name, statements(tree, types), trees, name in packages)) - {name} for name, tree in trees.items()
+    }
 
 
 def room(module: str) -> str:
@@ -128,29 +138,29 @@ def room_circles(root: Path) -> list[str]:
     return circles(rooms)
 
 
-def sources(root: Path) -> Iterator[tuple[str, str]]:
-    """Path and text of the package's and the tests' files, kernels excepted: those are long by nature."""
+def sources(root: Path) -> Iterator[Path]:
+    """The package's and the tests' files, kernels excepted: those are long by nature."""
     for folder in ("aprlab", "tests"):
         for path in sorted(root.glob(f"{folder}/**/*.py")):
             if path.relative_to(root).parts[1] != "kernels":
-                yield str(path.relative_to(root)), path.read_text()
+                yield path
 
 
 def long_files(root: Path) -> list[str]:
     """Files of 600 lines and more."""
-    lengths = {path: len(text.splitlines()) for path, text in sources(root)}
+    lengths = {path.relative_to(root): len(path.read_text().splitlines()) for path in sources(root)}
     return [f"{path} has {length} lines" for path, length in lengths.items() if length >= FILE_LINES]
 
 
 def long_functions(root: Path) -> list[str]:
     """Functions of 60 lines and more, docstrings and all."""
     wrong = []
-    for path, text in sources(root):
-        for node in ast.walk(ast.parse(text)):
+    for path in sources(root):
+        for node in statements(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or 0) - node.lineno + 1
                 if length >= FUNCTION_LINES:
-                    wrong.append(f"{path}: {node.name} has {length} lines")
+                    wrong.append(f"{path.relative_to(root)}: {node.name} has {length} lines")
     return wrong
 
 

@@ -261,9 +261,8 @@ def test_a_picture_drawn_with_another_font_version_is_the_same(comparing: Module
     assert comparing.look_alike(*encoded)
 
 
-@pytest.mark.parametrize("corruption", ["text", "html"])
-def test_nbval_turns_red_for_a_wrong_number(tmp_path: Path, corruption: str) -> None:
-    """The beginning of 00 with one figure of one output changed, run by nbval itself."""
+def _with_a_wrong_number(corruption: str) -> nbformat.NotebookNode:
+    """The beginning of 00 with one figure of one output changed."""
     notebook = copy.deepcopy(nbformat.read(FOLDER / "00_golden_rule.ipynb", 4))
     stop = next(n for n, cell in enumerate(notebook.cells) if "convert(" in cell.source and cell.cell_type == "code")
     notebook.cells = notebook.cells[: stop + 1]
@@ -277,9 +276,21 @@ def test_nbval_turns_red_for_a_wrong_number(tmp_path: Path, corruption: str) -> 
         notebook.cells[stop].source += "\nfrom IPython.display import HTML, display\ndisplay(HTML('<b>1.23 MB</b>'))"
         data = {"text/html": "<b>4.56 MB</b>", "text/plain": "<IPython.core.display.HTML object>"}
         notebook.cells[stop].outputs.append(nbformat.v4.new_output("display_data", data))
-    nbformat.write(notebook, tmp_path / "part.ipynb")
+    return notebook
+
+
+def test_nbval_turns_red_for_a_wrong_number(tmp_path: Path) -> None:
+    """Run by nbval itself: in each notebook the last cell fails, and no other."""
+    last = {}
+    for corruption in ("text", "html"):
+        notebook = _with_a_wrong_number(corruption)
+        nbformat.write(notebook, tmp_path / f"{corruption}.ipynb")
+        last[corruption] = len(code_cells(notebook)) - 1
     for name in ("conftest.py", "sanitize.cfg"):
         shutil.copy(FOLDER / name, tmp_path)
-    options = ["--nbval", "--nbval-sanitize-with", "sanitize.cfg", "-p", "no:cacheprovider", "-q", "part.ipynb"]
-    done = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=tmp_path, capture_output=True, text=True, check=False)
+    options = ["--nbval", "--nbval-sanitize-with", "sanitize.cfg", "-p", "no:cacheprovider", "-q", "-rf"]
+    command = [sys.executable, "-m", "pytest", *options, *(f"{name}.ipynb" for name in last)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stdout
+    failed = re.findall(r"^FAILED (\w+)\.ipynb::Cell (\d+)", done.stdout, re.M)
+    assert failed == [(name, str(cell)) for name, cell in last.items()], done.stdout

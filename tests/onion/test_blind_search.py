@@ -16,7 +16,7 @@ from aprlab.conversion.seams import Seams, healthy_seams
 from aprlab.errors import UsageError
 from aprlab.faults import FAULTS, convert_with
 from aprlab.formats import apr, open_model
-from aprlab.gates import attempt
+from aprlab.gates import attempt, repairs
 from aprlab.instruments.fingerprints import fingerprint
 from aprlab.lab.pairs import given_for, named
 from aprlab.onion import blind_search, health, inverses
@@ -31,7 +31,10 @@ def historic(seams: Seams) -> Seams:
 
 
 @pytest.mark.parametrize("id", ["swapped-k-v", "q4k-d-dmin", "q5k-layout", "aprq4-relabelled"])
-def test_a_fault_is_named_and_undone_bit_for_bit_without_a_reference(id: str, tmp_path: Path) -> None:
+def test_a_fault_is_named_and_undone_bit_for_bit_without_a_reference(
+    id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(repairs, "_gates", lambda *args: [])  # test_repairs.py has them; bytes are compared here
     given = given_for([FAULTS[id]])
     convert(REF, tmp_path / "healthy.apr", seams=historic, **given)
     convert_with(REF, tmp_path / "b.apr", [id], **given)
