@@ -204,7 +204,7 @@ def _string_spans(at: Cursor, key: str, count: int) -> tuple[np.ndarray, np.ndar
     return starts, stops
 
 
-FEW, MANY = 16, 256  # strings that are read one by one where it must be; strings that repay a look at all bytes of a window
+FEW, MANY = 16, 2000  # strings that are read one by one where it must be; as many as repay a look at all bytes of a window
 _WINDOW = 1 << 17  # bytes: fits a core's cache
 
 
