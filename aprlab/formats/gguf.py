@@ -182,30 +182,29 @@ def _read_array(at: Cursor, key: str, element: int, count: int) -> Any:
 
 def _string_spans(at: Cursor, key: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Where each of `count` strings starts and stops, int64 ``(count,)``; a real vocabulary has 300,000 of them."""
-    first, parts, found, single = at.offset, [np.empty(0, np.int64)], 0, FEW
-    while found < count:
-        stops = _short_strings(at, count - found)
-        if len(stops) < MANY:  # an empty string, one of 256 bytes or more, a NUL: text does not look so, this file does
-            at.offset = int(stops[-1]) if len(stops) else at.offset
-            more = _strings_one_by_one(at, min(single, count - found - len(stops)))
-            stops, single = np.concatenate([stops, more]), 2 * single
-            if not len(more) and found + len(stops) < count:
-                raise FormatError(
-                    f"ends inside string {found + len(stops)} of {key!r}",
-                    code="reading.truncated", path=at.path, offset=at.offset,
-                )  # fmt: skip
-        else:
+    first, found, single = at.offset, array("q"), FEW  # eight bytes a string, where a list of Python's numbers takes forty
+    while len(found) < count:
+        some = _short_strings(at, count - len(found))
+        found.frombytes(some.tobytes())
+        at.offset = found[-1] if found else first
+        if len(some) >= MANY:
             single = FEW
-        parts.append(stops)
-        found, at.offset = found + len(stops), int(stops[-1])
-    stops = np.concatenate(parts)
+            continue
+        # an empty string, one of 256 bytes or more, a NUL: text does not look so, this file does
+        wanted = min(len(found) + single, count)
+        _strings_one_by_one(at, found, wanted)
+        single = min(2 * single, 1 << 16)
+        if len(found) < wanted:
+            said = f"ends inside string {len(found)} of {key!r}"
+            raise FormatError(said, code="reading.truncated", path=at.path, offset=at.offset)
+    stops = np.frombuffer(found, np.int64) if found else np.empty(0, np.int64)
     starts = np.empty_like(stops)  # each behind its length, and that behind the last one
     starts[:1], starts[1:] = first, stops[:-1]
     starts += 8
     return starts, stops
 
 
-FEW, MANY = 16, 256  # strings that are read one by one where it must be; strings that repay a look at all bytes of a window
+FEW, MANY = 16, 2000  # strings that are read one by one where it must be; as many as repay a look at all bytes of a window
 _WINDOW = 1 << 17  # bytes: fits a core's cache
 
 
@@ -226,17 +225,16 @@ def _short_strings(at: Cursor, most: int) -> np.ndarray:
     return stops[: np.searchsorted(stops, at.size, "right")]
 
 
-def _strings_one_by_one(at: Cursor, most: int) -> np.ndarray:
-    """The same of strings of any length; fewer than `most` where the file ends."""
+def _strings_one_by_one(at: Cursor, found: array[int], wanted: int) -> None:
+    """Add to `found` where strings of any length stop, until there are `wanted`, or the file ends."""
     position, length = at.offset, struct.Struct("<Q").unpack_from
-    found = array("q")  # eight bytes a string, where a list of Python's numbers takes forty
     with suppress(struct.error):  # not even a length is left
-        for _ in range(most):
+        while len(found) < wanted:
             position += 8 + length(at.data, position)[0]
             if position > at.size:
                 break
             found.append(position)
-    return np.frombuffer(found, np.int64) if found else np.empty(0, np.int64)
+            at.offset = position
 
 
 def _read_info(at: Cursor) -> TensorInfo:

@@ -80,7 +80,7 @@ class Strings(Sequence[str]):
             stop = min(start + TOGETHER, len(self))
             base = int(self._starts[start])
             block = text[base : int(self._stops[stop - 1])].copy()
-            gaps, sizes = self._stops[start : stop - 1] - base, (self._stops - self._starts)[start + 1 : stop]
+            gaps, sizes = self._stops[start : stop - 1] - base, self._stops[start + 1 : stop] - self._starts[start + 1 : stop]
             for gap in gaps[sizes > 127]:
                 block[gap : gap + 8] = 0
             try:

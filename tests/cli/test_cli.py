@@ -160,9 +160,9 @@ def test_a_closed_pipe_is_quiet(tiny: Path) -> None:
 def test_an_interrupted_conversion_leaves_nothing(tiny: Path, tmp_path: Path, number: int, status: int) -> None:
     # A pause in the progress bar holds the conversion in the middle of its work, when the temporary file is there.
     code = (
-        "import sys, time, tqdm, aprlab.cli as c\n"
+        "import sys, time, aprlab.cli as c, aprlab.cli.output as o\n"
         "def pause(self, n): print('writing', flush=True); time.sleep(60)\n"
-        "tqdm.tqdm.update = pause\n"
+        "o._NoBar.update = pause\n"
         "sys.exit(c.run_cli(sys.argv[1:]))"
     )
     out = tmp_path / "out.apr"
