@@ -35,18 +35,19 @@ def historic(seams: Seams) -> Seams:
     return replace(seams, metadata=lambda metadata: {k: v for k, v in metadata.items() if k != "source_metadata"})
 
 
-def pair(tmp_path: Path, id: str) -> tuple[Path, Path] | None:
-    """The healthy file and the same with one fault; None where the fault is not for this model."""
-    given = given_for([FAULTS[id]])
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            convert_with(REF, tmp_path / "broken.apr", [id], **given)
-    except UsageError as error:
-        assert error.code == "faults.changes-nothing"
-        return None
-    convert(REF, tmp_path / "healthy.apr", seams=historic, **given)
-    return tmp_path / "healthy.apr", tmp_path / "broken.apr"
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Model]:
+    """The healthy file, by what it is converted with; made, opened and asked once."""
+    folder, made = tmp_path_factory.mktemp("healthy"), dict[str, Model]()
+
+    def model(given: dict[str, Any]) -> Model:
+        if (key := repr(sorted(given.items()))) not in made:
+            path = folder / f"{len(made)}.apr"
+            convert(REF, path, seams=historic, **given)
+            made[key] = open_model(path)
+        return made[key]
+
+    return model
 
 
 # Decoded for good to a type that holds the values: nothing to repair, or repaired in the types that the file has now.
@@ -56,15 +57,20 @@ RE_ENCODED = {"double-reversal"}
 
 @pytest.mark.parametrize("id", file_faults())
 def test_the_repaired_file_is_the_healthy_one_byte_for_byte(
-    id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    id: str, healthy: Callable[[dict[str, Any]], Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = pair(tmp_path, id)
-    if made is None:
+    given = given_for([FAULTS[id]])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            convert_with(REF, tmp_path / "broken.apr", [id], **given)
+    except UsageError as error:
+        assert error.code == "faults.changes-nothing"
         pytest.skip("not for this model")
-    healthy, broken = made
+    right = healthy(given)
     monkeypatch.setattr(repairs, "_gates", lambda *args: [])  # a test of its own below; bytes are compared here
     monkeypatch.setattr(repairs, "MAX_TOKENS", 4)
-    outcome = attempt(broken, tmp_path / "fixed.apr", healthy, **OPTIONS)
+    outcome = attempt(tmp_path / "broken.apr", tmp_path / "fixed.apr", right, **OPTIONS)
     if outcome.written is None:
         assert outcome.code == "repair.nothing-found" and id in EQUIVALENT, outcome.headline
         assert not (tmp_path / "fixed.apr").exists()
@@ -74,7 +80,7 @@ def test_the_repaired_file_is_the_healthy_one_byte_for_byte(
         assert outcome.judged["verdict"] == "equivalent"
         return
     assert outcome.judged["verdict"] == "same"
-    assert (tmp_path / "fixed.apr").read_bytes() == healthy.read_bytes()
+    assert (tmp_path / "fixed.apr").read_bytes() == right.path.read_bytes()
 
 
 @pytest.mark.parametrize("id", ["GH-190", "lost-v-biases"])

@@ -111,8 +111,14 @@ def browser() -> Iterator[Any]:
         pytest.skip("there is no chromium here: apt-get install chromium, or playwright install chromium")
     with api.sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=path or None, args=["--no-sandbox", "--disable-gpu"])
-        yield started
+        yield started.new_context()  # one for all pages: JupyterLab's scripts are fetched and compiled once
         started.close()
+
+
+def new_page(browser: Any, width: int, height: int) -> Any:
+    page = browser.new_page()
+    page.set_viewport_size({"width": width, "height": height})
+    return page
 
 
 PROMPT = ".jp-CodeCell .jp-InputArea-prompt"
@@ -124,7 +130,7 @@ class Page:
 
     def __init__(self, browser: Any, address: str, width: int, height: int) -> None:
         self.timed_out = pytest.importorskip("playwright.sync_api").TimeoutError
-        self.page = browser.new_page(viewport={"width": width, "height": height})
+        self.page = new_page(browser, width, height)
         self.page.set_default_timeout(1000 * SECONDS)
         self.complaints: list[str] = []
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -335,7 +341,7 @@ def test_a_committed_notebook_is_the_same_when_it_was_opened_and_saved(
 def test_an_exported_page_is_live_without_a_server(browser: Any, tmp_path: Path) -> None:
     write_page = notebooks._write_page
     write_page(paths.notebooks_dir() / "06_ticket_revisited.ipynb", tmp_path / "page.html")
-    page = browser.new_page(viewport={"width": 1000, "height": 900})
+    page = new_page(browser, 1000, 900)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto((tmp_path / "page.html").as_uri())
@@ -430,7 +436,7 @@ def test_the_kernel_stepper(opened: Callable[..., Page], shoot: Callable[[Page, 
 
 def test_a_model_file_opens_by_double_click(browser: Any, lab: str, shoot: Callable[[Page, str, str], None]) -> None:
     address = lab.replace("/doc/tree/notebooks/{}", "/lab")
-    p = browser.new_page(viewport={"width": 1200, "height": 1300})
+    p = new_page(browser, 1200, 1300)
     p.set_default_timeout(1000 * SECONDS)
     complaints: list[str] = []
     asked: list[str] = []
