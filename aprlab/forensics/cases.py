@@ -45,7 +45,8 @@ class Case:
         system: the system message, or None.
         model: which published model it is, as in data/models.toml; '' for another one.
         cause: ids of the faults that the thread names; empty where the cause is open.
-        certainty: how sure that is: ``certain``, ``high``, ``medium``, ``low`` or ``open``.
+        certainty: how sure that is: ``certain``, ``high``, ``medium``, ``low`` or ``open``; ``found`` where no thread names the
+            cause but a search found it.
         url: where it was reported.
         note: what has to be known to judge it.
         comment: where we think that the thread is wrong.

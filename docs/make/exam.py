@@ -138,10 +138,12 @@ def shares(record: dict[str, Any], cases: list[Case]) -> list[str]:
     """How often the cause came first, and among the first three."""
     ran = [case for case in cases if case.id in record["cases"]]
     sure = [c for c in ran if c.certainty in ("certain", "high") and "compound" not in c.note]
-    compound = [c for c in ran if c.cause and "compound" in c.note]
+    compound = [c for c in ran if c.cause and "compound" in c.note and c.certainty != "found"]
+    own = [c for c in ran if c.certainty == "found"]
     opened = [c for c in ran if c.certainty == "open"]
     lines = []
-    for what, group in (("one cause, certain or high", sure), ("compound", compound)):
+    groups = ("one cause, certain or high", sure), ("compound", compound), ("found here, and then in upstream's source", own)
+    for what, group in groups:
         fitting = [record["cases"][c.id] for c in group if fits(record["cases"][c.id])]
         first = sum(r["rank"] == 1 for r in fitting)
         third = sum(0 < r["rank"] <= 3 for r in fitting)

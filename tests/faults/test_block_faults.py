@@ -118,6 +118,19 @@ def test_pairs_of_q5_move_the_nibbles_and_leave_the_fifth_bits() -> None:
     assert np.array_equal(wrong[:, 1] & 15, right[:, 16] & 15)  # byte 0: values 0 and 1, not 0 and 16
 
 
+def test_values_requantised_sideways_are_rows_of_the_wrong_axis_and_their_padding() -> None:
+    shape = (24, 320)
+    x = np.random.default_rng(6).normal(size=shape).astype(np.float32)
+    raw, fault = quants.quantise(x, types.Q8_0), FAULTS["requantised-sideways"]
+    assert fault.registry is not None
+    right = quants.dequantise(raw, types.Q8_0, shape)
+    wrong = quants.dequantise(raw, types.Q8_0, shape, registry=fault.registry(quants.REGISTRY)).reshape(-1, 256)
+    rows = right.reshape(320, 24)[: len(wrong)]  # the first 30 of the padded rows fill the tensor
+    step = (rows.max(1) - np.minimum(rows.min(1), 0)) / 15
+    assert np.all(np.abs(wrong[:, :12] - rows[:, ::2]) <= 0.6 * step[:, None])  # low nibbles: every other value
+    assert np.all(np.abs(wrong[:, 64:]) <= 0.6 * step[:, None])  # padding
+
+
 def test_high_bits_are_off_by_sixteen_steps() -> None:
     blocks = random_blocks(types.Q5_0, 64, 4)
     right, wrong = decoded("q5-high-bits", types.Q5_0, blocks)

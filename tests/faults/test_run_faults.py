@@ -61,6 +61,7 @@ FIRST: dict[str, tuple[str | None, str | None, str]] = {
     "q5k-qh-sequential": ("embed", "embed", EVERY),
     "legacy-as-q4k": ("embed", "embed", EVERY),
     "requantised-down": ("embed", "embed", EVERY),
+    "requantised-sideways": ("embed", "embed", EVERY),
     "head-dim-halved": ("layers.0.q_rope", "layers.0.q_rope", LATER),
     "no-rope": ("layers.0.q_rope", "layers.0.q_rope", LATER),
     "kq-fp16": ("layers.0.attn", "layers.0.attn", LATER),
