@@ -41,7 +41,7 @@ def test_the_measure_sees_what_is_too_much(tmp_path: Path) -> None:
     code = (
         f"import sys, json; sys.path.insert(0, {str(HERE)!r})\n"
         "import attacks; from dataclasses import asdict; from pathlib import Path\n"
-        "attack = attacks.Attack('lifted', '', attacks.ptx(attacks.entry('.reg .b32 %r<1300000>;')), 0)\n"
+        "attack = attacks.Attack('lifted', '', attacks.ptx(attacks.entry('.reg .b32 %r<1800000>;')), 0)\n"
         f"print(json.dumps(asdict(attacks.measure(attack, Path({str(tmp_path)!r}), [sys.executable, {str(program)!r}]))))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
