@@ -9,6 +9,7 @@ import numpy as np
 
 from aprlab.conversion.seams import Seams
 from aprlab.engines.base import Array, Engine
+from aprlab.engines.choice import is_small
 from aprlab.engines.delegating import DelegatingEngine
 from aprlab.faults.base import Fault, lines
 from aprlab.faults.forward import ArgmaxOverNan, LayerNorm
@@ -24,25 +25,46 @@ _SPAN = 1 << 20  # values of a matrix that are decoded at a time
 
 
 class TransposedGemv(DelegatingEngine):
-    """y_i = Σ_j flat[j·N + i] · x_j: the weight's numbers, row-major [N, K], read as if they were [K, N]."""
+    """y_i = Σ_j flat[j·N + i] · x_j: the weight's numbers, row-major [N, K], read as if they were [K, N].
+
+    Of a small model the numbers are kept; of a large one they would not fit, and are decoded span by span at each product.
+    """
+
+    def __init__(self, inner: Engine) -> None:
+        super().__init__(inner)
+        self.kept: dict[str, np.ndarray] = {}
 
     def matmul(self, x: Array, weight: str, bias: str | None = None) -> Array:
         tensor = self.matrix(weight, x.shape[-1])
-        rows, cols = tensor.rows, tensor.cols
+        if is_small(self.model):
+            if weight not in self.kept:
+                self.kept[weight] = tensor.dequantise().reshape(tensor.cols, tensor.rows)
+            y = self.to_numpy(x) @ self.kept[weight]
+        else:
+            y = self._by_spans(self.to_numpy(x), tensor)
+        if bias is not None:
+            if bias not in self.kept:
+                self.kept[bias] = self.vector(bias, tensor.rows).dequantise()
+            y += self.kept[bias]
+        return self.from_numpy(y)
+
+    def _by_spans(self, x: np.ndarray, tensor: Tensor) -> np.ndarray:
         plain: Engine = self.inner
         while isinstance(plain, DelegatingEngine):  # rows as they are stored: another fault may change an embedding
             plain = plain.inner
-        given, y = self.to_numpy(x), np.zeros((x.shape[0], rows), np.float32)
-        least = rows // math.gcd(rows, cols)  # so many rows hold whole rows of the other shape
-        step = max(1, _SPAN // (least * cols)) * least
-        for first in range(0, rows, step):
-            numbers = np.arange(first, min(first + step, rows))
-            flat = plain.to_numpy(plain.embed(numbers, weight)).reshape(-1, rows)
-            at = first * cols // rows
-            y += given[:, at : at + len(flat)] @ flat
-        if bias is not None:
-            y += self.vector(bias, rows).dequantise()
-        return self.from_numpy(y)
+        y = np.zeros((x.shape[0], tensor.rows), np.float32)
+        least = tensor.rows // math.gcd(tensor.rows, tensor.cols)  # so many rows hold whole rows of the other shape
+        step = max(1, _SPAN // (least * tensor.cols)) * least
+        for first in range(0, tensor.rows, step):
+            numbers = np.arange(first, min(first + step, tensor.rows))
+            flat = plain.to_numpy(plain.embed(numbers, tensor.name)).reshape(-1, tensor.rows)
+            at = first * tensor.cols // tensor.rows
+            y += x[:, at : at + len(flat)] @ flat
+        return y
+
+    def close(self) -> None:
+        self.kept.clear()
+        super().close()
 
 
 class TurnedHead(DelegatingEngine):

@@ -52,8 +52,8 @@ class SampledValues:
     __slots__ = ("norm", "values")
 
     def __init__(self, values: np.ndarray) -> None:
-        self.values = values.astype(np.float64).reshape(-1)
         with np.errstate(all="ignore"):
+            self.values = values.astype(np.float64).reshape(-1)
             self.norm = np.linalg.norm(self.values)
 
 

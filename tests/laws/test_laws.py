@@ -14,7 +14,7 @@ from laws import Said, ask
 from variants import shallow
 
 from aprlab import paths
-from aprlab.onion import health, opening, peeling, run_cost
+from aprlab.onion import blind_search, health, opening, peeling, run_cost
 from aprlab.onion.layers import FILE_LAYERS
 
 SOURCE = paths.embedded_model()
@@ -113,7 +113,7 @@ def test_without_the_run_a_file_alone_is_called_what_it_is_not(monkeypatch: pyte
     assert before is not None and before.alone is not None
     assert before.alone.verdict in ("broken", "suspect")
     monkeypatch.setattr(health, "examine", lambda session, tell: health.Health())
-    monkeypatch.setattr(peeling, "without_reference", lambda case, findings, fixes, *rest: (findings, fixes))
+    monkeypatch.setattr(blind_search, "without_reference", lambda case, findings, fixes, *rest: (findings, fixes))
     after = ask(case, SOURCE, folder, pair=False)
     assert after is not None and after.alone is not None
     assert after.alone.verdict == "healthy"
