@@ -324,16 +324,20 @@ def relabel_aprq4(s: Seams) -> Seams:
     return replace(s, code=lambda kind: types.Q4_0.code if kind is types.APR_Q4 else s.code(kind))
 
 
-def _q4k(id: str, title: str, story: str, mark: str, pair: tuple[type[Quant], Callable[[Fields], None]]) -> Fault:
+Pair = tuple[type[Quant], Callable[[Fields], None]]  # one mistake in both forms: of a decoder, and of blocks in a file
+
+
+def _block_fault(id: str, title: str, story: str, mark: str, pair: Pair, *kinds: TensorType, quantize: str | None = None) -> Fault:
+    """The fault of a decoder of these types; `quantize` makes a model that has them."""
     step, edit = pair
     return Fault(
-        id, title, "decode", "D", story, mark, seams=blocks_edited(edit, [types.Q4_K]),
-        registry=decoded_with(step, types.Q4_K), needs="tensors of type Q4_K",
+        id, title, "decode", "D", story, mark, seams=blocks_edited(edit, kinds), registry=decoded_with(step, *kinds),
+        needs=f"tensors of type {' or '.join(map(str, kinds))}", given={} if quantize is None else {"quantize": quantize},
     )  # fmt: skip
 
 
 FAULTS = (
-    _q4k(
+    _block_fault(
         "q4k-min-lost", "Q4_K: the minimum is not subtracted",
         lines(
             "The kernel computes d·sc·q and forgets − dmin·m.",
@@ -341,9 +345,9 @@ FAULTS = (
             "No NaN, no zeros, correct shapes; the same token forever, whatever the prompt.",
         ),
         "Means of Q4_K tensors move from about 0 to far above it; file form: dmin = 0 in every block.",
-        (MinLost, lose_min),
+        (MinLost, lose_min), types.Q4_K,
     ),
-    _q4k(
+    _block_fault(
         "q4k-d-dmin", "Q4_K: d and dmin swapped",
         lines(
             "The two float16 numbers at the start of a block are read in the wrong order.",
@@ -351,9 +355,9 @@ FAULTS = (
             "The same token forever, as with a lost minimum.",
         ),
         "Values are dmin·sc·q − d·m; file form: the first two fields swapped in every block.",
-        (Exchanged, exchange_d_dmin),
+        (Exchanged, exchange_d_dmin), types.Q4_K,
     ),
-    _q4k(
+    _block_fault(
         "q4k-one-scale", "Q4_K: one scale for both nibbles of a byte",
         lines(
             "Low nibbles use scale 2c, high nibbles 2c+1; the kernel used 2c for both.",
@@ -361,9 +365,9 @@ FAULTS = (
             "Neighbouring scales are similar, so statistics hardly change.",
         ),
         "Groups 1, 3, 5, 7 of every super-block wrong; 0, 2, 4, 6 correct.",
-        ONE_SCALE,
+        ONE_SCALE, types.Q4_K,
     ),
-    _q4k(
+    _block_fault(
         "q4k-scale-bits", "Q4_K: scales of groups 4..7 without their top two bits",
         lines(
             "The six-bit numbers of groups 4..7 are stored in two places: a nibble, and the top bits of other bytes.",
@@ -371,9 +375,9 @@ FAULTS = (
             "The first half of every super-block is correct.",
         ),
         "Groups 4..7 wrong wherever a scale or minimum is 16 or more; groups 0..3 correct.",
-        NO_TOP_BITS,
+        NO_TOP_BITS, types.Q4_K,
     ),
-    _q4k(
+    _block_fault(
         "q4k-scales-plain", "Q4_K: scales read as plain bytes",
         lines(
             "Twelve bytes hold eight scales and eight minima; the kernel read byte g for scale g, byte g+4 for minimum g.",
@@ -381,9 +385,9 @@ FAULTS = (
             "A quick test on the first 128 values passes.",
         ),
         "Groups 4..7 wrong, groups 0..3 correct.",
-        PLAIN_BYTES,
+        PLAIN_BYTES, types.Q4_K,
     ),
-    _q4k(
+    _block_fault(
         "q4k-nibble-pairs", "Q4_K: nibbles in adjacent pairs",
         lines(
             "Byte j was read as values 2j and 2j+1, as in many other formats.",
@@ -391,9 +395,9 @@ FAULTS = (
             "The multiset of quants in a block does not change, so histograms do not show it.",
         ),
         "Quants permuted within runs of 64 and multiplied by the wrong scales; correlation near 0.",
-        NIBBLE_PAIRS,
+        NIBBLE_PAIRS, types.Q4_K,
     ),
-    _q4k(
+    _block_fault(
         "q4k-nibbles-exchanged", "Q4_K: low and high nibble swapped",
         lines(
             "The high nibble was used for the first group, the low nibble for the second.",
@@ -401,9 +405,9 @@ FAULTS = (
             "Multilingual word salad; statistics nearly unchanged.",
         ),
         "Groups swapped in pairs, scales not.",
-        NIBBLES_EXCHANGED,
+        NIBBLES_EXCHANGED, types.Q4_K,
     ),
-    _q4k(
+    _block_fault(
         "q4k-16-bytes", "Q4_K: 16 bytes for a group of 32",
         lines(
             "The kernel read both nibbles of 16 bytes per group; a group is one nibble of 32 bytes.",
@@ -411,19 +415,17 @@ FAULTS = (
             "Half of the values in every group belong to another group.",
         ),
         "Quants permuted within runs of 64, in quarters of 16.",
-        SIXTEEN_BYTES,
+        SIXTEEN_BYTES, types.Q4_K,
     ),
-    Fault(
-        "nibble-pairs", "Q4_0, Q4_1: nibbles in adjacent pairs", "decode", "D",
+    _block_fault(
+        "nibble-pairs", "Q4_0, Q4_1: nibbles in adjacent pairs",
         lines(
             "ggml stores value i in the low and i+16 in the high nibble of byte i; the kernel used 2i and 2i+1.",
             "AprQ4 stores them that way, and its code was reused.",
             "Upstream, correlation with the correct values was −0.18, and 0.999999 after the fix.",
         ),
         "The multiset of values in each block is unchanged, the order is not.",
-        seams=blocks_edited(to_adjacent_pairs, [types.Q4_0, types.Q4_1]),
-        registry=decoded_with(AdjacentPairs, types.Q4_0, types.Q4_1), needs="tensors of type Q4_0 or Q4_1",
-        given={"quantize": "q4_0"},
+        (AdjacentPairs, to_adjacent_pairs), types.Q4_0, types.Q4_1, quantize="q4_0",
     ),
     Fault(
         "aprq4-relabelled", "AprQ4 blocks labelled Q4_0", "dtype", "D",
@@ -435,84 +437,75 @@ FAULTS = (
         "Byte 2 instead of 128 (or 8); sizes agree; values permuted within blocks of 32.",
         seams=relabel_aprq4, needs="tensors of type AprQ4", given={"quantize": "aprq4"},
     ),
-    Fault(
-        "q5-nibble-pairs", "Q5_0, Q5_1: nibbles in adjacent pairs", "decode", "D",
+    _block_fault(
+        "q5-nibble-pairs", "Q5_0, Q5_1: nibbles in adjacent pairs",
         lines(
             "Byte i was read as values 2i and 2i+1; ggml has i in its low and i+16 in its high nibble (aprender, January 2026).",
             "The fifth bit of value v was still bit v of the word, so values get other values' fifth bits.",
             "The 1.5B in Q4_K_M has no such tensors; the 0.5B, whose rows of 896 no K-quant fits, has them nearly everywhere.",
         ),
         "Q5_0 and Q5_1 only: nibbles permuted within blocks of 32, the fifth bits in place.",
-        seams=blocks_edited(to_adjacent_pairs, [types.Q5_0, types.Q5_1]),
-        registry=decoded_with(AdjacentPairs, types.Q5_0, types.Q5_1), needs="tensors of type Q5_0 or Q5_1",
-        given={"quantize": "q5_0"},
+        (AdjacentPairs, to_adjacent_pairs), types.Q5_0, types.Q5_1, quantize="q5_0",
     ),
-    Fault(
-        "q5-high-bits", "Q5_0, Q5_1: the fifth bits in the wrong order", "decode", "D",
+    _block_fault(
+        "q5-high-bits", "Q5_0, Q5_1: the fifth bits in the wrong order",
         lines(
             "Bit i of a little-endian 32-bit word belongs to value i; the kernel read each byte from the top bit down.",
             "Half of the quants are 16 too large or too small.",
             "Scales and nibbles are correct, so the blocks look similar.",
         ),
         "Values off by 0 or ±16 d; value i has the bit of value 7 − i of its eight.",
-        seams=blocks_edited(reverse_high_bits, [types.Q5_0, types.Q5_1]),
-        registry=decoded_with(HighBitsReversed, types.Q5_0, types.Q5_1), needs="tensors of type Q5_0 or Q5_1",
-        given={"quantize": "q5_0"},
+        (HighBitsReversed, reverse_high_bits), types.Q5_0, types.Q5_1, quantize="q5_0",
     ),
-    Fault(
-        "q5k-layout", "Q5_K: an invented layout", "decode", "D",
+    _block_fault(
+        "q5k-layout", "Q5_K: an invented layout",
         lines(
             "Written without looking at ggml: nibbles in pairs, high bits packed in sequence.",
             "ggml uses runs of 32 bytes for both.",
             "Encoder and decoder were only tested against each other, and they agreed.",
         ),
         "About 248 of 256 values of a block wrong.",
-        seams=blocks_edited(invent_q5k, [types.Q5_K]), registry=decoded_with(InventedQ5K, types.Q5_K),
-        needs="tensors of type Q5_K", given={"quantize": "q5k"},
+        (InventedQ5K, invent_q5k), types.Q5_K, quantize="q5k",
     ),
-    Fault(
-        "q6k-sequential", "Q6_K: nibbles and high bits read in sequence", "decode", "D",
+    _block_fault(
+        "q6k-sequential", "Q6_K: nibbles and high bits read in sequence",
         lines(
             "Value v was read from nibble v of ql and from bits 2(v mod 4) of byte v/4 of qh; its scale from group v/16.",
             "ggml splits a block into two halves: the low nibbles of 64 bytes before the high ones, bits 32 values apart.",
             "Upstream's published statistics of 2026-01-30, the baseline of two gates, were computed this way.",
         ),
         "About 250 of 256 values of a block wrong; means and extremes hardly change, the spread grows by half.",
-        seams=blocks_edited(sequential_q6k, [types.Q6_K]), registry=decoded_with(SequentialQ6K, types.Q6_K),
-        needs="tensors of type Q6_K",
+        (SequentialQ6K, sequential_q6k), types.Q6_K,
     ),
-    Fault(
-        "q5k-qh-sequential", "Q5_K: the fifth bits read in sequence", "decode", "D",
+    _block_fault(
+        "q5k-qh-sequential", "Q5_K: the fifth bits read in sequence",
         lines(
             "The nibbles were read correctly; the fifth bit of value v was taken from bit v mod 8 of byte v/8.",
             "In ggml bit g of byte j belongs to value j of group g.",
             "Only half of the values change, each by 16 steps of its group.",
         ),
         "Values off by 0 or ±16 d·sc; scales, minima and low nibbles correct.",
-        seams=blocks_edited(sequential_high_bits, [types.Q5_K]), registry=decoded_with(SequentialHighBits, types.Q5_K),
-        needs="tensors of type Q5_K", given={"quantize": "q5k"},
+        (SequentialHighBits, sequential_high_bits), types.Q5_K, quantize="q5k",
     ),
-    Fault(
-        "q3k-layout", "Q3_K: an invented layout", "decode", "D",
+    _block_fault(
+        "q3k-layout", "Q3_K: an invented layout",
         lines(
             "Two-bit quants packed in sequence, high bits packed in sequence.",
             "ggml uses runs of 32 bytes for both, with four and eight bit planes.",
             "Encoder and decoder were only tested against each other, and they agreed.",
         ),
         "About 224 of 256 values of a block wrong.",
-        seams=blocks_edited(invent_q3k, [types.Q3_K]), registry=decoded_with(InventedQ3K, types.Q3_K),
-        needs="tensors of type Q3_K", given={"quantize": "q3k"},
+        (InventedQ3K, invent_q3k), types.Q3_K, quantize="q3k",
     ),
-    Fault(
-        "q2k-layout", "Q2_K: an invented layout", "decode", "D",
+    _block_fault(
+        "q2k-layout", "Q2_K: an invented layout",
         lines(
             "Two-bit quants packed in sequence.",
             "ggml uses runs of 32 bytes with four quants per byte, 32 values apart.",
             "Encoder and decoder were only tested against each other, and they agreed.",
         ),
         "About 192 of 256 values of a block wrong.",
-        seams=blocks_edited(invent_q2k, [types.Q2_K]), registry=decoded_with(InventedQ2K, types.Q2_K),
-        needs="tensors of type Q2_K", given={"quantize": "q2k"},
+        (InventedQ2K, invent_q2k), types.Q2_K, quantize="q2k",
     ),
     Fault(
         "q80-36-bytes", "Q8_0: blocks of 36 bytes instead of 34", "decode", "D",
