@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -29,7 +28,6 @@ from aprlab.model.config import ModelConfig, TokenizerData
 from aprlab.model.content import Held, Rows
 from aprlab.model.model import Model
 from aprlab.model.tensor import Tensor
-from aprlab.paths import cores
 from aprlab.quants import REGISTRY, types
 from aprlab.quants import dequantise as decode_tensor
 from aprlab.quants.types import TensorType
@@ -193,9 +191,7 @@ def for_other_engines(model: Model, faults: Sequence[Fault]) -> Model:
         assert fault.registry is not None
         if fault.seams is not None:
             change = fault.seams(_AS_IS).tensor
-            with ThreadPoolExecutor(min(4, cores()), "aprlab-rewrite") as pool:
-                changed = pool.map(change, model.tensors.values())
-                model = model.with_changes(tensors=dict(zip(model.tensors, changed, strict=True)))
+            model = model.with_changes(tensors={name: change(tensor) for name, tensor in model.tensors.items()})
         else:
             registry = fault.registry(registry)
     return misread(model, registry, as_floats=True)
