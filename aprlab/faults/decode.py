@@ -327,7 +327,9 @@ def relabel_aprq4(s: Seams) -> Seams:
 Pair = tuple[type[Quant], Callable[[Fields], None]]  # one mistake in both forms: of a decoder, and of blocks in a file
 
 
-def _block_fault(id: str, title: str, story: str, mark: str, pair: Pair, *kinds: TensorType, quantize: str | None = None) -> Fault:
+def _block_fault(
+    id: str, title: str, story: str, mark: str, pair: Pair, *kinds: TensorType, quantize: str | None = None
+) -> Fault:  # fmt: skip
     """The fault of a decoder of these types; `quantize` makes a model that has them."""
     step, edit = pair
     return Fault(
