@@ -44,12 +44,8 @@ def statistics(values: np.ndarray) -> Statistics:
     return figures.statistics()
 
 
-def percentiles(values: np.ndarray) -> tuple[float, ...]:
-    """`PERCENTILES` of finite values, 1-D, interpolated as NumPy does; one sort is a fifth of its cost."""
-    return _percentiles_of_sorted(np.sort(values))
-
-
-def _percentiles_of_sorted(ordered: np.ndarray) -> tuple[float, ...]:
+def percentiles(ordered: np.ndarray) -> tuple[float, ...]:
+    """`PERCENTILES` of finite values, 1-D and sorted, interpolated as NumPy does; one sort is a fifth of its cost."""
     at = np.array(PERCENTILES) / 100 * (ordered.size - 1)
     below = at.astype(np.int64)
     low, high = (ordered[np.minimum(i, ordered.size - 1)].astype(np.float64) for i in (below, below + 1))
@@ -115,6 +111,6 @@ class RunningFigures:
         sample.sort()  # in place: a copy of it costs as much as half of this
         return Statistics(
             self.size, self._mean, (max(self._squares, 0.0) / self._count) ** 0.5, self._least, self._most,
-            _percentiles_of_sorted(sample),
+            percentiles(sample),
             self._zeros, self._nan, self._inf, self._mean * self._count,
         )  # fmt: skip
