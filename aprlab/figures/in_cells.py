@@ -5,7 +5,7 @@ IPython asks its formatters for every kind that a front end may show. Three are 
 * ``image/png``: twice as many pixels as the figure has on the screen, so that it is sharp; at most 128 colours, so that
   a notebook stays small;
 * ``text/plain``: what is drawn, in words (`described`), which is what nbval compares;
-* `live.MIME`: the data, which aprlab's extension of JupyterLab and the pages of `aprlab investigate` make live.
+* `FIGURE_DATA`: the data, which aprlab's extension of JupyterLab and the pages of `aprlab investigate` make live.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from aprlab.display.figure_data import FIGURE_DATA
 from aprlab.figures.described import described
 
 SHARP = 2  # pixels of the picture for one of the screen
@@ -67,14 +68,12 @@ def show_in_cells() -> None:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if shell is None:
         return
-    from aprlab.figures.live import MIME
-
     formatters = shell.display_formatter.formatters
     formatters["text/plain"].for_type(Figure, lambda figure, printer, cycle: printer.text(described(figure)))
     formatters["image/png"].for_type(Figure, _picture_first)
-    if MIME not in formatters:
-        formatters[MIME] = _formatter(MIME)
-    formatters[MIME].for_type(Figure, _data_then)
+    if FIGURE_DATA not in formatters:
+        formatters[FIGURE_DATA] = _formatter(FIGURE_DATA)
+    formatters[FIGURE_DATA].for_type(Figure, _data_then)
 
 
 _SHOWN: WeakKeyDictionary[Figure, Bbox] = WeakKeyDictionary()

@@ -23,12 +23,9 @@ from matplotlib.patches import Patch, Rectangle, StepPatch
 from matplotlib.ticker import FixedLocator
 from matplotlib.transforms import Affine2D, Bbox
 
-from aprlab.display.figure_data import FIGURE_DATA
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MIME = FIGURE_DATA
 VERSION = 1
 MARGIN = 0.1  # inches around what is drawn, as `savefig.bbox: tight` has it
 MOST = 1500  # points of one scatter or line that go along; more are thinned out
@@ -277,4 +274,4 @@ def _colour(colour: Any) -> str:
     return "none" if isinstance(colour, str) and colour == "none" else to_hex(colour)
 
 
-__all__ = ["MIME", "VERSION", "cut", "live_data", "name_places", "name_states", "packed", "places_of"]
+__all__ = ["VERSION", "cut", "live_data", "name_places", "name_states", "packed", "places_of"]
